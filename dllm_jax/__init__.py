@@ -1,0 +1,1 @@
+"""Diffusion language models in JAX: train, evaluate and sample on meshes."""

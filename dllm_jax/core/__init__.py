@@ -1,0 +1,1 @@
+"""The nouns and the numerics that every room shares."""

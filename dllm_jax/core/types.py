@@ -1,0 +1,286 @@
+"""The nouns that every room of the house shares.
+
+Only containers and protocols live here: no numerics, no Flax module, no
+configuration. Time 0 is clean and 1 is noise; a time array is always `[B, 1]`
+or `[B, L]`. `x0` are clean tokens, `z` is the corrupted latent (tokens, vectors
+for Gaussian diffusion, or a pytree of both, every leaf beginning `[B, T]`), and
+times are ordered `t > s`.
+
+Shapes: B rows, L tokens a row, T positions that the network sees (L, or 2L for
+two-stream training), D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from dllm_jax.core.mask import Full, MaskSpec
+
+
+@struct.dataclass
+class Batch:
+  """A batch of token rows, as data loading makes them.
+
+  Attributes:
+    tokens: clean tokens x0.
+    loss_mask: True where a token may be corrupted and counts in the loss; False
+      for padding and for prompts that stay clean.
+    segment_ids: the document that a token belongs to, from 1; 0 is padding.
+      Attention never crosses segments.
+    positions: the position inside its segment, from 0.
+    cond: class labels, one a row, or None.
+    loss_weight: a weight for each row's loss, or None for one everywhere.
+  """
+
+  tokens: Int[Array, "B L"]
+  loss_mask: Bool[Array, "B L"]
+  segment_ids: Int[Array, "B L"]
+  positions: Int[Array, "B L"]
+  cond: Int[Array, "B"] | None = None
+  loss_weight: Float[Array, "B"] | None = None
+
+
+@struct.dataclass
+class ModelInputs:
+  """What a network sees.
+
+  Attributes:
+    latent: token ids `[B, T]` or vectors `[B, T, E]`.
+    conditioning: what the network is told of the time (t, sigma(t) or 1000 t, as
+      the objective says), `[B, 1]` or `[B, T]`; None for time-independent ones.
+    positions: rotary positions.
+    segment_ids: 0 hides a position from every other one.
+    cond: class labels, one a row, or None.
+    mask: who attends to whom, by slot (static).
+    extra_mask: a further `[B, T, S]` or `[T, S]` mask, True = may attend; None
+      for none.
+    slot: the cache slot of each row's first position, or None for 0.
+    dropout_key: the key of dropout, or None for a deterministic pass.
+  """
+
+  latent: Int[Array, "B T"] | Float[Array, "B T E"]
+  positions: Int[Array, "B T"]
+  segment_ids: Int[Array, "B T"]
+  conditioning: Float[Array, "B #T"] | None = None
+  cond: Int[Array, "B"] | None = None
+  extra_mask: Bool[Array, "*B T S"] | None = None
+  slot: Int[Array, "B"] | None = None
+  dropout_key: Key[Array, ""] | None = None
+  mask: MaskSpec = struct.field(pytree_node=False, default=Full())
+
+
+@struct.dataclass
+class ModelOutputs:
+  """What a network says, before the vocabulary: logits are never built whole.
+
+  `logits = hidden @ unembed + bias`, formed on chunks of positions by
+  `dllm_jax.core.vocabulary`.
+
+  Attributes:
+    hidden: the last hidden states; the logits themselves if `unembed` is None.
+    unembed: `[D, V_padded]`, float32 or the type of the parameters.
+    bias: `[V_padded]`, or None.
+    aux: extra outputs by name: load-balancing loss, router logits, captures.
+    vocab_size: the real vocabulary; columns from it on are padding, sliced off
+      before any consumer sees them. None: nothing is padded.
+  """
+
+  hidden: Float[Array, "B T D"]
+  unembed: Float[Array, "D V"] | None = None
+  bias: Float[Array, "V"] | None = None
+  aux: Mapping[str, Any] = struct.field(default_factory=dict)
+  vocab_size: int | None = struct.field(pytree_node=False, default=None)
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of slots that were already seen, all layers stacked.
+
+  Attributes:
+    key: rotated keys, `[layers, B, S, kv_heads, head_dim]`.
+    value: values, of the same shape.
+    segment_ids: the segment of each slot; 0 marks an empty slot, never attended.
+  """
+
+  key: Float[Array, "N B S H K"]
+  value: Float[Array, "N B S H K"]
+  segment_ids: Int[Array, "B S"]
+
+
+class Denoiser(NamedTuple):
+  """A network as two pure functions; nothing outside `models/` knows Flax.
+
+  Attributes:
+    init: `(key, inputs) -> params`.
+    apply: `(params, inputs, cache) -> (outputs, cache)`; the caller decides
+      whether to keep the returned cache. With `cache=None` positions attend to
+      each other only and None comes back.
+  """
+
+  init: Callable[[Key[Array, ""], ModelInputs], PyTree]
+  apply: Callable[
+      [PyTree, ModelInputs, KVCache | None],
+      tuple[ModelOutputs, KVCache | None],
+  ]
+
+
+Denoise = Callable[[ModelInputs], ModelOutputs]
+"""A network with parameters, dropout and rematerialisation already bound."""
+
+
+@struct.dataclass
+class Process:
+  """The arrays of a corruption process.
+
+  Attributes:
+    params: learned with the network (embeddings, schedules).
+    constants: rebuilt by `Objective.init`, never saved (transition matrices).
+    state: changes without a gradient and is saved (clip bounds, router bias).
+  """
+
+  params: PyTree = struct.field(default_factory=dict)
+  constants: PyTree = struct.field(default_factory=dict)
+  state: PyTree = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Loss:
+  """The loss of one (micro)batch, in nats.
+
+  The gradient of a step is that of sum(total) / sum(weight), both summed over
+  microbatches and devices first, so that the split of a batch never matters.
+
+  Attributes:
+    total: the summed loss, differentiable.
+    weight: what the sum is divided by: the number of counted tokens, of masked
+      ones, or of answers, as the objective says.
+    bound: nats per token of the likelihood bound, prior and reconstruction terms
+      included, without a gradient; 0 where `loss_mask` is False.
+    metrics: further scalars by name, already means over the batch.
+  """
+
+  total: Float[Array, ""]
+  weight: Float[Array, ""]
+  bound: Float[Array, "B L"]
+  metrics: Mapping[str, Float[Array, ""]] = struct.field(default_factory=dict)
+
+
+class Noise(Protocol):
+  """Where a sampler's randomness comes from; a pytree of `[B, T, ...]` leaves.
+
+  Being a pytree of per-position leaves, it is cut into chunks and windows like
+  any other per-position array. `core.noise.Keyed` is used in production and
+  `core.noise.Recorded` replays the draws of another implementation.
+  """
+
+  def uniform(self, tag: int, n: int) -> Float[Array, "B T n"]:
+    """Returns n uniforms in (0, 1) a position."""
+
+  def categorical(
+      self, tag: int, logits: Float[Array, "B T V"]
+  ) -> Int[Array, "B T"]:
+    """Returns one draw a position from softmax(logits)."""
+
+
+Guide = Callable[..., Float[Array, "B T V"]]
+"""`(*logits of each output, z, t) -> logits`: combines several networks' chunks."""
+
+
+class Objective(Protocol):
+  """How one published system corrupts, scores and reverses.
+
+  A frozen dataclass: hashable and static under jit. Arrays that it needs are in
+  its `Process`.
+
+  Attributes:
+    vocab_size: real tokens, the mask included if there is one.
+    mask_id: the mask token, or None for processes without one.
+    shift: 1 if the output at slot i predicts the token of slot i + 1.
+  """
+
+  vocab_size: int
+  mask_id: int | None
+  shift: Literal[0, 1]
+
+  def init(self, key: Key[Array, ""]) -> Process:
+    """Returns fresh arrays of the process."""
+
+  def loss(
+      self,
+      process: Process,
+      denoise: Denoise,
+      key: Key[Array, ""],
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Loss:
+    """Returns the training loss; owns times, corruption and network calls."""
+
+  def inputs(
+      self, process: Process, z: PyTree, t: Float[Array, "B #T"], batch: Batch
+  ) -> ModelInputs:
+    """Returns what the network sees for the latent z at time t."""
+
+  def log_x0(
+      self, process: Process, logits: Array, z: PyTree, t: Array
+  ) -> Float[Array, "B T V"]:
+    """Returns log p(x0 | z_t) on a chunk of positions."""
+
+  def posterior(
+      self, process: Process, logits: Array, z: PyTree, t: Array, s: Array
+  ) -> Float[Array, "B T V"]:
+    """Returns log p(z_s | z_t) on a chunk: the primitive of every sampler."""
+
+  def prior(self, noise: Noise, shape: tuple[int, int]) -> PyTree:
+    """Returns a draw of z at time 1."""
+
+  def clean(self, process: Process, tokens: Int[Array, "B T"]) -> PyTree:
+    """Returns the latent of known tokens (prompts, infilled spans)."""
+
+  def decode(self, process: Process, z: PyTree) -> Int[Array, "B T"]:
+    """Returns the tokens of a finished latent."""
+
+  def grid(self, steps: int) -> Float[Array, "steps+1"]:
+    """Returns the sampling times, from 1 down, noise removal last."""
+
+  def reverse(
+      self,
+      process: Process,
+      noise: Noise,
+      out: ModelOutputs | tuple[ModelOutputs, ...],
+      z: PyTree,
+      t: Array,
+      s: Array,
+      *,
+      guide: Guide | None = None,
+  ) -> PyTree:
+    """Returns z_s given z_t; by default a draw from `posterior`."""
+
+
+class Policy(Protocol):
+  """How a window of the canvas is revealed; ancestral is one among others."""
+
+  def init(self, process: Process, z: PyTree, window: Bool[Array, "B W"]) -> Any:
+    """Returns the state at a window's start, leaves `[B, ...]`.
+
+    `window` is True at the slots that may change.
+    """
+
+  def time(self, state: Any) -> Float[Array, "B 1"]:
+    """Returns the time that the network is told."""
+
+  def step(
+      self,
+      process: Process,
+      noise: Noise,
+      out: ModelOutputs,
+      z: PyTree,
+      state: Any,
+      active: Bool[Array, "B W"],
+  ) -> tuple[PyTree, Any, Mapping[str, Array]]:
+    """Returns (z, state, info) after one network evaluation.
+
+    `active` is True at slots that may change now; info feeds the trace.
+    """
