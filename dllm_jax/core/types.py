@@ -255,8 +255,13 @@ class Objective(Protocol):
       s: Array,
       *,
       guide: Guide | None = None,
+      window: Int[Array, "B W"] | None = None,
   ) -> PyTree:
-    """Returns z_s given z_t; by default a draw from `posterior`."""
+    """Returns z_s given z_t; by default a draw from `posterior`.
+
+    `window` names, for each row, the slots of `out` that predict z, as in
+    `core.vocabulary.reduce`.
+    """
 
 
 class Policy(Protocol):
@@ -275,12 +280,15 @@ class Policy(Protocol):
       self,
       process: Process,
       noise: Noise,
-      out: ModelOutputs,
+      out: ModelOutputs | tuple[ModelOutputs, ...],
       z: PyTree,
       state: Any,
       active: Bool[Array, "B W"],
+      *,
+      window: Int[Array, "B W"] | None = None,
   ) -> tuple[PyTree, Any, Mapping[str, Array]]:
     """Returns (z, state, info) after one network evaluation.
 
-    `active` is True at slots that may change now; info feeds the trace.
+    `active` is True at slots that may change now, `window` names the slots of
+    `out` that predict z; info feeds the trace.
     """

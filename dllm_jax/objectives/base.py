@@ -1,0 +1,213 @@
+"""What objectives have in common: one pass of the network, and its defaults.
+
+`single_pass` is the shape of almost every published loss: draw times, corrupt,
+call the network once, score each position. An objective that fits writes `time`,
+`corrupt`, `inputs` and `weigh`, or `score` where its terms are no weighted
+cross-entropy. One that does not fit (two corruptions, no corruption) writes
+`loss` itself. Nothing here knows any one system.
+"""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from dllm_jax.core.mask import Full, MaskSpec
+from dllm_jax.core.noise import Tag
+from dllm_jax.core.types import (
+    Batch,
+    Denoise,
+    Guide,
+    Loss,
+    ModelInputs,
+    ModelOutputs,
+    Noise,
+    Process,
+)
+from dllm_jax.core.vocabulary import cross_entropy, forbid, reduce
+
+
+class Weights(NamedTuple):
+  """What each position's term is multiplied by.
+
+  Attributes:
+    loss: the factor in the training loss; 0 where a position does not count.
+    count: what a position adds to the normalisation.
+    bound: the factor in the likelihood bound.
+  """
+
+  loss: Float[Array, "B L"]
+  count: Float[Array, "B L"]
+  bound: Float[Array, "B L"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Discrete:
+  """Defaults of objectives over tokens; a frozen dataclass to inherit from.
+
+  Attributes:
+    vocab_size: real tokens, the mask included if there is one.
+    mask_id: the mask token; None for processes without one.
+  """
+
+  vocab_size: int
+  mask_id: int | None = None
+
+  shift: ClassVar[int] = 0
+
+  def __post_init__(self):
+    if self.vocab_size < 2:
+      raise ValueError(f"vocab_size must be at least 2, not {self.vocab_size}")
+    if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
+      raise ValueError(
+          f"mask_id {self.mask_id} must lie in [0, {self.vocab_size}), the "
+          "vocabulary with its mask"
+      )
+
+  @property
+  def mask_spec(self) -> MaskSpec:
+    """Who attends to whom."""
+    return Full()
+
+  def init(self, key: Key[Array, ""]) -> Process:
+    """Returns a process without arrays."""
+    del key
+    return Process()
+
+  def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
+    """Returns what the network is told of the time: nothing."""
+    del t
+    return None
+
+  def inputs(
+      self,
+      process: Process,
+      z: Int[Array, "B L"],
+      t: Float[Array, "B #L"],
+      batch: Batch,
+  ) -> ModelInputs:
+    """Returns what the network sees for the latent z at time t."""
+    del process
+    return ModelInputs(
+        latent=z,
+        conditioning=self.conditioning(t),
+        positions=batch.positions,
+        segment_ids=batch.segment_ids,
+        cond=batch.cond,
+        mask=self.mask_spec,
+    )
+
+  def score(
+      self,
+      process: Process,
+      out: ModelOutputs,
+      x0: Int[Array, "B L"],
+      z: Int[Array, "B L"],
+      t: Float[Array, "B #L"],
+      weights: Weights,
+  ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
+    """Returns the summed loss and the bound, from a weighted cross-entropy."""
+    del process, z, t
+    total, terms = cross_entropy(forbid(out, self.mask_id), x0, weights.loss)
+    return total, weights.bound * terms
+
+  def loss(
+      self,
+      process: Process,
+      denoise: Denoise,
+      key: Key[Array, ""],
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Loss:
+    """Returns the loss of one corruption and one network evaluation."""
+    del step
+    return single_pass(self, process, denoise, key, batch)
+
+  def prior(self, noise: Noise, shape: tuple[int, int]) -> Int[Array, "B T"]:
+    """Returns a canvas of masks."""
+    del noise
+    return jnp.full(shape, self.mask_id, jnp.int32)
+
+  def clean(self, process: Process, tokens: Int[Array, "B T"]) -> PyTree:
+    """Returns the tokens: they are their own latent."""
+    del process
+    return tokens
+
+  def decode(self, process: Process, z: Int[Array, "B T"]) -> Array:
+    """Returns z: a finished latent is the text."""
+    del process
+    return z
+
+  def reverse(
+      self,
+      process: Process,
+      noise: Noise,
+      out: ModelOutputs | tuple[ModelOutputs, ...],
+      z: Int[Array, "B T"],
+      t: Float[Array, "B #T"],
+      s: Float[Array, "B #T"],
+      *,
+      guide: Guide | None = None,
+      window: Int[Array, "B T"] | None = None,
+  ) -> Int[Array, "B T"]:
+    """Returns a draw from `posterior`, chunk by chunk."""
+
+    def draw(logits, z, t, s, noise):
+      if guide is not None:
+        logits = guide(*logits, z, t)
+      log_p = self.posterior(process, logits, z, t, s)
+      return noise.categorical(Tag.TOKEN, log_p)
+
+    return reduce(draw, out, z, t, s, noise, window=window)
+
+
+def single_pass(
+    objective: Discrete,
+    process: Process,
+    denoise: Denoise,
+    key: Key[Array, ""],
+    batch: Batch,
+) -> Loss:
+  """Returns the loss of `time -> corrupt -> inputs -> network -> score`.
+
+  Positions outside `loss_mask` keep their clean token and have weight 0. A row's
+  `loss_weight` multiplies its loss and its share of the normalisation.
+  """
+  key_t, key_z = jax.random.split(key)
+  x0 = batch.tokens
+  t = objective.time(key_t, x0.shape)
+  z = objective.corrupt(process, key_z, x0, t)
+  z = jnp.where(batch.loss_mask, z, x0)
+  out = denoise(objective.inputs(process, z, t, batch))
+  weights = objective.weigh(process, x0, z, t, batch.loss_mask)
+  if batch.loss_weight is not None:
+    row = batch.loss_weight[:, None]
+    weights = weights._replace(
+        loss=weights.loss * row, count=weights.count * row
+    )
+  total, bound = objective.score(process, out, x0, z, t, weights)
+  return Loss(
+      total=total,
+      weight=jnp.sum(weights.count),
+      bound=jax.lax.stop_gradient(bound),
+      metrics={"corrupted": jnp.mean(z != x0, where=batch.loss_mask)},
+  )
+
+
+def corrupt_to(
+    key: Key[Array, ""],
+    x0: Int[Array, "B L"],
+    probability: Float[Array, "B #L"],
+    noise_token: int | Int[Array, "B L"],
+) -> Int[Array, "B L"]:
+  """Returns x0 with each token replaced with the given probability."""
+  u = jax.random.uniform(key, x0.shape)
+  return jnp.where(u < probability, noise_token, x0)
+
+
+def evenly(loss_mask: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+  """Returns a count of one for each supervised token."""
+  return loss_mask.astype(jnp.float32)
