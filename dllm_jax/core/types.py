@@ -207,16 +207,30 @@ class Objective(Protocol):
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns fresh arrays of the process."""
 
-  def loss(
+  def draw(
       self,
       process: Process,
-      denoise: Denoise,
       key: Key[Array, ""],
       batch: Batch,
       *,
       step: Int[Array, ""],
+  ) -> PyTree:
+    """Returns all the randomness of a loss: times, corrupted rows, coins.
+
+    Called on the whole global batch, which is then split into microbatches, so
+    every leaf begins with the row axis.
+    """
+
+  def loss(
+      self,
+      process: Process,
+      denoise: Denoise,
+      drawn: PyTree,
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
   ) -> Loss:
-    """Returns the training loss; owns times, corruption and network calls."""
+    """Returns the training loss, a deterministic function of what was drawn."""
 
   def inputs(
       self, process: Process, z: PyTree, t: Float[Array, "B #T"], batch: Batch

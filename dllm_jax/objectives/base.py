@@ -1,15 +1,19 @@
 """What objectives have in common: one pass of the network, and its defaults.
 
-`single_pass` is the shape of almost every published loss: draw times, corrupt,
-call the network once, score each position. An objective that fits writes `time`,
-`corrupt`, `inputs` and `weigh`, or `score` where its terms are no weighted
-cross-entropy. One that does not fit (two corruptions, no corruption) writes
-`loss` itself. Nothing here knows any one system.
+A training loss has two halves. `draw` is all the randomness: times and corrupted
+rows, for the whole global batch at once, so that splitting the batch over
+microbatches and devices changes nothing. `loss` is a deterministic function of
+what was drawn. `Discrete` has the shape of almost every published loss: draw
+times, corrupt, call the network once, score each position. An objective that
+fits writes `time`, `corrupt`, `inputs` and `weigh`, or `score` where its terms
+are no weighted cross-entropy. One that does not fit (two corruptions, no
+corruption) writes `draw` and `loss` itself. Nothing here knows any one system.
 """
 
 import dataclasses
 from typing import ClassVar, NamedTuple
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
@@ -41,6 +45,19 @@ class Weights(NamedTuple):
   loss: Float[Array, "B L"]
   count: Float[Array, "B L"]
   bound: Float[Array, "B L"]
+
+
+@struct.dataclass
+class Drawn:
+  """The randomness of a training loss; every leaf begins with the row axis.
+
+  Attributes:
+    t: times.
+    z: corrupted rows.
+  """
+
+  t: Float[Array, "B #L"]
+  z: PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,18 +130,50 @@ class Discrete:
     total, terms = cross_entropy(forbid(out, self.mask_id), x0, weights.loss)
     return total, weights.bound * terms
 
-  def loss(
+  def draw(
       self,
       process: Process,
-      denoise: Denoise,
       key: Key[Array, ""],
       batch: Batch,
       *,
       step: Int[Array, ""],
-  ) -> Loss:
-    """Returns the loss of one corruption and one network evaluation."""
+  ) -> Drawn:
+    """Returns times and corrupted rows; unsupervised tokens stay clean."""
     del step
-    return single_pass(self, process, denoise, key, batch)
+    key_t, key_z = jax.random.split(key)
+    t = self.time(key_t, batch.tokens.shape)
+    z = self.corrupt(process, key_z, batch.tokens, t)
+    return Drawn(t=t, z=jnp.where(batch.loss_mask, z, batch.tokens))
+
+  def loss(
+      self,
+      process: Process,
+      denoise: Denoise,
+      drawn: Drawn,
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Loss:
+    """Returns the loss of one network evaluation.
+
+    A row's `loss_weight` multiplies its loss and its share of the normalisation.
+    """
+    del step
+    x0, t, z = batch.tokens, drawn.t, drawn.z
+    out = denoise(self.inputs(process, z, t, batch))
+    weights = self.weigh(process, x0, z, t, batch.loss_mask)
+    if batch.loss_weight is not None:
+      row = batch.loss_weight[:, None]
+      weights = weights._replace(
+          loss=weights.loss * row, count=weights.count * row
+      )
+    total, bound = self.score(process, out, x0, z, t, weights)
+    return Loss(
+        total=total,
+        weight=jnp.sum(weights.count),
+        bound=jax.lax.stop_gradient(bound),
+        metrics={"corrupted": jnp.mean(z != x0, where=batch.loss_mask)},
+    )
 
   def prior(self, noise: Noise, shape: tuple[int, int]) -> Int[Array, "B T"]:
     """Returns a canvas of masks."""
@@ -162,39 +211,6 @@ class Discrete:
       return noise.categorical(Tag.TOKEN, log_p)
 
     return reduce(draw, out, z, t, s, noise, window=window)
-
-
-def single_pass(
-    objective: Discrete,
-    process: Process,
-    denoise: Denoise,
-    key: Key[Array, ""],
-    batch: Batch,
-) -> Loss:
-  """Returns the loss of `time -> corrupt -> inputs -> network -> score`.
-
-  Positions outside `loss_mask` keep their clean token and have weight 0. A row's
-  `loss_weight` multiplies its loss and its share of the normalisation.
-  """
-  key_t, key_z = jax.random.split(key)
-  x0 = batch.tokens
-  t = objective.time(key_t, x0.shape)
-  z = objective.corrupt(process, key_z, x0, t)
-  z = jnp.where(batch.loss_mask, z, x0)
-  out = denoise(objective.inputs(process, z, t, batch))
-  weights = objective.weigh(process, x0, z, t, batch.loss_mask)
-  if batch.loss_weight is not None:
-    row = batch.loss_weight[:, None]
-    weights = weights._replace(
-        loss=weights.loss * row, count=weights.count * row
-    )
-  total, bound = objective.score(process, out, x0, z, t, weights)
-  return Loss(
-      total=total,
-      weight=jnp.sum(weights.count),
-      bound=jax.lax.stop_gradient(bound),
-      metrics={"corrupted": jnp.mean(z != x0, where=batch.loss_mask)},
-  )
 
 
 def corrupt_to(
