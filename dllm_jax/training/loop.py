@@ -1,0 +1,314 @@
+"""The training loop: batches in, checkpoints and metrics out.
+
+The device never waits for the host: the next batch is transferred while a step
+runs, and the metrics of a step are read only after the next one was started. The
+loop is handed `evaluate` and `sample` as callables and knows neither.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dllm_jax.core.types import Batch
+from dllm_jax.parallel.sharding import global_batch, shardings
+from dllm_jax.training.checkpoint import Checkpoints, abstract_state
+from dllm_jax.training.metrics import Logging, MetricWriter
+from dllm_jax.training.step import Trainer, TrainState
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss or its gradient is not a number any more."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hooks:
+  """What the loop calls besides the train step.
+
+  Attributes:
+    evaluate: state -> metrics by name, or None.
+    evaluate_every: steps between evaluations; 0 for only at the end.
+    sample: state -> texts, or None.
+    sample_every: steps between sample texts; 0 for never.
+  """
+
+  evaluate: Callable[[TrainState], dict[str, float]] | None = None
+  evaluate_every: int = 0
+  sample: Callable[[TrainState], list[str]] | None = None
+  sample_every: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """The compiled train step and the placement of its state.
+
+  Attributes:
+    step: `(state, batch) -> (state, metrics)`, jitted; the state is donated.
+    init: `() -> state`, jitted: every device makes its own shards.
+    abstract: shapes, types and shardings of the state.
+  """
+
+  step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+  init: Callable[[], TrainState]
+  abstract: TrainState
+
+
+def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
+  """Returns the train step, jitted over a mesh.
+
+  Args:
+    trainer: objective, network and optimiser.
+    batch: any global batch; only its shapes are used.
+    mesh: the device mesh.
+    rules: placement of parameters, as in `parallel.sharding`.
+  """
+  shapes = jax.eval_shape(trainer.init, batch)
+  placed = shardings(shapes, mesh, rules)
+  empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+  return Program(
+      step=jax.jit(
+          trainer.step, donate_argnums=0, out_shardings=(placed, None)
+      ),
+      init=jax.jit(lambda: trainer.init(empty), out_shardings=placed),
+      abstract=abstract_state(shapes, placed),
+  )
+
+
+class _Stop:
+  """Turns SIGTERM and the first Ctrl-C into a request to stop after a step."""
+
+  def __init__(self):
+    self.requested = False
+    self._previous = {}
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._request)
+    return self
+
+  def _request(self, number, frame):
+    del number, frame
+    self.requested = True
+    # A second Ctrl-C interrupts at once.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  def __exit__(self, *exc):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Loop:
+  """One run: trains, or continues what a working directory holds.
+
+  Attributes:
+    program: the compiled step.
+    batches: this process's rows of each global batch, with `get_state` and
+      `set_state`.
+    checkpoints: where to save and to resume from.
+    writer: opens the metric files, given the step to resume from.
+    steps: the step to reach.
+    save_every: steps between checkpoints.
+    logging: what to report.
+    mesh: the device mesh.
+    hooks: evaluation and sampling.
+    learning_rate: step -> learning rate, for the log.
+    profile_steps: "first:last" for a profiler trace under `workdir/profile`.
+    workdir: the run's directory.
+  """
+
+  program: Program
+  batches: Iterator[Batch]
+  checkpoints: Checkpoints
+  writer: Callable[[int], MetricWriter]
+  steps: int
+  save_every: int
+  logging: Logging
+  mesh: jax.sharding.Mesh
+  hooks: Hooks
+  learning_rate: Callable[[int], Any]
+  workdir: pathlib.Path
+  profile_steps: str = ""
+
+  def run(self) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the last state and a summary of the run.
+
+    The summary has `step`, `loss_nats_per_token`, `tokens_per_second`, what the
+    last evaluation returned, and `interrupted`.
+
+    Raises:
+      NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
+    """
+    restored = self.checkpoints.restore(self.program.abstract)
+    if restored is None:
+      state = self.program.init()
+    else:
+      state, data_state = restored
+      self.batches.set_state(data_state)
+    start = int(state.step)
+    writer = self.writer(start)
+    bar = tqdm(
+        total=self.steps,
+        initial=start,
+        unit="step",
+        disable=not self.logging.progress or jax.process_index() != 0,
+        dynamic_ncols=True,
+    )
+    try:
+      with contextlib.closing(writer), bar, _Stop() as stop:
+        return self._steps(state, start, writer, bar, stop)
+    finally:
+      self.checkpoints.close()
+
+  def _steps(self, state, start, writer, bar, stop):
+    log = _Log(writer, bar, self.logging.every_steps, self.learning_rate)
+    summary: dict[str, Any] = {}
+    step, batch = start, None
+    while step < self.steps and not stop.requested:
+      if batch is None:
+        batch = self._next()
+      self._profile(step)
+      state, metrics = self.program.step(state, batch)
+      step += 1
+      # While the step runs: the state of the iterator that goes with it, then
+      # the transfer of the next batch, then the metrics of the step before.
+      data_state = self.batches.get_state()
+      batch = self._next() if step < self.steps else None
+      log.push(step, metrics)
+      last = step == self.steps or stop.requested
+      if step % self.save_every == 0 or last:
+        log.flush()
+        self.checkpoints.save(state, data_state)
+      summary.update(self._hooks(state, step, last, log, writer, stop))
+    log.flush()
+    self._profile(None)
+    self.checkpoints.wait()
+    return state, {
+        "step": step,
+        **log.summary,
+        **summary,
+        "interrupted": step < self.steps,
+    }
+
+  def _next(self) -> Batch:
+    return global_batch(next(self.batches), self.mesh)
+
+  def _hooks(self, state, step, last, log, writer, stop) -> dict[str, Any]:
+    """Runs evaluation and sampling where they are due."""
+    hooks, result = self.hooks, {}
+    if stop.requested:
+      return result
+    due = hooks.evaluate_every and step % hooks.evaluate_every == 0
+    if hooks.evaluate is not None and (due or last):
+      log.flush()
+      with log.paused():
+        result = hooks.evaluate(state)
+      writer.write(step, result)
+      log.show(result)
+    due = hooks.sample_every and step % hooks.sample_every == 0
+    if hooks.sample is not None and due:
+      log.flush()
+      with log.paused():
+        texts = hooks.sample(state)
+      writer.write(step, {"sample": "\n---\n".join(texts)})
+      log.text(step, texts)
+    return result
+
+  def _profile(self, step: int | None) -> None:
+    if not self.profile_steps:
+      return
+    first, last = map(int, self.profile_steps.split(":"))
+    if step == first:
+      jax.profiler.start_trace(str(self.workdir / "profile"))
+      self._profiling = True
+    elif (step is None or step == last) and getattr(self, "_profiling", False):
+      jax.profiler.stop_trace()
+      self._profiling = False
+
+
+class _Log:
+  """Reads metrics one step late and reports them at a cadence."""
+
+  def __init__(self, writer, bar, every, learning_rate):
+    self._writer, self._bar, self._every = writer, bar, every
+    self._learning_rate = learning_rate
+    self._pending: tuple[int, dict[str, Any]] | None = None
+    self._tokens, self._since = 0.0, None
+    self._warm = False
+    self.summary: dict[str, Any] = {}
+
+  def push(self, step: int, metrics: dict[str, Any]) -> None:
+    """Takes the metrics of a step that may still run; reports the one before."""
+    self.flush()
+    self._pending = (step, metrics)
+
+  def flush(self) -> None:
+    """Reports the pending step, waiting for it.
+
+    Raises:
+      NonFiniteLossError: its loss or gradient is not finite.
+    """
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    loss, norm = metrics["loss_nats_per_token"], metrics["gradient_norm"]
+    if not np.isfinite(loss) or not np.isfinite(norm):
+      raise NonFiniteLossError(
+          f"the loss is not finite at step {step} (loss {loss}, gradient norm "
+          f"{norm}); the last checkpoint before it is kept: lower "
+          "optimizer.learning_rate or set optimizer.clip_norm, then run again"
+      )
+    now = time.perf_counter()
+    if not self._warm:  # The first step's time is compilation.
+      self._warm, self._since = True, now
+    else:
+      self._tokens += metrics["tokens"]
+    seconds = now - self._since
+    rate = self._tokens / seconds if seconds > 0 else 0.0
+    bits = metrics["bound_nats_per_token"] / np.log(2.0)
+    self._bar.update(1)
+    self._bar.set_postfix_str(f"{bits:.3f} bits/token, {rate:,.0f} token/s")
+    self.summary = {
+        "loss_nats_per_token": loss,
+        "tokens_per_second": rate,
+    }
+    if step % self._every == 0:
+      rates = {
+          "learning_rate": float(self._learning_rate(step - 1)),
+          "tokens_per_second": rate,
+      }
+      self._writer.write(step, {**metrics, **rates})
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Leaves the time of a block out of tokens per second."""
+    start = time.perf_counter()
+    yield
+    if self._since is not None:
+      self._since += time.perf_counter() - start
+
+  def show(self, values: dict[str, Any]) -> None:
+    """Prints an evaluation above the bar."""
+    text = ", ".join(
+        f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, float)
+    )
+    self._print(f"evaluation: {text}")
+
+  def text(self, step: int, texts: list[str]) -> None:
+    """Prints samples above the bar."""
+    self._print(f"samples at step {step}:\n" + "\n---\n".join(texts))
+
+  def _print(self, line: str) -> None:
+    if not self._bar.disable:
+      self._bar.write(line, file=self._bar.fp)

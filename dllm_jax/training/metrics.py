@@ -1,0 +1,135 @@
+"""Where metrics go: a JSON-lines file, TensorBoard, and W&B where asked for.
+
+Only the first process writes. The file survives restarts: lines of steps that a
+resumed run will take again are dropped.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+  """What to report while training.
+
+  Attributes:
+    every_steps: steps between logged metrics.
+    tensorboard: whether to write TensorBoard events to `workdir/tensorboard`.
+    wandb: a Weights & Biases project, or "" for none; the package `wandb` must be
+      installed.
+    progress: whether to draw a progress bar on standard error.
+  """
+
+  every_steps: int = 10
+  tensorboard: bool = True
+  wandb: str = ""
+  progress: bool = True
+
+  def __post_init__(self):
+    if self.every_steps < 1:
+      raise ValueError(
+          f"logging.every_steps must be at least 1, not {self.every_steps}"
+      )
+
+
+class MetricWriter:
+  """Writes scalars and texts by step."""
+
+  def __init__(
+      self,
+      workdir: str | pathlib.Path,
+      logging: Logging,
+      *,
+      resumed_step: int = 0,
+      config: dict[str, Any] | None = None,
+      active: bool = True,
+  ):
+    """Opens the run's files for appending.
+
+    Args:
+      workdir: the run's directory.
+      logging: what to write.
+      resumed_step: lines of later steps are dropped from `metrics.jsonl`.
+      config: the resolved configuration, for W&B.
+      active: False on all processes but the first.
+
+    Raises:
+      ValueError: W&B was asked for and is not installed.
+    """
+    self._file = self._events = self._wandb = None
+    if not active:
+      return
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    _drop_after(path, resumed_step)
+    self._file = path.open("a", encoding="utf-8", buffering=1)
+    if logging.tensorboard:
+      self._events = SummaryWriter(
+          str(path.parent / "tensorboard"), purge_step=resumed_step + 1
+      )
+    if logging.wandb:
+      try:
+        import wandb  # pylint: disable=g-import-not-at-top
+      except ImportError as error:
+        raise ValueError(
+            "logging.wandb is set and wandb is not installed; pip install wandb "
+            "or set logging.wandb to ''"
+        ) from error
+      self._wandb = wandb.init(
+          project=logging.wandb, dir=str(workdir), config=config, resume="allow"
+      )
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    """Writes one line, and each scalar to the other sinks.
+
+    Args:
+      step: the step that the values belong to.
+      values: numbers and texts by name.
+    """
+    if self._file is None:
+      return
+    values = {k: _plain(v) for k, v in values.items()}
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    for name, value in values.items():
+      if self._events is not None:
+        if isinstance(value, str):
+          self._events.add_text(name, f"```\n{value}\n```", step)
+        elif isinstance(value, (int, float)):
+          self._events.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log(values, step=step)
+
+  def close(self) -> None:
+    """Flushes and closes everything."""
+    for sink in (self._file, self._events):
+      if sink is not None:
+        sink.close()
+    if self._wandb is not None:
+      self._wandb.finish()
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, (str, int, list)):
+    return value
+  return float(np.asarray(value))
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+  """Keeps the whole lines of a metrics file up to a step."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line)
+    except (json.JSONDecodeError, KeyError):
+      continue  # a line cut short by a kill
+  text = "".join(line + "\n" for line in kept)
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  temporary.replace(path)

@@ -1,0 +1,133 @@
+"""The optimiser: AdamW or another of optax's, its schedule, mask and clipping."""
+
+import dataclasses
+import re
+from typing import Literal
+
+import jax
+import optax
+from jaxtyping import PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+  """An optimiser and its learning-rate schedule, to be built by `build`.
+
+  Attributes:
+    name: which of optax's rules: "adamw", "lion", "adafactor" or "muon".
+    learning_rate: the peak learning rate.
+    schedule: "constant", "cosine" (to `final_fraction` of the peak at the last
+      step) or "wsd" (constant, then linear over the last `decay_steps`).
+    warmup_steps: steps of linear warm-up from 0.
+    decay_steps: steps of the final decay of "wsd".
+    final_fraction: the last learning rate as a fraction of the peak.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    epsilon: added to the root of the second moment, so that a parameter without
+      gradients does not divide by zero.
+    weight_decay: decoupled weight decay, of matrices and embeddings only.
+    clip_norm: the largest global norm of a gradient; 0 for no clipping.
+    no_decay: a regular expression of parameter paths that never decay.
+  """
+
+  name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+  learning_rate: float = 3e-4
+  schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+  warmup_steps: int = 100
+  decay_steps: int = 0
+  final_fraction: float = 0.1
+  b1: float = 0.9
+  b2: float = 0.99
+  epsilon: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  no_decay: str = r".*(norm|bias|scale).*|process/.*"
+
+  def __post_init__(self):
+    if self.name not in _RULES:
+      raise ValueError(
+          f"unknown optimizer {self.name!r}; legal: {', '.join(_RULES)}"
+      )
+    if self.schedule not in ("constant", "cosine", "wsd"):
+      raise ValueError(
+          f"unknown schedule {self.schedule!r}; legal: constant, cosine, wsd"
+      )
+    if self.learning_rate <= 0 or self.warmup_steps < 0:
+      raise ValueError(
+          "learning_rate must be above 0 and warmup_steps at least 0, not "
+          f"{self.learning_rate} and {self.warmup_steps}"
+      )
+
+  def learning_rates(self, steps: int) -> optax.Schedule:
+    """Returns step -> learning rate, for a run of that many steps."""
+    peak, final = self.learning_rate, self.learning_rate * self.final_fraction
+    warmup = min(self.warmup_steps, steps)
+    rest = max(steps - warmup, 1)
+    if self.schedule == "constant":
+      after = optax.constant_schedule(peak)
+    elif self.schedule == "cosine":
+      after = optax.cosine_decay_schedule(peak, rest, self.final_fraction)
+    else:
+      decay = min(self.decay_steps or rest // 5, rest)
+      after = optax.linear_schedule(
+          peak, final, max(decay, 1), transition_begin=rest - decay
+      )
+    if warmup == 0:
+      return after
+    # The first step already moves: step k of the warm-up has rate (k + 1) / n.
+    ramp = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([ramp, after], [warmup])
+
+  def build(self, steps: int) -> optax.GradientTransformation:
+    """Returns the optax transformation, for a run of that many steps."""
+
+    def decays(params: PyTree) -> PyTree:
+      skip = re.compile(self.no_decay)
+      return jax.tree_util.tree_map_with_path(
+          lambda path, _: not skip.fullmatch(_name(path)), params
+      )
+
+    rule = _RULES[self.name](self, self.learning_rates(steps), decays)
+    if self.clip_norm:
+      rule = optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
+    return rule
+
+
+def _name(path: tuple) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _adamw(o: Optimizer, rate, mask):
+  return optax.adamw(
+      rate, o.b1, o.b2, o.epsilon, weight_decay=o.weight_decay, mask=mask
+  )
+
+
+def _lion(o: Optimizer, rate, mask):
+  return optax.lion(rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=mask)
+
+
+def _adafactor(o: Optimizer, rate, mask):
+  return optax.adafactor(
+      rate,
+      weight_decay_rate=o.weight_decay or None,
+      weight_decay_mask=mask,
+  )
+
+
+def _muon(o: Optimizer, rate, mask):
+  return optax.contrib.muon(
+      rate,
+      adam_b1=o.b1,
+      adam_b2=o.b2,
+      weight_decay=o.weight_decay,
+      weight_decay_mask=mask,
+  )
+
+
+_RULES = {
+    "adamw": _adamw,
+    "lion": _lion,
+    "adafactor": _adafactor,
+    "muon": _muon,
+}

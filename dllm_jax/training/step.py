@@ -1,0 +1,216 @@
+r"""The train step: one pure function for every objective.
+
+    Batch -> objective.draw -> objective.loss (network) -> gradient -> optax
+
+The gradient is that of sum(total) / sum(weight), both summed over microbatches
+and devices first, and randomness is drawn for the global batch before it is
+split: neither the number of microbatches nor the mesh changes what is learned.
+"""
+
+import dataclasses
+
+from flax import struct
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+import optax
+
+from dllm_jax.core.types import Batch, Denoiser, Objective, Process
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that changes while training.
+
+  Attributes:
+    step: steps taken.
+    params: `{"model": ..., "process": process.params}`, float32.
+    process: constants and state of the corruption process (its learned part is
+      in `params`).
+    ema_params: an exponential moving average of `params`, or None.
+    opt_state: optax's state.
+  """
+
+  step: Int[Array, ""]
+  params: PyTree
+  process: Process
+  ema_params: PyTree | None
+  opt_state: PyTree
+
+  @property
+  def eval_params(self) -> PyTree:
+    """The parameters to evaluate and sample with: averaged where there are."""
+    return self.params if self.ema_params is None else self.ema_params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """How long and on how much to train.
+
+  Attributes:
+    steps: optimiser steps.
+    batch_size: rows in a global batch, over all devices and microbatches.
+    microbatches: parts that a batch is split into, to save memory; a divisor.
+    seed: the seed of initialisation, corruption and data order.
+    ema_decay: decay of the parameter average a step; 0 keeps none.
+    dropout: whether networks with dropout use it.
+    profile_steps: "first:last" writes a profiler trace of those steps; "" none.
+  """
+
+  steps: int = 1000
+  batch_size: int = 32
+  microbatches: int = 1
+  seed: int = 0
+  ema_decay: float = 0.0
+  dropout: bool = False
+  profile_steps: str = ""
+
+  def __post_init__(self):
+    if self.steps < 1 or self.batch_size < 1:
+      raise ValueError(
+          "training.steps and training.batch_size must be at least 1, not "
+          f"{self.steps} and {self.batch_size}"
+      )
+    if self.microbatches < 1 or self.batch_size % self.microbatches:
+      raise ValueError(
+          f"training.microbatches {self.microbatches} must divide "
+          f"training.batch_size {self.batch_size}"
+      )
+    if not 0.0 <= self.ema_decay < 1.0:
+      raise ValueError(
+          f"training.ema_decay must lie in [0, 1), not {self.ema_decay}"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer:
+  """What a train step is made of; static under jit.
+
+  Attributes:
+    objective: how to corrupt and score.
+    denoiser: the network.
+    optimizer: optax's transformation.
+    training: batch split, averaging and seed.
+  """
+
+  objective: Objective
+  denoiser: Denoiser
+  optimizer: optax.GradientTransformation
+  training: Training
+
+  def init(self, batch: Batch) -> TrainState:
+    """Returns the state of step 0; a function of the seed and shapes only."""
+    key_model, key_process = jax.random.split(
+        jax.random.key(self.training.seed)
+    )
+    process = self.objective.init(key_process)
+    t = jnp.ones((batch.tokens.shape[0], 1), jnp.float32)
+    z = self.objective.clean(process, batch.tokens)
+    inputs = self.objective.inputs(process, z, t, batch)
+    params = {
+        "model": self.denoiser.init(key_model, inputs),
+        "process": process.params,
+    }
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        process=process.replace(params={}),
+        ema_params=params if self.training.ema_decay else None,
+        opt_state=self.optimizer.init(params),
+    )
+
+  def step(
+      self, state: TrainState, batch: Batch
+  ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """Returns the next state and the step's metrics.
+
+    Metrics: `loss_nats_per_token` (total over its normalisation),
+    `bound_nats_per_token` (mean over supervised tokens), `gradient_norm`, `tokens`
+    (supervised ones), and the objective's own.
+    """
+    key = jax.random.fold_in(
+        jax.random.key(self.training.seed), state.step + 1
+    )
+    key_draw, key_dropout = jax.random.split(key)
+    process = state.process.replace(params=state.params["process"])
+    drawn = self.objective.draw(process, key_draw, batch, step=state.step)
+    gradients, sums = self._accumulate(state, batch, drawn, key_dropout)
+    weight = jnp.maximum(sums["weight"], 1e-9)  # a batch of padding only
+    gradients = jax.tree.map(lambda g: g / weight, gradients)
+    updates, opt_state = self.optimizer.update(
+        gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+        "loss_nats_per_token": sums["total"] / weight,
+        "bound_nats_per_token": sums["bound"] / jnp.maximum(sums["tokens"], 1),
+        "gradient_norm": optax.global_norm(gradients),
+        "tokens": sums["tokens"],
+        **{k: v / self.training.microbatches for k, v in sums["extra"].items()},
+    }
+    new = state.replace(
+        step=state.step + 1,
+        params=params,
+        ema_params=self._average(state, params),
+        opt_state=opt_state,
+    )
+    return new, metrics
+
+  def _average(self, state: TrainState, params: PyTree) -> PyTree | None:
+    """Returns the moving average; its first steps forget the random start."""
+    if state.ema_params is None:
+      return None
+    n = state.step.astype(jnp.float32)
+    decay = jnp.minimum(self.training.ema_decay, (1.0 + n) / (10.0 + n))
+    return optax.incremental_update(params, state.ema_params, 1.0 - decay)
+
+  def _accumulate(
+      self,
+      state: TrainState,
+      batch: Batch,
+      drawn: PyTree,
+      key: Key[Array, ""],
+  ) -> tuple[PyTree, dict]:
+    """Returns the summed gradient of `total` and summed metrics."""
+    parts = self.training.microbatches
+
+    def total(params, batch, drawn, key):
+      process = state.process.replace(params=params["process"])
+
+      def denoise(inputs):
+        if self.training.dropout:
+          inputs = inputs.replace(dropout_key=key)
+        return self.denoiser.apply(params["model"], inputs, None)[0]
+
+      loss = self.objective.loss(
+          process, denoise, drawn, batch, step=state.step
+      )
+      sums = {
+          "total": loss.total,
+          "weight": loss.weight,
+          "bound": jnp.sum(loss.bound),
+          "tokens": jnp.sum(batch.loss_mask, dtype=jnp.float32),
+          "extra": dict(loss.metrics),
+      }
+      return loss.total, sums
+
+    gradient = jax.grad(total, has_aux=True)
+    if parts == 1:
+      return gradient(state.params, batch, drawn, key)
+
+    def split(x):
+      # Rows i, i + parts, ... form part i, so that each device, which holds a
+      # run of rows, has an equal share of every part.
+      x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+      return jnp.moveaxis(x, 1, 0)
+
+    def add(carry, part):
+      new = gradient(state.params, *part[:2], jax.random.fold_in(key, part[2]))
+      return jax.tree.map(jnp.add, carry, new), None
+
+    rows = jax.tree.map(split, (batch, drawn))
+    first = jax.tree.map(lambda x: x[0], rows)
+    shapes = jax.eval_shape(gradient, state.params, *first, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return lax.scan(add, zeros, (*rows, jnp.arange(parts)))[0]
