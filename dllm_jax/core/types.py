@@ -185,7 +185,10 @@ class Noise(Protocol):
 
 
 Guide = Callable[..., Float[Array, "B T V"]]
-"""`(*logits of each output, z, t) -> logits`: combines several networks' chunks."""
+"""`(logits, z, t) -> logits` on a chunk of positions.
+
+`logits` is one array, or a tuple of them where the network's outputs are a tuple.
+"""
 
 
 class Objective(Protocol):

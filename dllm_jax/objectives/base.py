@@ -206,7 +206,7 @@ class Discrete:
 
     def draw(logits, z, t, s, noise):
       if guide is not None:
-        logits = guide(*logits, z, t)
+        logits = guide(logits, z, t)
       log_p = self.posterior(process, logits, z, t, s)
       return noise.categorical(Tag.TOKEN, log_p)
 
