@@ -1,0 +1,1 @@
+"""Figures that carry their protocol and their error."""

@@ -11,7 +11,7 @@ corruption) writes `draw` and `loss` itself. Nothing here knows any one system.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from flax import struct
 import jax
@@ -61,6 +61,25 @@ class Drawn:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSpace:
+  """The token ids and row length that an objective is set up over.
+
+  Attributes:
+    vocab_size: real tokens, the mask included.
+    mask_id: the mask token.
+    bos_id: the token that begins a document, or None.
+    eos_id: the token that ends a document, or None.
+    length: tokens in a row.
+  """
+
+  vocab_size: int
+  mask_id: int
+  bos_id: int | None = None
+  eos_id: int | None = None
+  length: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Discrete:
   """Defaults of objectives over tokens; a frozen dataclass to inherit from.
 
@@ -82,6 +101,22 @@ class Discrete:
           f"mask_id {self.mask_id} must lie in [0, {self.vocab_size}), the "
           "vocabulary with its mask"
       )
+
+  @classmethod
+  def over(cls, space: TokenSpace, **fields: Any) -> Self:
+    """Returns the objective over a token space, as a config asks for it.
+
+    Processes without a mask override this to leave it out of the vocabulary.
+
+    Args:
+      space: the tokens and the row length.
+      **fields: the objective's own fields.
+    """
+    return cls(vocab_size=space.vocab_size, mask_id=space.mask_id, **fields)
+
+  def network_fields(self) -> dict[str, Any]:
+    """Returns what the objective needs of a network, as its config's fields."""
+    return {}
 
   @property
   def mask_spec(self) -> MaskSpec:

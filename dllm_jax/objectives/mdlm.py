@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dllm_jax.core.schedule import LogLinear, Schedule
+from dllm_jax.core.schedule import LogLinear, SCHEDULES, Schedule
 from dllm_jax.core.time import TimeRule, draw_times
 from dllm_jax.core.types import Process
 from dllm_jax.objectives.base import Discrete, Weights, corrupt_to, evenly
@@ -31,7 +31,9 @@ class MDLM(Discrete):
     time_conditioning: whether the network is told sigma(t).
   """
 
-  schedule: Schedule = LogLinear()
+  schedule: Schedule = dataclasses.field(
+      default=LogLinear(), metadata={"choices": SCHEDULES}
+  )
   time_rule: TimeRule = "stratified"
   time_epsilon: float = 1e-3
   sampling_epsilon: float = 1e-5

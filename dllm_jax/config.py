@@ -1,0 +1,422 @@
+"""Configurations: one flat file an experiment, read here and nowhere else.
+
+A file under `configs/` defines `get_config() -> ConfigDict` and states only what
+differs from the defaults. The schema is the frozen dataclasses themselves: their
+fields are the legal fields, their docstrings say units and legal values. Reading
+goes one way: ConfigDict -> dataclasses -> objects; everything below this module
+sees dataclasses.
+"""
+
+import ast
+from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import pkgutil
+import types
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from dllm_jax import models
+from dllm_jax.core.types import Denoiser, Objective
+from dllm_jax.data import Dataset, Tokenizer
+import dllm_jax.objectives
+from dllm_jax.objectives.base import TokenSpace
+from dllm_jax.parallel import MeshConfig
+from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.training.checkpoint import Checkpoint
+from dllm_jax.training.metrics import Logging
+from dllm_jax.training.optimizer import Optimizer
+from dllm_jax.training.step import Training
+
+_NETWORKS = {"transformer": models.TransformerConfig}
+_BUILDERS = {"transformer": models.transformer}
+
+# Filled in from the tokenizer and the objective, never by a config.
+_DERIVED = {
+    "model": {"vocab_size"},
+    "objective": {"vocab_size", "mask_id"},
+}
+
+# What a second start of a run may change.
+_MAY_CHANGE = ("mesh", "logging", "checkpoint", "training.steps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """How held-out text is evaluated while training and after.
+
+  Attributes:
+    every_steps: training steps between evaluations; 0 for only at the end.
+    batch_size: rows in a batch.
+    batches: held-out batches that evaluations while training read; 0 for all.
+    passes: passes over the text, each with its own corruption; at least 2, for
+      the standard error.
+    seed: the seed of the corruption, the same for every evaluation.
+    sample_every: training steps between sample texts; 0 for never.
+  """
+
+  every_steps: int = 0
+  batch_size: int = 32
+  batches: int = 0
+  passes: int = 4
+  seed: int = 0
+  sample_every: int = 0
+
+  def __post_init__(self):
+    if self.passes < 2:
+      raise ValueError(
+          "evaluation.passes must be at least 2 (the standard error needs two), "
+          f"not {self.passes}"
+      )
+    if self.batch_size < 1:
+      raise ValueError(
+          f"evaluation.batch_size must be at least 1, not {self.batch_size}"
+      )
+
+
+_SECTIONS = {
+    "data": Dataset,
+    "optimizer": Optimizer,
+    "training": Training,
+    "mesh": MeshConfig,
+    "checkpoint": Checkpoint,
+    "logging": Logging,
+    "evaluation": Evaluation,
+    "sampler": SamplerConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A resolved configuration as dataclasses.
+
+  Attributes:
+    data: the text and how rows are cut from it.
+    objective: name and fields of the objective, by `over(TokenSpace, **fields)`.
+    model: name and fields of the network.
+    optimizer: the optimiser.
+    training: steps, batch, seed, averaging.
+    mesh: sizes of the mesh axes.
+    checkpoint: cadence and number of checkpoints.
+    logging: what is reported.
+    evaluation: how held-out text is evaluated.
+    sampler: how text is sampled.
+  """
+
+  data: Dataset
+  objective: Mapping[str, Any]
+  model: Mapping[str, Any]
+  optimizer: Optimizer
+  training: Training
+  mesh: MeshConfig
+  checkpoint: Checkpoint
+  logging: Logging
+  evaluation: Evaluation
+  sampler: SamplerConfig
+
+  def build(self, tokenizer: Tokenizer) -> tuple[Objective, Denoiser]:
+    """Returns the objective and the network over a tokenizer's vocabulary.
+
+    Raises:
+      ValueError: a field has an illegal value.
+    """
+    space = TokenSpace(
+        vocab_size=tokenizer.vocab_size,
+        mask_id=tokenizer.mask_id,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        length=self.data.length,
+    )
+    fields = dict(self.objective)
+    cls = objective_class(fields.pop("name"))
+    fields = {k: _nested(cls, k, v) for k, v in fields.items()}
+    objective = cls.over(space, **fields)
+    fields = dict(self.model)
+    name = fields.pop("name")
+    network = _NETWORKS[name](**{
+        "vocab_size": objective.vocab_size,
+        **objective.network_fields(),
+        **{k: v for k, v in fields.items()},
+    })
+    return objective, _BUILDERS[name](network)
+
+
+# ---------------------------------------------------------------- objectives
+
+
+@functools.cache
+def objectives() -> dict[str, str]:
+  """Returns the objectives by name: files of `objectives/`, then entry points.
+
+  Nothing else is ever imported by a name that stands in a file.
+  """
+  package = dllm_jax.objectives
+  found = {
+      m.name: f"{package.__name__}.{m.name}"
+      for m in pkgutil.iter_modules(package.__path__)
+  }
+  for entry in importlib.metadata.entry_points(group="dllm_jax.objectives"):
+    found.setdefault(entry.name, entry.value)
+  return {k: v for k, v in sorted(found.items()) if _class_in(k, v)}
+
+
+def _class_in(name: str, module: str) -> type | None:
+  """Returns the class of a module whose name is the module's, without case."""
+  wanted = name.replace("_", "").lower()
+  for key, value in vars(importlib.import_module(module)).items():
+    if key.lower() == wanted and isinstance(value, type):
+      return value
+  return None
+
+
+def objective_class(name: str) -> type:
+  """Returns the class of an objective.
+
+  Raises:
+    KeyError: there is no such objective.
+  """
+  known = objectives()
+  if name not in known:
+    raise KeyError(
+        f"unknown objective {name!r}; legal: {', '.join(known)}"
+    )
+  return _class_in(name, known[name])
+
+
+# -------------------------------------------------------------------- reading
+
+
+def find(name: str) -> pathlib.Path:
+  """Returns the file of a config: a path, or the name of a bundled one.
+
+  Raises:
+    FileNotFoundError: there is no such config.
+  """
+  path = pathlib.Path(name)
+  if path.is_file():
+    return path
+  for directory in _directories():
+    for candidate in (directory / path.name, directory / f"{path.name}.py"):
+      if candidate.is_file():
+        return candidate
+  raise FileNotFoundError(
+      f"no config {name!r}; give a file, or one of: {', '.join(bundled())}"
+  )
+
+
+def bundled() -> dict[str, str]:
+  """Returns the bundled configs: name -> first line of the docstring."""
+  files = {}
+  for directory in _directories():
+    for path in sorted(directory.glob("*.py")):
+      tree = ast.parse(path.read_text(encoding="utf-8"))
+      doc = ast.get_docstring(tree) or ""
+      files.setdefault(path.stem, doc.split("\n")[0])
+  return files
+
+
+def _directories() -> list[pathlib.Path]:
+  """Returns where bundled configs live: in the wheel, or in a checkout."""
+  here = pathlib.Path(__file__).parent
+  return [d for d in (here / "configs", here.parent / "configs") if d.is_dir()]
+
+
+def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
+  """Returns the resolved ConfigDict of a file, every legal field in it.
+
+  `name` may end in ":smoke": the same experiment at a size that runs on a CPU in
+  seconds.
+
+  Args:
+    name: a path or the name of a bundled config.
+    names: overrides of `objective.name` and `model.name`, which decide what
+      other fields there are.
+
+  Raises:
+    FileNotFoundError: there is no such config.
+    ValueError: the file has no get_config, or names an unknown field.
+  """
+  name, _, size = name.partition(":")
+  if size not in ("", "smoke"):
+    raise ValueError(f"unknown size {size!r} of config {name!r}; legal: smoke")
+  path = find(name)
+  spec = importlib.util.spec_from_file_location("_dllm_jax_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"config {path} must define get_config() -> ConfigDict")
+  given = module.get_config().to_dict()
+  for section, value in (names or {}).items():
+    fields = given.setdefault(section, {})
+    if fields.get("name") != value:  # the fields of another class do not apply
+      given[section] = {"name": value}
+  if size == "smoke":
+    for section, fields in _SMOKE.items():
+      given.setdefault(section, {}).update(fields)
+  return resolve(given)
+
+
+_SMOKE = {
+    "data": {"path": "shakespeare", "tokenizer": "char", "length": 32},
+    "model": {"width": 32, "layers": 2, "heads": 2},
+    "training": {"steps": 20, "batch_size": 8, "microbatches": 1},
+    "evaluation": {"batches": 4, "passes": 2, "every_steps": 0},
+    "checkpoint": {"every_steps": 10},
+    "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1},
+}
+
+
+def resolve(given: Mapping[str, Any]) -> ConfigDict:
+  """Returns a ConfigDict with every legal field, defaults filled in.
+
+  Raises:
+    ValueError: a section or field is unknown.
+  """
+  known = ("objective", "model", *_SECTIONS)
+  _check_names("section", given, known, "config")
+  result = {}
+  for section in known:
+    fields = dict(given.get(section, {}))
+    name = {}
+    if section == "objective":
+      name = {"name": fields.pop("name", "mdlm")}
+      cls = objective_class(name["name"])
+    elif section == "model":
+      name = {"name": fields.pop("name", "transformer")}
+      if name["name"] not in _NETWORKS:
+        raise ValueError(
+            f"unknown network {name['name']!r}; legal: {', '.join(_NETWORKS)}"
+        )
+      cls = _NETWORKS[name["name"]]
+    else:
+      cls = _SECTIONS[section]
+    result[section] = name | _complete(section, cls, fields)
+  return ConfigDict(result)
+
+
+def _complete(section: str, cls: type, given: dict[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a dataclass: given values, else defaults."""
+  hints = typing.get_type_hints(cls)
+  derived = _DERIVED.get(section, ())
+  fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in derived}
+  _check_names("field", given, fields, f"config.{section}")
+  result = {}
+  for name, field in fields.items():
+    value = given.get(name, field.default)
+    if value is dataclasses.MISSING:
+      if field.default_factory is dataclasses.MISSING:
+        raise ValueError(f"config.{section}.{name} must be given")
+      value = field.default_factory()
+    choices = field.metadata.get("choices")
+    if choices is not None:
+      value = _as_fields(value, choices, f"config.{section}.{name}")
+    if _optional(hints[name]):
+      kind = _optional(hints[name])
+      if isinstance(value, int) and kind is float:
+        value = float(value)
+      value = config_dict.FieldReference(value, field_type=kind)
+    elif hints[name] is float and isinstance(value, int):
+      value = float(value)
+    result[name] = value
+  return result
+
+
+def _optional(hint: Any) -> type | None:
+  """Returns T of `T | None`, else None."""
+  if typing.get_origin(hint) in (types.UnionType, typing.Union):
+    inner = [t for t in typing.get_args(hint) if t is not type(None)]
+    if len(inner) == 1 and len(typing.get_args(hint)) == 2:
+      inner = inner[0]
+      return str if typing.get_origin(inner) is typing.Literal else inner
+  return None
+
+
+def _as_fields(value: Any, choices: Mapping[str, type], where: str) -> dict:
+  """Returns `{"name": ..., fields}` of one of several dataclasses."""
+  if dataclasses.is_dataclass(value):
+    name = {v: k for k, v in choices.items()}[type(value)]
+    return {"name": name} | dataclasses.asdict(value)
+  fields = {"name": value} if isinstance(value, str) else dict(value)
+  name = fields.pop("name", None)
+  if name not in choices:
+    raise ValueError(
+        f"{where}: unknown name {name!r}; legal: {', '.join(choices)}"
+    )
+  return {"name": name} | _complete(where, choices[name], fields)
+
+
+def _nested(cls: type, name: str, value: Any) -> Any:
+  """Returns the dataclass of a nested section, or the value as it is."""
+  field = {f.name: f for f in dataclasses.fields(cls)}[name]
+  choices = field.metadata.get("choices")
+  if choices is None or not isinstance(value, Mapping):
+    return value
+  fields = dict(value)
+  return choices[fields.pop("name")](**fields)
+
+
+def _check_names(kind: str, given, legal, where: str) -> None:
+  for name in given:
+    if name not in legal:
+      close = difflib.get_close_matches(name, legal, n=1)
+      hint = f"did you mean {close[0]!r}? " if close else ""
+      raise ValueError(
+          f"unknown {kind} {where}.{name}; {hint}legal: {', '.join(legal)}"
+      )
+
+
+def check_overrides(config: ConfigDict, paths: Sequence[str]) -> None:
+  """Checks that `a.b.c` paths name fields of a resolved config.
+
+  Raises:
+    ValueError: one does not; the message names the legal fields there.
+  """
+  for path in paths:
+    node, where = config, "config"
+    for part in path.split("."):
+      if not isinstance(node, ConfigDict):
+        raise ValueError(f"{where} is a value and has no field {part!r}")
+      _check_names("field", [part], list(node.keys()), where)
+      node, where = node[part], f"{where}.{part}"
+
+
+def parse(config: ConfigDict) -> Config:
+  """Returns a resolved ConfigDict as dataclasses.
+
+  Raises:
+    ValueError: a field has an illegal value.
+  """
+  values = config.to_dict()
+  return Config(
+      objective=values["objective"],
+      model=values["model"],
+      **{name: cls(**values[name]) for name, cls in _SECTIONS.items()},
+  )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Returns `path: old -> new` for fields that a second start may not change."""
+  found = []
+
+  def walk(a, b, path):
+    if path in _MAY_CHANGE:
+      return
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+      for key in sorted({*a, *b}):
+        walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+    elif a != b and not (
+        isinstance(a, (list, tuple))
+        and isinstance(b, (list, tuple))
+        and list(a) == list(b)
+    ):
+      found.append(f"config.{path}: {a!r} -> {b!r}")
+
+  walk(old, new, "")
+  return found
