@@ -20,3 +20,26 @@ def axis_size(*names: str) -> int:
   """Returns the product of the named axes of the current mesh; 1 without one."""
   mesh = jax.sharding.get_abstract_mesh()
   return math.prod(mesh.shape[name] for name in names if name in mesh.shape)
+
+
+def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
+  """Returns x, told to lie along the named mesh axes; x itself without a mesh.
+
+  Names that the mesh lacks are left out, and a dimension that its axes do not
+  divide (a single prompt on many devices) is left whole.
+
+  Args:
+    x: an array with at least `len(spec)` dimensions.
+    *spec: for each dimension the axis or axes that divide it, or None.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+
+  def place(names, size):
+    names = (names,) if isinstance(names, str) else names or ()
+    names = tuple(name for name in names if name in mesh.shape)
+    return names if names and size % axis_size(*names) == 0 else None
+
+  spec = jax.P(*map(place, spec, x.shape))
+  return jax.lax.with_sharding_constraint(x, spec)

@@ -1,0 +1,161 @@
+"""Small Linen layers that the networks share, and the scan over a stack.
+
+Parameters are float32; arithmetic is in the layer's dtype, norms in float32.
+Networks themselves are in `transformer` and `dit`.
+"""
+
+from collections.abc import Callable, Mapping
+import math
+import types
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+DTYPES = ("float32", "bfloat16")
+
+_POLICIES = jax.checkpoint_policies
+REMAT: Mapping[str, Callable | None] = types.MappingProxyType({
+    "none": None,
+    "full": _POLICIES.nothing_saveable,
+    "dots": _POLICIES.dots_saveable,
+    "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
+})
+"""What a layer keeps for its backward pass, by name.
+
+"none" keeps everything, "full" nothing but its input, "dots" the results of
+matrix products, "dots_no_batch" those of products with weights only (attention
+scores are formed again).
+"""
+
+
+def scaled_normal(scale: float = 1.0) -> Callable:
+  """Returns an initialiser: normal of deviation scale / sqrt(fan in).
+
+  The fan in is the product of all dimensions but the `out` ones that `Linear`
+  has flattened away: kernels are initialised as `[in, out]`.
+  """
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.normal(key, shape, dtype) * (scale * shape[0] ** -0.5)
+
+  return init
+
+
+class Linear(nn.Module):
+  """x W (+ b), contracting the last `len(inputs)` axes of x.
+
+  Attributes:
+    inputs: sizes of the contracted axes.
+    outputs: sizes of the new axes; the kernel is `[*inputs, *outputs]`.
+    bias: whether b is there, `[*outputs]`, zero at first.
+    dtype: of the product.
+    init: initialiser of the kernel, flattened to `[in, out]`.
+  """
+
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  bias: bool = False
+  dtype: str = "float32"
+  init: Callable = scaled_normal()
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T *inputs"]):
+    fan_in, fan_out = math.prod(self.inputs), math.prod(self.outputs)
+    shape = (*self.inputs, *self.outputs)
+
+    def init(key):
+      return self.init(key, (fan_in, fan_out)).reshape(shape)
+
+    kernel = self.param("kernel", init).astype(self.dtype)
+    lead = x.shape[: x.ndim - len(self.inputs)]
+    x = x.reshape(*lead, fan_in).astype(self.dtype)
+    y = (x @ kernel.reshape(fan_in, fan_out)).reshape(*lead, *self.outputs)
+    if self.bias:
+      bias = self.param("bias", nn.initializers.zeros, self.outputs)
+      y += bias.astype(self.dtype)
+    return y
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale over the last axis, in float32 (arXiv:1910.07467)."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    y = x.astype(jnp.float32)
+    y *= lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class TimeEmbedding(nn.Module):
+  """A sinusoid of the time through a two-layer perceptron.
+
+  Features are cos(t w_i), then sin(t w_i), w_i = period^(-i / half) in float32.
+
+  Attributes:
+    width: features out.
+    features: sinusoidal features, half cosines and half sines.
+    period: the longest period over 2 pi.
+  """
+
+  width: int
+  features: int = 256
+  period: float = 10_000.0
+
+  @nn.compact
+  def __call__(self, t: Float[Array, "B #T"]) -> Float[Array, "B #T C"]:
+    half = self.features // 2
+    w = jnp.exp(-math.log(self.period) / half * jnp.arange(half))
+    angles = t.astype(jnp.float32)[..., None] * w
+    x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    x = Linear((self.features,), (self.width,), bias=True, name="hidden")(x)
+    return Linear((self.width,), (self.width,), bias=True, name="out")(
+        nn.silu(x)
+    )
+
+
+def modulate(x, shift, scale):
+  """Returns x (1 + scale) + shift, as adaptive norms do (arXiv:2212.09748)."""
+  return x * (1 + scale) + shift
+
+
+def stack(block: type, *, layers: int, remat: str, unroll: int) -> type:
+  """Returns a module that scans `block` over parameters stacked on axis 0.
+
+  The block is called as `(x, shared, own) -> (x, own)`: `shared` is the same for
+  all layers, `own` is stacked by layer on its first axis, or None.
+  """
+  if remat != "none":
+    block = nn.remat(block, policy=REMAT[remat], prevent_cse=False)
+  return nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(nn.broadcast, 0),
+      out_axes=0,
+      length=layers,
+      unroll=min(unroll, layers),
+  )
+
+
+def check_choice(what: str, value, choices) -> None:
+  """Raises ValueError unless value is among the choices."""
+  if value not in choices:
+    raise ValueError(
+        f"{what} {value!r} is unknown; choose one of {', '.join(choices)}"
+    )
+
+
+def check_at_least(config, low: int, *fields: str) -> None:
+  """Raises ValueError unless the named fields of a config reach `low`."""
+  for field in fields:
+    value = getattr(config, field)
+    if value is not None and value < low:
+      raise ValueError(
+          f"{type(config).__name__}.{field} must be at least {low}, not {value}"
+      )

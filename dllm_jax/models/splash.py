@@ -1,0 +1,118 @@
+"""Splash attention on TPU: mask specs become tiles, empty tiles cost nothing.
+
+Pallas kernels cannot be divided by the compiler, so under a mesh each device
+runs its own rows and heads. Imported for `dllm_jax.models.attention` alone.
+"""
+
+import dataclasses
+
+import jax
+from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+import jax.numpy as jnp
+import numpy as np
+
+from dllm_jax.core.axes import BATCH_AXES, TENSOR, axis_size
+from dllm_jax.core.mask import Causal, Full, MaskSpec
+
+_TILE = 128
+_LARGEST_TILE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class _SpecMask(kernels.splash_attention_mask.Mask):
+  """A mask spec that the kernel reads tile by tile."""
+
+  spec: MaskSpec
+  size: tuple[int, int]
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return self.size
+
+  def __getitem__(self, index) -> np.ndarray:
+    q, k = (np.arange(n)[i] for n, i in zip(self.size, index, strict=True))
+    return self.spec.allowed(q[:, None], k[None, :])
+
+
+def _mask(spec: MaskSpec, size: tuple[int, int]):
+  if isinstance(spec, Full):
+    return kernels.FullMask(size)
+  if isinstance(spec, Causal):
+    return kernels.CausalMask(size)
+  return _SpecMask(spec, size)
+
+
+def attention(q, k, v, spec, q_segments, k_segments, *, interpret=False):
+  """Returns attention by the splash kernel; arguments as in `attention`.
+
+  Raises:
+    ValueError: where the kernel cannot run: off a TPU, a length that is not a
+      multiple of 128, positions divided over devices.
+  """
+  if not interpret and _platform() != "tpu":
+    raise ValueError(
+        f"attention 'splash' needs a TPU, not {_platform()}; use 'xla'"
+    )
+  size = (q.shape[1], k.shape[1])
+  if size[0] % _TILE or size[1] % _TILE:
+    raise ValueError(
+        f"attention 'splash' needs lengths that are multiples of {_TILE}, not"
+        f" {size[0]} and {size[1]}; use 'xla'"
+    )
+  heads = q.shape[2] // axis_size(TENSOR)
+  kernel = kernels.make_splash_mha(
+      kernels.MultiHeadMask([_mask(spec, size)] * heads),
+      block_sizes=_block_sizes(*size),
+      head_shards=1,
+      q_seq_shards=1,
+      interpret=interpret,
+  )
+
+  def local(q, k, v, q_segments, k_segments):
+    q = q * q.shape[-1] ** -0.5
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    out = jax.vmap(lambda q, k, v, a, b: kernel(
+        q, k, v, segment_ids=kernels.SegmentIds(a, b)
+    ))(q, k, v, q_segments, k_segments)
+    return jnp.swapaxes(out, 1, 2)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  rows = tuple(a for a in BATCH_AXES if a in mesh.shape)
+  if mesh.empty or not rows:
+    return local(q, k, v, q_segments, k_segments)
+  tensor = TENSOR if TENSOR in mesh.shape else None
+  here = jax.P(rows, None, tensor)
+  return jax.shard_map(
+      local,
+      in_specs=(here, here, here, jax.P(rows), jax.P(rows)),
+      out_specs=here,
+      check_vma=False,
+  )(q, k, v, q_segments, k_segments)
+
+
+def _block_sizes(q_length: int, k_length: int):
+  def largest(length):
+    tiles = (t for t in range(_LARGEST_TILE, 0, -_TILE) if length % t == 0)
+    return next(tiles)
+
+  q, k = largest(q_length), largest(k_length)
+  return kernels.BlockSizes(
+      block_q=q,
+      block_kv=k,
+      block_kv_compute=k,
+      block_q_dkv=q,
+      block_kv_dkv=k,
+      block_kv_dkv_compute=k,
+      block_q_dq=q,
+      block_kv_dq=k,
+  )
+
+
+def _platform() -> str:
+  """Returns the platform that is compiled for, which need not be here."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = getattr(mesh, "abstract_device", None)
+  kind = getattr(device, "device_kind", None)
+  if kind is not None:
+    return "tpu" if "TPU" in kind.upper() else kind
+  return jax.default_backend()

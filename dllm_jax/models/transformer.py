@@ -1,0 +1,407 @@
+"""A LLaMA-like transformer: RMSNorm, SwiGLU, rotary positions, grouped queries.
+
+Bidirectional or causal by the mask spec of its inputs alone. Parameters are a
+plain dict with these paths, N layers stacked first (D width, H heads, G key and
+value heads, K head features, F hidden features of the perceptron, C conditioning
+features, V padded vocabulary); those in brackets depend on the config:
+
+    embed/embedding                [V, D]           (token inputs)
+    input/{kernel,bias}            [E, D], [D]      (vector inputs)
+    time/{hidden,out}/{kernel,bias}                 (conditioned)
+    classes/embedding              [classes + 1, C] (num_classes; last = none)
+    layers/attention_norm/scale    [N, D]
+    layers/attention/{q,k,v}/kernel [N, D, H or G, K]
+    layers/attention/{q,k,v}/bias  [N, H or G, K]   (qkv_bias)
+    layers/attention/{q,k}_norm/scale [N, K]        (qk_norm)
+    layers/attention/o/kernel      [N, H, K, D]
+    layers/mlp_norm/scale          [N, D]
+    layers/mlp/{gate,up}/kernel    [N, D, F]
+    layers/mlp/down/kernel         [N, F, D]
+    layers/modulation/{kernel,bias} [N, C, 6 D]     (conditioned or classes)
+    final_norm/scale               [D]
+    final_modulation/{kernel,bias} [C, 2 D]         (conditioned or classes)
+    unembed/kernel                 [D, V]           (neither tied nor vectors)
+    output/{kernel,bias}           [D, O], [O]      (vector outputs)
+
+Sharding rules, name tables and adapters depend on these paths.
+"""
+
+import dataclasses
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dllm_jax.core.axes import BATCH_AXES, CONTEXT, constrain
+from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
+from dllm_jax.models import layers
+from dllm_jax.models.attention import (
+    Implementation,
+    attention,
+    check_implementation,
+)
+from dllm_jax.models.cache import empty_cache, query_slots, write
+from dllm_jax.models.layers import Linear, RMSNorm, TimeEmbedding, modulate
+from dllm_jax.models.rotary import rotary_tables, rotate
+
+_EMBEDDING_DEVIATION = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+  """The shape and the arithmetic of a transformer.
+
+  Attributes:
+    vocab_size: real tokens, the mask included.
+    width: features of a position (D).
+    layers: blocks (N).
+    heads: query heads (H).
+    kv_heads: key and value heads (G), a divisor of heads; None for heads.
+    head_dim: features of a head (K), even; None for width / heads.
+    mlp_dim: hidden features of the perceptron (F); None for 8/3 width, up to a
+      multiple of 64.
+    norm_eps: added to mean squares.
+    rope_theta: base of the rotary wavelengths.
+    rotary_dim: rotated features of a head, even; None for all.
+    qk_norm: RMSNorm of each query and key head before rotation.
+    qkv_bias: biases on queries, keys and values.
+    tied: the unembedding is the embedding.
+    dropout: rate on the output of each branch, where a dropout key is given.
+    conditioned: told the time by adaptive norms; an absent time reads as 0.
+    num_classes: class labels that `cond` may name; 0 for none. A row without a
+      label has the class `num_classes`.
+    cond_dim: features of time and class together (C).
+    latent_dim: features of vector inputs; None for tokens.
+    output_dim: features of vector outputs; None for logits.
+    vocab_multiple: the vocabulary is padded to a multiple of this.
+    dtype: of activations, "float32" or "bfloat16".
+    remat: what a layer keeps for its backward pass (`layers.REMAT`).
+    unroll: layers to a step of the scan; more compile longer, run faster.
+    attention: implementation (`attention.IMPLEMENTATIONS`).
+  """
+
+  vocab_size: int
+  width: int = 384
+  layers: int = 6
+  heads: int = 6
+  kv_heads: int | None = None
+  head_dim: int | None = None
+  mlp_dim: int | None = None
+  norm_eps: float = 1e-6
+  rope_theta: float = 10_000.0
+  rotary_dim: int | None = None
+  qk_norm: bool = False
+  qkv_bias: bool = False
+  tied: bool = False
+  dropout: float = 0.0
+  conditioned: bool = False
+  num_classes: int = 0
+  cond_dim: int = 128
+  latent_dim: int | None = None
+  output_dim: int | None = None
+  vocab_multiple: int = 128
+  dtype: str = "float32"
+  remat: str = "none"
+  unroll: int = 1
+  attention: Implementation = None
+
+  def __post_init__(self):
+    layers.check_at_least(
+        self, 1, "vocab_size", "width", "layers", "heads", "kv_heads",
+        "head_dim", "mlp_dim", "cond_dim", "latent_dim", "output_dim",
+        "vocab_multiple", "unroll",
+    )  # fmt: skip
+    layers.check_at_least(self, 0, "num_classes")
+    if self.head_dim is None and self.width % self.heads:
+      raise ValueError(
+          f"width {self.width} is no multiple of heads {self.heads}; change one"
+          " or set head_dim"
+      )
+    if self.heads % (self.kv_heads or self.heads):
+      raise ValueError(
+          f"kv_heads {self.kv_heads} must divide heads {self.heads}"
+      )
+    head_dim = self.head_dim or self.width // self.heads
+    rotary_dim = head_dim if self.rotary_dim is None else self.rotary_dim
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+      raise ValueError(
+          f"rotated features {rotary_dim} of a head of {head_dim} must be even,"
+          " above 0 and no more than the head has; set head_dim or rotary_dim"
+      )
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+    if self.tied and (self.latent_dim or self.output_dim):
+      raise ValueError(
+          "tied=True needs token inputs and logits: unset latent_dim and"
+          " output_dim, or set tied=False"
+      )
+    layers.check_choice("dtype", self.dtype, layers.DTYPES)
+    layers.check_choice("remat", self.remat, layers.REMAT)
+    check_implementation(self.attention)
+    fill = dict(
+        kv_heads=self.kv_heads or self.heads,
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+        mlp_dim=self.mlp_dim or -(-8 * self.width // (3 * 64)) * 64,
+    )
+    for name, value in fill.items():
+      object.__setattr__(self, name, value)
+
+  @property
+  def padded_vocab(self) -> int:
+    """The vocabulary with its padding."""
+    return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+  @property
+  def modulated(self) -> bool:
+    """Whether norms depend on the time or on a class."""
+    return self.conditioned or self.num_classes > 0
+
+  def cache(self, batch: int, slots: int) -> KVCache:
+    """Returns an empty cache for this network."""
+    return empty_cache(
+        layers=self.layers,
+        batch=batch,
+        slots=slots,
+        kv_heads=self.kv_heads,
+        head_dim=self.head_dim,
+        dtype=self.dtype,
+    )
+
+
+def transformer(config: TransformerConfig) -> Denoiser:
+  """Returns the network as `(init, apply)`.
+
+  `apply` reads every field of `ModelInputs`. With a cache, the keys and values
+  of the T positions are written at their slots in every layer, and the positions
+  attend to all filled slots by the mask spec.
+  """
+  module = _Transformer(config)
+
+  def init(key, inputs):
+    return module.init({"params": key}, inputs, None)["params"]
+
+  def apply(params, inputs, cache=None):
+    key = inputs.dropout_key
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, inputs, cache, rngs=rngs)
+
+  return Denoiser(init, apply)
+
+
+@struct.dataclass
+class _Shared:
+  """What all layers read."""
+
+  inputs: ModelInputs
+  tables: tuple[Array, Array]
+  conditioning: Float[Array, "B #T C"] | None
+  slots: Int[Array, "B T"] | None
+  key_segments: Int[Array, "B S"]
+
+
+class _Transformer(nn.Module):
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, inputs: ModelInputs, cache: KVCache | None):
+    c = self.config
+    x, embedding = self._embed(inputs.latent)
+    x = constrain(x.astype(c.dtype), BATCH_AXES, CONTEXT, None)
+
+    slots, key_segments = None, inputs.segment_ids
+    if cache is not None:
+      slots = query_slots(inputs)
+      key_segments = write(cache.segment_ids, inputs.segment_ids, slots)
+    conditioning = self._conditioning(inputs)
+    shared = _Shared(
+        inputs.replace(dropout_key=None),
+        rotary_tables(
+            inputs.positions, dim=c.rotary_dim, theta=c.rope_theta
+        ),
+        conditioning,
+        slots,
+        key_segments,
+    )
+    own = None if cache is None else (cache.key, cache.value)
+    blocks = layers.stack(
+        _Block, layers=c.layers, remat=c.remat, unroll=c.unroll
+    )
+    x, own = blocks(c, name="layers")(x, shared, own)
+
+    x = RMSNorm(c.norm_eps, name="final_norm")(x)
+    if c.modulated:
+      change = _modulation(c, 2, "final_modulation")(conditioning)
+      x = modulate(x, *jnp.split(change, 2, axis=-1))
+    x = constrain(x, BATCH_AXES, CONTEXT, None)
+    if cache is not None:
+      cache = KVCache(key=own[0], value=own[1], segment_ids=key_segments)
+    return self._output(x, embedding), cache
+
+  def _embed(self, latent):
+    c = self.config
+    if c.latent_dim is not None:
+      if latent.ndim != 3 or latent.shape[-1] != c.latent_dim:
+        raise ValueError(
+            f"a network with latent_dim {c.latent_dim} takes vectors"
+            f" [B, T, {c.latent_dim}], not {latent.shape}"
+        )
+      linear = Linear((c.latent_dim,), (c.width,), bias=True, name="input")
+      return linear(latent), None
+    if latent.ndim != 2:
+      raise ValueError(
+          f"a network without latent_dim takes tokens [B, T], not {latent.shape}"
+      )
+    embedding = _Embedding(c.padded_vocab, c.width, name="embed")()
+    return embedding[latent], embedding
+
+  def _conditioning(self, inputs):
+    c = self.config
+    total = 0.0
+    batch = inputs.segment_ids.shape[0]
+    if c.conditioned:
+      t = inputs.conditioning
+      t = jnp.zeros((batch, 1)) if t is None else t
+      total += TimeEmbedding(c.cond_dim, name="time")(t)
+    if c.num_classes:
+      label = inputs.cond
+      label = jnp.full((batch,), c.num_classes) if label is None else label
+      table = _Embedding(c.num_classes + 1, c.cond_dim, name="classes")()
+      total += table[label][:, None]
+    return nn.silu(total) if c.modulated else None
+
+  def _output(self, x, embedding):
+    c = self.config
+    if c.output_dim is not None:
+      linear = Linear((c.width,), (c.output_dim,), bias=True, name="output")
+      return ModelOutputs(hidden=linear(x))
+    if c.tied:
+      unembed = embedding.T
+    else:
+      unembed = _Kernel((c.width, c.padded_vocab), name="unembed")()
+    return ModelOutputs(hidden=x, unembed=unembed, vocab_size=c.vocab_size)
+
+
+class _Embedding(nn.Module):
+  rows: int
+  width: int
+
+  @nn.compact
+  def __call__(self):
+    init = nn.initializers.normal(_EMBEDDING_DEVIATION)
+    return self.param("embedding", init, (self.rows, self.width))
+
+
+class _Kernel(nn.Module):
+  shape: tuple[int, int]
+
+  @nn.compact
+  def __call__(self):
+    init = nn.initializers.normal(_EMBEDDING_DEVIATION)
+    return self.param("kernel", init, self.shape)
+
+
+def _modulation(config, parts: int, name: str) -> Linear:
+  """Returns the adaLN-zero map: all changes are zero at first."""
+  return Linear(
+      (config.cond_dim,),
+      (parts * config.width,),
+      bias=True,
+      dtype=config.dtype,
+      init=nn.initializers.zeros,
+      name=name,
+  )
+
+
+class _Block(nn.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x)); adaptive if conditioned."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, shared: _Shared, own):
+    c = self.config
+    dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))
+    attend = _Attention(c, name="attention")
+    mlp = _Mlp(c, name="mlp")
+    attention_norm = RMSNorm(c.norm_eps, name="attention_norm")
+    mlp_norm = RMSNorm(c.norm_eps, name="mlp_norm")
+    if not c.modulated:
+      y, own = attend(attention_norm(x), shared, own)
+      x += dropout(y)
+      return x + dropout(mlp(mlp_norm(x))), own
+    change = _modulation(c, 6, "modulation")(shared.conditioning)
+    shift, scale, gate, *second = jnp.split(change, 6, axis=-1)
+    y, own = attend(modulate(attention_norm(x), shift, scale), shared, own)
+    x += gate * dropout(y)
+    shift, scale, gate = second
+    return x + gate * dropout(mlp(modulate(mlp_norm(x), shift, scale))), own
+
+
+class _Attention(nn.Module):
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, shared: _Shared, own):
+    c = self.config
+    inputs = shared.inputs
+
+    def project(name, heads):
+      return Linear(
+          (c.width,),
+          (heads, c.head_dim),
+          bias=c.qkv_bias,
+          dtype=c.dtype,
+          name=name,
+      )(x)
+
+    q, k, v = (
+        project("q", c.heads), project("k", c.kv_heads), project("v", c.kv_heads)
+    )
+    if c.qk_norm:
+      q = RMSNorm(c.norm_eps, name="q_norm")(q)
+      k = RMSNorm(c.norm_eps, name="k_norm")(k)
+    q, k = rotate(q, shared.tables), rotate(k, shared.tables)
+    if own is not None:
+      own = write(own[0], k, shared.slots), write(own[1], v, shared.slots)
+      k, v = (a.astype(q.dtype) for a in own)
+    y = attention(
+        q,
+        k,
+        v,
+        mask=inputs.mask,
+        q_segments=inputs.segment_ids,
+        k_segments=shared.key_segments,
+        q_slots=shared.slots,
+        extra=inputs.extra_mask,
+        implementation=c.attention,
+    )
+    out = Linear(
+        (c.heads, c.head_dim),
+        (c.width,),
+        dtype=c.dtype,
+        init=layers.scaled_normal((2 * c.layers) ** -0.5),
+        name="o",
+    )
+    return out(y), own
+
+
+class _Mlp(nn.Module):
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    wide = lambda name: Linear(
+        (c.width,), (c.mlp_dim,), dtype=c.dtype, name=name
+    )
+    down = Linear(
+        (c.mlp_dim,),
+        (c.width,),
+        dtype=c.dtype,
+        init=layers.scaled_normal((2 * c.layers) ** -0.5),
+        name="down",
+    )
+    return down(nn.silu(wide("gate")(x)) * wide("up")(x))
