@@ -107,7 +107,7 @@ def test_forbidden_token_has_no_probability_and_finite_gradients(chunking):
   token = 4
   # A position without a weight may well have the forbidden target.
   weights = jnp.where(targets == token, 0.0, weights)
-  assert bool(jnp.any((targets == token)))
+  assert bool(jnp.any(targets == token))
 
   def loss(out):
     return cross_entropy(forbid(out, token), targets, weights)[0]
