@@ -282,7 +282,15 @@ class Objective(Protocol):
 
 
 class Policy(Protocol):
-  """How a window of the canvas is revealed; ancestral is one among others."""
+  """How a window of the canvas is revealed; ancestral is one among others.
+
+  Attributes:
+    objective: the diffusion that the network was trained for.
+    steps: network calls for each window.
+  """
+
+  objective: Objective
+  steps: int
 
   def init(self, process: Process, z: PyTree, window: Bool[Array, "B W"]) -> Any:
     """Returns the state at a window's start, leaves `[B, ...]`.

@@ -1,0 +1,78 @@
+"""Launching the sampler: compiled once for each shape, one dispatch a batch."""
+
+import functools
+import time
+
+import jax
+from jaxtyping import Array, Key, PyTree
+
+from dllm_jax.core.types import Denoiser, Process
+from dllm_jax.sampling.program import generate, Generation, Sampler
+from dllm_jax.sampling.requests import Requests
+
+
+class Launcher:
+  """A sampler that is ready to run.
+
+  Calling it returns as soon as the program is dispatched; wait for the tokens to
+  measure it. The first call of a shape compiles, which `compile_seconds` counts
+  apart.
+
+  Attributes:
+    sampler: how it samples.
+    compile_seconds: time spent on tracing and compiling so far.
+  """
+
+  def __init__(
+      self, sampler: Sampler, denoiser: Denoiser, *, trace: bool = False
+  ):
+    self.sampler = sampler
+    self.compile_seconds = 0.0
+    self._program = jax.jit(
+        functools.partial(generate, sampler, denoiser, trace=trace)
+    )
+    self._compiled = set()
+
+  def compile(
+      self,
+      params: PyTree,
+      process: Process,
+      key: Key[Array, ""],
+      requests: Requests,
+  ) -> float:
+    """Compiles for the shapes of the arguments; returns the seconds it took.
+
+    Raises:
+      ValueError: the requests do not fit the sampler.
+    """
+    args = (params, process, key, requests)
+    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
+    leaves, structure = jax.tree.flatten(shapes, is_leaf=_is_shape)
+    shape = (tuple(leaves), structure)
+    if shape in self._compiled:
+      return 0.0
+    start = time.perf_counter()
+    self._program.lower(*args).compile()
+    seconds = time.perf_counter() - start
+    self._compiled.add(shape)
+    self.compile_seconds += seconds
+    return seconds
+
+  def __call__(
+      self,
+      params: PyTree,
+      process: Process,
+      key: Key[Array, ""],
+      requests: Requests,
+  ) -> Generation:
+    """Returns samples of a batch of requests; see `program.generate`."""
+    self.compile(params, process, key, requests)
+    return self._program(params, process, key, requests)
+
+  def programs(self) -> int:
+    """Returns how many programs were compiled and run."""
+    return self._program._cache_size()
+
+
+def _is_shape(node) -> bool:
+  return isinstance(node, tuple) and len(node) == 2 and isinstance(node[1], str)

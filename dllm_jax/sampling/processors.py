@@ -1,0 +1,140 @@
+r"""Processors of logits, run on chunks of positions inside the sampler.
+
+A processor is `(logits [B, c, V], z, counts) -> logits`, a function of each
+position alone; -inf forbids a token. Several are applied in order. Nothing sorts:
+a set of best tokens is found by bisection on a threshold.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+Logits = Float[Array, "B c V"]
+Counts = Int[Array, "B 1 V"] | None
+"""How often each token stands in its row; None where nobody counted."""
+Processor = Callable[[Logits, PyTree, Counts], Logits]
+
+
+def compose(
+    processors: Sequence[Processor],
+    logits: Logits,
+    z: PyTree,
+    counts: Counts = None,
+) -> Logits:
+  """Returns the logits after each processor in turn."""
+  for processor in processors:
+    logits = processor(logits, z, counts)
+  return logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+  """Divides logits by a temperature; 0 leaves the best token only.
+
+  Attributes:
+    value: at least 0; 1 changes nothing.
+  """
+
+  value: float
+
+  def __post_init__(self):
+    if not 0.0 <= self.value < float("inf"):
+      raise ValueError(
+          f"temperature must be 0 (the best token) or more, not {self.value}"
+      )
+
+  def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
+    """Returns logits / value."""
+    del z, counts
+    if self.value == 1.0:
+      return logits
+    if self.value > 0.0:
+      return logits / self.value
+    best = jnp.argmax(logits, axis=-1, keepdims=True)
+    ids = jnp.arange(logits.shape[-1])
+    return jnp.where(ids == best, 0.0, -jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+  """Keeps the k most probable tokens, the lower id first among equals.
+
+  Attributes:
+    k: tokens to keep, at least 1.
+  """
+
+  k: int
+
+  def __post_init__(self):
+    if self.k < 1:
+      raise ValueError(f"top-k must keep at least 1 token, not {self.k}")
+
+  def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
+    """Returns the logits, -inf outside the best k."""
+    del z, counts
+    if self.k >= logits.shape[-1]:
+      return logits
+    keep = _best(logits, jnp.ones_like(logits), float(self.k))
+    return jnp.where(keep, logits, -jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopP:
+  """Keeps the smallest set of best tokens whose probability reaches p.
+
+  The token that crosses p is kept, so that at least one is; the lower id comes
+  first among equals. Also called nucleus sampling (arXiv:1904.09751).
+
+  Attributes:
+    p: a probability in (0, 1].
+  """
+
+  p: float
+
+  def __post_init__(self):
+    if not 0.0 < self.p <= 1.0:
+      raise ValueError(f"top-p must lie in (0, 1], not {self.p}")
+
+  def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
+    """Returns the logits, -inf outside the nucleus."""
+    del z, counts
+    if self.p == 1.0:
+      return logits
+    keep = _best(logits, jax.nn.softmax(logits), self.p)
+    return jnp.where(keep, logits, -jnp.inf)
+
+
+def _best(
+    logits: Logits, weight: Float[Array, "B c V"], target: float
+) -> Bool[Array, "B c V"]:
+  """Returns the fewest best tokens whose weights sum to `target` or more.
+
+  Bisects over the integers that order float32 numbers, so that 32 halvings reach
+  the exact logit at which the target is met; equal logits are then taken by id.
+  """
+  bits = lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.int32)
+  order = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # Monotone in the float.
+
+  def mass(threshold):
+    kept = jnp.where(order >= threshold, weight, 0.0)
+    return jnp.sum(kept, axis=-1, keepdims=True)
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low | high) - ((low ^ high) >> 1)  # Rounded up, no overflow.
+    enough = mass(middle) >= target
+    return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+
+  bounds = (
+      jnp.min(order, axis=-1, keepdims=True),
+      jnp.max(order, axis=-1, keepdims=True),
+  )
+  threshold, _ = lax.fori_loop(0, 32, halve, bounds)
+  above, tied = order > threshold, order == threshold
+  missing = target - jnp.sum(jnp.where(above, weight, 0.0), -1, keepdims=True)
+  earlier = (jnp.cumsum(tied, axis=-1) - 1) * weight
+  return above | (tied & (earlier < missing))

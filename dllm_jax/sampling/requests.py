@@ -1,0 +1,130 @@
+"""What a sampler is asked for: a canvas a row, some of its slots fixed.
+
+A prompt is a run of fixed slots at the start; an infill fixes any others. Rows of
+different lengths share one canvas: unused slots lie at the tail.
+"""
+
+from collections.abc import Sequence
+
+from flax import struct
+from jaxtyping import Array, Bool, Int
+import numpy as np
+
+from dllm_jax.core.types import Objective
+
+
+@struct.dataclass
+class Requests:
+  """A batch of requests on canvases of T slots.
+
+  Attributes:
+    tokens: the token of each fixed slot; read nowhere else.
+    fixed: True at prompts and infilled spans, which never change.
+    valid: True at slots in use; the others lie at a row's tail, are hidden from
+      attention and keep their value in `tokens`.
+    request: the number of each request. With the seed it decides the noise, so
+      that a request gets the same tokens alone and in any batch.
+    cond: class labels, one a row, or None.
+  """
+
+  tokens: Int[Array, "B T"]
+  fixed: Bool[Array, "B T"]
+  valid: Bool[Array, "B T"]
+  request: Int[Array, "B"]
+  cond: Int[Array, "B"] | None = None
+
+
+Template = Sequence[int | None]
+"""Token ids, with None at each slot to be sampled."""
+
+
+def build(
+    rows: Sequence[Template],
+    *,
+    objective: Objective,
+    length: int,
+    request: Sequence[int] | None = None,
+    cond: Sequence[int] | None = None,
+) -> Requests:
+  """Returns requests from rows of token ids, None where a token is wanted.
+
+  Args:
+    rows: a template for each request; shorter ones leave slots unused.
+    objective: what the tokens must fit.
+    length: slots of the canvas (T).
+    request: a number for each row; by default 0, 1, 2, ...
+    cond: a class label for each row.
+
+  Raises:
+    ValueError: there is no row, a row does not fit on the canvas, a token is not
+      in the vocabulary or is the mask, or `request` has another length.
+  """
+  if not rows:
+    raise ValueError("nothing to sample: give at least one prompt or template")
+  request = range(len(rows)) if request is None else request
+  if len(request) != len(rows):
+    raise ValueError(
+        f"{len(rows)} rows need as many request numbers, not {len(request)}"
+    )
+  tokens = np.zeros((len(rows), length), np.int32)
+  fixed = np.zeros(tokens.shape, bool)
+  valid = np.zeros(tokens.shape, bool)
+  for i, row in enumerate(rows):
+    if len(row) > length:
+      raise ValueError(
+          f"row {i} needs {len(row)} slots but the canvas has {length}: shorten "
+          "it, or sample with a longer canvas"
+      )
+    for j, token in enumerate(row):
+      if token is not None:
+        tokens[i, j], fixed[i, j] = _checked(token, objective, i, j), True
+    valid[i, : len(row)] = True
+  return Requests(
+      tokens=tokens,
+      fixed=fixed,
+      valid=valid,
+      request=np.asarray(request, np.int32),
+      cond=None if cond is None else np.asarray(cond, np.int32),
+  )
+
+
+def _checked(token: int, objective: Objective, row: int, slot: int) -> int:
+  if not 0 <= token < objective.vocab_size:
+    raise ValueError(
+        f"row {row} has token {token} at slot {slot}, outside the vocabulary "
+        f"[0, {objective.vocab_size}): use the tokenizer of the model"
+    )
+  if token == objective.mask_id:
+    raise ValueError(
+        f"row {row} has the mask token {token} at slot {slot}: a prompt holds "
+        "text only; leave slots to be sampled as None"
+    )
+  return token
+
+
+def continuation(
+    prompt: Sequence[int], *, length: int, new_tokens: int | None = None
+) -> list[int | None]:
+  """Returns a template: a prompt, then free slots.
+
+  Args:
+    prompt: token ids, possibly none.
+    length: slots of the canvas.
+    new_tokens: free slots after the prompt; None fills the canvas.
+
+  Raises:
+    ValueError: the prompt, with its new tokens, is longer than the canvas.
+  """
+  if len(prompt) > length:
+    raise ValueError(
+        f"the prompt has {len(prompt)} tokens but the canvas has {length} slots: "
+        "shorten the prompt, or sample with a longer canvas"
+    )
+  room = length - len(prompt)
+  new_tokens = room if new_tokens is None else new_tokens
+  if not 0 <= new_tokens <= room:
+    raise ValueError(
+        f"new_tokens must lie in [0, {room}], the slots that a prompt of "
+        f"{len(prompt)} leaves on a canvas of {length}, not {new_tokens}"
+    )
+  return [*prompt, *[None] * new_tokens]

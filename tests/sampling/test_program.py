@@ -1,0 +1,292 @@
+"""The sampling program: its law, its equality with a plain loop, invariance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.core.noise import Keyed
+from dllm_jax.core.types import Batch, Process
+from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.sampling.launch import Launcher
+from dllm_jax.sampling.policies import Ancestral, Confidence
+from dllm_jax.sampling.processors import Temperature, TopK, TopP
+from dllm_jax.sampling.program import generate, Sampler
+from dllm_jax.sampling.requests import build, continuation, Requests
+from tests import jaxprs, toys
+
+VOCAB, MASK = 12, 11
+OBJECTIVE = MDLM(vocab_size=VOCAB, mask_id=MASK)
+KEY = jax.random.key(7)
+
+
+class Shifted(MDLM):
+  """MDLM for a network whose output at slot i predicts slot i + 1."""
+
+  shift = 1
+
+
+def sampler(policy=Ancestral, *, length, objective=OBJECTIVE, steps=5, block=None,
+            **kwargs):
+  return Sampler(
+      objective=objective,
+      policy=policy(objective=objective, steps=steps, **kwargs),
+      steps=steps,
+      length=length,
+      block_length=block,
+  )
+
+
+def network(vocab=VOCAB, width=8, padded=16):
+  denoiser = toys.mixer(vocab, width, padded=padded)
+  return denoiser, denoiser.init(jax.random.key(0), None)
+
+
+def requests_of(rows, length, **kwargs):
+  return build(rows, objective=OBJECTIVE, length=length, **kwargs)
+
+
+def run(spec, requests, *, trace=False, net=None):
+  denoiser, params = net or network()
+  return Launcher(spec, denoiser, trace=trace)(
+      params, Process(), KEY, requests
+  )
+
+
+def ragged(length=14):
+  """Prompts of several lengths, an infill, and rows that end early."""
+  return requests_of(
+      [
+          continuation([1, 2, 3], length=length),
+          continuation([], length=length, new_tokens=9),
+          [4, 4, None, None, None, 5, 6, None, None, 7],
+          continuation([8] * 7, length=length),
+      ],
+      length,
+      request=[5, 0, 9, 3],
+  )
+
+
+def test_ancestral_law_is_the_joint_law():
+  sequences, p = toys.joint(3, tokens=3, length=4)
+  objective = MDLM(vocab_size=4, mask_id=3)
+  rows, steps = 60_000, 100
+  requests = Requests(
+      tokens=np.zeros((rows, 4), np.int32),
+      fixed=np.zeros((rows, 4), bool),
+      valid=np.ones((rows, 4), bool),
+      request=np.arange(rows, dtype=np.int32),
+  )
+  spec = sampler(length=4, objective=objective, steps=steps)
+  net = toys.tabular(3, 4, mask_id=3), jnp.array(p, jnp.float32)
+  tokens = np.asarray(run(spec, requests, net=net).tokens)
+  index = tokens @ np.array([27, 9, 3, 1])
+  frequency = np.bincount(index, minlength=len(p)) / rows
+  # A perfect sampler would be off by about 0.4 sqrt(81 / rows) = 0.012 at most.
+  assert np.abs(frequency - p).sum() / 2 < 0.02
+  assert (sequences[index] == tokens).all()
+
+
+@pytest.mark.parametrize("policy", [Ancestral, Confidence])
+@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_scan_equals_a_plain_loop(policy, block, shift):
+  objective = (Shifted if shift else MDLM)(vocab_size=VOCAB, mask_id=MASK)
+  spec = sampler(
+      policy, length=14, objective=objective, steps=4, block=block,
+      processors=(Temperature(0.7), TopK(5)),
+  )
+  requests, net = ragged(), network()
+  got = run(spec, requests, net=net)
+  want = [_plain_loop(spec, requests, net, row) for row in range(4)]
+  np.testing.assert_array_equal(got.tokens, want)
+
+
+def _plain_loop(spec, requests, net, row):
+  """Samples one row with Python loops over blocks, steps and slots."""
+  denoiser, params = net
+  objective, policy = spec.objective, spec.policy
+  pick = lambda x: jnp.asarray(x[row : row + 1])
+  fixed, valid, given = map(
+      pick, (requests.fixed, requests.valid, requests.tokens)
+  )
+  length, free = spec.length, valid & ~fixed
+  z = jnp.where(free, MASK, given)
+  positions = jnp.arange(length)[None]
+  batch = Batch(
+      tokens=given,
+      loss_mask=free,
+      segment_ids=valid.astype(jnp.int32),
+      positions=positions,
+  )
+  first, width = 0, length
+  if spec.block_length is not None:
+    width = spec.block_length
+    while first < length and fixed[0, first]:
+      first += 1
+  count = 0
+  while first < length:
+    slots = [i for i in range(first, first + width) if i < length]
+    first += width
+    active = free[:, jnp.array(slots)]
+    if not active.any():
+      continue
+    index = jnp.array(slots)
+    state = policy.init(Process(), z[:, index], active)
+    for _ in range(spec.steps):
+      t = policy.time(state)
+      inputs = objective.inputs(Process(), z, t, batch)
+      out, _ = denoiser.apply(params, inputs, None)
+      noise = Keyed.at(
+          KEY,
+          request=pick(requests.request),
+          step=jnp.array([count]),
+          position=index[None],
+      )
+      new, state, _ = policy.step(
+          Process(), noise, out, z[:, index], state, active,
+          window=index[None] - objective.shift,
+      )
+      for j, slot in enumerate(slots):
+        if active[0, j]:
+          z = z.at[0, slot].set(new[0, j])
+      count += 1
+  return np.asarray(jnp.where(free, z, given))[0]
+
+
+@pytest.mark.parametrize("policy", [Ancestral, Confidence])
+@pytest.mark.parametrize("block", [None, 3])
+def test_alone_equals_batched_equals_reordered(policy, block):
+  spec = sampler(policy, length=14, block=block, processors=(TopP(0.9),))
+  requests, net = ragged(), network()
+  denoiser, params = net
+  launcher = Launcher(spec, denoiser)
+  batched = launcher(params, Process(), KEY, requests)
+  order = np.array([2, 0, 3, 1])
+  shuffled = launcher(
+      params, Process(), KEY, jax.tree.map(lambda x: x[order], requests)
+  )
+  np.testing.assert_array_equal(batched.tokens[order], shuffled.tokens)
+  for row in range(4):
+    alone = launcher(
+        params, Process(), KEY,
+        jax.tree.map(lambda x, r=row: x[r : r + 1], requests),
+    )
+    np.testing.assert_array_equal(alone.tokens[0], batched.tokens[row])
+    assert alone.function_evaluations[0] == batched.function_evaluations[row]
+
+
+@pytest.mark.parametrize("policy", [Ancestral, Confidence])
+@pytest.mark.parametrize("block", [None, 4])
+def test_fixed_slots_stay_and_all_others_are_text(policy, block):
+  requests = ragged()
+  out = run(sampler(policy, length=14, block=block), requests)
+  tokens = np.asarray(out.tokens)
+  keep = requests.fixed | ~requests.valid
+  np.testing.assert_array_equal(tokens[keep], requests.tokens[keep])
+  free = tokens[requests.valid & ~requests.fixed]
+  assert ((free >= 0) & (free != MASK) & (free < VOCAB)).all()
+
+
+def test_blocks_start_at_each_prompt_and_go_left_to_right():
+  requests = ragged()
+  out = run(sampler(Confidence, length=14, steps=2, block=4), requests, trace=True)
+  revealed = np.asarray(out.trace.frames.committed)
+  step, row, slot = np.nonzero(revealed)
+  start = np.array([3, 0, 2, 7])
+  # Two steps a block: a slot is revealed in the block that covers it.
+  np.testing.assert_array_equal(step // 2, (slot - start[row]) // 4)
+  np.testing.assert_array_equal(
+      revealed.sum(0), requests.valid & ~requests.fixed
+  )
+  # ceil(11/4), ceil(9/4), two of ceil(8/4), ceil(7/4) blocks of two calls.
+  np.testing.assert_array_equal(out.function_evaluations, [6, 6, 4, 4])
+
+
+def test_a_trace_changes_nothing_and_agrees():
+  requests = ragged()
+  spec = sampler(Confidence, length=14, block=4)
+  plain, traced = run(spec, requests), run(spec, requests, trace=True)
+  np.testing.assert_array_equal(plain.tokens, traced.tokens)
+  np.testing.assert_array_equal(
+      plain.function_evaluations, traced.function_evaluations
+  )
+  assert plain.trace is None
+  frames = traced.trace.frames
+  np.testing.assert_array_equal(frames.tokens[-1], traced.tokens)
+  confidence = np.asarray(frames.confidence)
+  assert (confidence >= 0).all() and (confidence <= 1).all()
+  assert (confidence[np.asarray(frames.committed)] > 0).all()
+  assert (np.asarray(frames.entropy) <= np.log(VOCAB - 1) + 1e-5).all()
+  assert not frames.remasked.any()
+
+
+def test_compiles_once_and_moves_nothing_to_the_host():
+  denoiser, params = network()
+  launcher = Launcher(sampler(length=14, block=4), denoiser)
+  args = jax.device_put((params, Process(), KEY, ragged()))
+  first = launcher.compile(*args)
+  assert first > 0 and launcher.compile(*args) == 0.0
+  with jax.transfer_guard("disallow"):
+    launcher(*args)
+    launcher(*args).tokens.block_until_ready()
+  assert launcher.programs() == 1
+  assert launcher.compile_seconds == first
+
+
+@pytest.mark.parametrize("policy", [Ancestral, Confidence])
+@pytest.mark.parametrize("trace", [False, True])
+def test_no_value_has_canvas_times_vocabulary(policy, trace):
+  rows, length, vocab = 2, 1024, 50_000
+  objective = MDLM(vocab_size=vocab, mask_id=vocab - 1)
+  spec = sampler(
+      policy, length=length, objective=objective, steps=3, block=None,
+      processors=(TopK(50), Temperature(0.5), TopP(0.9)),
+  )
+  denoiser = toys.mixer(vocab, 8)
+  args = jax.eval_shape(
+      lambda: (
+          denoiser.init(KEY, None),
+          KEY,
+          Requests(
+              tokens=jnp.zeros((rows, length), jnp.int32),
+              fixed=jnp.zeros((rows, length), bool),
+              valid=jnp.ones((rows, length), bool),
+              request=jnp.arange(rows),
+          ),
+      )
+  )
+  jaxpr = jax.make_jaxpr(
+      lambda params, key, requests: generate(
+          spec, denoiser, params, Process(), key, requests, trace=trace
+      )
+  )(*args)
+  assert not jaxprs.larger_than(jaxpr, rows * length * vocab)
+  # The walk does reach the logits of a chunk, inside three scans.
+  assert jaxprs.larger_than(jaxpr, 64 * vocab)
+  assert not {"pure_callback", "io_callback"} & jaxprs.primitives(jaxpr)
+
+
+def test_padded_columns_are_cut_where_the_network_does_not():
+  denoiser, params = network()
+  bare = denoiser._replace(
+      apply=lambda p, i, c: (
+          denoiser.apply(p, i, c)[0].replace(vocab_size=None), c
+      )
+  )
+  out = run(sampler(length=14), ragged(), net=(bare, params))
+  assert (np.asarray(out.tokens) < VOCAB).all()
+
+
+def test_bad_samplers_and_requests():
+  with pytest.raises(ValueError, match=r"block_length must lie in \[1, 14\]"):
+    sampler(length=14, block=15)
+  with pytest.raises(ValueError, match="same objective and steps"):
+    Sampler(
+        objective=OBJECTIVE,
+        policy=Ancestral(objective=OBJECTIVE, steps=3),
+        steps=4,
+        length=8,
+    )
+  with pytest.raises(ValueError, match="14 slots a row .* canvas of 8"):
+    run(sampler(length=8), ragged())

@@ -1,0 +1,59 @@
+"""Requests and infill templates."""
+
+import numpy as np
+import pytest
+
+from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.sampling.infill import parse
+from dllm_jax.sampling.requests import build, continuation
+
+OBJECTIVE = MDLM(vocab_size=128, mask_id=127)
+encode = lambda text: [ord(c) for c in text]
+
+
+def test_template_becomes_slots():
+  slots = parse("To be [MASK*3] not[MASK]", encode)
+  assert slots == [*encode("To be "), None, None, None, *encode(" not"), None]
+  requests = build([slots, [65, None]], objective=OBJECTIVE, length=16)
+  assert requests.fixed[0].sum() == 10 and requests.valid[0].sum() == 14
+  np.testing.assert_array_equal(requests.valid[1], np.arange(16) < 2)
+  np.testing.assert_array_equal(requests.request, [0, 1])
+  assert requests.tokens[0, 0] == ord("T")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("no span", "no mask span"),
+        ("[MASK*0]", "empty mask span"),
+        ("a [MASK*x] b", "malformed mask span"),
+        ("a [MASK", "malformed mask span"),
+    ],
+)
+def test_bad_templates(template, message):
+  with pytest.raises(ValueError, match=message):
+    parse(template, encode)
+
+
+def test_continuation():
+  assert continuation([1, 2], length=4) == [1, 2, None, None]
+  assert continuation([1, 2], length=4, new_tokens=1) == [1, 2, None]
+  with pytest.raises(ValueError, match="5 tokens but the canvas has 4 slots"):
+    continuation([1] * 5, length=4)
+  with pytest.raises(ValueError, match="new_tokens must lie in"):
+    continuation([1, 2], length=4, new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "nothing to sample"),
+        ([[1] * 9], "needs 9 slots but the canvas has 8"),
+        ([[1, 128]], "outside the vocabulary"),
+        ([[1, 127]], "mask token 127 at slot 1"),
+    ],
+)
+def test_bad_rows(rows, message):
+  with pytest.raises(ValueError, match=message) as error:
+    build(rows, objective=OBJECTIVE, length=8)
+  assert "\n" not in str(error.value)
