@@ -52,14 +52,14 @@ class Linear(nn.Module):
     outputs: sizes of the new axes; the kernel is `[*inputs, *outputs]`.
     bias: whether b is there, `[*outputs]`, zero at first.
     dtype: of the product.
-    init: initialiser of the kernel, flattened to `[in, out]`.
+    kernel_init: initialiser of the kernel, flattened to `[in, out]`.
   """
 
   inputs: tuple[int, ...]
   outputs: tuple[int, ...]
   bias: bool = False
   dtype: str = "float32"
-  init: Callable = scaled_normal()
+  kernel_init: Callable = scaled_normal()
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T *inputs"]):
@@ -67,7 +67,7 @@ class Linear(nn.Module):
     shape = (*self.inputs, *self.outputs)
 
     def init(key):
-      return self.init(key, (fan_in, fan_out)).reshape(shape)
+      return self.kernel_init(key, (fan_in, fan_out)).reshape(shape)
 
     kernel = self.param("kernel", init).astype(self.dtype)
     lead = x.shape[: x.ndim - len(self.inputs)]
@@ -77,6 +77,24 @@ class Linear(nn.Module):
       bias = self.param("bias", nn.initializers.zeros, self.outputs)
       y += bias.astype(self.dtype)
     return y
+
+
+class Weight(nn.Module):
+  """A bare matrix, read by index or handed on: embedding, unembedding.
+
+  Attributes:
+    param_name: the name of the one parameter inside.
+    shape: its shape.
+    kernel_init: initialiser.
+  """
+
+  param_name: str
+  shape: tuple[int, int]
+  kernel_init: Callable = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(self) -> Float[Array, "n m"]:
+    return self.param(self.param_name, self.kernel_init, self.shape)
 
 
 class RMSNorm(nn.Module):

@@ -43,11 +43,14 @@ from dllm_jax.models.attention import (
     check_implementation,
 )
 from dllm_jax.models.cache import empty_cache, query_slots, write
-from dllm_jax.models.layers import Linear, RMSNorm, TimeEmbedding, modulate
+from dllm_jax.models.layers import (
+    Linear,
+    RMSNorm,
+    TimeEmbedding,
+    Weight,
+    modulate,
+)
 from dllm_jax.models.rotary import rotary_tables, rotate
-
-_EMBEDDING_DEVIATION = 0.02
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -254,7 +257,8 @@ class _Transformer(nn.Module):
       raise ValueError(
           f"a network without latent_dim takes tokens [B, T], not {latent.shape}"
       )
-    embedding = _Embedding(c.padded_vocab, c.width, name="embed")()
+    shape = (c.padded_vocab, c.width)
+    embedding = Weight("embedding", shape, name="embed")()
     return embedding[latent], embedding
 
   def _conditioning(self, inputs):
@@ -268,8 +272,8 @@ class _Transformer(nn.Module):
     if c.num_classes:
       label = inputs.cond
       label = jnp.full((batch,), c.num_classes) if label is None else label
-      table = _Embedding(c.num_classes + 1, c.cond_dim, name="classes")()
-      total += table[label][:, None]
+      shape = (c.num_classes + 1, c.cond_dim)
+      total += Weight("embedding", shape, name="classes")()[label][:, None]
     return nn.silu(total) if c.modulated else None
 
   def _output(self, x, embedding):
@@ -280,27 +284,9 @@ class _Transformer(nn.Module):
     if c.tied:
       unembed = embedding.T
     else:
-      unembed = _Kernel((c.width, c.padded_vocab), name="unembed")()
+      shape = (c.width, c.padded_vocab)
+      unembed = Weight("kernel", shape, name="unembed")()
     return ModelOutputs(hidden=x, unembed=unembed, vocab_size=c.vocab_size)
-
-
-class _Embedding(nn.Module):
-  rows: int
-  width: int
-
-  @nn.compact
-  def __call__(self):
-    init = nn.initializers.normal(_EMBEDDING_DEVIATION)
-    return self.param("embedding", init, (self.rows, self.width))
-
-
-class _Kernel(nn.Module):
-  shape: tuple[int, int]
-
-  @nn.compact
-  def __call__(self):
-    init = nn.initializers.normal(_EMBEDDING_DEVIATION)
-    return self.param("kernel", init, self.shape)
 
 
 def _modulation(config, parts: int, name: str) -> Linear:
@@ -310,7 +296,7 @@ def _modulation(config, parts: int, name: str) -> Linear:
       (parts * config.width,),
       bias=True,
       dtype=config.dtype,
-      init=nn.initializers.zeros,
+      kernel_init=nn.initializers.zeros,
       name=name,
   )
 
@@ -382,7 +368,7 @@ class _Attention(nn.Module):
         (c.heads, c.head_dim),
         (c.width,),
         dtype=c.dtype,
-        init=layers.scaled_normal((2 * c.layers) ** -0.5),
+        kernel_init=layers.scaled_normal((2 * c.layers) ** -0.5),
         name="o",
     )
     return out(y), own
@@ -401,7 +387,7 @@ class _Mlp(nn.Module):
         (c.mlp_dim,),
         (c.width,),
         dtype=c.dtype,
-        init=layers.scaled_normal((2 * c.layers) ** -0.5),
+        kernel_init=layers.scaled_normal((2 * c.layers) ** -0.5),
         name="down",
     )
     return down(nn.silu(wide("gate")(x)) * wide("up")(x))

@@ -1,0 +1,154 @@
+"""Where arrays lie on the mesh: ordered rules for parameters, one for batches.
+
+A rule is a regular expression for the whole path of an array, such as
+'params/model/layers/mlp/up/kernel', and a `PartitionSpec`. The first rule that
+matches wins and the last one catches everything. Default rules begin with
+'(.*/)?', so that they hold for bare parameters, a train state, averaged
+parameters and every optimizer statistic of the same shape alike.
+"""
+
+from collections.abc import Sequence
+import math
+import re
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from dllm_jax.core.axes import BATCH_AXES, CONTEXT, FSDP, TENSOR
+
+Rule = tuple[str, jax.sharding.PartitionSpec]
+
+RULES: tuple[Rule, ...] = tuple(
+    (f"(.*/)?{path}" if path != ".*" else path, jax.P(*spec))
+    for path, spec in (
+        ("embed/embedding", (TENSOR, FSDP)),
+        ("unembed/kernel", (FSDP, TENSOR)),
+        ("unembed/bias", (TENSOR,)),
+        ("layers/attention/[qkv]/kernel", (None, FSDP, TENSOR, None)),
+        ("layers/attention/[qkv]/bias", (None, TENSOR, None)),
+        ("layers/attention/o/kernel", (None, TENSOR, None, FSDP)),
+        ("layers/mlp/(gate|up)/kernel", (None, FSDP, TENSOR)),
+        ("layers/mlp/(gate|up)/bias", (None, TENSOR)),
+        ("layers/mlp/down/kernel", (None, TENSOR, FSDP)),
+        ("layers/modulation/kernel", (None, None, FSDP)),
+        ("final_modulation/kernel", (None, FSDP)),
+        (".*", ()),
+    )
+)
+"""The placement of `models.transformer` and `models.dit`."""
+
+_LARGE = 4 * 2**20  # bytes
+
+
+def shardings(
+    tree: PyTree,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    rules: Sequence[Rule] = RULES,
+) -> PyTree:
+  """Returns the sharding of each array in a tree.
+
+  An array with fewer dimensions than its rule names (a factored statistic, a
+  placeholder) is replicated.
+
+  Args:
+    tree: arrays or `jax.ShapeDtypeStruct`s: parameters or a whole train state.
+    mesh: the mesh; names that it lacks are left out.
+    rules: ordered (regular expression, PartitionSpec).
+
+  Raises:
+    ValueError: if no rule matches, if a dimension does not divide, or if an
+      array above 4 MiB stays whole though parameters are divided.
+  """
+  compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
+
+  def place(key_path, leaf):
+    path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+    spec = _match(compiled, path)
+    if len(spec) > len(leaf.shape):
+      spec = jax.P()
+    spec = jax.P(*(_present(names, mesh) for names in spec))
+    _check(path, leaf, spec, mesh)
+    return jax.sharding.NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _match(compiled, path):
+  for pattern, spec in compiled:
+    if pattern.fullmatch(path):
+      return spec
+  raise ValueError(
+      f"no sharding rule matches {path!r}; end the rules with ('.*', P())"
+  )
+
+
+def _present(names, mesh):
+  names = (names,) if isinstance(names, str) else names or ()
+  names = tuple(name for name in names if name in mesh.shape)
+  return names[0] if len(names) == 1 else names or None
+
+
+def _parts(names, mesh) -> int:
+  names = (names,) if isinstance(names, str) else names or ()
+  return math.prod(mesh.shape[name] for name in names)
+
+
+def _check(path, leaf, spec, mesh):
+  whole = 1
+  for axis, names in enumerate(spec):
+    parts = _parts(names, mesh)
+    whole *= parts
+    if leaf.shape[axis] % parts:
+      raise ValueError(
+          f"{path}: dimension {axis} of shape {tuple(leaf.shape)} does not"
+          f" divide over mesh axis {names} of size {parts}; change the mesh or"
+          " the model"
+      )
+  size = math.prod(leaf.shape) * leaf.dtype.itemsize
+  divided = _parts(tuple(a for a in (FSDP, TENSOR) if a in mesh.shape), mesh)
+  if whole == 1 and divided > 1 and size > _LARGE:
+    raise ValueError(
+        f"{path}: {size / 2**20:.1f} MiB would be replicated on a mesh that"
+        f" divides parameters by {divided}; add a sharding rule for this path"
+    )
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """Returns the sharding of `[B, L]` arrays: rows, then positions."""
+  return jax.sharding.NamedSharding(mesh, jax.P(BATCH_AXES, CONTEXT))
+
+
+def global_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+  """Returns global arrays of a batch of which each process holds its own rows.
+
+  Args:
+    batch: a pytree of numpy arrays, `[B, L, ...]` or `[B]`, with this process's
+      share of the rows; None leaves stay None.
+    mesh: the mesh.
+
+  Raises:
+    ValueError: if the mesh does not divide the rows or the positions.
+  """
+  rows, context = _parts(BATCH_AXES, mesh), _parts(CONTEXT, mesh)
+  sharding = batch_sharding(mesh)
+  by_row = jax.sharding.NamedSharding(mesh, jax.P(BATCH_AXES))
+
+  def place(leaf):
+    leaf = np.asarray(leaf)
+    total = leaf.shape[0] * jax.process_count()
+    if total % rows:
+      raise ValueError(
+          f"a batch of {total} rows does not divide over the {rows} devices of"
+          f" mesh axes {', '.join(BATCH_AXES)}; change the batch size or the mesh"
+      )
+    if leaf.ndim > 1 and leaf.shape[1] % context:
+      raise ValueError(
+          f"rows of {leaf.shape[1]} positions do not divide over mesh axis"
+          f" context of size {context}; change the length or the mesh"
+      )
+    return jax.make_array_from_process_local_data(
+        sharding if leaf.ndim > 1 else by_row, leaf
+    )
+
+  return jax.tree.map(place, batch)
