@@ -1,0 +1,232 @@
+"""Batches from rows: the order of training, and that of evaluation.
+
+Batch k is a pure function of (seed, k). It is the same batch whatever the number
+of processes: each holds a contiguous share of its rows. Rows of random access
+are shuffled globally, anew in each epoch: row r of batch k is element
+`k batch_size + r` of that endless order.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import hashlib
+import itertools
+from typing import Any
+
+import grain
+import numpy as np
+
+from dllm_jax.core.types import Batch
+from dllm_jax.data import packing
+from dllm_jax.data import stream
+from dllm_jax.data.corpus import Corpus, RandomAccess
+
+_THREADS = 2
+_AHEAD = 4  # Batches that wait, so that the device never does.
+
+
+def train_iterator(
+    corpus: Corpus,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "BatchIterator":
+  """Returns the endless iterator of training batches.
+
+  Args:
+    corpus: what to train on.
+    batch_size: rows of the whole batch, over all processes.
+    seed: any integer; with the batch's number it determines the batch.
+    process_index: this process among those that hold different rows.
+    process_count: the number of those.
+
+  Raises:
+    ValueError: the processes do not divide the batch.
+  """
+  rows = _share(batch_size, process_index, process_count)
+  if isinstance(corpus.train, stream.Stream):
+    dataset = grain.experimental.ThreadPrefetchIterDataset(
+        corpus.train.train(
+            batch_size=batch_size,
+            seed=_seed(seed),
+            process_index=process_index,
+            process_count=process_count,
+        ).map(lambda arrays: _batch(*arrays)),
+        prefetch_buffer_size=_AHEAD,
+    )
+  else:
+    source = _Batches(corpus.train, batch_size, rows, _seed(seed))
+    dataset = grain.MapDataset.source(source).to_iter_dataset(
+        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    )
+  return BatchIterator(iter(dataset))
+
+
+def held_out_batches(
+    corpus: Corpus,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "HeldOut":
+  """Returns the batches of the held-out text, which can be gone through again.
+
+  The order is fixed. The last batch is filled with rows that no loss counts, so
+  that every token counts once.
+
+  Args:
+    corpus: what to evaluate on.
+    batch_size: rows of the whole batch, over all processes.
+    limit: at most so many batches; None for all.
+    process_index: this process among those that hold different rows.
+    process_count: the number of those.
+
+  Raises:
+    ValueError: the processes do not divide the batch.
+  """
+  rows = _share(batch_size, process_index, process_count)
+  return HeldOut(corpus=corpus, batch_size=batch_size, rows=rows, limit=limit)
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Returns one state, for any number of processes, from that of each.
+
+  Raises:
+    ValueError: the states are not of the same batch.
+  """
+  batches = sorted({state["batch"] for state in states})
+  if len(batches) != 1:
+    raise ValueError(
+        f"data states of different batches ({batches}) cannot be merged; save "
+        "all processes at the same step"
+    )
+  merged = {"batch": batches[0]}
+  shards = {k: v for s in states for k, v in s.get("shards", {}).items()}
+  return merged | {"shards": shards} if shards else merged
+
+
+class BatchIterator(Iterator[Batch]):
+  """Endless batches with a state that JSON can hold.
+
+  `get_state` is the same on every process, save for text packed on the fly,
+  where each knows its own shards: there, save `merge_states` of all.
+  """
+
+  def __init__(self, iterator: grain.DatasetIterator):
+    self._iterator = iterator
+
+  def __next__(self) -> Batch:
+    return next(self._iterator)
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns where the iterator stands, for any number of processes."""
+    state = self._iterator.get_state()
+    return {"batch": state["next_index"]} if "next_index" in state else state
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues where a state was taken.
+
+    Raises:
+      ValueError: the state is that of another kind of data.
+    """
+    random_access = "next_index" in self._iterator.get_state()
+    if random_access == ("shards" in state) or "batch" not in state:
+      raise ValueError(
+          "the saved data state is of another kind of data; restore with the "
+          "data settings it was saved with"
+      )
+    if random_access:
+      state = {"next_index": state["batch"]}
+    self._iterator.set_state(state)
+
+  def close(self) -> None:
+    """Ends the threads that read ahead."""
+    self._iterator.close()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+  """The held-out batches; iterate as often as needed.
+
+  Attributes:
+    corpus: the text.
+    batch_size: rows of the whole batch.
+    rows: the rows of this process.
+    limit: at most so many batches, or None.
+  """
+
+  corpus: Corpus
+  batch_size: int
+  rows: range
+  limit: int | None
+
+  def __iter__(self) -> Iterator[Batch]:
+    return itertools.islice(self._batches(), self.limit)
+
+  def _batches(self) -> Iterator[Batch]:
+    held_out = self.corpus.held_out
+    if held_out is None:
+      return
+    if isinstance(held_out, stream.Stream):
+      rows = held_out.rows()
+      while chunk := list(itertools.islice(rows, self.batch_size)):
+        yield self._batch([chunk[r] for r in self.rows if r < len(chunk)])
+      return
+    for start in range(0, len(held_out), self.batch_size):
+      here = range(start + self.rows.start, start + self.rows.stop)
+      yield self._batch([held_out[i] for i in here if i < len(held_out)])
+
+  def _batch(self, rows: list[packing.Row]) -> Batch:
+    zeros = np.zeros((self.corpus.length,), np.int32)
+    rows += [(zeros, zeros)] * (len(self.rows) - len(rows))
+    tokens, segments = zip(*rows, strict=True)
+    return _batch(np.stack(tokens), np.stack(segments))
+
+
+def _batch(tokens: np.ndarray, segments: np.ndarray) -> Batch:
+  return Batch(
+      tokens=tokens.astype(np.int32),
+      loss_mask=segments > 0,
+      segment_ids=segments.astype(np.int32),
+      positions=packing.positions(segments),
+  )
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> range:
+  """Returns the rows of a process."""
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(
+        f"batch_size {batch_size} is not a multiple of {process_count} "
+        "processes; choose one that is"
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+        f"process_index is {process_index}; legal are 0 to {process_count - 1}"
+    )
+  share = batch_size // process_count
+  return range(process_index * share, (process_index + 1) * share)
+
+
+def _seed(seed: int) -> int:
+  """Returns 32 bits; spread, because epochs count up from it."""
+  digest = hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest()
+  return int.from_bytes(digest)
+
+
+class _Batches:
+  """One process's rows of batch k, by k."""
+
+  def __init__(self, rows: RandomAccess, batch_size: int, own: range, seed: int):
+    self._rows, self._batch_size, self._own = rows, batch_size, own
+    self._order = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat()
+
+  def __len__(self) -> int:
+    return len(self._order) // self._batch_size
+
+  def __getitem__(self, k: int) -> Batch:
+    first = k * self._batch_size
+    picked = [self._rows[self._order[first + r]] for r in self._own]
+    tokens, segments = zip(*picked, strict=True)
+    return _batch(np.stack(tokens), np.stack(segments))
