@@ -15,6 +15,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import pathlib
 import pkgutil
 import types
@@ -372,14 +373,44 @@ def _check_names(kind: str, given, legal, where: str) -> None:
       )
 
 
-def check_overrides(config: ConfigDict, paths: Sequence[str]) -> None:
+def stored(workdir: str | pathlib.Path) -> ConfigDict:
+  """Returns the configuration of a run on disk.
+
+  Raises:
+    FileNotFoundError: there is no run.
+    ValueError: its file is not valid JSON, or names an unknown field.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.exists():
+    raise FileNotFoundError(
+        f"no run in {workdir} (it has no config.json); train one with "
+        "`dllm train --config=... --workdir=...`"
+    )
+  try:
+    given = json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(
+        f"{path} is not valid JSON ({error}); restore it, or use another "
+        "--workdir"
+    ) from error
+  return resolve(given)
+
+
+def check_overrides(
+    config: ConfigDict, paths: Sequence[str], root: str = "config"
+) -> None:
   """Checks that `a.b.c` paths name fields of a resolved config.
+
+  Args:
+    config: the resolved config, or a section of one.
+    paths: paths inside it.
+    root: what the config is called, for messages.
 
   Raises:
     ValueError: one does not; the message names the legal fields there.
   """
   for path in paths:
-    node, where = config, "config"
+    node, where = config, root
     for part in path.split("."):
       if not isinstance(node, ConfigDict):
         raise ValueError(f"{where} is a value and has no field {part!r}")

@@ -1,0 +1,189 @@
+"""Parsing of one command's flags, absl's form, and its help text.
+
+`--config.path.to.field=value` overrides a field of the configuration; other
+sections (`--sampler.steps=8`) work alike. Nothing here knows any one command.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import shutil
+import textwrap
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dllm_jax import config as configs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+  """One command of `dllm`.
+
+  Attributes:
+    name: what it is called by.
+    summary: one line for the list of commands.
+    define: adds its flags to a FlagValues.
+    run: does it, given the arguments; returns the last line's JSON object.
+    overrides: sections that flags such as `--sampler.steps` override, with what
+      their defaults are read from.
+    positional: names that the first argument may have, if it takes one.
+  """
+
+  name: str
+  summary: str
+  define: Callable[[flags.FlagValues], None]
+  run: Callable[[list[str]], Mapping[str, Any]]
+  overrides: Sequence[str] = ()
+  positional: Sequence[str] = ()
+
+
+class UsageError(ValueError):
+  """The caller's mistake on the command line."""
+
+
+def required(values: flags.FlagValues, name: str, example: str) -> Any:
+  """Returns a flag's value.
+
+  Raises:
+    UsageError: it was not given.
+  """
+  value = values[name].value
+  if value in (None, ""):
+    raise UsageError(f"--{name} must be given, for example --{name}={example}")
+  return value
+
+
+def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+  """Returns the value of `--name=value` or `--name value`, and what is left."""
+  value, rest, waiting = None, [], False
+  for arg in argv:
+    flag = arg.lstrip("-") if arg.startswith("-") else None
+    if waiting:
+      value, waiting = arg, False
+    elif flag == name:
+      waiting = True
+    elif flag is not None and flag.startswith(f"{name}="):
+      value = flag.split("=", 1)[1]
+    else:
+      rest.append(arg)
+  if waiting:
+    raise UsageError(f"--{name} needs a value")
+  return value, rest
+
+
+def _overridden(argv: Sequence[str], section: str) -> list[str]:
+  """Returns the paths that `--section.path=value` flags name."""
+  paths = []
+  for arg in argv:
+    flag = arg.lstrip("-").split("=", 1)[0]
+    for prefix in (f"{section}.", f"no{section}."):
+      if arg.startswith("-") and flag.startswith(prefix):
+        paths.append(flag[len(prefix) :])
+  return paths
+
+
+def define_section(
+    values: flags.FlagValues, name: str, fields: ConfigDict, argv: Sequence[str]
+) -> None:
+  """Makes `--name.path=value` override a field.
+
+  Raises:
+    ValueError: an argument names no field.
+  """
+  configs.check_overrides(fields, _overridden(argv, name), name)
+  config_flags.DEFINE_config_dict(
+      name, fields, flag_values=values, sys_argv=["dllm", *argv]
+  )
+
+
+def load_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
+  """Returns the configuration that the arguments name, and what is left."""
+  name, rest = take(argv, "config")
+  names = {}
+  for section in ("objective", "model"):
+    value, _ = take(argv, f"config.{section}.name")
+    if value is not None:
+      names[section] = value
+  return (configs.load(name, names) if name else None), rest
+
+
+def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
+  """Returns the parsed flags of a command.
+
+  Raises:
+    UsageError: a flag is unknown or has an illegal value.
+  """
+  values = flags.FlagValues()
+  command.define(values)
+  rest = list(argv)
+  try:
+    if "config" in command.overrides:
+      fields, rest = load_config(rest)
+      if fields is not None:
+        define_section(values, "config", fields, rest)
+      else:
+        flags.DEFINE_string("config", None, "", flag_values=values)
+        if _overridden(rest, "config"):
+          raise UsageError(
+              "--config.* fields need a --config to override, for example "
+              "--config=configs/shakespeare.py"
+          )
+    for section in command.overrides:
+      if section != "config":
+        fields = configs.resolve({})[section]
+        define_section(values, section, fields, rest)
+    left = values(["dllm", *rest])[1:]
+  except flags.Error as error:
+    message = " ".join(str(error).split())
+    raise UsageError(f"{message} (see dllm {command.name} --help)") from error
+  if left:
+    raise UsageError(
+        f"unexpected argument {left[0]!r}; dllm {command.name} takes flags only "
+        f"(see dllm {command.name} --help)"
+    )
+  return values
+
+
+def help_text(command: Command) -> str:
+  """Returns what `dllm COMMAND --help` prints."""
+  values = flags.FlagValues()
+  command.define(values)
+  width = max(40, min(shutil.get_terminal_size().columns, 88))
+  lines = [
+      f"usage: dllm {command.name} "
+      + (f"{{{','.join(command.positional)}}} " if command.positional else "")
+      + "[--flag=value ...]",
+      "",
+      *textwrap.wrap(command.summary, width),
+      "",
+      "flags:",
+  ]
+  for name in values:
+    flag = values[name]
+    lines.append(f"  --{name}")
+    default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+    lines += textwrap.wrap(
+        flag.help + default,
+        width,
+        initial_indent="      ",
+        subsequent_indent="      ",
+    )
+  for section in command.overrides:
+    if section == "config":
+      lines += [
+          "  --config=FILE or a bundled name (see `dllm configs`)",
+          "  --config.path.to.field=value",
+          "      overrides any field of the configuration, for example",
+          "      --config.training.steps=100",
+      ]
+      continue
+    lines.append(f"  --{section}.FIELD=value")
+    fields = configs.resolve({})[section].to_dict()
+    lines += textwrap.wrap(
+        ", ".join(f"{k}={v}" for k, v in fields.items()),
+        width,
+        initial_indent="      ",
+        subsequent_indent="      ",
+    )
+  return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""`dllm`: the console command. Dispatch, exit status and the last line of JSON.
+
+Exit status 0 on success, 2 for a mistake of the caller's (one line that says what
+was wrong), 1 otherwise. Text for people goes to standard output as it comes,
+warnings and bars to standard error, and the last line of standard output is one
+JSON object.
+"""
+
+from collections.abc import Sequence
+import importlib
+import json
+import os
+import pathlib
+import sys
+import traceback
+
+# Commands are imported when they are called: `dllm --help` loads no jax.
+_COMMANDS = {
+    "train": "train a configuration, or resume what is in --workdir",
+    "sample": "sample text from a trained model",
+    "evaluate": "evaluate a trained model on held-out text",
+    "prepare": "tokenise a corpus once into ArrayRecord files",
+    "benchmark": "measure the train step or the sampler",
+    "configs": "list the bundled configurations",
+}
+
+
+def _usage() -> str:
+  lines = [
+      "dllm trains, evaluates and samples diffusion language models.",
+      "",
+      "usage: dllm COMMAND [--flag=value ...]",
+      "",
+      "commands:",
+  ]
+  lines += [f"  {name:<10} {text}" for name, text in _COMMANDS.items()]
+  lines += [
+      "",
+      "`dllm COMMAND --help` lists a command's flags. To begin:",
+      "  dllm train --config=configs/shakespeare.py --workdir=runs/shakespeare",
+      "  dllm sample --workdir=runs/shakespeare --prompt='ROMEO:'",
+  ]
+  return "\n".join(lines)
+
+
+def _callers_mistake(error: BaseException) -> bool:
+  """Whether an error was raised by this package, about what it was given.
+
+  A ValueError from inside a library is no statement about the command line: it is
+  a defect, and its traceback is wanted.
+  """
+  if not isinstance(error, (ValueError, KeyError, TypeError, OSError)):
+    return False
+  if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)):
+    return True
+  package = pathlib.Path(__file__).parent.parent
+  frames = traceback.extract_tb(error.__traceback__)
+  return bool(frames) and package in pathlib.Path(frames[-1].filename).parents
+
+
+def _disk_is_full(error: BaseException) -> bool:
+  text = str(error)
+  return "No space left on device" in text or "ENOSPC" in text
+
+
+def _message(error: BaseException) -> str:
+  text = error.args[0] if isinstance(error, KeyError) and error.args else error
+  return " ".join(str(text).split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command and returns the exit status.
+
+  Args:
+    argv: the arguments after the program's name; by default the process's.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if not argv or argv[0] in ("--help", "-h", "help", "--helpfull"):
+    print(_usage())
+    return 0 if argv else 2
+  name = argv.pop(0)
+  if name == "--version":
+    print(importlib.metadata.version("dllm_jax"))
+    return 0
+  if name not in _COMMANDS:
+    return _fail(f"unknown command {name!r}; legal: {', '.join(_COMMANDS)}", 2)
+  try:
+    return _run(name, argv)
+  except KeyboardInterrupt:
+    return _fail("interrupted", 130)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  except Exception as error:  # pylint: disable=broad-except
+    if os.environ.get("DLLM_TRACEBACK"):
+      traceback.print_exc()
+    if _disk_is_full(error):
+      return _fail(
+          "the disk is full; free some space and run the same command again: it "
+          "continues from the last complete checkpoint",
+          1,
+      )
+    if _callers_mistake(error):
+      return _fail(_message(error), 2)
+    if type(error).__name__ == "NonFiniteLossError":
+      return _fail(_message(error), 1)
+    traceback.print_exc()
+    return _fail(f"{type(error).__name__}: {_message(error)[:300]}", 1)
+
+
+def _run(name: str, argv: list[str]) -> int:
+  from dllm_jax.cli import command as commands  # pylint: disable=g-import-not-at-top
+
+  module = importlib.import_module(f"dllm_jax.cli.{name}")
+  if "--help" in argv or "-h" in argv:
+    print(commands.help_text(module.COMMAND))
+    return 0
+  result = module.COMMAND.run(argv)
+  sys.stdout.flush()
+  print(json.dumps(result), flush=True)
+  return 0
+
+
+def _fail(message: str, status: int) -> int:
+  sys.stdout.flush()
+  print(f"dllm: {message}", file=sys.stderr, flush=True)
+  return status
+
+
+def console() -> None:
+  """The entry point of the console script."""
+  status = main()
+  sys.stderr.flush()
+  sys.exit(status)

@@ -1,0 +1,90 @@
+"""`dllm sample`: samples text from a trained model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from dllm_jax.cli import command as commands
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", None, "the run to sample", flag_values=values)
+  flags.DEFINE_multi_string(
+      "prompt", [], "text to continue; may be repeated", flag_values=values
+  )
+  flags.DEFINE_multi_string(
+      "infill",
+      [],
+      "text with spans to fill in, such as 'To be [MASK*8] not'; may be repeated",
+      flag_values=values,
+  )
+  flags.DEFINE_integer(
+      "num_samples", 1, "samples of each prompt", lower_bound=1,
+      flag_values=values,
+  )
+  flags.DEFINE_integer("seed", 0, "seed of the samples", flag_values=values)
+  flags.DEFINE_integer(
+      "length", 0, "slots of the canvas; 0 for the training length",
+      lower_bound=0, flag_values=values,
+  )
+  flags.DEFINE_bool(
+      "use_ema", True, "use averaged parameters where the run has them",
+      flag_values=values,
+  )
+  flags.DEFINE_string(
+      "trace", "", "write an HTML page that plays the unmasking to this file",
+      flag_values=values,
+  )
+
+
+def _run(argv: list[str]) -> Mapping[str, Any]:
+  values = commands.parse(COMMAND, argv)
+  workdir = commands.required(values, "workdir", "runs/mine")
+  if values.prompt and values.infill:
+    raise commands.UsageError("give --prompt or --infill, not both")
+
+  from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
+  from dllm_jax.sampling.presets import SamplerConfig  # pylint: disable=g-import-not-at-top
+  from dllm_jax.sampling.trace import write_page  # pylint: disable=g-import-not-at-top
+
+  run = Run.open(workdir)
+  given = [
+      path for path in run.config.sampler.__dataclass_fields__
+      if any(a.lstrip("-").startswith(f"sampler.{path}") for a in argv)
+  ]
+  sampler = {f: getattr(run.config.sampler, f)
+             for f in run.config.sampler.__dataclass_fields__}
+  sampler |= {f: values["sampler"].value[f] for f in given}
+  sampled = run.sample(
+      values.prompt or [""],
+      infills=values.infill,
+      num_samples=values.num_samples,
+      length=values.length or None,
+      seed=values.seed,
+      sampler=SamplerConfig(**sampler),
+      use_ema=values.use_ema,
+      trace=bool(values.trace),
+  )
+  for i, text in enumerate(sampled.texts):
+    print(f"--- sample {i}\n{text}", flush=True)
+  if values.trace:
+    write_page(values.trace, sampled.generation.trace, run.tokenizer.decode)
+    print(f"wrote {values.trace}")
+  return {
+      "samples": sampled.texts,
+      "function_evaluations": int(
+          sampled.generation.function_evaluations.max()
+      ),
+      "tokens_per_second": sampled.new_tokens / sampled.seconds,
+      "compile_seconds": sampled.compile_seconds,
+  }
+
+
+COMMAND = commands.Command(
+    name="sample",
+    summary="Samples text from a trained model.",
+    define=_define,
+    run=_run,
+    overrides=("sampler",),
+)
