@@ -11,7 +11,7 @@ corruption) writes `draw` and `loss` itself. Nothing here knows any one system.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, get_args, Literal, NamedTuple, Self
 
 from flax import struct
 import jax
@@ -127,6 +127,23 @@ class Discrete:
     """Returns a process without arrays."""
     del key
     return Process()
+
+  @property
+  def reads_time(self) -> bool:
+    """Whether the network is told the time.
+
+    If not, its output is a function of z: a sampler may keep it while no row has
+    changed, and skip the forward (arXiv:2406.07524, sec. 3.3).
+    """
+    return False
+
+  def unbiased(self, process: Process) -> Process:
+    """Returns the process under which `bound` is a likelihood bound.
+
+    What evaluation uses: training may clip times or shorten rows, which makes
+    the expectation of its loss another one.
+    """
+    return process
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
     """Returns what the network is told of the time: nothing."""
@@ -257,6 +274,64 @@ def corrupt_to(
   """Returns x0 with each token replaced with the given probability."""
   u = jax.random.uniform(key, x0.shape)
   return jnp.where(u < probability, noise_token, x0)
+
+
+def subs(
+    logits: Float[Array, "B c V"], z: Int[Array, "B c"], mask_id: int
+) -> Float[Array, "B c V"]:
+  """Returns SUBS log-probabilities (arXiv:2406.07524, sec. 3.2.3).
+
+  The mask has probability 0, and a token that is not masked is copied.
+  """
+  ids = jnp.arange(logits.shape[-1])
+  log_p = jax.nn.log_softmax(jnp.where(ids == mask_id, -jnp.inf, logits))
+  copied = jnp.where(ids == z[..., None], 0.0, -jnp.inf)
+  return jnp.where((z == mask_id)[..., None], log_p, copied)
+
+
+def begins_segment(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+  """Returns True at the first token of each segment."""
+  before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  return segment_ids != before
+
+
+Normalisation = Literal["token", "sequence", "batch", "masked"]
+
+
+def normalise(
+    weights: Weights,
+    rule: Normalisation,
+    loss_mask: Bool[Array, "B L"],
+) -> Weights:
+  """Returns weights whose loss is an average of the named kind.
+
+  "token": over supervised tokens of the batch. "masked": over those that were
+  masked. "sequence": each row's loss over its supervised tokens (its answer),
+  then over rows. "batch": each row's sum, over rows.
+  """
+  if rule == "token":
+    return weights
+  if rule == "masked":
+    return weights._replace(count=evenly(weights.bound != 0))
+  share = loss_mask / jnp.maximum(jnp.sum(loss_mask, 1, keepdims=True), 1)
+  if rule == "sequence":
+    weights = weights._replace(
+        loss=weights.loss * jnp.max(share, axis=1, keepdims=True)
+    )
+  return weights._replace(count=share)
+
+
+def check_choice(name: str, value: str, legal: object) -> None:
+  """Checks a field against a Literal type.
+
+  Raises:
+    ValueError: the value is none of its literals.
+  """
+  choices = get_args(legal)
+  if value not in choices:
+    raise ValueError(
+        f"unknown {name} {value!r}; legal: {', '.join(choices)}"
+    )
 
 
 def evenly(loss_mask: Bool[Array, "B L"]) -> Float[Array, "B L"]:

@@ -5,23 +5,44 @@ restores all of them at once. The continuous-time bound is a weighted average of
 cross-entropies over the masked tokens (eq. 10):
 
     L = E_t [ -alpha'(t) / (1 - alpha(t)) sum_i 1[z_i = m] (-log x_theta(z)_i) ]
+
+With T steps the weight is T (alpha(s) - alpha(t)) / (1 - alpha(t)), s = t - 1/T.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dllm_jax.core.schedule import LogLinear, SCHEDULES, Schedule
+from dllm_jax.core.schedule import (
+    SCHEDULES,
+    Linear,
+    LogLinear,
+    Schedule,
+    SigmaLinear,
+)
 from dllm_jax.core.time import TimeRule, draw_times
 from dllm_jax.core.types import Process
-from dllm_jax.objectives.base import Discrete, Weights, corrupt_to, evenly
+from dllm_jax.objectives.base import (
+    check_choice,
+    corrupt_to,
+    Discrete,
+    evenly,
+    normalise,
+    Normalisation,
+    subs,
+    Weights,
+)
+
+Weighting = Literal["bound", "uniform", "linear"]
+TimeChange = Literal["none", "change_of_variables", "importance_sampling"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDLM(Discrete):
-  """Masked diffusion language modelling (Sahoo et al. 2024).
+  r"""Masked diffusion language modelling (Sahoo et al. 2024).
 
   Attributes:
     schedule: alpha(t). With a floor above 0 (`LogLinear`) the weight stays 1/t.
@@ -29,6 +50,14 @@ class MDLM(Discrete):
     time_epsilon: training times lie in [time_epsilon, 1).
     sampling_epsilon: the last time before noise removal.
     time_conditioning: whether the network is told sigma(t).
+    steps: T of the discrete-time bound; None for continuous time.
+    time_change: how the variance of 1/t is taken out of the weight, by a mask
+      probability that is uniform in its logarithm, f = log(1 - e^-sigma), so
+      that the weight is constant. "change_of_variables" makes that the meaning
+      of t (and of what the network is told); "importance_sampling" draws t so.
+    weighting: factor of a masked token in the loss: that of the bound, 1, or
+      1 - t. What is reported as the bound stays the bound.
+    normalisation: what the loss is an average over.
   """
 
   schedule: Schedule = dataclasses.field(
@@ -38,6 +67,10 @@ class MDLM(Discrete):
   time_epsilon: float = 1e-3
   sampling_epsilon: float = 1e-5
   time_conditioning: bool = False
+  steps: int | None = None
+  time_change: TimeChange = "none"
+  weighting: Weighting = "bound"
+  normalisation: Normalisation = "token"
 
   def __post_init__(self):
     super().__post_init__()
@@ -47,17 +80,98 @@ class MDLM(Discrete):
       raise ValueError(
           f"time_epsilon must lie in [0, 1), not {self.time_epsilon}"
       )
+    if not 0.0 <= self.sampling_epsilon < 1.0:
+      raise ValueError(
+          f"sampling_epsilon must lie in [0, 1), not {self.sampling_epsilon}"
+      )
+    if self.steps is not None and self.steps < 1:
+      raise ValueError(
+          f"steps (T) must be at least 1, or None for continuous time, not "
+          f"{self.steps}"
+      )
+    check_choice("time rule", self.time_rule, TimeRule)
+    check_choice("weighting", self.weighting, Weighting)
+    check_choice("normalisation", self.normalisation, Normalisation)
+    check_choice("time_change", self.time_change, TimeChange)
+    if self.time_change != "none":
+      self._check_time_change()
+
+  def _check_time_change(self) -> None:
+    if self.steps is not None:
+      raise ValueError(
+          f"{self.time_change} is of continuous time: set steps to None"
+      )
+    if not isinstance(self.schedule, (Linear, SigmaLinear)):
+      raise ValueError(
+          f"{self.time_change} supports the schedules linear and loglinear "
+          f"with a floor, and sigma_linear, not {type(self.schedule).__name__}"
+      )
+    if isinstance(self.schedule, Linear) and self.schedule.floor <= 0.0:
+      raise ValueError(
+          f"{self.time_change} needs a schedule with a floor above 0, the "
+          "smallest sigma that it visits"
+      )
+
+  @property
+  def reads_time(self) -> bool:
+    """Whether the network is told the time."""
+    return self.time_conditioning
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
-    """Returns sigma(t) if the network is told the time."""
-    return self.schedule.sigma(t) if self.time_conditioning else None
+    """Returns sigma(t) if the network is told the time, t if that is changed."""
+    if not self.time_conditioning:
+      return None
+    changed = self.time_change == "change_of_variables"
+    return t if changed else self.schedule.sigma(t)
+
+  def _log_masked_ends(self) -> tuple[Array, Array]:
+    """Returns f at the ends of a time change: log mask probabilities."""
+    s = self.schedule
+    low = s.sigma_min if isinstance(s, SigmaLinear) else s.floor
+    sigma = jnp.stack([jnp.float32(low), s.sigma(jnp.ones(()))])
+    return tuple(jnp.log1p(-jnp.exp(-sigma)))
+
+  def masked(self, t: Float[Array, "B #T"]) -> Float[Array, "B #T"]:
+    """Returns the probability that a token is masked at time t."""
+    if self.time_change != "change_of_variables":
+      return self.schedule.masked(t)
+    low, high = self._log_masked_ends()
+    return jnp.exp(low + t * (high - low))
+
+  def weight(self, t: Float[Array, "B #T"]) -> Float[Array, "B #T"]:
+    """Returns the factor of a masked token's cross-entropy in the bound."""
+    if self.time_change != "none":
+      # f(1) is about 0, and the original leaves it out of f(1) - f(0).
+      return jnp.broadcast_to(-self._log_masked_ends()[0], t.shape)
+    if self.steps is None:
+      return self.schedule.weight(t)
+    later = self.schedule.masked(t)
+    earlier = self.schedule.masked(t - 1.0 / self.steps)
+    return self.steps * (later - earlier) / later
 
   def time(
       self, key: Key[Array, ""], shape: tuple[int, int]
   ) -> Float[Array, "B 1"]:
-    """Returns one time a row: t = (1 - eps) u + eps."""
+    """Returns one time a row: t = (1 - eps) u + eps, then changed as asked."""
     u = draw_times(key, (shape[0], 1), self.time_rule)
-    return (1.0 - self.time_epsilon) * u + self.time_epsilon
+    return self.place((1.0 - self.time_epsilon) * u + self.time_epsilon)
+
+  def place(self, t: Float[Array, "B #T"]) -> Float[Array, "B #T"]:
+    """Returns the training times of evenly spread ones.
+
+    On the grid of T steps, (floor(t T) + 1) / T; under importance sampling, where
+    log(1 - e^-sigma) is linear in the given t.
+    """
+    if self.steps is not None:
+      return (jnp.floor(t * self.steps) + 1.0) / self.steps
+    if self.time_change != "importance_sampling":
+      return t
+    low, high = self._log_masked_ends()
+    masked = jnp.exp(low + t * (high - low))
+    s = self.schedule
+    if isinstance(s, SigmaLinear):
+      return (-jnp.log1p(-masked) - s.sigma_min) / (s.sigma_max - s.sigma_min)
+    return masked / (1.0 - s.floor)
 
   def corrupt(
       self,
@@ -68,7 +182,7 @@ class MDLM(Discrete):
   ) -> Int[Array, "B L"]:
     """Returns z_t: each token is masked with probability 1 - alpha(t)."""
     del process
-    return corrupt_to(key, x0, self.schedule.masked(t), self.mask_id)
+    return corrupt_to(key, x0, self.masked(t), self.mask_id)
 
   def weigh(
       self,
@@ -81,8 +195,13 @@ class MDLM(Discrete):
     """Returns -alpha' / (1 - alpha) at masked positions (eq. 10)."""
     del process, x0
     masked = (z == self.mask_id) & loss_mask
-    weight = jnp.where(masked, self.schedule.weight(t), 0.0)
-    return Weights(loss=weight, count=evenly(loss_mask), bound=weight)
+    bound = jnp.where(masked, self.weight(t), 0.0)
+    loss = bound
+    if self.weighting != "bound":
+      other = 1.0 if self.weighting == "uniform" else 1.0 - t
+      loss = jnp.where(masked, other, 0.0)
+    weights = Weights(loss=loss, count=evenly(loss_mask), bound=bound)
+    return normalise(weights, self.normalisation, loss_mask)
 
   def log_x0(
       self,
@@ -91,16 +210,9 @@ class MDLM(Discrete):
       z: Int[Array, "B c"],
       t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
-    """Returns SUBS log-probabilities (sec. 3.2.3).
-
-    The mask has probability 0, and a token that is not masked is copied.
-    """
+    """Returns SUBS log-probabilities (sec. 3.2.3)."""
     del process, t
-    ids = jnp.arange(self.vocab_size)
-    logits = jnp.where(ids == self.mask_id, -jnp.inf, logits)
-    copied = jnp.where(ids == z[..., None], 0.0, -jnp.inf)
-    masked = (z == self.mask_id)[..., None]
-    return jnp.where(masked, jax.nn.log_softmax(logits), copied)
+    return subs(logits, z, self.mask_id)
 
   def posterior(
       self,
@@ -113,13 +225,20 @@ class MDLM(Discrete):
     r"""Returns log p(z_s | z_t) (eq. 7).
 
     A masked token stays masked with probability (1 - alpha(s)) / (1 - alpha(t))
-    and is else drawn from the network; other tokens stay.
+    and is else drawn from the network; other tokens stay. A step to s = 0 removes
+    every mask, also where the schedule's alpha(0) is below 1.
     """
-    stay = (self.schedule.masked(s) / self.schedule.masked(t))[..., None]
+    stay = self.stay(t, s)[..., None]
     log_x0 = self.log_x0(process, logits, z, t)
     is_mask = jnp.arange(self.vocab_size) == self.mask_id
     revealed = jnp.where(is_mask, jnp.log(stay), jnp.log1p(-stay) + log_x0)
     return jnp.where((z == self.mask_id)[..., None], revealed, log_x0)
+
+  def stay(
+      self, t: Float[Array, "B #T"], s: Float[Array, "B #T"]
+  ) -> Float[Array, "B #T"]:
+    """Returns the probability that a mask of time t is still there at s."""
+    return jnp.where(s > 0.0, self.masked(s) / self.masked(t), 0.0)
 
   def grid(self, steps: int) -> Float[Array, "steps+1"]:
     """Returns times from 1 to `sampling_epsilon`, then 0: noise removal."""
