@@ -156,7 +156,7 @@ class _DocumentIterator(grain.DatasetIterator):
     self._unit = state["unit"]
     self._document = state["document"]
     self._texts: list[tuple[str, str]] | None = None
-    self._barren = 0
+    self._barren = 0  # Units without a document, in a row.
 
   def __next__(self) -> dict[str, np.ndarray]:
     units = self._dataset.units
@@ -166,7 +166,6 @@ class _DocumentIterator(grain.DatasetIterator):
           self._end_epoch()
         self._texts = self._read()
       if self._document < len(self._texts):
-        self._barren = 0
         text, path = self._texts[self._document]
         self._document += 1
         tokenizer = self._dataset.stream.tokenizer
@@ -174,9 +173,9 @@ class _DocumentIterator(grain.DatasetIterator):
         if len(ids):
           return {"tokens": ids}
       else:
+        self._barren = 0 if self._texts else self._barren + 1
         self._texts = None
         self._unit, self._document = self._unit + 1, 0
-        self._barren += 1
 
   def _end_epoch(self) -> None:
     stream = self._dataset.stream

@@ -1,0 +1,145 @@
+"""Tokenizers: there and back, their own mask, and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+
+from dllm_jax.data import tokenizer as tokenizer_lib
+
+TEXT = "To be, or not to be: that is the question.\nÄé 漢 🎉 to be <s>"
+
+
+def _save(path, special=("<s>", "</s>"), **config):
+  """Writes a small byte-level BPE tokenizer.json."""
+  trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+  level = tokenizers.pre_tokenizers.ByteLevel
+  trained.pre_tokenizer = level(add_prefix_space=False)
+  trained.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=300,
+      special_tokens=list(special),
+      initial_alphabet=level.alphabet(),
+      show_progress=False,
+  )
+  trained.train_from_iterator([TEXT] * 3, trainer)
+  trained.enable_truncation(4)
+  trained.save(str(path / "tokenizer.json"))
+  if config:
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+  return str(path / "tokenizer.json")
+
+
+@pytest.fixture(params=["char", "byte", "huggingface"])
+def tokenizer(request, tmp_path):
+  name = _save(tmp_path) if request.param == "huggingface" else request.param
+  return tokenizer_lib.make_tokenizer(name, [TEXT])
+
+
+def test_round_trip(tokenizer):
+  ids = tokenizer.encode(TEXT)
+  assert ids.dtype == np.int32
+  assert ids.ndim == 1
+  assert tokenizer.decode(ids) == TEXT
+  assert tokenizer.encode("").shape == (0,)
+  assert tokenizer.decode([]) == ""
+
+
+def test_the_mask_is_the_last_id_and_no_text(tokenizer):
+  assert tokenizer.mask_id == tokenizer.vocab_size - 1
+  ids = tokenizer.encode(TEXT)
+  assert ids.max() < tokenizer.mask_id
+  masked = np.concatenate([ids[:6], [tokenizer.mask_id] * 2, ids[6:]])
+  head, tail = tokenizer.decode(ids[:6]), tokenizer.decode(ids[6:])
+  assert tokenizer.decode(masked) == head + "▁▁" + tail
+  assert tokenizer.decode(masked, mask="[MASK]") == head + "[MASK]" * 2 + tail
+
+
+def test_json_round_trip(tokenizer):
+  again = tokenizer_lib.tokenizer_from_json(tokenizer.to_json())
+  assert again == tokenizer
+  assert again.vocab_size == tokenizer.vocab_size
+  assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+
+
+def test_ids_outside_the_vocabulary(tokenizer):
+  for bad in (-1, tokenizer.vocab_size):
+    with pytest.raises(ValueError, match=f"token id {bad} is not in the voc"):
+      tokenizer.decode([0, bad])
+
+
+def test_character_ids_are_ordered_and_unknown_ones_named():
+  tokenizer = tokenizer_lib.characters(["cab", "ad"])
+  assert tokenizer.vocabulary == "abcd"
+  assert tokenizer.vocab_size == 5
+  assert tokenizer.encode("dab").tolist() == [3, 0, 1]
+  with pytest.raises(ValueError, match="character 'é' at position 2 is not"):
+    tokenizer.encode("abéz")
+  with pytest.raises(ValueError, match="text.txt is empty"):
+    tokenizer_lib.characters([""], "text.txt")
+
+
+def test_bytes_that_are_not_utf8():
+  assert tokenizer_lib.Bytes().decode([0x61, 0xFF]) == "a\ufffd"
+
+
+def test_huggingface_roles(tmp_path):
+  tokenizer = tokenizer_lib.huggingface(_save(tmp_path))
+  assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, None)
+  # The name of a special token in a text is only text.
+  assert tokenizer.bos_id not in tokenizer.encode("a <s> b")
+  assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.eos_id]) == "a"
+
+
+def test_huggingface_named_masks(tmp_path):
+  file = _save(tmp_path, special=("<s>", "[MASK]"))
+  size = tokenizers.Tokenizer.from_file(file).get_vocab_size()
+  appended = tokenizer_lib.huggingface(file)
+  assert (appended.mask_id, appended.vocab_size) == (size, size + 1)
+  named = tokenizer_lib.huggingface(file, mask_token="[MASK]")
+  assert (named.mask_id, named.vocab_size) == (1, size)
+  assert 1 not in named.encode("a [MASK] b")
+  with pytest.raises(ValueError, match="has no mask token '<mask>'"):
+    tokenizer_lib.huggingface(file, mask_token="<mask>")
+  # A mask that ordinary text reaches is refused: it would look masked.
+  ordinary = tokenizer_lib.huggingface(file, mask_token="b")
+  with pytest.raises(ValueError, match="contains the mask token 'b'"):
+    ordinary.encode("b")
+
+
+def test_huggingface_config_beside(tmp_path):
+  file = _save(
+      tmp_path,
+      special=("<m>", "<e>", "</s>"),
+      mask_token={"content": "<m>"},
+      eos_token="<e>",
+  )
+  for path in (file, str(tmp_path)):
+    tokenizer = tokenizer_lib.huggingface(path)
+    assert (tokenizer.mask_id, tokenizer.eos_id) == (0, 1)
+
+
+def test_long_texts_are_encoded_in_pieces(tmp_path, monkeypatch):
+  tokenizer = tokenizer_lib.huggingface(_save(tmp_path))
+  text = "to be\n" * 50 + "x" * 40
+  whole = tokenizer.encode(text)
+  monkeypatch.setattr(tokenizer_lib, "_PIECE_CHARACTERS", 30)
+  assert len(list(tokenizer_lib._pieces(text))) > 10
+  assert "".join(tokenizer_lib._pieces(text)) == text
+  assert tokenizer.decode(tokenizer.encode(text)) == text == tokenizer.decode(
+      whole
+  )
+
+
+def test_bad_tokenizers(tmp_path):
+  with pytest.raises(FileNotFoundError, match="legal are 'char', 'byte' or"):
+    tokenizer_lib.make_tokenizer("chars", [])
+  (tmp_path / "tokenizer.json").write_text("{}")
+  with pytest.raises(ValueError, match="is not a tokenizer.json"):
+    tokenizer_lib.make_tokenizer(str(tmp_path), [])
+  with pytest.raises(ValueError, match="mask_token must be None"):
+    tokenizer_lib.make_tokenizer("byte", [], mask_token="x")
+  for text in ("no", "[]", '{"kind": "other"}', '{"kind": "byte", "a": 1}'):
+    with pytest.raises(ValueError, match="not a saved tokenizer"):
+      tokenizer_lib.tokenizer_from_json(text)
