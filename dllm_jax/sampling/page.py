@@ -21,7 +21,7 @@ PAGE = """<!doctype html>
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #161618; --ink: #eeece6; --soft: #a19d94; --line: #38373a;
-    --hidden: #2c2b2e; --panel: #1f1f22; --light: .42; --accent: #8fbbe6;
+    --hidden: #37363b; --panel: #1f1f22; --light: .42; --accent: #8fbbe6;
   }
 }
 * { box-sizing: border-box; }
@@ -55,6 +55,7 @@ button { min-width: 2.75rem; min-height: 2.5rem; cursor: pointer; }
   font-size: .85rem; color: var(--soft); align-items: center; }
 .legend b { display: inline-block; width: 1.1em; height: 1.1em; color: var(--ink);
   border-radius: .15rem; vertical-align: -.2em; margin-right: .35em; }
+.legend .fresh { width: .9em; height: .9em; margin: 0 .55em 0 .15em; }
 .legend .ramp { width: 6.5em; margin: 0 .35em; background: linear-gradient(90deg,
   oklch(var(--light) .1 45), oklch(var(--light) .1 94), oklch(var(--light) .1 142),
   oklch(var(--light) .1 191), oklch(var(--light) .1 240)); }
@@ -86,7 +87,7 @@ button { min-width: 2.75rem; min-height: 2.5rem; cursor: pointer; }
 <main>
   <div id="canvas" aria-label="the text so far"></div>
   <div class="legend">
-    <span>unsure<b class="ramp"></b>sure</span>
+    <span>confidence: low<b class="ramp"></b>high</span>
     <span><b class="hidden"></b>not yet revealed</span>
     <span><b class="fresh"></b>revealed at this step</span>
     <span><strong>bold</strong>: given</span>

@@ -26,8 +26,9 @@ def noise_at(rows, length, step=0):
 def reveal(policy, logits, z, active):
   """Returns the canvas after each step of a window."""
   state, frames = policy.init(Process(), z, active), []
+  call = jax.jit(policy.step)
   for step in range(policy.steps):
-    new, state, _ = policy.step(
+    new, state, _ = call(
         Process(), noise_at(*z.shape, step), ModelOutputs(hidden=logits), z,
         state, active,
     )

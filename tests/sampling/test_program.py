@@ -26,6 +26,29 @@ class Shifted(MDLM):
   shift = 1
 
 
+class Carrying(MDLM):
+  """MDLM whose latent carries vectors beside its tokens, as some processes do."""
+
+  def inputs(self, process, z, t, batch):
+    return super().inputs(process, z["tokens"], t, batch)
+
+  def prior(self, noise, shape):
+    return self.clean(None, super().prior(noise, shape))
+
+  def clean(self, process, tokens):
+    return {"tokens": tokens, "calls": jnp.zeros((*tokens.shape, 2))}
+
+  def decode(self, process, z):
+    del process
+    return z["tokens"] + 0 * z["calls"][..., 0].astype(jnp.int32)
+
+  def reverse(self, process, noise, out, z, t, s, *, guide=None, window=None):
+    tokens = super().reverse(
+        process, noise, out, z["tokens"], t, s, guide=guide, window=window
+    )
+    return {"tokens": tokens, "calls": z["calls"] + 1}
+
+
 def sampler(policy=Ancestral, *, length, objective=OBJECTIVE, steps=5, block=None,
             **kwargs):
   return Sampler(
@@ -93,13 +116,14 @@ def test_ancestral_law_is_the_joint_law():
 def test_scan_equals_a_plain_loop(policy, block, shift):
   objective = (Shifted if shift else MDLM)(vocab_size=VOCAB, mask_id=MASK)
   spec = sampler(
-      policy, length=14, objective=objective, steps=4, block=block,
+      policy, length=14, objective=objective, steps=3, block=block,
       processors=(Temperature(0.7), TopK(5)),
   )
   requests, net = ragged(), network()
   got = run(spec, requests, net=net)
-  want = [_plain_loop(spec, requests, net, row) for row in range(4)]
-  np.testing.assert_array_equal(got.tokens, want)
+  # Rows 2 and 3: fixed slots inside a block, and a last block cut short.
+  want = [_plain_loop(spec, requests, net, row) for row in (2, 3)]
+  np.testing.assert_array_equal(got.tokens[2:], want)
 
 
 def _plain_loop(spec, requests, net, row):
@@ -111,7 +135,6 @@ def _plain_loop(spec, requests, net, row):
       pick, (requests.fixed, requests.valid, requests.tokens)
   )
   length, free = spec.length, valid & ~fixed
-  z = jnp.where(free, MASK, given)
   positions = jnp.arange(length)[None]
   batch = Batch(
       tokens=given,
@@ -119,39 +142,42 @@ def _plain_loop(spec, requests, net, row):
       segment_ids=valid.astype(jnp.int32),
       positions=positions,
   )
+  @jax.jit
+  def call(z, state, active, index, count):
+    inputs = objective.inputs(Process(), z, policy.time(state), batch)
+    out, _ = denoiser.apply(params, inputs, None)
+    noise = Keyed.at(
+        KEY,
+        request=pick(requests.request),
+        step=count[None],
+        position=index[None],
+    )
+    new, state, _ = policy.step(
+        Process(), noise, out, z[:, index], state, active,
+        window=index[None] - objective.shift,
+    )
+    return new, state
+
   first, width = 0, length
   if spec.block_length is not None:
     width = spec.block_length
     while first < length and fixed[0, first]:
       first += 1
-  count = 0
+  z, count = np.where(free, MASK, given), 0
   while first < length:
-    slots = [i for i in range(first, first + width) if i < length]
+    slots = np.arange(first, min(first + width, length))
     first += width
-    active = free[:, jnp.array(slots)]
+    active = np.asarray(free)[:, slots]
     if not active.any():
       continue
-    index = jnp.array(slots)
-    state = policy.init(Process(), z[:, index], active)
+    state = policy.init(Process(), z[:, slots], jnp.asarray(active))
     for _ in range(spec.steps):
-      t = policy.time(state)
-      inputs = objective.inputs(Process(), z, t, batch)
-      out, _ = denoiser.apply(params, inputs, None)
-      noise = Keyed.at(
-          KEY,
-          request=pick(requests.request),
-          step=jnp.array([count]),
-          position=index[None],
-      )
-      new, state, _ = policy.step(
-          Process(), noise, out, z[:, index], state, active,
-          window=index[None] - objective.shift,
-      )
+      new, state = call(z, state, active, slots, jnp.int32(count))
       for j, slot in enumerate(slots):
         if active[0, j]:
-          z = z.at[0, slot].set(new[0, j])
+          z[0, slot] = new[0, j]
       count += 1
-  return np.asarray(jnp.where(free, z, given))[0]
+  return np.where(free, z, given)[0]
 
 
 @pytest.mark.parametrize("policy", [Ancestral, Confidence])
@@ -201,6 +227,25 @@ def test_blocks_start_at_each_prompt_and_go_left_to_right():
   )
   # ceil(11/4), ceil(9/4), two of ceil(8/4), ceil(7/4) blocks of two calls.
   np.testing.assert_array_equal(out.function_evaluations, [6, 6, 4, 4])
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_latent_may_be_a_pytree(block):
+  requests = ragged()
+  carrying = Carrying(vocab_size=VOCAB, mask_id=MASK)
+  got = run(sampler(length=14, objective=carrying, block=block), requests)
+  want = run(sampler(length=14, block=block), requests)
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+
+
+def test_rows_over_eight_devices_equal_one():
+  requests = requests_of([continuation([i], length=9) for i in range(8)], 9)
+  spec = sampler(Confidence, length=9, steps=3, block=3)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  rows = jax.NamedSharding(mesh, jax.P("data"))
+  with jax.set_mesh(mesh):
+    spread = run(spec, jax.device_put(requests, rows))
+  np.testing.assert_array_equal(spread.tokens, run(spec, requests).tokens)
 
 
 def test_a_trace_changes_nothing_and_agrees():
