@@ -157,6 +157,17 @@ class Sine(Schedule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Logarithmic(Schedule):
+  r"""f(t) = log2(1 + t): BD3-LM's "log" (arXiv:2503.09573, app. C)."""
+
+  def curve(self, t: Times) -> Times:
+    return jnp.log1p(t) / math.log(2.0)
+
+  def slope(self, t: Times) -> Times:
+    return 1.0 / (math.log(2.0) * (1.0 + t))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _SigmaSchedule:
   """A schedule stated by sigma(t) between two ends instead of alpha(t)."""
 
@@ -223,6 +234,7 @@ SCHEDULES = {
     "cosine": Cosine,
     "cosine_squared": CosineSquared,
     "sine": Sine,
+    "logarithmic": Logarithmic,
     "polynomial": Polynomial,
     "geometric": Geometric,
     "sigma_linear": SigmaLinear,

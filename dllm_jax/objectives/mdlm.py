@@ -193,15 +193,21 @@ class MDLM(Discrete):
       loss_mask: Bool[Array, "B L"],
   ) -> Weights:
     """Returns -alpha' / (1 - alpha) at masked positions (eq. 10)."""
-    del process, x0
+    del x0
     masked = (z == self.mask_id) & loss_mask
     bound = jnp.where(masked, self.weight(t), 0.0)
-    loss = bound
-    if self.weighting != "bound":
-      other = 1.0 if self.weighting == "uniform" else 1.0 - t
-      loss = jnp.where(masked, other, 0.0)
+    loss = jnp.where(masked, self.emphasis(process, z, t), 0.0)
     weights = Weights(loss=loss, count=evenly(loss_mask), bound=bound)
     return normalise(weights, self.normalisation, loss_mask)
+
+  def emphasis(
+      self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B #L"]:
+    """Returns the factor of a masked token's cross-entropy in the loss."""
+    del process, z
+    if self.weighting == "bound":
+      return self.weight(t)
+    return jnp.ones_like(t) if self.weighting == "uniform" else 1.0 - t
 
   def log_x0(
       self,

@@ -1,0 +1,128 @@
+r"""The autoregressive baseline: next-token prediction, the papers' yardstick.
+
+No corruption: the network sees [bos; x0[:-1]] under a causal mask and its output
+at slot i predicts x0_i, so that all L tokens count and the loss is the exact
+negative log-likelihood. In sampling the canvas begins with bos (or any prompt)
+and the output at slot i predicts slot i + 1 (`shift` 1), one slot a block.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dllm_jax.core.mask import Causal, MaskSpec
+from dllm_jax.core.types import Batch, Denoise, Loss, Process
+from dllm_jax.core.vocabulary import cross_entropy, forbid
+from dllm_jax.objectives.base import (
+    begins_segment,
+    Discrete,
+    Drawn,
+    evenly,
+    subs,
+    TokenSpace,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Autoregressive(Discrete):
+  """Next-token prediction.
+
+  Attributes:
+    bos_id: what the network sees before a segment's first token; None for the
+      mask.
+  """
+
+  bos_id: int | None = None
+
+  shift: ClassVar[int] = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.mask_id is None:
+      raise ValueError("the canvas of sampling needs a mask_id")
+    if self.bos_id is not None and not 0 <= self.bos_id < self.vocab_size:
+      raise ValueError(
+          f"bos_id {self.bos_id} must lie in [0, {self.vocab_size}) or be None"
+      )
+
+  @classmethod
+  def over(cls, space: TokenSpace, **fields) -> "Autoregressive":
+    """Returns the objective over a token space and its bos token."""
+    fields = {"bos_id": space.bos_id} | {
+        k: v for k, v in fields.items() if k != "bos_id" or v is not None
+    }
+    return cls(vocab_size=space.vocab_size, mask_id=space.mask_id, **fields)
+
+  @property
+  def mask_spec(self) -> MaskSpec:
+    """A token sees itself and earlier ones."""
+    return Causal()
+
+  def draw(
+      self,
+      process: Process,
+      key: Key[Array, ""],
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Drawn:
+    """Returns x0 shifted by one, a bos before each segment; nothing is random."""
+    del process, key, step
+    x0 = batch.tokens
+    bos = self.mask_id if self.bos_id is None else self.bos_id
+    before = jnp.pad(x0[:, :-1], ((0, 0), (1, 0)))
+    z = jnp.where(begins_segment(batch.segment_ids), bos, before)
+    return Drawn(t=jnp.ones((x0.shape[0], 1)), z=z)
+
+  def loss(
+      self,
+      process: Process,
+      denoise: Denoise,
+      drawn: Drawn,
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Loss:
+    """Returns the exact negative log-likelihood, nats."""
+    del step
+    weight = evenly(batch.loss_mask)
+    if batch.loss_weight is not None:
+      weight = weight * batch.loss_weight[:, None]
+    out = denoise(self.inputs(process, drawn.z, drawn.t, batch))
+    total, terms = cross_entropy(forbid(out, self.mask_id), batch.tokens, weight)
+    return Loss(
+        total=total,
+        weight=jnp.sum(weight),
+        bound=terms * batch.loss_mask,
+    )
+
+  def log_x0(
+      self,
+      process: Process,
+      logits: Float[Array, "B c V"],
+      z: Int[Array, "B c"],
+      t: Float[Array, "B #c"],
+  ) -> Float[Array, "B c V"]:
+    """Returns the next token's log-probabilities; known tokens are copied."""
+    del process, t
+    return subs(logits, z, self.mask_id)
+
+  def posterior(
+      self,
+      process: Process,
+      logits: Float[Array, "B c V"],
+      z: Int[Array, "B c"],
+      t: Float[Array, "B #c"],
+      s: Float[Array, "B #c"],
+  ) -> Float[Array, "B c V"]:
+    """Returns the same: a step reveals what it reaches, whatever its times."""
+    del s
+    return self.log_x0(process, logits, z, t)
+
+  def grid(self, steps: int) -> Float[Array, "steps+1"]:
+    """Returns even times from 1 to 0; one step a block is enough."""
+    if steps < 1:
+      raise ValueError(f"sampling needs at least 1 step, not {steps}")
+    return jnp.linspace(1.0, 0.0, steps + 1)

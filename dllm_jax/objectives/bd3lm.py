@@ -1,0 +1,271 @@
+r"""BD3-LM: block diffusion, autoregressive over blocks (arXiv:2503.09573).
+
+Blocks of B tokens are diffused one after another, each given the clean ones
+before it. All of them train in one pass over two streams, [z ; x0], under the
+mask `TwoStream`; each block has its own time. Times may be clipped to an interval
+in which the loss varies least; its ends are `Process.state`, so that moving them
+compiles nothing. Block 1 is autoregressive, block L is MDLM.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dllm_jax.core.mask import BlockCausal, MaskSpec, TwoStream
+from dllm_jax.core.schedule import SCHEDULES, Linear, Schedule
+from dllm_jax.core.time import draw_times
+from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
+from dllm_jax.objectives.base import Drawn, TokenSpace
+from dllm_jax.objectives.mdlm import MDLM
+
+_REDRAWS = 32
+"""Attempts to draw a block whose masked share lies in the clip interval."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BD3LM(MDLM):
+  """Block discrete denoising diffusion (Arriola et al. 2025).
+
+  Attributes:
+    length: tokens in a row (L).
+    block_size: tokens in a block, a divisor of length.
+    schedule: alpha(t); linear is the published one (`loglinear` there), and
+      polynomial of power 2 and 1/2, logarithmic and cosine are its others.
+    clip_low: the least training time at the start; above 0.5 the weight is 1.
+    clip_high: the greatest training time at the start.
+    resample: whether blocks are drawn again until their masked share lies in the
+      clip interval too (an end at time_epsilon or 1 does not bind).
+    ignore_bos: whether the first token of a row stays clean and counts nothing.
+  """
+
+  length: int
+  block_size: int = 16
+  schedule: Schedule = dataclasses.field(
+      default=Linear(), metadata={"choices": SCHEDULES}
+  )
+  clip_low: float = 1e-3
+  clip_high: float = 1.0
+  resample: bool = False
+  ignore_bos: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.block_size < 1 or self.length % self.block_size:
+      raise ValueError(
+          f"block_size {self.block_size} must be at least 1 and divide the "
+          f"length {self.length}"
+      )
+    if not 0.0 <= self.clip_low < self.clip_high <= 1.0:
+      raise ValueError(
+          "clip_low and clip_high must be 0 <= low < high <= 1, not "
+          f"{self.clip_low} and {self.clip_high}"
+      )
+    if self.steps is not None or self.time_change != "none":
+      raise ValueError(
+          "bd3lm is of continuous, unchanged time: leave steps None and "
+          'time_change "none"'
+      )
+
+  @classmethod
+  def over(cls, space: TokenSpace, **fields) -> "BD3LM":
+    """Returns the objective over a token space and its row length."""
+    return cls(
+        vocab_size=space.vocab_size,
+        mask_id=space.mask_id,
+        length=space.length,
+        **fields,
+    )
+
+  @property
+  def mask_spec(self) -> MaskSpec:
+    """Clean blocks see themselves and earlier ones: how a canvas is sampled."""
+    return BlockCausal(self.block_size)
+
+  def init(self, key: Key[Array, ""]) -> Process:
+    """Returns the clip interval, `[low, high]`.
+
+    With block 1 every time has the same expectation, the autoregressive
+    likelihood, and t = 1 has no variance: the interval is that point.
+    """
+    del key
+    return self.clipped(Process(), (self.clip_low, self.clip_high))
+
+  def clipped(
+      self, process: Process, interval: tuple[float, float] | Float[Array, "2"]
+  ) -> Process:
+    """Returns the process with another clip interval; nothing recompiles."""
+    if self.block_size == 1:
+      interval = (1.0, 1.0)
+    clip = jnp.asarray(interval, jnp.float32)
+    return process.replace(state={"clip": clip})
+
+  def unbiased(self, process: Process) -> Process:
+    """Returns the process with all times, on which the bound is a bound."""
+    return self.clipped(process, (self.time_epsilon, 1.0))
+
+  def block_times(
+      self, process: Process, key: Key[Array, ""], shape: tuple[int, int]
+  ) -> Float[Array, "B L"]:
+    """Returns a time for each block, low-discrepancy over batch x blocks."""
+    low, high = process.state["clip"]
+    blocks = (shape[0], shape[1] // self.block_size)
+    u = draw_times(key, blocks, self.time_rule)
+    t = (high - low) * u + low
+    return jnp.repeat(t, self.block_size, axis=1)
+
+  def draw(
+      self,
+      process: Process,
+      key: Key[Array, ""],
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Drawn:
+    """Returns times and corrupted rows; unsupervised tokens stay clean."""
+    del step
+    x0 = batch.tokens
+    key_t, key_z = jax.random.split(key)
+    t = self.block_times(process, key_t, x0.shape)
+    z = self.corrupt(process, key_z, x0, t)
+    if self.resample:
+      z = self._redraw(process, key_z, x0, t, z)
+    return Drawn(t=t, z=jnp.where(self._supervised(batch), z, x0))
+
+  def _redraw(self, process, key, x0, t, z):
+    """Returns z with blocks outside the clip interval drawn again."""
+    low, high = process.state["clip"]
+
+    def outside(z):
+      blocks = z.reshape(z.shape[0], -1, self.block_size)
+      share = jnp.mean(blocks == self.mask_id, axis=-1)
+      out = (share < low) & (low > self.time_epsilon)
+      out |= (share > high) & (high < 1.0)
+      return jnp.repeat(out, self.block_size, axis=1)
+
+    def body(carry):
+      attempt, z = carry
+      fresh = self.corrupt(process, jax.random.fold_in(key, attempt), x0, t)
+      return attempt + 1, jnp.where(outside(z), fresh, z)
+
+    def unfinished(carry):
+      # A narrow interval may hold no multiple of 1 / block: give up at last.
+      return (carry[0] < _REDRAWS) & jnp.any(outside(carry[1]))
+
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), z))[1]
+
+  def _supervised(self, batch: Batch) -> Bool[Array, "B L"]:
+    if not self.ignore_bos:
+      return batch.loss_mask
+    return batch.loss_mask.at[:, 0].set(False)
+
+  def two_streams(
+      self, z: Int[Array, "B L"], t: Float[Array, "B L"], batch: Batch
+  ) -> ModelInputs:
+    """Returns what the network sees in training: [z ; x0], one set of positions.
+
+    A network that is told the time is told sigma(t) on the noisy half, 0 on the
+    clean one.
+    """
+    twice = lambda x: jnp.concatenate([x, x], axis=1)
+    sigma = self.conditioning(t)
+    if sigma is not None:
+      sigma = jnp.broadcast_to(sigma, z.shape)
+      sigma = jnp.concatenate([sigma, jnp.zeros_like(sigma)], axis=1)
+    return ModelInputs(
+        latent=jnp.concatenate([z, batch.tokens], axis=1),
+        conditioning=sigma,
+        positions=twice(batch.positions),
+        segment_ids=twice(batch.segment_ids),
+        cond=batch.cond,
+        mask=TwoStream(z.shape[1], self.block_size),
+    )
+
+  def emphasis(
+      self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B #L"]:
+    """Returns MDLM's factor at each token's time; 1 under heavy masking."""
+    factor = super().emphasis(process, z, t)
+    heavy = process.state["clip"][0] > 0.5
+    return jnp.where(heavy, 1.0, factor)
+
+  def loss(
+      self,
+      process: Process,
+      denoise: Denoise,
+      drawn: Drawn,
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Loss:
+    """Returns the loss of one pass over two streams; the noisy one predicts."""
+
+    def noisy_half(inputs: ModelInputs):
+      del inputs
+      out = denoise(self.two_streams(drawn.z, drawn.t, batch))
+      return out.replace(hidden=out.hidden[:, : drawn.z.shape[1]])
+
+    batch = batch.replace(loss_mask=self._supervised(batch))
+    return super().loss(process, noisy_half, drawn, batch, step=step)
+
+  def grid(self, steps: int) -> Float[Array, "steps+1"]:
+    """Returns even times from 1 to 0, for each block."""
+    if steps < 1:
+      raise ValueError(f"sampling needs at least 1 step, not {steps}")
+    return jnp.linspace(1.0, 0.0, steps + 1)
+
+
+def clip_candidates(
+    objective: BD3LM,
+    widths: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
+    stride: float = 0.05,
+) -> Float[Array, "C 2"]:
+  """Returns the intervals that a search compares: all times, then windows."""
+  found = [(objective.time_epsilon, 1.0)]
+  for width in widths:
+    starts = int((1.0 - width) / stride + 1e-6) + 1
+    for i in range(starts):
+      low = max(i * stride, objective.time_epsilon)
+      found.append((low, min(i * stride + width, 1.0)))
+  return jnp.array(found, jnp.float32)
+
+
+def clip_variances(
+    objective: BD3LM,
+    process: Process,
+    denoise: Denoise,
+    key: Key[Array, ""],
+    batch: Batch,
+    candidates: Float[Array, "C 2"],
+) -> Float[Array, "C"]:
+  """Returns the variance of block losses under each interval, for one batch.
+
+  The data-driven criterion (sec. 5.2): of the mean loss of every block of the
+  batch, each at its own time in the interval. Sum over held-out batches, then
+  `choose_clip`. A pure function, one network evaluation for each candidate.
+  """
+  step = jnp.zeros((), jnp.int32)
+
+  def variance(candidate):
+    trial = objective.clipped(process, candidate)
+    drawn = objective.draw(trial, key, batch, step=step)
+    loss = objective.loss(trial, denoise, drawn, batch, step=step).bound
+    # From the bound's weights to those of the loss.
+    loss *= objective.emphasis(trial, drawn.z, drawn.t)
+    loss /= objective.weight(drawn.t)
+    blocks = loss.reshape(loss.shape[0], -1, objective.block_size)
+    return jnp.var(jnp.mean(blocks, axis=-1), ddof=1)
+
+  return jax.lax.map(variance, candidates)
+
+
+def choose_clip(
+    objective: BD3LM,
+    process: Process,
+    candidates: Float[Array, "C 2"],
+    variances: Float[Array, "C"],
+) -> Process:
+  """Returns the process clipped to the interval of least summed variance."""
+  return objective.clipped(process, candidates[jnp.argmin(variances)])

@@ -1,0 +1,175 @@
+r"""Dream: masked diffusion that starts from an autoregressive model.
+
+The output at slot i predicts the token of slot i + 1 (arXiv:2508.15487), as in the
+autoregressive network whose weights training begins with. Tokens are weighed by
+how much context they have (CART): a masked token counts
+
+    w_i = sum_{j not masked} (p / 2) (1 - p)^(|i - j| - 1)
+
+in place of 1 / t. With `anneal_steps`, attention goes from causal to full: a future
+slot is seen with probability r(step), the same slots for all rows (DiffuLLaMA,
+arXiv:2410.17891).
+"""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
+from dllm_jax.objectives.base import (
+    begins_segment,
+    check_choice,
+    Normalisation,
+)
+from dllm_jax.objectives.llada import Cut, LLaDA
+
+TokenWeights = Literal["cart", "time"]
+
+
+@struct.dataclass
+class Annealed(Cut):
+  """The randomness of a loss.
+
+  Attributes:
+    attention: key data of the annealed mask, the same in every row.
+  """
+
+  attention: UInt32[Array, "B words"] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dream(LLaDA):
+  """Diffusion from autoregressive weights (Ye et al. 2025).
+
+  Attributes:
+    token_weights: "cart" weighs by context, "time" as `weighting` says.
+    cart_decay: p of CART: the share of the nearest token; 0.8 in Dream's code.
+    normalisation: the loss is an average over masked tokens.
+    anneal_steps: steps until attention is full; 0 for full from the start.
+    random_length: as in LLaDA; Dream cuts nothing.
+    sampling_epsilon: the published grid ends here, its last step reveals all.
+  """
+
+  token_weights: TokenWeights = "cart"
+  cart_decay: float = 0.8
+  normalisation: Normalisation = "masked"
+  anneal_steps: int = 0
+  random_length: float = 0.0
+  sampling_epsilon: float = 1e-3
+
+  shift: ClassVar[int] = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_choice("token_weights", self.token_weights, TokenWeights)
+    if not 0.0 < self.cart_decay < 1.0:
+      raise ValueError(
+          f"cart_decay must lie in (0, 1), not {self.cart_decay}"
+      )
+    if self.anneal_steps < 0:
+      raise ValueError(
+          f"anneal_steps must be at least 0, not {self.anneal_steps}"
+      )
+
+  def draw(
+      self,
+      process: Process,
+      key: Key[Array, ""],
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Annealed:
+    """Returns times, corrupted rows and the key of the attention mask."""
+    key_rest, key_mask = jax.random.split(key)
+    cut = super().draw(process, key_rest, batch, step=step)
+    words = jax.random.key_data(key_mask)
+    rows = batch.tokens.shape[0]
+    return Annealed(
+        t=cut.t,
+        z=cut.z,
+        length=cut.length,
+        attention=jnp.broadcast_to(words, (rows, *words.shape)),
+    )
+
+  def annealed_mask(
+      self, attention: UInt32[Array, "B words"], length: int, step: Array
+  ) -> Bool[Array, "L L"]:
+    """Returns who may attend to whom: the past, and some of the future."""
+    key = jax.random.wrap_key_data(attention[0])
+    rate = (step.astype(jnp.float32) + 1.0) / self.anneal_steps
+    seen = jax.random.uniform(key, (length, length)) < rate
+    return seen | jnp.tri(length, dtype=bool)
+
+  def loss(
+      self,
+      process: Process,
+      denoise: Denoise,
+      drawn: Annealed,
+      batch: Batch,
+      *,
+      step: Int[Array, ""],
+  ) -> Loss:
+    """Returns the loss of shifted predictions.
+
+    A segment's first token is predicted by its own slot, as the original leaves
+    the first logits where they are.
+    """
+    # Padding is hidden from attention, and as masks from CART's context too.
+    hidden = jnp.where(batch.segment_ids > 0, drawn.z, self.mask_id)
+    drawn = drawn.replace(z=hidden)
+    length = batch.tokens.shape[1]
+
+    def shifted(inputs: ModelInputs):
+      if self.anneal_steps:
+        mask = self.annealed_mask(drawn.attention, length, step)
+        inputs = inputs.replace(extra_mask=mask)
+      out = denoise(inputs)
+      before = jnp.pad(out.hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+      first = begins_segment(batch.segment_ids)[..., None]
+      return out.replace(hidden=jnp.where(first, out.hidden, before))
+
+    return super().loss(process, shifted, drawn, batch, step=step)
+
+  def emphasis(
+      self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B #L"]:
+    """Returns context weights, or the factor that `weighting` names."""
+    if self.token_weights == "time":
+      return super().emphasis(process, z, t)
+    return context_weights(z != self.mask_id, self.cart_decay)
+
+  def grid(self, steps: int) -> Float[Array, "steps+1"]:
+    """Returns even times from 1 to `sampling_epsilon`; the last one is 0."""
+    if steps < 1:
+      raise ValueError(f"sampling needs at least 1 step, not {steps}")
+    times = jnp.linspace(1.0, self.sampling_epsilon, steps + 1)
+    return times.at[-1].set(0.0)
+
+
+def context_weights(
+    known: Bool[Array, "B L"], decay: float
+) -> Float[Array, "B L"]:
+  """Returns sum_{j known, j != i} (p / 2) (1 - p)^(|i - j| - 1), p = decay.
+
+  By a linear recurrence from each side, so that no L x L matrix is built.
+  """
+  keep = 1.0 - decay
+  here = jnp.where(known, 0.5 * decay, 0.0)
+
+  def join(left, right):
+    return left[0] * right[0], left[1] * right[0] + right[1]
+
+  def one_side(x, reverse):
+    factors = jnp.full(x.shape, keep)
+    _, total = jax.lax.associative_scan(
+        join, (factors, x), axis=1, reverse=reverse
+    )
+    return total
+
+  before = jnp.pad(one_side(here, False)[:, :-1], ((0, 0), (1, 0)))
+  after = jnp.pad(one_side(here, True)[:, 1:], ((0, 0), (0, 1)))
+  return before + after
