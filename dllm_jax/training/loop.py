@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -162,6 +163,8 @@ class Loop:
         unit="step",
         disable=not self.logging.progress or jax.process_index() != 0,
         dynamic_ncols=True,
+        # A log file gets a line now and then, a terminal a smooth bar.
+        mininterval=0.1 if sys.stderr.isatty() else 15.0,
     )
     try:
       with contextlib.closing(writer), bar, _Stop() as stop:
