@@ -1,7 +1,7 @@
 """Text in, batches out: sources, tokenizers, packing, and their order.
 
-Names are imported when they are used, so that tokenising processes, which import
-this package, start without jax and grain.
+Names are imported when they are used, so that tokenising processes, which
+import this package, start without jax and grain.
 """
 
 import importlib

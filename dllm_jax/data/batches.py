@@ -1,8 +1,8 @@
 """Batches from rows: the order of training, and that of evaluation.
 
-Batch k is a pure function of (seed, k). It is the same batch whatever the number
-of processes: each holds a contiguous share of its rows. Rows of random access
-are shuffled globally, anew in each epoch: row r of batch k is element
+Batch k is a pure function of (seed, k). It is the same batch whatever the
+number of processes: each holds a contiguous share of its rows. Rows of random
+access are shuffled globally, anew in each epoch: row r of batch k is element
 `k batch_size + r` of that endless order.
 """
 
@@ -16,8 +16,7 @@ import grain
 import numpy as np
 
 from dllm_jax.core.types import Batch
-from dllm_jax.data import packing
-from dllm_jax.data import stream
+from dllm_jax.data import packing, stream
 from dllm_jax.data.corpus import Corpus, RandomAccess
 
 _THREADS = 2
@@ -142,8 +141,10 @@ class BatchIterator(Iterator[Batch]):
     self._iterator.set_state(state)
 
   def close(self) -> None:
-    """Ends the threads that read ahead."""
+    """Ends the threads that read ahead; nothing can follow."""
     self._iterator.close()
+    # Grain closes again when the object goes, which fails at exit.
+    self._iterator = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,9 @@ def _seed(seed: int) -> int:
 class _Batches:
   """One process's rows of batch k, by k."""
 
-  def __init__(self, rows: RandomAccess, batch_size: int, own: range, seed: int):
+  def __init__(
+      self, rows: RandomAccess, batch_size: int, own: range, seed: int
+  ):
     self._rows, self._batch_size, self._own = rows, batch_size, own
     self._order = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat()
 

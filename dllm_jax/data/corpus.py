@@ -5,19 +5,15 @@ A side is either random access (`Rows` in memory, `Records` on disk) or a
 `batches`.
 """
 
-import collections
 import dataclasses
-import itertools
-import os
+import pathlib
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
 from dllm_jax.data import packing as packing_lib
-from dllm_jax.data import record
-from dllm_jax.data import source
-from dllm_jax.data import stream
+from dllm_jax.data import record, source, stream
 from dllm_jax.data import tokenizer as tokenizer_lib
 
 # Held-out text that is packed on the fly is measured on its beginning only.
@@ -121,8 +117,8 @@ class Records:
       self, folder: str, side: str, manifest: dict[str, Any], length: int
   ):
     counts = manifest[side]
-    files = [os.path.join(folder, f) for f in counts["files"]]
-    missing = [f for f in files if not os.path.exists(f)]
+    files = [pathlib.Path(folder, f) for f in counts["files"]]
+    missing = [f for f in files if not f.exists()]
     if missing:
       raise FileNotFoundError(
           f"{missing[0]} is missing; remove {folder} and run dllm prepare again"
@@ -130,7 +126,7 @@ class Records:
     self._manifest = manifest
     self._length = length
     self._slices = manifest["length"] // length
-    self._source = grain.sources.ArrayRecordDataSource(files)
+    self._source = grain.sources.ArrayRecordDataSource([str(f) for f in files])
     if len(self._source) != counts["records"]:
       raise ValueError(
           f"{folder} has {len(self._source)} {side} records where its manifest "
@@ -172,8 +168,8 @@ def load(
 
   Raises:
     FileNotFoundError: a path does not exist.
-    ValueError: text that is empty, not UTF-8 or otherwise not legal, or settings
-      that contradict prepared data.
+    ValueError: text that is empty, not UTF-8 or otherwise not legal, or
+      settings that contradict prepared data.
     ImportError: Parquet without pyarrow.
   """
   if record.is_prepared(dataset.path):
@@ -311,13 +307,7 @@ def _load_stream(
     held_out, size = _load_held_out(dataset, tokenizer)
   elif fraction:
     held_out = dataclasses.replace(train, side="held_out")
-    count = packing_lib.Counter(tokenizer, fraction)
-    documents = map(count, source.documents(files, dataset.format))
-    enough = itertools.takewhile(
-        lambda _: count.held_out.characters < _MEASURED_CHARACTERS, documents
-    )
-    collections.deque(enough, maxlen=0)
-    size = count.held_out
+    size = _measure(held_out)
     if not size.tokens:
       raise _nothing_held_out(dataset)
   return Corpus(
@@ -327,3 +317,16 @@ def _load_stream(
       held_out=held_out,
       held_out_text=size,
   )
+
+
+def _measure(held_out: stream.Stream) -> packing_lib.TextSize:
+  """Returns the size of the beginning of held-out text."""
+  size = packing_lib.TextSize()
+  for document in source.documents(held_out.files, held_out.form):
+    text = source.split(document, held_out.held_out)[1]
+    if text.strip():
+      ids = packing_lib.tokenise(text, document.path, held_out.tokenizer)
+      size += packing_lib.text_size(text, ids)
+      if size.characters >= _MEASURED_CHARACTERS:
+        break
+  return size

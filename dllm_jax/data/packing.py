@@ -4,9 +4,10 @@ Documents are laid end to end and cut every `length` tokens; the last row is
 padded. As `packed`, each document is a segment of its own, which attention does
 not leave; as `slices`, everything is one text and a row is one segment:
 
-    documents  a a a | b b b b b | c c        length 4
-    packed     a a a b | b b b b | c c . .    segments 1 1 1 2 | 1 1 1 1 | 1 1 0 0
-    slices     a a a b | b b b b | c c . .    segments 1 1 1 1 | 1 1 1 1 | 1 1 0 0
+    documents  a a a | b b b b b | c c      length 4
+    rows       a a a b | b b b b | c c . .
+    segments   1 1 1 2 | 1 1 1 1 | 1 1 0 0  packed
+               1 1 1 1 | 1 1 1 1 | 1 1 0 0  slices
 
 numpy only: tokenising processes use it without jax.
 """
@@ -37,7 +38,7 @@ def check(packing: str, length: int, held_out: float) -> None:
     raise ValueError(f"length is {length}; a row has at least one token")
   if not 0 <= held_out < 1:
     raise ValueError(
-        f"held_out is {held_out}; it is a fraction from 0 up to, not including, 1"
+        f"held_out is {held_out}; it is a fraction from 0 to below 1"
     )
 
 
@@ -130,18 +131,21 @@ class Rows:
   def __getitem__(self, index: int) -> Row:
     start = index * self.length
     tokens = self.tokens[start : start + self.length]
+    if not len(self.starts):
+      return pad(tokens, np.ones(len(tokens), np.int32), self.length)
     inside = np.arange(start, start + len(tokens))
     segments = np.searchsorted(self.starts, inside, side="right")
-    return pad(tokens, renumber(segments), self.length)
+    segments = renumber(segments.astype(np.int32))
+    return pad(tokens, segments, self.length)
 
 
 def pad(tokens: np.ndarray, segments: np.ndarray, length: int) -> Row:
   """Returns a row of `length` tokens; what is missing is segment 0."""
-  missing = (0, length - len(tokens))
-  return (
-      np.pad(tokens, missing).astype(np.int32),
-      np.pad(segments, missing).astype(np.int32),
-  )
+  if len(tokens) == length:
+    return tokens, segments
+  row = np.zeros((2, length), np.int32)
+  row[:, : len(tokens)] = tokens, segments
+  return row[0], row[1]
 
 
 def renumber(segments: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

@@ -2,8 +2,8 @@
 
 The corpus is cut into shards by its files alone; each is tokenised by a process
 of its own, which knows no jax, and appears under its name when it is whole. So
-any number of workers writes the same bytes, and what an interrupted run finished
-is kept. A directory of token records:
+any number of workers writes the same bytes, and what an interrupted run
+finished is kept. A directory of token records:
 
     manifest.json                        tokenizer, types, counts; written last
     train-00000-of-00002.array_record    one record a row: tokens, segment ids
@@ -89,7 +89,6 @@ def prepare(
       mask_token=mask_token,
       path=input,
   )
-  folder = pathlib.Path(output)
   plan = {
       "version": _VERSION,
       "tokenizer": made.to_json(),
@@ -102,21 +101,37 @@ def prepare(
       "shards": [[dataclasses.astuple(s) for s in spans] for spans in shards],
       "sizes": [source.size([f]) for f in files],
   }
+  folder = pathlib.Path(output)
+  manifest = _execute(folder, plan, workers or os.cpu_count() or 1)
+  if not manifest["documents"]:
+    raise source.empty(input)
+  return {
+      "documents": manifest["documents"],
+      "empty_documents": manifest["empty_documents"],
+      "tokens": sum(manifest[s]["tokens"] for s in _SIDES),
+      "files": sum(len(manifest[s]["files"]) for s in _SIDES),
+  }
+
+
+def _execute(
+    folder: pathlib.Path, plan: dict[str, Any], workers: int
+) -> dict[str, Any]:
+  """Carries out what is left of a plan and returns the manifest."""
   fingerprint = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
   if (folder / MANIFEST).exists():
     manifest = read_manifest(str(folder))
     _check_same(folder, manifest["fingerprint"], fingerprint)
-    return _summary(manifest)
+    return manifest
   _begin(folder, plan, fingerprint)
-  counts = _run(folder, len(shards), workers or os.cpu_count() or 1)
-  if not sum(c["documents"] for c in counts):
-    raise source.empty(input)
+  total = _total(_run(folder, len(plan["shards"]), workers))
   manifest = {k: v for k, v in plan.items() if k not in ("shards", "sizes")}
-  manifest |= {"fingerprint": fingerprint} | _total(counts)
+  manifest |= {"fingerprint": fingerprint} | total
+  if not total["documents"]:
+    return manifest
   _write(folder / MANIFEST, json.dumps(manifest, indent=1))
   for leftover in [folder / _PLAN, *folder.glob("shard-*.json")]:
     leftover.unlink()
-  return _summary(manifest)
+  return manifest
 
 
 def read_manifest(path: str) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def read_manifest(path: str) -> dict[str, Any]:
 
 
 def is_prepared(path: str) -> bool:
-  """Whether a path is a directory of token records, finished or not.
+  """Returns whether a path is a directory of token records.
 
   Raises:
     ValueError: it is one that is not finished.
@@ -182,7 +197,9 @@ def _shards(
   return shards
 
 
-def _begin(folder: pathlib.Path, plan: dict[str, Any], fingerprint: str) -> None:
+def _begin(
+    folder: pathlib.Path, plan: dict[str, Any], fingerprint: str
+) -> None:
   """Makes the directory, or checks that it holds the same work unfinished."""
   file = folder / _PLAN
   if file.exists():
@@ -323,7 +340,7 @@ def _write_records(
     reader.close()
     if written != expected:
       raise OSError(f"{path}: {written} of {expected} records were written")
-    os.replace(temporary, path)
+    temporary.replace(path)
   except RuntimeError as error:
     if "No space left" in str(error):
       raise OSError(
@@ -339,7 +356,7 @@ def _write(path: pathlib.Path, text: str) -> None:
   temporary = path.with_suffix(f".{os.getpid()}.tmp")
   try:
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -360,15 +377,6 @@ def _total(counts: Sequence[dict]) -> dict[str, Any]:
         for k in ("records", "tokens", "characters", "bytes")
     }
   return total
-
-
-def _summary(manifest: dict[str, Any]) -> dict[str, int]:
-  return {
-      "documents": manifest["documents"],
-      "empty_documents": manifest["empty_documents"],
-      "tokens": sum(manifest[s]["tokens"] for s in _SIDES),
-      "files": sum(len(manifest[s]["files"]) for s in _SIDES),
-  }
 
 
 def main(folder: str, shard: str) -> int:

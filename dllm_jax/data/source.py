@@ -2,7 +2,7 @@
 
 Whoever reads a corpus names it by a path; `find` turns that into files, `spans`
 cuts the files into pieces that can be read independently of each other, and
-`read` yields a piece's documents. Only numpy-free standard library here, so that
+`read` yields a piece's documents. Only the standard library here, so that
 tokenising processes start fast; pyarrow is imported when a Parquet file is met.
 """
 
@@ -96,7 +96,9 @@ def find(path: str) -> list[str]:
   at = pathlib.Path(path).expanduser()
   named = [at] if at.exists() else []
   if not named:
-    named = sorted(map(pathlib.Path, glob.glob(str(at), recursive=True)))
+    # Unlike Path.glob, takes absolute patterns.
+    found = glob.glob(str(at), recursive=True)  # noqa: PTH207
+    named = sorted(map(pathlib.Path, found))
   if not named:
     raise FileNotFoundError(
         f"data path {path!r} does not exist; give a file, a directory, a glob, "
@@ -109,7 +111,10 @@ def find(path: str) -> list[str]:
     else:
       files += sorted(p for p in entry.rglob("*") if _is_data(p, entry))
   if not files:
-    raise ValueError(f"no data in {path!r}; legal files are {_LEGAL}")
+    raise ValueError(
+        f"no data in {path!r}; legal are {_LEGAL}, or a directory that dllm "
+        "prepare made"
+    )
   return list(dict.fromkeys(map(str, files)))
 
 
@@ -117,7 +122,8 @@ def _suffixes(path: pathlib.Path | str) -> tuple[str, str]:
   """Returns the suffix of the content and that of the compression."""
   path = pathlib.Path(path)
   compression = path.suffix if path.suffix in _COMPRESSED else ""
-  return path.with_suffix("").suffix if compression else path.suffix, compression
+  inner = path.with_suffix("") if compression else path
+  return inner.suffix, compression
 
 
 def _is_data(path: pathlib.Path, root: pathlib.Path) -> bool:

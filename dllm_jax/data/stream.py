@@ -56,7 +56,12 @@ class Stream:
     return math.gcd(self.virtual_shards, batch_size)
 
   def train(
-      self, *, batch_size: int, seed: int, process_index: int, process_count: int
+      self,
+      *,
+      batch_size: int,
+      seed: int,
+      process_index: int,
+      process_count: int,
   ) -> grain.IterDataset:
     """Returns this process's rows of each batch, endlessly.
 

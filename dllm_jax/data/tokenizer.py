@@ -1,8 +1,8 @@
 """Tokenizers: text to ids and back, each with a mask token of its own.
 
 Three kinds behind one interface: characters, bytes, and a Hugging Face
-`tokenizer.json`. All are frozen, comparable and written to JSON whole, so that a
-run's directory carries its tokenizer and needs no other file.
+`tokenizer.json`. All are frozen, comparable and written to JSON whole, so that
+a run's directory carries its tokenizer and needs no other file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -63,7 +63,9 @@ def _legal(ids: Sequence[int], vocab_size: int) -> np.ndarray:
   return ids
 
 
-def _unmasked(ids: np.ndarray, mask_id: int) -> Iterable[tuple[bool, list[int]]]:
+def _unmasked(
+    ids: np.ndarray, mask_id: int
+) -> Iterable[tuple[bool, list[int]]]:
   """Yields (whether they are masks, ids) for each run of ids."""
   for masked, run in itertools.groupby(ids.tolist(), lambda i: i == mask_id):
     yield masked, list(run)
@@ -217,7 +219,7 @@ class HuggingFace:
     return ids
 
   def decode(self, ids: Sequence[int], *, mask: str = MASK_GLYPH) -> str:
-    """Returns the text of ids, masks as `mask`, other special tokens left out."""
+    """Returns the text of ids, masks as `mask`, special tokens left out."""
     runs = _unmasked(_legal(ids, self.vocab_size), self.mask_id)
     return "".join(
         mask * len(run) if masked else self._tokenizer.decode(run)
@@ -230,7 +232,7 @@ class HuggingFace:
 
 
 def _pieces(text: str) -> Iterable[str]:
-  """Yields a text in pieces of bounded size, cut after a line if there is one."""
+  """Yields a text in pieces of bounded size, cut after a line if possible."""
   start = 0
   while start < len(text):
     stop = start + _PIECE_CHARACTERS
@@ -331,7 +333,9 @@ def _named_roles(path: pathlib.Path) -> dict[str, str]:
   try:
     fields = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error}); mend or remove it") from error
+    raise ValueError(
+        f"{path} is not JSON ({error}); mend or remove it"
+    ) from error
   roles = {}
   for role in (*_ROLES, "mask"):
     token = fields.get(f"{role}_token")

@@ -35,9 +35,10 @@ def folder(tmp_path_factory):
 )
 def corpus(request, folder):
   kind = request.param
+  name = "prepared" if kind == "prepared" else "docs.jsonl"
   return data.load(
       data.Dataset(
-          path=str(folder / ("prepared" if kind == "prepared" else "docs.jsonl")),
+          path=str(folder / name),
           tokenizer="byte",
           length=LENGTH,
           packing="slices" if kind == "slices" else "packed",

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from dllm_jax.data import packing
-from dllm_jax.data import source
+from dllm_jax.data import packing, source
 from dllm_jax.data import tokenizer as tokenizer_lib
 
 DOCUMENTS = [np.array(d) for d in ([1, 1, 1], [2] * 5, [], [3, 3])]

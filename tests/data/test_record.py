@@ -1,8 +1,8 @@
 """Preparing a corpus: same tokens, same bytes, resumed, refused."""
 
 import collections
+import errno
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -106,12 +106,12 @@ def test_resumes_after_a_kill(tmp_path, source):
   with pytest.raises(ValueError, match="was not finished; run the same dllm"):
     data.load(data.Dataset(path=cut))
   kept = {
-      p: os.stat(p).st_mtime_ns for p in pathlib.Path(cut).glob("train-00000*")
+      p: p.stat().st_mtime_ns for p in pathlib.Path(cut).glob("train-00000*")
   }
   assert kept
   data.prepare(source, "byte", cut, workers=1, **settings)
   assert _bytes(cut) == _bytes(whole)
-  assert all(os.stat(p).st_mtime_ns == at for p, at in kept.items())
+  assert all(p.stat().st_mtime_ns == at for p, at in kept.items())
 
 
 def test_again_does_nothing(tmp_path, source):
@@ -138,7 +138,8 @@ def test_refuses_to_mix(tmp_path, source):
 def test_prepared_data_has_its_own_settings(tmp_path, source):
   output = str(tmp_path / "out")
   data.prepare(source, "byte", output, length=32)
-  assert data.load(data.Dataset(path=output, length=32)).tokenizer.mask_id == 256
+  corpus = data.load(data.Dataset(path=output, length=32))
+  assert corpus.tokenizer.mask_id == 256
   with pytest.raises(ValueError, match="length 12 does not divide"):
     data.load(data.Dataset(path=output, length=12))
   with pytest.raises(ValueError, match="prepared with another tokenizer"):
@@ -161,6 +162,28 @@ def test_bad_text_is_one_line(tmp_path, workers):
         shard_bytes=1,
     )
   assert "\n" not in str(error.value)
+
+
+def test_full_disk_keeps_nothing_broken(tmp_path, source, monkeypatch):
+  from array_record.python import array_record_module
+
+  class Full:
+
+    def __init__(self, path, options):
+      pathlib.Path(path).write_bytes(b"half a fi")
+
+    def write(self, record):
+      raise RuntimeError("write() failed: No space left on device")
+
+  output = str(tmp_path / "out")
+  with monkeypatch.context() as patch:
+    patch.setattr(array_record_module, "ArrayRecordWriter", Full)
+    with pytest.raises(OSError, match="the disk is full; make room") as error:
+      data.prepare(source, "byte", output, length=16)
+  assert error.value.errno == errno.ENOSPC
+  assert list(_bytes(output)) == ["plan.json"]
+  data.prepare(source, "byte", output, length=16)
+  assert len(data.load(data.Dataset(path=output, length=16)).train)
 
 
 def test_bad_arguments(tmp_path):

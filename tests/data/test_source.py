@@ -61,11 +61,12 @@ def test_blocks_smaller_than_a_document(tmp_path, monkeypatch):
 
 
 def test_compressed_files(tmp_path):
-  plain = open(_jsonl(tmp_path / "a.jsonl", TEXTS), "rb").read()
+  _jsonl(tmp_path / "a.jsonl", TEXTS)
+  plain = (tmp_path / "a.jsonl").read_bytes()
   with gzip.open(tmp_path / "a.jsonl.gz", "wb") as f:
     f.write(plain)
   with lzma.open(tmp_path / "a.txt.xz", "wb") as f:
-    f.write("running".encode())
+    f.write(b"running")
   assert _texts([str(tmp_path / "a.jsonl.gz")], span_bytes=9) == TEXTS
   assert _texts([str(tmp_path / "a.txt.xz")]) == ["running"]
 
