@@ -1,0 +1,195 @@
+"""What continuous-time objectives over `mixture.Parts` share.
+
+Times, corruption, the chunked score, the reverse step and the prior; a system
+adds how fast its parts move (`parts`) and the integrand of its bound
+(`token_loss`).
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dllm_jax.core.schedule import LogLinear, SCHEDULES, Schedule
+from dllm_jax.core.time import TimeRule, draw_times
+from dllm_jax.core.types import ModelOutputs, Noise, Process
+from dllm_jax.core.vocabulary import reduce
+from dllm_jax.objectives.base import Discrete, Weights, evenly
+from dllm_jax.objectives.mixture import (
+    between,
+    corrupt_by,
+    draw_prior,
+    likelihood,
+    log_marginal,
+    noise_alone,
+    Parts,
+    parts_divergence,
+    safe_log,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinuousMixture(Discrete):
+  """What objectives over `Parts` in continuous time share.
+
+  A subclass writes `parts` and `token_loss`.
+
+  Attributes:
+    schedule: alpha(t), the probability that a token is kept.
+    time_rule: how training times are drawn over the global batch.
+    time_epsilon: training times lie in [time_epsilon, 1).
+    sampling_epsilon: the last time before noise removal.
+    time_conditioning: whether the network is told sigma(t).
+  """
+
+  schedule: Schedule = dataclasses.field(
+      default=LogLinear(), metadata={"choices": SCHEDULES}
+  )
+  time_rule: TimeRule = "stratified"
+  time_epsilon: float = 1e-3
+  sampling_epsilon: float = 1e-5
+  time_conditioning: bool = True
+
+  absorbing: ClassVar[bool] = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("time_epsilon", "sampling_epsilon"):
+      if not 0.0 <= getattr(self, name) < 0.5:
+        raise ValueError(
+            f"{name} must lie in [0, 0.5), not {getattr(self, name)}"
+        )
+
+  def network_fields(self) -> dict[str, Any]:
+    """Returns that the network is told the time, if it is."""
+    return {"conditioned": True} if self.time_conditioning else {}
+
+  def parts(self, t: Float[Array, "*n"]) -> Parts:
+    """Returns the fate of a token at time t."""
+    raise NotImplementedError
+
+  def token_loss(
+      self,
+      process: Process,
+      logits: Float[Array, "B c V"],
+      x0: Int[Array, "B c"],
+      z: Int[Array, "B c"],
+      t: Float[Array, "B #c"],
+  ) -> Float[Array, "B c"]:
+    """Returns the integrand of the bound on a chunk, in nats per token."""
+    raise NotImplementedError
+
+  def prior_loss(self) -> Float[Array, ""]:
+    """Returns KL(q(z_1 | x0) || prior), in nats per token."""
+    end = self.parts(jnp.ones(()))
+    return parts_divergence(
+        end, noise_alone(end), self.vocab_size, self.mask_id
+    )
+
+  def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
+    """Returns sigma(t) if the network is told the time."""
+    return self.schedule.sigma(t) if self.time_conditioning else None
+
+  def time(
+      self, key: Key[Array, ""], shape: tuple[int, int]
+  ) -> Float[Array, "B 1"]:
+    """Returns one time a row: t = (1 - eps) u + eps."""
+    u = draw_times(key, (shape[0], 1), self.time_rule)
+    return (1.0 - self.time_epsilon) * u + self.time_epsilon
+
+  def corrupt(
+      self,
+      process: Process,
+      key: Key[Array, ""],
+      x0: Int[Array, "B L"],
+      t: Float[Array, "B #L"],
+  ) -> Int[Array, "B L"]:
+    """Returns a draw of q(z_t | x0)."""
+    del process
+    return corrupt_by(key, x0, self.parts(t), self.vocab_size, self.mask_id)
+
+  def weigh(
+      self,
+      process: Process,
+      x0: Int[Array, "B L"],
+      z: Int[Array, "B L"],
+      t: Float[Array, "B #L"],
+      loss_mask: Bool[Array, "B L"],
+  ) -> Weights:
+    """Returns one for each supervised token: `token_loss` has the weight."""
+    del process, x0, z, t
+    one = evenly(loss_mask)
+    return Weights(loss=one, count=one, bound=one)
+
+  def score(
+      self,
+      process: Process,
+      out: ModelOutputs,
+      x0: Int[Array, "B L"],
+      z: Int[Array, "B L"],
+      t: Float[Array, "B #L"],
+      weights: Weights,
+  ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
+    """Returns the summed loss and the bound, from `token_loss` on chunks."""
+
+    def terms(logits, x0, z, t):
+      return self.token_loss(process, logits, x0, z, t)
+
+    terms = reduce(terms, out, x0, z, t)
+    bound = jax.lax.stop_gradient(terms) + self.prior_loss()
+    return jnp.sum(weights.loss * terms), weights.bound * bound
+
+  def log_x0(
+      self,
+      process: Process,
+      logits: Float[Array, "B c V"],
+      z: Int[Array, "B c"],
+      t: Float[Array, "B #c"],
+  ) -> Float[Array, "B c V"]:
+    """Returns log p(x0 | z_t): a softmax in which a mask has no share."""
+    del process, z, t
+    if self.mask_id is not None:
+      is_mask = jnp.arange(self.vocab_size) == self.mask_id
+      logits = jnp.where(is_mask, -jnp.inf, logits)
+    return jax.nn.log_softmax(logits)
+
+  def posterior(
+      self,
+      process: Process,
+      logits: Float[Array, "B c V"],
+      z: Int[Array, "B c"],
+      t: Float[Array, "B #c"],
+      s: Float[Array, "B #c"],
+  ) -> Float[Array, "B c V"]:
+    r"""Returns log p(z_s | z_t) ~ q(z_t | z_s) q(z_s | x0 ~ p_theta)."""
+    log_p = self.log_x0(process, logits, z, t)
+    return self.reversed(log_p, z, self.parts(t), self.parts(s))
+
+  def reversed(
+      self,
+      log_p: Float[Array, "B c V"],
+      z: Int[Array, "B c"],
+      t: Parts,
+      s: Parts,
+  ) -> Float[Array, "B c V"]:
+    """Returns log p(z_s | z_t) for x0 ~ p, normalised."""
+    jump = between(s, t, absorbing=self.absorbing)
+    f = likelihood(
+        jump, z, self.vocab_size, self.mask_id, absorbing=self.absorbing
+    )
+    log_q = log_marginal(s, log_p, self.mask_id)
+    return jax.nn.log_softmax(safe_log(f) + log_q)
+
+  def prior(self, noise: Noise, shape: tuple[int, int]) -> Int[Array, "B T"]:
+    """Returns a draw of pure noise."""
+    share = noise_alone(self.parts(jnp.ones(()))).mask
+    return draw_prior(noise, shape, share, self.vocab_size, self.mask_id)
+
+  def grid(self, steps: int) -> Float[Array, "steps+1"]:
+    """Returns times from 1 to `sampling_epsilon`, then 0: noise removal."""
+    if steps < 1:
+      raise ValueError(f"sampling needs at least 1 step, not {steps}")
+    times = jnp.linspace(1.0, self.sampling_epsilon, steps)
+    return jnp.append(times, 0.0)

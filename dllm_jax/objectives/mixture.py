@@ -1,0 +1,239 @@
+r"""Corruption that keeps, masks or replaces a token, in closed form.
+
+One family covers most published processes over tokens: with N real tokens,
+
+    q(z_t | x0) = keep_t one(x0) + uniform_t u + mask_t one(m),   u = 1/N each,
+
+and its jumps between two times have the same form. MDLM has no `uniform`, UDLM
+no `mask`; D3PM's uniform and absorbing matrices, SEDD's two graphs and GIDD are
+mixtures of both. No V x V matrix is ever built. Here are the arithmetic of
+`Parts`; no loss of any one system.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dllm_jax.core.noise import Tag
+from dllm_jax.core.types import Noise
+from dllm_jax.objectives.base import TokenSpace
+
+
+class Parts(NamedTuple):
+  """The three probabilities of a token's fate, which sum to 1.
+
+  Attributes:
+    keep: it is copied.
+    uniform: it is replaced by a uniform real token, itself included.
+    mask: it is masked.
+  """
+
+  keep: Float[Array, "*n"]
+  uniform: Float[Array, "*n"]
+  mask: Float[Array, "*n"]
+
+
+def real_tokens(vocab_size: int, mask_id: int | None) -> int:
+  """Returns the number of tokens that are no mask (N)."""
+  return vocab_size - (mask_id is not None)
+
+
+def vocabulary_without_mask(space: TokenSpace, owner: str) -> int:
+  """Returns the vocabulary of a process that has no mask token.
+
+  Raises:
+    ValueError: the mask is not the last id, so that it cannot be left out.
+  """
+  if space.mask_id is not None and space.mask_id != space.vocab_size - 1:
+    raise ValueError(
+        f"{owner} has no mask token, but mask id {space.mask_id} lies inside the "
+        f"vocabulary of {space.vocab_size}: give the mask the last id"
+    )
+  return real_tokens(space.vocab_size, space.mask_id)
+
+
+def safe_log(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """Returns log x, -inf at 0, with a finite gradient there."""
+  return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), -jnp.inf)
+
+
+def finite_log(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """Returns log x, 0 at 0: for products with x."""
+  return jnp.log(jnp.where(x > 0, x, 1.0))
+
+
+def one_hot_log(x: Int[Array, "*n"], vocab_size: int) -> Float[Array, "*n V"]:
+  """Returns log one(x): 0 at x, -inf elsewhere."""
+  return jnp.where(jnp.arange(vocab_size) == x[..., None], 0.0, -jnp.inf)
+
+
+def corrupt_by(
+    key: Key[Array, ""],
+    x0: Int[Array, "B L"],
+    parts: Parts,
+    vocab_size: int,
+    mask_id: int | None,
+) -> Int[Array, "B L"]:
+  """Returns a draw of q(z | x0)."""
+  key_fate, key_token = jax.random.split(key)
+  u = jax.random.uniform(key_fate, x0.shape)
+  n = real_tokens(vocab_size, mask_id)
+  token = jax.random.randint(key_token, x0.shape, 0, n, jnp.int32)
+  noise = token
+  if mask_id is not None:
+    token += token >= mask_id
+    noise = jnp.where(u < parts.mask + parts.uniform, token, x0)
+    return jnp.where(u < parts.mask, mask_id, noise)
+  return jnp.where(u < parts.uniform, noise, x0)
+
+
+def draw_prior(
+    noise: Noise,
+    shape: tuple[int, int],
+    mask_share: float | Float[Array, ""],
+    vocab_size: int,
+    mask_id: int | None,
+) -> Int[Array, "B T"]:
+  """Returns masks with the given probability, else uniform real tokens."""
+  u = noise.uniform(Tag.PRIOR, 2)
+  n = real_tokens(vocab_size, mask_id)
+  token = jnp.minimum((u[..., 0] * n).astype(jnp.int32), n - 1)
+  if mask_id is not None:
+    token += token >= mask_id
+    token = jnp.where(u[..., 1] < mask_share, mask_id, token)
+  return jnp.broadcast_to(token, shape)
+
+
+def noise_at(
+    parts: Parts, z: Int[Array, "*n"], vocab_size: int, mask_id: int | None
+) -> Float[Array, "*n"]:
+  """Returns the probability that noise, not keeping, makes the token z."""
+  each = parts.uniform / real_tokens(vocab_size, mask_id)
+  return each if mask_id is None else jnp.where(z == mask_id, parts.mask, each)
+
+
+def log_marginal(
+    parts: Parts, log_p: Float[Array, "*n V"], mask_id: int | None
+) -> Float[Array, "*n V"]:
+  """Returns log q(z_t | x0 ~ p) of every token."""
+  vocab_size = log_p.shape[-1]
+  parts = Parts(*(x[..., None] for x in parts))
+  noise = noise_at(parts, jnp.arange(vocab_size), vocab_size, mask_id)
+  return jnp.logaddexp(safe_log(parts.keep) + log_p, safe_log(noise))
+
+
+def between(s: Parts, t: Parts, *, absorbing: bool) -> Parts:
+  r"""Returns the parts of q(z_t | z_s), s earlier than t.
+
+  keep_{t|s} = keep_t / keep_s. With `absorbing` a masked token stays masked and
+  mask_{t|s} = (mask_t - mask_s) / (1 - mask_s); without, each token and the mask
+  alike are replaced, and noise_{t|s} = noise_t - keep_{t|s} noise_s.
+  """
+  keep = t.keep / s.keep
+  if absorbing:
+    alive = jnp.where(s.mask < 1, 1.0 - s.mask, 1.0)
+    mask = (t.mask - s.mask) / alive
+  else:
+    mask = t.mask - keep * s.mask
+  mask = jnp.clip(mask, 0.0, 1.0)  # Rounding may leave -1e-8.
+  return Parts(keep, jnp.clip(1.0 - keep - mask, 0.0, 1.0), mask)
+
+
+def likelihood(
+    jump: Parts,
+    z: Int[Array, "*n"],
+    vocab_size: int,
+    mask_id: int | None,
+    *,
+    absorbing: bool,
+) -> Float[Array, "*n V"]:
+  """Returns q(z_t = z | z_s = y) for every y."""
+  ids = jnp.arange(vocab_size)
+  noise = noise_at(jump, z, vocab_size, mask_id)
+  here = ids == z[..., None]
+  f = jnp.where(here, (jump.keep + noise)[..., None], noise[..., None])
+  if absorbing and mask_id is not None:
+    stays = (z == mask_id).astype(f.dtype)[..., None]
+    f = jnp.where(ids == mask_id, stays, f)
+  return f
+
+
+def step_divergence(
+    s: Parts,
+    t: Parts,
+    x0: Int[Array, "*n"],
+    z: Int[Array, "*n"],
+    log_p: Float[Array, "*n V"],
+    mask_id: int | None,
+    *,
+    absorbing: bool,
+    jump: Parts | None = None,
+) -> Float[Array, "*n"]:
+  r"""Returns KL(q(z_s | z_t, x0) || p(z_s | z_t)) of one step, in nats.
+
+  With f_y = q(z_t | z_s = y), a_y = q(z_s = y | x0) and b_y that for x0 ~ p,
+
+      KL = sum_y (f_y a_y / F) (log a_y - log b_y) - log F + log sum_y f_y b_y,
+
+  F = sum_y f_y a_y. f a has one value w for all tokens but x0, z and the mask, so
+  that the only sum over the vocabulary is that of log b: an array f a log b would
+  live, chunk after chunk, beside it.
+
+  Args:
+    s: fates at the earlier time.
+    t: fates at the later time.
+    x0: clean tokens.
+    z: z_t.
+    log_p: log p(x0 | z_t); the mask has probability 0.
+    mask_id: the mask token, or None.
+    absorbing: whether a masked token stays masked.
+    jump: fates between the two, if they are known better than by division.
+  """
+  vocab_size = log_p.shape[-1]
+  n = real_tokens(vocab_size, mask_id)
+  jump = between(s, t, absorbing=absorbing) if jump is None else jump
+  noise = noise_at(jump, z, vocab_size, mask_id)
+  masked = jnp.zeros(z.shape, bool) if mask_id is None else z == mask_id
+  same, elsewhere = z == x0, (z != x0) & ~masked
+  each = s.uniform / n
+  log_b = log_marginal(s, log_p, mask_id)
+  take = lambda x, at: jnp.take_along_axis(x, at[..., None], axis=-1)[..., 0]
+  at_x0, at_z = take(log_b, x0), take(log_b, jnp.where(masked, x0, z))
+  if mask_id is not None:
+    log_b = jnp.where(jnp.arange(vocab_size) == mask_id, 0.0, log_b)
+
+  base = noise * each  # f a of a token that is neither x0, z nor the mask
+  of_x0 = (noise + jnp.where(same, jump.keep, 0.0)) * (s.keep + each)
+  of_z = jnp.where(elsewhere, (noise + jump.keep) * each, base)
+  spread = base * jnp.where(base > 0, jnp.sum(log_b, axis=-1), 0.0)
+  cross = spread + (of_x0 - base) * at_x0 + (of_z - base) * at_z
+  others = (n - 1 - elsewhere) * base + jnp.where(elsewhere, of_z, 0.0)
+  own = others * finite_log(each) + of_x0 * finite_log(s.keep + each)
+  total = others + of_x0
+  if mask_id is not None:
+    stay = 1.0 * masked
+    of_mask = stay if absorbing else noise + stay * jump.keep
+    total += of_mask * s.mask  # log a = log b there: nothing in own - cross
+  at_late = noise_at(t, z, vocab_size, mask_id)
+  guess = jnp.where(masked, -jnp.inf, take(log_p, jnp.where(masked, x0, z)))
+  log_guess = jnp.logaddexp(safe_log(t.keep) + guess, safe_log(at_late))
+  return (own - cross) / total - jnp.log(total) + log_guess
+
+
+def parts_divergence(
+    q: Parts, p: Parts, vocab_size: int, mask_id: int | None
+) -> Float[Array, "*n"]:
+  """Returns KL(q(z | x0) || p) for a p that keeps nothing, in nats."""
+  n = real_tokens(vocab_size, mask_id)
+  other, copied = q.uniform / n, q.keep + q.uniform / n
+  each = p.uniform / n
+  term = lambda a, b: jnp.where(a > 0, a * (safe_log(a) - safe_log(b)), 0.0)
+  return term(q.mask, p.mask) + term(copied, each) + (n - 1) * term(other, each)
+
+
+def noise_alone(end: Parts) -> Parts:
+  """Returns noise alone, in the proportions that it has in `end`."""
+  noise = end.uniform + end.mask
+  return Parts(jnp.zeros_like(noise), end.uniform / noise, end.mask / noise)
