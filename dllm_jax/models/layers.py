@@ -110,6 +110,20 @@ class RMSNorm(nn.Module):
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+  """(x - mean) / deviation * scale over the last axis, in float32; no shift."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    y = x.astype(jnp.float32)
+    y -= jnp.mean(y, axis=-1, keepdims=True)
+    y *= lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
 class TimeEmbedding(nn.Module):
   """A sinusoid of the time through a two-layer perceptron.
 

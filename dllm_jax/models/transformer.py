@@ -29,28 +29,15 @@ Sharding rules, name tables and adapters depend on these paths.
 import dataclasses
 
 from flax import linen as nn
-from flax import struct
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.axes import BATCH_AXES, CONTEXT, constrain
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers
-from dllm_jax.models.attention import (
-    Implementation,
-    attention,
-    check_implementation,
-)
-from dllm_jax.models.cache import empty_cache, query_slots, write
-from dllm_jax.models.layers import (
-    Linear,
-    RMSNorm,
-    TimeEmbedding,
-    Weight,
-    modulate,
-)
-from dllm_jax.models.rotary import rotary_tables, rotate
+from dllm_jax.models.attention import Implementation, check_implementation
+from dllm_jax.models.block import SwiGLU, denoiser, trunk
+from dllm_jax.models.cache import empty_cache
+from dllm_jax.models.layers import Linear, RMSNorm, TimeEmbedding, Weight
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -181,28 +168,7 @@ def transformer(config: TransformerConfig) -> Denoiser:
   of the T positions are written at their slots in every layer, and the positions
   attend to all filled slots by the mask spec.
   """
-  module = _Transformer(config)
-
-  def init(key, inputs):
-    return module.init({"params": key}, inputs, None)["params"]
-
-  def apply(params, inputs, cache=None):
-    key = inputs.dropout_key
-    rngs = None if key is None else {"dropout": key}
-    return module.apply({"params": params}, inputs, cache, rngs=rngs)
-
-  return Denoiser(init, apply)
-
-
-@struct.dataclass
-class _Shared:
-  """What all layers read."""
-
-  inputs: ModelInputs
-  tables: tuple[Array, Array]
-  conditioning: Float[Array, "B #T C"] | None
-  slots: Int[Array, "B T"] | None
-  key_segments: Int[Array, "B S"]
+  return denoiser(_Transformer(config))
 
 
 class _Transformer(nn.Module):
@@ -212,35 +178,10 @@ class _Transformer(nn.Module):
   def __call__(self, inputs: ModelInputs, cache: KVCache | None):
     c = self.config
     x, embedding = self._embed(inputs.latent)
-    x = constrain(x.astype(c.dtype), BATCH_AXES, CONTEXT, None)
-
-    slots, key_segments = None, inputs.segment_ids
-    if cache is not None:
-      slots = query_slots(inputs)
-      key_segments = write(cache.segment_ids, inputs.segment_ids, slots)
     conditioning = self._conditioning(inputs)
-    shared = _Shared(
-        inputs.replace(dropout_key=None),
-        rotary_tables(
-            inputs.positions, dim=c.rotary_dim, theta=c.rope_theta
-        ),
-        conditioning,
-        slots,
-        key_segments,
+    x, cache = trunk(
+        c, x, inputs, cache, conditioning, norm=RMSNorm, mlp=SwiGLU
     )
-    own = None if cache is None else (cache.key, cache.value)
-    blocks = layers.stack(
-        _Block, layers=c.layers, remat=c.remat, unroll=c.unroll
-    )
-    x, own = blocks(c, name="layers")(x, shared, own)
-
-    x = RMSNorm(c.norm_eps, name="final_norm")(x)
-    if c.modulated:
-      change = _modulation(c, 2, "final_modulation")(conditioning)
-      x = modulate(x, *jnp.split(change, 2, axis=-1))
-    x = constrain(x, BATCH_AXES, CONTEXT, None)
-    if cache is not None:
-      cache = KVCache(key=own[0], value=own[1], segment_ids=key_segments)
     return self._output(x, embedding), cache
 
   def _embed(self, latent):
@@ -287,107 +228,3 @@ class _Transformer(nn.Module):
       shape = (c.width, c.padded_vocab)
       unembed = Weight("kernel", shape, name="unembed")()
     return ModelOutputs(hidden=x, unembed=unembed, vocab_size=c.vocab_size)
-
-
-def _modulation(config, parts: int, name: str) -> Linear:
-  """Returns the adaLN-zero map: all changes are zero at first."""
-  return Linear(
-      (config.cond_dim,),
-      (parts * config.width,),
-      bias=True,
-      dtype=config.dtype,
-      kernel_init=nn.initializers.zeros,
-      name=name,
-  )
-
-
-class _Block(nn.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)); adaptive if conditioned."""
-
-  config: TransformerConfig
-
-  @nn.compact
-  def __call__(self, x, shared: _Shared, own):
-    c = self.config
-    dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))
-    attend = _Attention(c, name="attention")
-    mlp = _Mlp(c, name="mlp")
-    attention_norm = RMSNorm(c.norm_eps, name="attention_norm")
-    mlp_norm = RMSNorm(c.norm_eps, name="mlp_norm")
-    if not c.modulated:
-      y, own = attend(attention_norm(x), shared, own)
-      x += dropout(y)
-      return x + dropout(mlp(mlp_norm(x))), own
-    change = _modulation(c, 6, "modulation")(shared.conditioning)
-    shift, scale, gate, *second = jnp.split(change, 6, axis=-1)
-    y, own = attend(modulate(attention_norm(x), shift, scale), shared, own)
-    x += gate * dropout(y)
-    shift, scale, gate = second
-    return x + gate * dropout(mlp(modulate(mlp_norm(x), shift, scale))), own
-
-
-class _Attention(nn.Module):
-  config: TransformerConfig
-
-  @nn.compact
-  def __call__(self, x, shared: _Shared, own):
-    c = self.config
-    inputs = shared.inputs
-
-    def project(name, heads):
-      return Linear(
-          (c.width,),
-          (heads, c.head_dim),
-          bias=c.qkv_bias,
-          dtype=c.dtype,
-          name=name,
-      )(x)
-
-    q, k, v = (
-        project("q", c.heads), project("k", c.kv_heads), project("v", c.kv_heads)
-    )
-    if c.qk_norm:
-      q = RMSNorm(c.norm_eps, name="q_norm")(q)
-      k = RMSNorm(c.norm_eps, name="k_norm")(k)
-    q, k = rotate(q, shared.tables), rotate(k, shared.tables)
-    if own is not None:
-      own = write(own[0], k, shared.slots), write(own[1], v, shared.slots)
-      k, v = (a.astype(q.dtype) for a in own)
-    y = attention(
-        q,
-        k,
-        v,
-        mask=inputs.mask,
-        q_segments=inputs.segment_ids,
-        k_segments=shared.key_segments,
-        q_slots=shared.slots,
-        extra=inputs.extra_mask,
-        implementation=c.attention,
-    )
-    out = Linear(
-        (c.heads, c.head_dim),
-        (c.width,),
-        dtype=c.dtype,
-        kernel_init=layers.scaled_normal((2 * c.layers) ** -0.5),
-        name="o",
-    )
-    return out(y), own
-
-
-class _Mlp(nn.Module):
-  config: TransformerConfig
-
-  @nn.compact
-  def __call__(self, x):
-    c = self.config
-    wide = lambda name: Linear(
-        (c.width,), (c.mlp_dim,), dtype=c.dtype, name=name
-    )
-    down = Linear(
-        (c.mlp_dim,),
-        (c.width,),
-        dtype=c.dtype,
-        kernel_init=layers.scaled_normal((2 * c.layers) ** -0.5),
-        name="down",
-    )
-    return down(nn.silu(wide("gate")(x)) * wide("up")(x))

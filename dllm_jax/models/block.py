@@ -1,0 +1,222 @@
+"""The blocks that the networks share: attention, perceptrons, the trunk.
+
+`trunk` runs from embeddings to the last norm; what comes before and after it is
+each network's own. Norms and perceptrons are handed in as types. Its submodules
+belong to the module that calls it, so that paths begin at the network.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dllm_jax.core.axes import BATCH_AXES, CONTEXT, constrain
+from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
+from dllm_jax.models.attention import attention
+from dllm_jax.models.cache import query_slots, write
+from dllm_jax.models.layers import (
+    Linear,
+    RMSNorm,
+    modulate,
+    scaled_normal,
+    stack,
+)
+from dllm_jax.models.rotary import rotary_tables, rotate
+
+
+def denoiser(module: nn.Module) -> Denoiser:
+  """Returns a module called as `(inputs, cache)` as two pure functions."""
+
+  def init(key, inputs):
+    return module.init({"params": key}, inputs, None)["params"]
+
+  def apply(params, inputs, cache=None):
+    key = inputs.dropout_key
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, inputs, cache, rngs=rngs)
+
+  return Denoiser(init, apply)
+
+
+@struct.dataclass
+class Shared:
+  """What all layers read."""
+
+  inputs: ModelInputs
+  tables: tuple[Array, Array]
+  conditioning: Float[Array, "B #T C"] | None
+  slots: Int[Array, "B T"] | None
+  key_segments: Int[Array, "B S"]
+
+
+def trunk(
+    config: Any,
+    x: Float[Array, "B T D"],
+    inputs: ModelInputs,
+    cache: KVCache | None,
+    conditioning: Float[Array, "B #T C"] | None,
+    *,
+    norm: type,
+    mlp: type,
+) -> tuple[Float[Array, "B T D"], KVCache | None]:
+  """Returns the hidden states after all layers and the last norm, and the cache.
+
+  Args:
+    config: a `TransformerConfig` or `DiTConfig`.
+    x: embeddings.
+    inputs: what the network sees.
+    cache: keys and values of all layers, written at the slots of the positions.
+    conditioning: features of time and class; None for plain norms.
+    norm: `(eps)` to a norm module.
+    mlp: `(config)` to a perceptron module.
+  """
+  c = config
+  x = constrain(x.astype(c.dtype), BATCH_AXES, CONTEXT, None)
+  slots, key_segments = None, inputs.segment_ids
+  if cache is not None:
+    slots = query_slots(inputs)
+    key_segments = write(cache.segment_ids, inputs.segment_ids, slots)
+  shared = Shared(
+      inputs.replace(dropout_key=None),
+      rotary_tables(inputs.positions, dim=c.rotary_dim, theta=c.rope_theta),
+      conditioning,
+      slots,
+      key_segments,
+  )
+  own = None if cache is None else (cache.key, cache.value)
+  blocks = stack(Block, layers=c.layers, remat=c.remat, unroll=c.unroll)
+  x, own = blocks(c, norm, mlp, name="layers")(x, shared, own)
+
+  x = norm(c.norm_eps, name="final_norm")(x)
+  if conditioning is not None:
+    change = _modulation(c, 2, "final_modulation")(conditioning)
+    x = modulate(x, *jnp.split(change, 2, axis=-1))
+  x = constrain(x, BATCH_AXES, CONTEXT, None)
+  if cache is not None:
+    cache = KVCache(key=own[0], value=own[1], segment_ids=key_segments)
+  return x, cache
+
+
+def _modulation(config, parts: int, name: str) -> Linear:
+  """Returns the adaLN-zero map: all changes are zero at first."""
+  return Linear(
+      (config.cond_dim,),
+      (parts * config.width,),
+      bias=True,
+      dtype=config.dtype,
+      kernel_init=nn.initializers.zeros,
+      name=name,
+  )
+
+
+class Block(nn.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x)); adaptive if conditioned."""
+
+  config: Any
+  norm: type
+  mlp: type
+
+  @nn.compact
+  def __call__(self, x, shared: Shared, own):
+    c = self.config
+    dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))
+    attend = Attention(c, name="attention")
+    mlp = self.mlp(c, name="mlp")
+    attention_norm = self.norm(c.norm_eps, name="attention_norm")
+    mlp_norm = self.norm(c.norm_eps, name="mlp_norm")
+    if shared.conditioning is None:
+      y, own = attend(attention_norm(x), shared, own)
+      x += dropout(y)
+      return x + dropout(mlp(mlp_norm(x))), own
+    change = _modulation(c, 6, "modulation")(shared.conditioning)
+    shift, scale, gate, *second = jnp.split(change, 6, axis=-1)
+    y, own = attend(modulate(attention_norm(x), shift, scale), shared, own)
+    x += gate * dropout(y)
+    shift, scale, gate = second
+    return x + gate * dropout(mlp(modulate(mlp_norm(x), shift, scale))), own
+
+
+class Attention(nn.Module):
+  config: Any
+
+  @nn.compact
+  def __call__(self, x, shared: Shared, own):
+    c = self.config
+    inputs = shared.inputs
+
+    def project(name, heads):
+      return Linear(
+          (c.width,),
+          (heads, c.head_dim),
+          bias=c.qkv_bias,
+          dtype=c.dtype,
+          name=name,
+      )(x)
+
+    q, k, v = (
+        project("q", c.heads), project("k", c.kv_heads), project("v", c.kv_heads)
+    )
+    if c.qk_norm:
+      q = RMSNorm(c.norm_eps, name="q_norm")(q)
+      k = RMSNorm(c.norm_eps, name="k_norm")(k)
+    q, k = rotate(q, shared.tables), rotate(k, shared.tables)
+    if own is not None:
+      own = write(own[0], k, shared.slots), write(own[1], v, shared.slots)
+      k, v = (a.astype(q.dtype) for a in own)
+    y = attention(
+        q,
+        k,
+        v,
+        mask=inputs.mask,
+        q_segments=inputs.segment_ids,
+        k_segments=shared.key_segments,
+        q_slots=shared.slots,
+        extra=inputs.extra_mask,
+        implementation=c.attention,
+    )
+    out = Linear(
+        (c.heads, c.head_dim),
+        (c.width,),
+        dtype=c.dtype,
+        kernel_init=scaled_normal((2 * c.layers) ** -0.5),
+        name="o",
+    )
+    return out(y), own
+
+
+class SwiGLU(nn.Module):
+  """(silu(x G) * x U) W, without biases (arXiv:2002.05202)."""
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    wide = lambda name: Linear(
+        (c.width,), (c.mlp_dim,), dtype=c.dtype, name=name
+    )
+    down = Linear(
+        (c.mlp_dim,),
+        (c.width,),
+        dtype=c.dtype,
+        kernel_init=scaled_normal((2 * c.layers) ** -0.5),
+        name="down",
+    )
+    return down(nn.silu(wide("gate")(x)) * wide("up")(x))
+
+
+class GeluMlp(nn.Module):
+  """gelu(x U + b) W + c, gelu by its tanh form."""
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    linear = lambda inputs, outputs, name: Linear(
+        (inputs,), (outputs,), bias=True, dtype=c.dtype, name=name
+    )
+    x = nn.gelu(linear(c.width, c.mlp_dim, "up")(x), approximate=True)
+    return linear(c.mlp_dim, c.width, "down")(x)
