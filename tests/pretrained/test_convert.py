@@ -1,0 +1,133 @@
+"""What conversion refuses, and layouts without a recorded case."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dllm_jax.models import DiTConfig
+from dllm_jax.pretrained import DIT, to_ours, to_theirs
+
+CONFIG = DiTConfig(
+    vocab_size=7, width=8, layers=2, heads=2, cond_dim=4, vocab_multiple=4
+)
+
+
+def tensors(config=CONFIG):
+  """Returns random published tensors of a config."""
+  rng = np.random.default_rng(0)
+  width, c = config.width, config.cond_dim
+  shapes = {
+      "vocab_embed.embedding": (7, width),
+      "output_layer.norm_final.weight": (width,),
+      "output_layer.linear.weight": (7, width),
+      "output_layer.linear.bias": (7,),
+  }
+  for i in range(config.layers):
+    block = {
+        "norm1.weight": (width,),
+        "attn_qkv.weight": (3 * width, width),
+        "attn_out.weight": (width, width),
+        "norm2.weight": (width,),
+        "mlp.0.weight": (4 * width, width),
+        "mlp.0.bias": (4 * width,),
+        "mlp.2.weight": (width, 4 * width),
+        "mlp.2.bias": (width,),
+    }
+    if config.adaptive:
+      block["adaLN_modulation.weight"] = (6 * width, c)
+      block["adaLN_modulation.bias"] = (6 * width,)
+    shapes.update({f"blocks.{i}.{key}": value for key, value in block.items()})
+  if config.adaptive:
+    shapes |= {
+        "sigma_map.mlp.0.weight": (c, 256),
+        "sigma_map.mlp.0.bias": (c,),
+        "sigma_map.mlp.2.weight": (c, c),
+        "sigma_map.mlp.2.bias": (c,),
+        "output_layer.adaLN_modulation.weight": (2 * width, c),
+        "output_layer.adaLN_modulation.bias": (2 * width,),
+    }
+  made = {
+      key: rng.normal(size=shape).astype(np.float32)
+      for key, shape in shapes.items()
+  }
+  if config.tied:
+    made["output_layer.linear.weight"] = made["vocab_embed.embedding"]
+  return made
+
+
+def test_layouts_by_hand():
+  theirs = tensors()
+  ours = to_ours(DIT, theirs, CONFIG).params
+  qkv = theirs["blocks.1.attn_qkv.weight"].reshape(3, 2, 4, 8)  # three h d in
+  v = ours["layers"]["attention"]["v"]["kernel"]
+  np.testing.assert_array_equal(v[1], qkv[2].transpose(2, 0, 1))
+  out = theirs["blocks.0.attn_out.weight"].reshape(8, 2, 4)  # out h d
+  o = ours["layers"]["attention"]["o"]["kernel"]
+  np.testing.assert_array_equal(o[0], out.transpose(1, 2, 0))
+  embedding = ours["embed"]["embedding"]
+  assert embedding.shape == (8, 8) and not embedding[7].any()
+  assert ours["unembed"]["kernel"].shape == (8, 8)
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"tied": True}, {"adaptive": False}, {"adaptive": False, "tied": True}
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_round_trips(change, prefix):
+  config = dataclasses.replace(CONFIG, **change)
+  theirs = {prefix + k: v for k, v in tensors(config).items()}
+  there = to_ours(DIT, theirs, config)
+  back = to_theirs(DIT, there.params, config, prefix=prefix)
+  assert set(back) == set(theirs) | {prefix + "rotary_emb.inv_freq"}
+  for key, tensor in theirs.items():
+    np.testing.assert_array_equal(back[key], tensor)
+
+
+def without(name):
+  return lambda t: t.pop(name)
+
+
+def put(name, value):
+  return lambda t: t.update({name: value})
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (without("blocks.1.norm2.weight"), "blocks.1.norm2.weight is missing, which"
+     " parameter layers/mlp_norm/scale needs"),
+    (put("blocks.2.norm1.weight", np.ones(8)), "blocks.2.norm1.weight has no place"),
+    (put("vocab_embed.embedding", np.ones((9, 8))), r"shape \(9, 8\), .* \(7, 8\)"),
+    (put("blocks.0.attn_qkv.weight", np.ones((16, 8))), r"gives \(24, 8\)"),
+    (put("rotary_emb.inv_freq", np.ones(2)), "does not follow from the config"),
+])  # fmt: skip
+def test_tensors_that_do_not_fit(spoil, message):
+  theirs = tensors()
+  spoil(theirs)
+  with pytest.raises(ValueError, match=message) as error:
+    to_ours(DIT, theirs, CONFIG)
+  assert "\n" not in str(error.value)
+
+
+def test_tied_weights_must_agree():
+  config = dataclasses.replace(CONFIG, tied=True)
+  theirs = tensors(config)
+  theirs["output_layer.linear.weight"] = theirs["vocab_embed.embedding"] + 1
+  with pytest.raises(ValueError, match="but the config ties them"):
+    to_ours(DIT, theirs, config)
+
+
+def test_parameters_that_do_not_fit():
+  params = to_ours(DIT, tensors(), CONFIG).params
+  del params["final_norm"]
+  with pytest.raises(ValueError, match="final_norm/scale must be .* not absent"):
+    to_theirs(DIT, params, CONFIG)
+
+
+def test_each_parameter_is_put_as_soon_as_it_is_made():
+  seen = []
+  there = to_ours(
+      DIT, tensors(), CONFIG, put=lambda path, x: seen.append(path) or x.sum()
+  )
+  assert seen[0] == "embed/embedding"
+  assert len(seen) == len(jax.tree.leaves(there.params))
