@@ -1,9 +1,10 @@
 r"""The autoregressive baseline: next-token prediction, the papers' yardstick.
 
-No corruption: the network sees [bos; x0[:-1]] under a causal mask and its output
-at slot i predicts x0_i, so that all L tokens count and the loss is the exact
-negative log-likelihood. In sampling the canvas begins with bos (or any prompt)
-and the output at slot i predicts slot i + 1 (`shift` 1), one slot a block.
+No corruption: the network sees [bos; x0[:-1]] under a causal mask and its
+output at slot i predicts x0_i, so that all L tokens count and the loss is the
+exact negative log-likelihood. In sampling the canvas begins with bos (or any
+prompt) and the output at slot i predicts slot i + 1 (`shift` 1), one slot a
+block.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ class Autoregressive(Discrete):
       *,
       step: Int[Array, ""],
   ) -> Drawn:
-    """Returns x0 shifted by one, a bos before each segment; nothing is random."""
+    """Returns x0 moved on by one, a bos at each segment; nothing is random."""
     del process, key, step
     x0 = batch.tokens
     bos = self.mask_id if self.bos_id is None else self.bos_id
@@ -91,7 +92,8 @@ class Autoregressive(Discrete):
     if batch.loss_weight is not None:
       weight = weight * batch.loss_weight[:, None]
     out = denoise(self.inputs(process, drawn.z, drawn.t, batch))
-    total, terms = cross_entropy(forbid(out, self.mask_id), batch.tokens, weight)
+    out = forbid(out, self.mask_id)
+    total, terms = cross_entropy(out, batch.tokens, weight)
     return Loss(
         total=total,
         weight=jnp.sum(weight),

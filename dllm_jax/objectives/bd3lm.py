@@ -2,9 +2,9 @@ r"""BD3-LM: block diffusion, autoregressive over blocks (arXiv:2503.09573).
 
 Blocks of B tokens are diffused one after another, each given the clean ones
 before it. All of them train in one pass over two streams, [z ; x0], under the
-mask `TwoStream`; each block has its own time. Times may be clipped to an interval
-in which the loss varies least; its ends are `Process.state`, so that moving them
-compiles nothing. Block 1 is autoregressive, block L is MDLM.
+mask `TwoStream`; each block has its own time. Times may be clipped to an
+interval in which the loss varies least; its ends are `Process.state`, so that
+moving them compiles nothing. Block 1 is autoregressive, block L is MDLM.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,57 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dllm_jax.core.mask import BlockCausal, MaskSpec, TwoStream
-from dllm_jax.core.schedule import SCHEDULES, Linear, Schedule
+from dllm_jax.core.schedule import (
+    SCHEDULES,
+    Cosine,
+    Linear,
+    Polynomial,
+    Schedule,
+    Times,
+)
 from dllm_jax.core.time import draw_times
 from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
 from dllm_jax.objectives.base import Drawn, TokenSpace
 from dllm_jax.objectives.mdlm import MDLM
+
+_LEAST = 1e-3
+"""What the original adds to small mask probabilities, schedule by schedule."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square(Polynomial):
+  """1 - alpha(t) = max(t^2, 1e-3), the original's "square"."""
+
+  power: float = 2.0
+
+  def masked(self, t: Times) -> Times:
+    """Returns 1 - alpha(t)."""
+    return jnp.maximum(super().masked(t), _LEAST)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SquareRoot(Square):
+  """1 - alpha(t) = max(t^(1/2), 1e-3), the original's "square_root"."""
+
+  power: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockCosine(Cosine):
+  """1 - alpha(t) = 1 - (1 - 1e-3) cos(pi t / 2), the original's "cosine"."""
+
+  ceiling: float = 1.0 - _LEAST
+
+  def weight(self, t: Times) -> Times:
+    """Returns -alpha' / (1 - alpha + 1e-3), its own weight."""
+    return -self.dalpha(t) / (self.masked(t) + _LEAST)
+
+
+_SCHEDULES = SCHEDULES | {
+    "square": Square,
+    "square_root": SquareRoot,
+    "block_cosine": BlockCosine,
+}
 
 _REDRAWS = 32
 """Attempts to draw a block whose masked share lies in the clip interval."""
@@ -33,18 +79,18 @@ class BD3LM(MDLM):
     length: tokens in a row (L).
     block_size: tokens in a block, a divisor of length.
     schedule: alpha(t); linear is the published one (`loglinear` there), and
-      polynomial of power 2 and 1/2, logarithmic and cosine are its others.
+      `Square`, `SquareRoot`, `Logarithmic` and `BlockCosine` are its others.
     clip_low: the least training time at the start; above 0.5 the weight is 1.
     clip_high: the greatest training time at the start.
-    resample: whether blocks are drawn again until their masked share lies in the
-      clip interval too (an end at time_epsilon or 1 does not bind).
+    resample: whether blocks are drawn again until their masked share lies in
+      the clip interval too (an end at time_epsilon or 1 does not bind).
     ignore_bos: whether the first token of a row stays clean and counts nothing.
   """
 
   length: int
   block_size: int = 16
   schedule: Schedule = dataclasses.field(
-      default=Linear(), metadata={"choices": SCHEDULES}
+      default=Linear(), metadata={"choices": _SCHEDULES}
   )
   clip_low: float = 1e-3
   clip_high: float = 1.0
@@ -164,12 +210,15 @@ class BD3LM(MDLM):
   def two_streams(
       self, z: Int[Array, "B L"], t: Float[Array, "B L"], batch: Batch
   ) -> ModelInputs:
-    """Returns what the network sees in training: [z ; x0], one set of positions.
+    """Returns what the network sees in training: [z ; x0], positions twice.
 
     A network that is told the time is told sigma(t) on the noisy half, 0 on the
     clean one.
     """
-    twice = lambda x: jnp.concatenate([x, x], axis=1)
+
+    def twice(x):
+      return jnp.concatenate([x, x], axis=1)
+
     sigma = self.conditioning(t)
     if sigma is not None:
       sigma = jnp.broadcast_to(sigma, z.shape)

@@ -18,7 +18,7 @@ from dllm_jax.core.schedule import SCHEDULES, Linear, Schedule
 from dllm_jax.core.time import TimeRule
 from dllm_jax.core.types import Batch, Denoise, Loss, Process
 from dllm_jax.objectives.base import Drawn
-from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.objectives.mdlm import MDLM, Parameterisation
 
 
 @struct.dataclass
@@ -47,6 +47,7 @@ class LLaDA(MDLM):
       default=Linear(), metadata={"choices": SCHEDULES}
   )
   time_rule: TimeRule = "independent"
+  parameterisation: Parameterisation = "softmax"
   random_length: float = 0.01
 
   def __post_init__(self):

@@ -24,7 +24,8 @@ from dllm_jax.core.schedule import (
     SigmaLinear,
 )
 from dllm_jax.core.time import TimeRule, draw_times
-from dllm_jax.core.types import Process
+from dllm_jax.core.types import ModelOutputs, Process
+from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
     check_choice,
     corrupt_to,
@@ -37,6 +38,7 @@ from dllm_jax.objectives.base import (
 )
 
 Weighting = Literal["bound", "uniform", "linear"]
+Parameterisation = Literal["subs", "softmax"]
 TimeChange = Literal["none", "change_of_variables", "importance_sampling"]
 
 
@@ -55,6 +57,8 @@ class MDLM(Discrete):
       probability that is uniform in its logarithm, f = log(1 - e^-sigma), so
       that the weight is constant. "change_of_variables" makes that the meaning
       of t (and of what the network is told); "importance_sampling" draws t so.
+    parameterisation: "subs" gives the mask probability 0 in the loss; "softmax"
+      leaves it in, as LLaDA's family does. Sampling never draws a mask.
     weighting: factor of a masked token in the loss: that of the bound, 1, or
       1 - t. What is reported as the bound stays the bound.
     normalisation: what the loss is an average over.
@@ -69,6 +73,7 @@ class MDLM(Discrete):
   time_conditioning: bool = False
   steps: int | None = None
   time_change: TimeChange = "none"
+  parameterisation: Parameterisation = "subs"
   weighting: Weighting = "bound"
   normalisation: Normalisation = "token"
 
@@ -90,6 +95,7 @@ class MDLM(Discrete):
           f"{self.steps}"
       )
     check_choice("time rule", self.time_rule, TimeRule)
+    check_choice("parameterisation", self.parameterisation, Parameterisation)
     check_choice("weighting", self.weighting, Weighting)
     check_choice("normalisation", self.normalisation, Normalisation)
     check_choice("time_change", self.time_change, TimeChange)
@@ -208,6 +214,22 @@ class MDLM(Discrete):
     if self.weighting == "bound":
       return self.weight(t)
     return jnp.ones_like(t) if self.weighting == "uniform" else 1.0 - t
+
+  def score(
+      self,
+      process: Process,
+      out: ModelOutputs,
+      x0: Int[Array, "B L"],
+      z: Int[Array, "B L"],
+      t: Float[Array, "B #L"],
+      weights: Weights,
+  ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
+    """Returns the summed loss and the bound, from a weighted cross-entropy."""
+    del process, z, t
+    if self.parameterisation == "subs":
+      out = forbid(out, self.mask_id)
+    total, terms = cross_entropy(out, x0, weights.loss)
+    return total, weights.bound * terms
 
   def log_x0(
       self,
