@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dllm_jax.core.schedule import LogLinear, SCHEDULES, Schedule
 from dllm_jax.core.time import TimeRule, draw_times
 from dllm_jax.core.types import ModelOutputs, Noise, Process
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.objectives.base import Discrete, Weights, evenly
+from dllm_jax.objectives.base import check_choice, Discrete, evenly, Weights
 from dllm_jax.objectives.mixture import (
     between,
     corrupt_by,
@@ -34,19 +33,15 @@ from dllm_jax.objectives.mixture import (
 class ContinuousMixture(Discrete):
   """What objectives over `Parts` in continuous time share.
 
-  A subclass writes `parts` and `token_loss`.
+  A subclass writes `parts`, `token_loss` and `conditioning`.
 
   Attributes:
-    schedule: alpha(t), the probability that a token is kept.
     time_rule: how training times are drawn over the global batch.
     time_epsilon: training times lie in [time_epsilon, 1).
     sampling_epsilon: the last time before noise removal.
-    time_conditioning: whether the network is told sigma(t).
+    time_conditioning: whether the network is told the time.
   """
 
-  schedule: Schedule = dataclasses.field(
-      default=LogLinear(), metadata={"choices": SCHEDULES}
-  )
   time_rule: TimeRule = "stratified"
   time_epsilon: float = 1e-3
   sampling_epsilon: float = 1e-5
@@ -56,11 +51,17 @@ class ContinuousMixture(Discrete):
 
   def __post_init__(self):
     super().__post_init__()
+    check_choice("time rule", self.time_rule, TimeRule)
     for name in ("time_epsilon", "sampling_epsilon"):
       if not 0.0 <= getattr(self, name) < 0.5:
         raise ValueError(
             f"{name} must lie in [0, 0.5), not {getattr(self, name)}"
         )
+
+  @property
+  def reads_time(self) -> bool:
+    """Whether the network is told the time."""
+    return self.time_conditioning
 
   def network_fields(self) -> dict[str, Any]:
     """Returns that the network is told the time, if it is."""
@@ -87,10 +88,6 @@ class ContinuousMixture(Discrete):
     return parts_divergence(
         end, noise_alone(end), self.vocab_size, self.mask_id
     )
-
-  def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
-    """Returns sigma(t) if the network is told the time."""
-    return self.schedule.sigma(t) if self.time_conditioning else None
 
   def time(
       self, key: Key[Array, ""], shape: tuple[int, int]

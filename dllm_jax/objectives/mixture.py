@@ -10,6 +10,7 @@ mixtures of both. No V x V matrix is ever built. Here are the arithmetic of
 `Parts`; no loss of any one system.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -119,9 +120,28 @@ def log_marginal(
 ) -> Float[Array, "*n V"]:
   """Returns log q(z_t | x0 ~ p) of every token."""
   vocab_size = log_p.shape[-1]
-  parts = Parts(*(x[..., None] for x in parts))
-  noise = noise_at(parts, jnp.arange(vocab_size), vocab_size, mask_id)
-  return jnp.logaddexp(safe_log(parts.keep) + log_p, safe_log(noise))
+  keep, uniform, mask = (safe_log(x)[..., None] for x in parts)
+  # Logs of scalars, then a choice: a log of a whole array would be kept.
+  noise = uniform - math.log(real_tokens(vocab_size, mask_id))
+  if mask_id is not None:
+    noise = jnp.where(jnp.arange(vocab_size) == mask_id, mask, noise)
+  return jnp.logaddexp(keep + log_p, noise)
+
+
+def log_tokens(
+    parts: Parts, log_p: Float[Array, "*n V"], mask_id: int | None
+) -> tuple[Float[Array, "*n V"], Float[Array, "*n"]]:
+  """Returns log q(z_t | x0 ~ p) of real tokens, and its sum over them.
+
+  The entry of the mask is no probability. The sum is 0 without uniform noise.
+  """
+  n = real_tokens(log_p.shape[-1], mask_id)
+  keep, uniform = (safe_log(x)[..., None] for x in parts[:2])
+  log_q = jnp.logaddexp(keep + log_p, uniform - math.log(n))
+  total = jnp.sum(log_q, axis=-1)
+  if mask_id is not None:  # log p of the mask is -inf: its entry is the noise
+    total -= uniform[..., 0] - math.log(n)
+  return log_q, jnp.where(parts.uniform > 0, total, 0.0)
 
 
 def between(s: Parts, t: Parts, *, absorbing: bool) -> Parts:
@@ -198,17 +218,13 @@ def step_divergence(
   masked = jnp.zeros(z.shape, bool) if mask_id is None else z == mask_id
   same, elsewhere = z == x0, (z != x0) & ~masked
   each = s.uniform / n
-  log_b = log_marginal(s, log_p, mask_id)
+  log_b, log_sum = log_tokens(s, log_p, mask_id)
   take = lambda x, at: jnp.take_along_axis(x, at[..., None], axis=-1)[..., 0]
   at_x0, at_z = take(log_b, x0), take(log_b, jnp.where(masked, x0, z))
-  if mask_id is not None:
-    log_b = jnp.where(jnp.arange(vocab_size) == mask_id, 0.0, log_b)
-
   base = noise * each  # f a of a token that is neither x0, z nor the mask
   of_x0 = (noise + jnp.where(same, jump.keep, 0.0)) * (s.keep + each)
   of_z = jnp.where(elsewhere, (noise + jump.keep) * each, base)
-  spread = base * jnp.where(base > 0, jnp.sum(log_b, axis=-1), 0.0)
-  cross = spread + (of_x0 - base) * at_x0 + (of_z - base) * at_z
+  cross = base * log_sum + (of_x0 - base) * at_x0 + (of_z - base) * at_z
   others = (n - 1 - elsewhere) * base + jnp.where(elsewhere, of_z, 0.0)
   own = others * finite_log(each) + of_x0 * finite_log(s.keep + each)
   total = others + of_x0

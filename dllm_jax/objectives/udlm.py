@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from dllm_jax.core.schedule import LogLinear, SCHEDULES, Schedule
 from dllm_jax.core.types import Batch, Denoise, Loss, Process
 from dllm_jax.core.vocabulary import cross_entropy
-from dllm_jax.objectives.base import Drawn, TokenSpace
+from dllm_jax.objectives.base import check_choice, Drawn, TokenSpace
 from dllm_jax.objectives.continuous import ContinuousMixture
 from dllm_jax.objectives.mixture import (
     Parts,
@@ -30,11 +31,16 @@ from dllm_jax.objectives.mixture import (
 )
 
 
+Form = Literal["direct", "rao_blackwell"]
+Reconstruction = Literal["copied", "network"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UDLM(ContinuousMixture):
   """Uniform-state diffusion language modelling (Schiff et al. 2024).
 
   Attributes:
+    schedule: alpha(t), the probability that a token is kept; alpha(0) = 1.
     form: "direct" sums over the vocabulary as UDLM writes it; "rao_blackwell" is
       Duo's form. Both are the same number.
     steps: None for continuous time, or the number of steps T of a discrete
@@ -44,9 +50,12 @@ class UDLM(ContinuousMixture):
       network call at t = 0, as UDLM's code adds unless told otherwise.
   """
 
-  form: Literal["direct", "rao_blackwell"] = "rao_blackwell"
+  schedule: Schedule = dataclasses.field(
+      default=LogLinear(), metadata={"choices": SCHEDULES}
+  )
+  form: Form = "rao_blackwell"
   steps: int | None = None
-  reconstruction: Literal["copied", "network"] = "copied"
+  reconstruction: Reconstruction = "copied"
 
   def __post_init__(self):
     super().__post_init__()
@@ -63,19 +72,17 @@ class UDLM(ContinuousMixture):
       )
     if self.steps is not None and self.steps < 1:
       raise ValueError(f"steps must be at least 1 or None, not {self.steps}")
-    for name, legal in (
-        ("form", ("direct", "rao_blackwell")),
-        ("reconstruction", ("copied", "network")),
-    ):
-      if getattr(self, name) not in legal:
-        raise ValueError(
-            f"unknown {name} {getattr(self, name)!r}; legal: {', '.join(legal)}"
-        )
+    check_choice("form", self.form, Form)
+    check_choice("reconstruction", self.reconstruction, Reconstruction)
 
   @classmethod
   def over(cls, space: TokenSpace, **fields) -> Self:
     """Returns the objective over a token space, its mask left out."""
     return cls(vocab_size=vocabulary_without_mask(space, "UDLM"), **fields)
+
+  def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
+    """Returns sigma(t) if the network is told the time."""
+    return self.schedule.sigma(t) if self.time_conditioning else None
 
   def parts(self, t: Float[Array, "*n"]) -> Parts:
     """Returns the fate of a token: kept or replaced."""
@@ -123,7 +130,7 @@ class UDLM(ContinuousMixture):
     gap = n * alpha / rest * (_take(log_bar, x0) - log_z)
     second += jnp.where(same, 0.0, gap)
     constant = jnp.where(same, (n - 1) * c, -1.0 / c) * jnp.log(c)
-    return scale * (first - (-second) + constant)
+    return scale * (first + second + constant)
 
   def _step_loss(self, process, logits, x0, z, t):
     """Returns T KL(q(z_s | z_t, x0) || p_theta(z_s | z_t)), s = t - 1/T."""
