@@ -227,10 +227,6 @@ class Run:
         )
 
   @functools.cached_property
-  def _checkpoints(self) -> Checkpoints:
-    return Checkpoints(self.workdir, keep=self.config.checkpoint.keep)
-
-  @functools.cached_property
   def state(self) -> TrainState:
     """The newest checkpoint's state.
 
@@ -238,12 +234,21 @@ class Run:
       FileNotFoundError: there is no checkpoint.
     """
     with jax.set_mesh(self.mesh):
-      restored = self._checkpoints.restore(self.program.abstract)
+      checkpoints = Checkpoints(self.workdir)
+      try:
+        restored = checkpoints.restore(self.program.abstract)
+      finally:
+        checkpoints.close()
     if restored is None:
       raise FileNotFoundError(
           f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
       )
     return restored[0]
+
+  def start(self) -> None:
+    """Makes a fresh state the current one: an untrained network."""
+    with jax.set_mesh(self.mesh):
+      self.__dict__["state"] = self.program.init()
 
   # --------------------------------------------------------------- training
 
@@ -253,44 +258,47 @@ class Run:
     Raises:
       NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
     """
-    config = self.config
-    batches = data.train_iterator(
-        self.corpus,
-        batch_size=config.training.batch_size,
-        seed=config.training.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    evaluation = self.config.evaluation
     hooks = Hooks(
         evaluate=self._training_evaluation if self.corpus.held_out else None,
-        evaluate_every=config.evaluation.every_steps,
+        evaluate_every=evaluation.every_steps,
         sample=lambda state: self.sample(state=state).texts,
-        sample_every=config.evaluation.sample_every,
+        sample_every=evaluation.sample_every,
     )
     with jax.set_mesh(self.mesh):
-      loop = Loop(
-          program=self.program,
-          batches=batches,
-          checkpoints=self._checkpoints,
-          writer=lambda step: MetricWriter(
-              self.workdir,
-              config.logging,
-              resumed_step=step,
-              config=self.resolved.to_dict(),
-              active=jax.process_index() == 0,
-          ),
-          steps=config.training.steps,
-          save_every=config.checkpoint.every_steps,
-          logging=config.logging,
-          mesh=self.mesh,
-          hooks=hooks,
-          learning_rate=config.optimizer.learning_rates(config.training.steps),
-          workdir=self.workdir,
-          profile_steps=config.training.profile_steps,
-      )
-      state, summary = loop.run()
+      state, summary = self.loop(self.workdir, hooks).run()
     self.__dict__["state"] = state
     return summary
+
+  def loop(self, workdir: pathlib.Path, hooks: Hooks) -> Loop:
+    """Returns the training loop of this run, writing into a directory."""
+    config = self.config
+    return Loop(
+        program=self.program,
+        batches=data.train_iterator(
+            self.corpus,
+            batch_size=config.training.batch_size,
+            seed=config.training.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
+        writer=lambda step: MetricWriter(
+            workdir,
+            config.logging,
+            resumed_step=step,
+            config=self.resolved.to_dict(),
+            active=jax.process_index() == 0,
+        ),
+        steps=config.training.steps,
+        save_every=config.checkpoint.every_steps,
+        logging=config.logging,
+        mesh=self.mesh,
+        hooks=hooks,
+        learning_rate=config.optimizer.learning_rates(config.training.steps),
+        workdir=workdir,
+        profile_steps=config.training.profile_steps,
+    )
 
   def _training_evaluation(self, state: TrainState) -> dict[str, float]:
     limit = self.config.evaluation.batches or None

@@ -145,6 +145,17 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
   return values
 
 
+def sampler(
+    values: flags.FlagValues, argv: Sequence[str], configured: Any
+) -> Any:
+  """Returns a run's sampler with the fields that the arguments name replaced."""
+  names = {path for path in _overridden(argv, "sampler")}
+  if "preset" in names and values["sampler"].value.preset != configured.preset:
+    configured = type(configured)()  # another preset: its own defaults
+  fields = values["sampler"].value
+  return dataclasses.replace(configured, **{n: fields[n] for n in names})
+
+
 def help_text(command: Command) -> str:
   """Returns what `dllm COMMAND --help` prints."""
   values = flags.FlagValues()

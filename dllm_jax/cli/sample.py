@@ -45,24 +45,16 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     raise commands.UsageError("give --prompt or --infill, not both")
 
   from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
-  from dllm_jax.sampling.presets import SamplerConfig  # pylint: disable=g-import-not-at-top
   from dllm_jax.sampling.trace import write_page  # pylint: disable=g-import-not-at-top
 
   run = Run.open(workdir)
-  given = [
-      path for path in run.config.sampler.__dataclass_fields__
-      if any(a.lstrip("-").startswith(f"sampler.{path}") for a in argv)
-  ]
-  sampler = {f: getattr(run.config.sampler, f)
-             for f in run.config.sampler.__dataclass_fields__}
-  sampler |= {f: values["sampler"].value[f] for f in given}
   sampled = run.sample(
       values.prompt or [""],
       infills=values.infill,
       num_samples=values.num_samples,
       length=values.length or None,
       seed=values.seed,
-      sampler=SamplerConfig(**sampler),
+      sampler=commands.sampler(values, argv, run.config.sampler),
       use_ema=values.use_ema,
       trace=bool(values.trace),
   )

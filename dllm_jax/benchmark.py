@@ -1,0 +1,173 @@
+"""Measuring the train step and the sampler, compilation apart.
+
+Two programs are compared in alternating rounds of one process, and medians of at
+least five rounds are reported: on a shared machine a ratio is worth more than a
+time.
+"""
+
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from dllm_jax import data
+from dllm_jax.core.flops import matmul_flops
+from dllm_jax.core.types import Batch
+from dllm_jax.parallel import global_batch
+from dllm_jax.parallel.hardware import peak_flops
+from dllm_jax.run import Run
+from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.training.loop import Hooks
+
+
+def train(
+    resolved: ConfigDict, *, steps: int = 20, rounds: int = 5
+) -> dict[str, Any]:
+  """Returns the speed of the train step and the cost of the loop around it.
+
+  Args:
+    resolved: a configuration; its text is read.
+    steps: steps in a round.
+    rounds: rounds of each of the two programs: the compiled step alone on one
+      batch, and the whole loop (data, transfer, logging).
+
+  Returns:
+    `tokens_per_second` and `step_milliseconds` of the loop (medians),
+    `bare_step_milliseconds` of the step alone, `outside_step` (the median over
+    rounds of loop time / step time - 1), `mfu` (None where the device's peak is
+    not known), `model_flops_per_step`, `compile_seconds`, `peak_bytes`, `device`.
+  """
+  resolved = ConfigDict(resolved.to_dict())
+  resolved.training.steps = steps + 1  # the first step of a round is not timed
+  resolved.logging.progress = False
+  resolved.checkpoint.every_steps = 10**9
+  with tempfile.TemporaryDirectory() as directory:
+    run = Run.create(resolved, pathlib.Path(directory) / "run")
+    with jax.set_mesh(run.mesh):
+      batch = _first_batch(run)
+      start = time.perf_counter()
+      compiled = run.program.step.lower(run.program.abstract, batch).compile()
+      compile_seconds = time.perf_counter() - start
+      state = run.program.init()
+      bare, loop = [], []
+      for i in range(rounds + 1):  # the first round warms up
+        state, seconds = _bare(run, state, batch, steps)
+        bare.append(seconds)
+        loop.append(_looped(run, pathlib.Path(directory) / str(i), steps))
+  bare, loop = np.asarray(bare[1:]), np.asarray(loop[1:])
+  seconds = float(np.median(loop)) / steps
+  flops = model_flops(run, batch)
+  kind = run.mesh.devices.flat[0].device_kind
+  peak = peak_flops(kind)
+  return {
+      "tokens_per_second": batch.tokens.size / seconds,
+      "step_milliseconds": 1000 * seconds,
+      "bare_step_milliseconds": 1000 * float(np.median(bare)) / steps,
+      "outside_step": float(np.median(loop / bare)) - 1.0,
+      "mfu": peak and flops / seconds / (peak * run.mesh.size),
+      "model_flops_per_step": flops,
+      "compile_seconds": compile_seconds,
+      "peak_bytes": _peak_bytes(compiled),
+      "device": f"{run.mesh.size} x {kind}",
+  }
+
+
+def _first_batch(run: Run) -> Batch:
+  training = run.config.training
+  batches = data.train_iterator(
+      run.corpus, batch_size=training.batch_size, seed=training.seed
+  )
+  return global_batch(next(batches), run.mesh)
+
+
+def _bare(run: Run, state, batch, steps: int):
+  """Returns the state and seconds of steps back to back on one batch."""
+  state, metrics = run.program.step(state, batch)
+  jax.block_until_ready(metrics)
+  start = time.perf_counter()
+  for _ in range(steps):
+    state, metrics = run.program.step(state, batch)
+  jax.block_until_ready((state, metrics))
+  return state, time.perf_counter() - start
+
+
+def _looped(run: Run, workdir: pathlib.Path, steps: int) -> float:
+  """Returns the seconds of as many steps of the real loop, the first apart."""
+  workdir.mkdir()
+  _, summary = run.loop(workdir, Hooks()).run()
+  tokens = run.config.training.batch_size * run.config.data.length
+  return steps * tokens / summary["tokens_per_second"]
+
+
+def model_flops(run: Run, batch: Batch) -> int:
+  """Returns the model FLOPs of a train step: 3 x the forward's, no recomputation.
+
+  Counts the matrix products of the network and of the unembedding at all
+  positions, as in arXiv:2204.02311, appendix B.
+  """
+  calls = []
+
+  def loss(params, process, batch):
+    process = process.replace(params=params["process"])
+    step = jnp.zeros((), jnp.int32)
+    drawn = run.objective.draw(process, jax.random.key(0), batch, step=step)
+
+    def denoise(inputs):
+      calls.append(jax.tree.map(jax.typeof, inputs))
+      return run.denoiser.apply(params["model"], inputs, None)[0]
+
+    return run.objective.loss(process, denoise, drawn, batch, step=step).total
+
+  abstract = run.program.abstract
+  jax.eval_shape(loss, abstract.params, abstract.process, batch)
+
+  def logits(params, inputs):
+    out = run.denoiser.apply(params, inputs, None)[0]
+    return out.hidden if out.unembed is None else out.hidden @ out.unembed
+
+  model = abstract.params["model"]
+  return 3 * sum(matmul_flops(logits, model, inputs) for inputs in calls)
+
+
+def _peak_bytes(compiled) -> int:
+  """Returns a device's peak memory of a compiled program, by XLA's analysis."""
+  memory = compiled.memory_analysis()
+  return int(
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes
+      - memory.alias_size_in_bytes
+  )
+
+
+def sample(
+    run: Run, sampler: SamplerConfig, *, batch_size: int = 8, rounds: int = 5
+) -> dict[str, Any]:
+  """Returns the speed of the sampler, warm.
+
+  Args:
+    run: whose network; an untrained one is as fast as a trained one.
+    sampler: how to sample.
+    batch_size: rows sampled together.
+    rounds: timed rounds; the median counts.
+  """
+  def once(seed):
+    return run.sample(num_samples=batch_size, sampler=sampler, seed=seed)
+
+  first = once(0)
+  seconds = [once(seed).seconds for seed in range(1, rounds + 1)]
+  median = float(np.median(seconds))
+  steps = int(first.generation.function_evaluations.max())
+  return {
+      "tokens_per_second": first.new_tokens / median,
+      "step_milliseconds": 1000 * median / steps,
+      "function_evaluations": steps,
+      "compile_seconds": first.compile_seconds,
+      "batch_size": batch_size,
+      "device": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
+  }
