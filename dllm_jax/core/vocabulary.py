@@ -48,17 +48,22 @@ def forbid(out: ModelOutputs, token: int | None) -> ModelOutputs:
   return out.replace(bias=bias)
 
 
+def _wide(x: Array) -> Array:
+  """Returns x in float32, or in float64 where it is."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _logits(out: ModelOutputs, hidden: Array) -> Float[Array, "*n V"]:
-  """Returns float32 logits of some hidden states, padding sliced off."""
-  logits = hidden.astype(jnp.float32)
+  """Returns logits of some hidden states, float32 at least, padding off."""
+  logits = _wide(hidden)
   if out.unembed is not None:
     logits = jnp.matmul(
         hidden,
         out.unembed.astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=logits.dtype,
     )
   if out.bias is not None:
-    logits = logits + out.bias.astype(jnp.float32)
+    logits = logits + out.bias.astype(logits.dtype)
   return logits if out.vocab_size is None else logits[..., : out.vocab_size]
 
 
@@ -174,13 +179,12 @@ def cross_entropy(
   bias = bias.astype(jnp.float32)
   if out.vocab_size is not None and out.vocab_size < width:
     bias = jnp.where(jnp.arange(width) < out.vocab_size, bias, -jnp.inf)
-  weights = weights.astype(jnp.float32)
   if out.unembed is None:  # Logits are given: nothing is saved by chunks.
-    terms = _terms(out.hidden.astype(jnp.float32) + bias, targets, weights)[0]
+    terms = _terms(_wide(out.hidden) + bias, targets, weights)[0]
     total = jnp.sum(weights * terms)
   else:
     total, terms = _cross_entropy(
-        out.hidden, out.unembed, bias, targets, weights
+        out.hidden, out.unembed, bias, targets, weights.astype(jnp.float32)
     )
   return total, lax.stop_gradient(terms)
 
