@@ -1,4 +1,4 @@
-"""What a traced program holds: walks jaxprs, scan bodies and branches included."""
+"""What a traced program holds: walks scan bodies and branches too."""
 
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ def values(jaxpr: jax.extend.core.Jaxpr) -> Iterator[tuple[str, tuple]]:
 
 
 def larger_than(
-    jaxpr: jax.extend.core.Jaxpr, elements: int
+  jaxpr: jax.extend.core.Jaxpr, elements: int
 ) -> list[tuple[str, tuple]]:
   """Returns the values that have `elements` elements or more."""
   found = []

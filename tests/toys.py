@@ -22,8 +22,8 @@ def tabular(tokens: int, length: int, *, mask_id: int) -> Denoiser:
 
   Its parameters are the probabilities of all sequences in lexicographic order;
   its logits at slot i are log p(x_i | the tokens that are not masked). Slots of
-  segment 0 count as unknown. The mask, the last id, gets logit 0, which a sampler
-  must never take.
+  segment 0 count as unknown. The mask, the last id, gets logit 0, which a
+  sampler must never take.
   """
   sequences = jnp.array(list(itertools.product(range(tokens), repeat=length)))
   one_hot = jax.nn.one_hot(sequences, tokens)  # [N, L, V]
@@ -56,9 +56,9 @@ def mixer(vocab: int, width: int, *, padded: int | None = None) -> Denoiser:
     del inputs
     embed, mix, unembed = jax.random.split(key, 3)
     return {
-        "embed": jax.random.normal(embed, (vocab, width)),
-        "mix": jax.random.normal(mix, (2 * width, width)) / width**0.5,
-        "unembed": jax.random.normal(unembed, (width, padded)),
+      "embed": jax.random.normal(embed, (vocab, width)),
+      "mix": jax.random.normal(mix, (2 * width, width)) / width**0.5,
+      "unembed": jax.random.normal(unembed, (width, padded)),
     }
 
   def apply(params, inputs, cache):
@@ -71,7 +71,7 @@ def mixer(vocab: int, width: int, *, padded: int | None = None) -> Denoiser:
     hidden = jnp.tanh(both @ params["mix"])
     bias = jnp.where(jnp.arange(padded) < vocab, 0.0, 50.0)
     return ModelOutputs(
-        hidden=hidden, unembed=params["unembed"], bias=bias, vocab_size=vocab
+      hidden=hidden, unembed=params["unembed"], bias=bias, vocab_size=vocab
     ), cache
 
   return Denoiser(init=init, apply=apply)

@@ -1,0 +1,30 @@
+"""Sampling: one program for every objective, policies, and its pictures."""
+
+from dllm_jax.sampling.infill import parse
+from dllm_jax.sampling.launch import Launcher
+from dllm_jax.sampling.policies import Ancestral, Confidence
+from dllm_jax.sampling.processors import Temperature, TopK, TopP
+from dllm_jax.sampling.program import generate, Generation, Sampler
+from dllm_jax.sampling.requests import build, continuation, Requests
+from dllm_jax.sampling.strip import write_strip
+from dllm_jax.sampling.trace import films, Trace, write_page
+
+__all__ = [
+  "Ancestral",
+  "Confidence",
+  "Generation",
+  "Launcher",
+  "Requests",
+  "Sampler",
+  "Temperature",
+  "TopK",
+  "TopP",
+  "Trace",
+  "build",
+  "continuation",
+  "films",
+  "generate",
+  "parse",
+  "write_page",
+  "write_strip",
+]

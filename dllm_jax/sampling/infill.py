@@ -8,7 +8,7 @@ _SPAN = re.compile(r"\[MASK(?:\*([0-9]+))?\]")
 
 
 def parse(
-    template: str, encode: Callable[[str], Sequence[int]]
+  template: str, encode: Callable[[str], Sequence[int]]
 ) -> list[int | None]:
   """Returns token ids, with None at each slot of a mask span.
 
@@ -28,8 +28,8 @@ def parse(
     span = _SPAN.match(template, found.start())
     if span is None:
       raise ValueError(
-          f"malformed mask span {template[found.start() :][:16]!r}: write [MASK] "
-          "for one token or [MASK*8] for eight"
+        f"malformed mask span {template[found.start() :][:16]!r}: write [MASK] "
+        "for one token or [MASK*8] for eight"
       )
     count = 1 if span[1] is None else int(span[1])
     if count < 1:
@@ -39,8 +39,8 @@ def parse(
     at, spans = span.end(), spans + 1
   if not spans:
     raise ValueError(
-        f"the template {template[:40]!r} has no mask span: write [MASK*8] where "
-        "eight tokens are wanted"
+      f"the template {template[:40]!r} has no mask span: write [MASK*8] where "
+      "eight tokens are wanted"
     )
   return slots + _encoded(template[at:], encode)
 

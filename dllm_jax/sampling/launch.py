@@ -14,9 +14,9 @@ from dllm_jax.sampling.requests import Requests
 class Launcher:
   """A sampler that is ready to run.
 
-  Calling it returns as soon as the program is dispatched; wait for the tokens to
-  measure it. The first call of a shape compiles, which `compile_seconds` counts
-  apart.
+  Calling it returns as soon as the program is dispatched; wait for the tokens
+  to measure it. The first call of a shape compiles, which `compile_seconds`
+  counts apart.
 
   Attributes:
     sampler: how it samples.
@@ -24,21 +24,21 @@ class Launcher:
   """
 
   def __init__(
-      self, sampler: Sampler, denoiser: Denoiser, *, trace: bool = False
+    self, sampler: Sampler, denoiser: Denoiser, *, trace: bool = False
   ):
     self.sampler = sampler
     self.compile_seconds = 0.0
     self._program = jax.jit(
-        functools.partial(generate, sampler, denoiser, trace=trace)
+      functools.partial(generate, sampler, denoiser, trace=trace)
     )
     self._compiled = set()
 
   def compile(
-      self,
-      params: PyTree,
-      process: Process,
-      key: Key[Array, ""],
-      requests: Requests,
+    self,
+    params: PyTree,
+    process: Process,
+    key: Key[Array, ""],
+    requests: Requests,
   ) -> float:
     """Compiles for the shapes of the arguments; returns the seconds it took.
 
@@ -59,11 +59,11 @@ class Launcher:
     return seconds
 
   def __call__(
-      self,
-      params: PyTree,
-      process: Process,
-      key: Key[Array, ""],
-      requests: Requests,
+    self,
+    params: PyTree,
+    process: Process,
+    key: Key[Array, ""],
+    requests: Requests,
   ) -> Generation:
     """Returns samples of a batch of requests; see `program.generate`."""
     self.compile(params, process, key, requests)

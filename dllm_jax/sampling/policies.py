@@ -1,9 +1,9 @@
 """Policies: which slots of a window are revealed after each network call.
 
 Each is a frozen dataclass, static under jit, that meets `core.types.Policy` and
-knows its objective and the number of steps in a window. State leaves are `[B,
-...]`: rows never see each other. Logits exist on chunks of positions only, inside
-`reduce`; nothing here loops or clamps, which is the program's work.
+knows its objective and the number of steps in a window. State leaves are
+`[B, ...]`: rows never see each other. Logits exist on chunks of positions only,
+inside `reduce`; nothing here loops or clamps, which is the program's work.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class _Stepwise:
       raise ValueError(f"sampling needs at least 1 step, not {self.steps}")
 
   def init(
-      self, process: Process, z: PyTree, window: Bool[Array, "B W"]
+    self, process: Process, z: PyTree, window: Bool[Array, "B W"]
   ) -> Progress:
     """Returns the state at a window's start."""
     del process
@@ -61,8 +61,8 @@ class _Stepwise:
     if self.objective.mask_id is not None:
       masked = window & (z == self.objective.mask_id)
     return Progress(
-        step=jnp.zeros(window.shape[:1], jnp.int32),
-        maskable=jnp.sum(masked, axis=1, dtype=jnp.int32),
+      step=jnp.zeros(window.shape[:1], jnp.int32),
+      maskable=jnp.sum(masked, axis=1, dtype=jnp.int32),
     )
 
   def time(self, state: Progress) -> Float[Array, "B 1"]:
@@ -88,27 +88,27 @@ class Ancestral(_Stepwise):
   """
 
   def step(
-      self,
-      process: Process,
-      noise: Noise,
-      out: ModelOutputs | tuple[ModelOutputs, ...],
-      z: PyTree,
-      state: Progress,
-      active: Bool[Array, "B W"],
-      *,
-      window: Int[Array, "B W"] | None = None,
+    self,
+    process: Process,
+    noise: Noise,
+    out: ModelOutputs | tuple[ModelOutputs, ...],
+    z: PyTree,
+    state: Progress,
+    active: Bool[Array, "B W"],
+    *,
+    window: Int[Array, "B W"] | None = None,
   ) -> tuple[PyTree, Progress, dict[str, Array]]:
     """Returns (z, state, info) after one network evaluation."""
     del active  # The program keeps the other slots.
     z = self.objective.reverse(
-        process,
-        noise,
-        out,
-        z,
-        self._times(state.step),
-        self._times(state.step + 1),
-        guide=self._guide if self.processors else None,
-        window=window,
+      process,
+      noise,
+      out,
+      z,
+      self._times(state.step),
+      self._times(state.step + 1),
+      guide=self._guide if self.processors else None,
+      window=window,
     )
     return z, state.replace(step=state.step + 1), {}
 
@@ -138,22 +138,22 @@ class Confidence(_Stepwise):
     super().__post_init__()
     if self.objective.mask_id is None:
       raise ValueError(
-          "confidence-ordered unmasking needs an objective with a mask token; "
-          "use ancestral sampling"
+        "confidence-ordered unmasking needs an objective with a mask token; "
+        "use ancestral sampling"
       )
     _check_literal("score", self.score, ("confidence", "random"))
     _check_literal("read", self.read, ("network", "processed"))
 
   def step(
-      self,
-      process: Process,
-      noise: Noise,
-      out: ModelOutputs,
-      z: Int[Array, "B W"],
-      state: Progress,
-      active: Bool[Array, "B W"],
-      *,
-      window: Int[Array, "B W"] | None = None,
+    self,
+    process: Process,
+    noise: Noise,
+    out: ModelOutputs,
+    z: Int[Array, "B W"],
+    state: Progress,
+    active: Bool[Array, "B W"],
+    *,
+    window: Int[Array, "B W"] | None = None,
   ) -> tuple[PyTree, Progress, dict[str, Array]]:
     """Returns (z, state, info) after one network evaluation."""
     del process

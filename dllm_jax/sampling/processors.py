@@ -1,8 +1,8 @@
 r"""Processors of logits, run on chunks of positions inside the sampler.
 
 A processor is `(logits [B, c, V], z, counts) -> logits`, a function of each
-position alone; -inf forbids a token. Several are applied in order. Nothing sorts:
-a set of best tokens is found by bisection on a threshold.
+position alone; -inf forbids a token. Several are applied in order. Nothing
+sorts: a set of best tokens is found by bisection on a threshold.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ Processor = Callable[[Logits, PyTree, Counts], Logits]
 
 
 def compose(
-    processors: Sequence[Processor],
-    logits: Logits,
-    z: PyTree,
-    counts: Counts = None,
+  processors: Sequence[Processor],
+  logits: Logits,
+  z: PyTree,
+  counts: Counts = None,
 ) -> Logits:
   """Returns the logits after each processor in turn."""
   for processor in processors:
@@ -44,7 +44,7 @@ class Temperature:
   def __post_init__(self):
     if not 0.0 <= self.value < float("inf"):
       raise ValueError(
-          f"temperature must be 0 (the best token) or more, not {self.value}"
+        f"temperature must be 0 (the best token) or more, not {self.value}"
       )
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
@@ -109,12 +109,13 @@ class TopP:
 
 
 def _best(
-    logits: Logits, weight: Float[Array, "B c V"], target: float
+  logits: Logits, weight: Float[Array, "B c V"], target: float
 ) -> Bool[Array, "B c V"]:
   """Returns the fewest best tokens whose weights sum to `target` or more.
 
-  Bisects over the integers that order float32 numbers, so that 32 halvings reach
-  the exact logit at which the target is met; equal logits are then taken by id.
+  Bisects over the integers that order float32 numbers, so that 32 halvings
+  reach the exact logit at which the target is met; equal ones are then taken by
+  id.
   """
   bits = lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.int32)
   order = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # Monotone in the float.
@@ -130,8 +131,8 @@ def _best(
     return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
 
   bounds = (
-      jnp.min(order, axis=-1, keepdims=True),
-      jnp.max(order, axis=-1, keepdims=True),
+    jnp.min(order, axis=-1, keepdims=True),
+    jnp.max(order, axis=-1, keepdims=True),
   )
   threshold, _ = lax.fori_loop(0, 32, halve, bounds)
   above, tied = order > threshold, order == threshold

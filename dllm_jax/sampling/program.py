@@ -3,11 +3,11 @@
     prior -> clamp what is fixed -> scan over blocks(
         policy.init -> scan over steps( network -> policy.step ) ) -> decode
 
-Block k of a row covers the `block_length` slots at its own pointer, which starts
-at the end of its prompt; a block as long as the canvas is plain diffusion.
-Pure functions only: the program is compiled in `launch`, and a policy decides
-what is revealed. A row's tokens depend on its own slots, number and noise, never
-on its neighbours.
+Block k of a row covers the `block_length` slots at its own pointer, which
+starts at the end of its prompt; a block as long as the canvas is plain
+diffusion. Pure functions only: the program is compiled in `launch`, and a
+policy decides what is revealed. A row's tokens depend on its own slots, number and
+noise, never on its neighbours.
 """
 
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dllm_jax.core.noise import Keyed
 from dllm_jax.core.types import (
-    Batch,
-    Denoiser,
-    ModelOutputs,
-    Objective,
-    Policy,
-    Process,
+  Batch,
+  Denoiser,
+  ModelOutputs,
+  Objective,
+  Policy,
+  Process,
 )
 from dllm_jax.core.vocabulary import vocab_width
 from dllm_jax.sampling.requests import Requests
@@ -57,18 +57,18 @@ class Sampler:
     if self.length < 1:
       raise ValueError(f"the canvas needs at least 1 slot, not {self.length}")
     if self.block_length is not None and not (
-        1 <= self.block_length <= self.length
+      1 <= self.block_length <= self.length
     ):
       raise ValueError(
-          f"block_length must lie in [1, {self.length}], the canvas, or be None "
-          f"for all of it, not {self.block_length}"
+        f"block_length must lie in [1, {self.length}], the canvas, or be None "
+        f"for all of it, not {self.block_length}"
       )
     if self.steps != self.policy.steps or (
-        self.objective != self.policy.objective
+      self.objective != self.policy.objective
     ):
       raise ValueError(
-          f"the sampler ({self.steps} steps) and its policy "
-          f"({self.policy.steps} steps) must have the same objective and steps"
+        f"the sampler ({self.steps} steps) and its policy "
+        f"({self.policy.steps} steps) must have the same objective and steps"
       )
 
   @property
@@ -124,14 +124,14 @@ class _Window(NamedTuple):
 
 
 def generate(
-    sampler: Sampler,
-    denoiser: Denoiser,
-    params: PyTree,
-    process: Process,
-    key: Key[Array, ""],
-    requests: Requests,
-    *,
-    trace: bool = False,
+  sampler: Sampler,
+  denoiser: Denoiser,
+  params: PyTree,
+  process: Process,
+  key: Key[Array, ""],
+  requests: Requests,
+  *,
+  trace: bool = False,
 ) -> Generation:
   """Returns samples of a batch of requests.
 
@@ -140,123 +140,195 @@ def generate(
     denoiser: the network.
     params: its parameters.
     process: the arrays of the objective.
-    key: the seed. Noise is a function of (key, request, the row's own step, slot)
-      and the kind of draw, and of nothing else.
+    key: the seed. Noise is a function of (key, request, the row's own step,
+      slot) and the kind of draw, and of nothing else.
     requests: what is fixed, and what is wanted.
     trace: whether every step is kept.
 
   Raises:
     ValueError: the requests are on canvases of another length.
   """
-  objective = sampler.objective
+  run = _prepare(sampler, denoiser, params, process, key, requests, trace)
+  objective, requests = sampler.objective, run.requests
   shape = requests.tokens.shape
-  if shape[1] != sampler.length:
-    raise ValueError(
-        f"the requests have {shape[1]} slots a row but the sampler has a canvas "
-        f"of {sampler.length}: build both with the same length"
-    )
-  positions = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
-  free = requests.valid & ~requests.fixed
   zeros = jnp.zeros(shape[:1], jnp.int32)
-  noise = Keyed.at(key, request=requests.request, step=zeros, position=positions)
+  noise = run.noise(zeros, run.batch.positions)
   start = _where(
-      free,
-      objective.prior(noise, shape),
-      objective.clean(process, jnp.asarray(requests.tokens)),
+    run.free,
+    objective.prior(noise, shape),
+    objective.clean(process, requests.tokens),
   )
-  batch = Batch(
-      tokens=jnp.asarray(requests.tokens),
-      loss_mask=free,
-      segment_ids=jnp.asarray(requests.valid).astype(jnp.int32),
-      positions=positions,
-      cond=requests.cond,
-  )
-
-  def step(canvas, window):
-    z = _take(canvas.z, window)
-    t = sampler.policy.time(canvas.state)
-    inputs = objective.inputs(process, canvas.z, t, batch)
-    out = _real_tokens(denoiser.apply(params, inputs, None)[0], objective)
-    noise = Keyed.at(
-        key,
-        request=requests.request,
-        step=canvas.step,
-        position=jnp.minimum(window.slots, shape[1] - 1),
-    )
-    new_z, new_state, info = sampler.policy.step(
-        process, noise, out, z, canvas.state, window.active, window=window.hidden
-    )
-    new_z = _where(window.active, new_z, z)
-    row = jnp.any(window.active, axis=1)
-    after = _Canvas(
-        z=_put(canvas.z, window, new_z),
-        step=canvas.step + row,
-        state=_where(row, new_state, canvas.state),
-    )
-    if not trace:
-      return after, None
-    return after, _frame(objective, process, out, window, z, new_z, t, after, info)
-
-  def block(canvas, k):
-    window = _window(sampler, requests, free, k)
-    state = sampler.policy.init(process, _take(canvas.z, window), window.active)
-    canvas, frames = lax.scan(
-        lambda canvas, _: step(canvas, window),
-        canvas.replace(state=state),
-        length=sampler.steps,
-    )
-    return canvas.replace(state=None), frames
-
-  def block_if_any(canvas, k):
-    """Skips blocks that no row has, whose number depends on the prompts."""
-    active = _window(sampler, requests, free, k).active
-    after = lax.cond(
-        jnp.any(active), lambda: block(canvas, k)[0], lambda: canvas
-    )
-    return after, None
-
+  # A trace keeps all blocks: its arrays have one shape, whatever the prompts.
+  block = _block if trace or sampler.blocks == 1 else _block_if_any
   canvas, frames = lax.scan(
-      # A trace keeps all blocks: its arrays have one shape, whatever the prompts.
-      block if trace or sampler.blocks == 1 else block_if_any,
-      _Canvas(z=start, step=zeros),
-      jnp.arange(sampler.blocks),
+    lambda canvas, k: block(run, canvas, k),
+    _Canvas(z=start, step=zeros),
+    jnp.arange(sampler.blocks),
   )
-  tokens = jnp.where(free, objective.decode(process, canvas.z), requests.tokens)
+  tokens = objective.decode(process, canvas.z)
   record = None
   if trace:
     record = Trace(
-        initial=objective.decode(process, start),
-        fixed=jnp.asarray(requests.fixed),
-        valid=jnp.asarray(requests.valid),
-        frames=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), frames),
-        mask_id=objective.mask_id,
+      initial=objective.decode(process, start),
+      fixed=requests.fixed,
+      valid=requests.valid,
+      frames=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), frames),
+      mask_id=objective.mask_id,
     )
   return Generation(
-      tokens=tokens, function_evaluations=canvas.step, trace=record
+    tokens=jnp.where(run.free, tokens, requests.tokens),
+    function_evaluations=canvas.step,
+    trace=record,
   )
 
 
-def _real_tokens(out: ModelOutputs, objective: Objective) -> ModelOutputs:
-  """Returns outputs without the columns that only pad the vocabulary."""
-  if out.vocab_size is None and vocab_width(out) > objective.vocab_size:
-    return out.replace(vocab_size=objective.vocab_size)
-  return out
+class _Run(NamedTuple):
+  """What stays the same during a generation; arguments as in `generate`.
+
+  Attributes:
+    batch: the requests as the objective's `inputs` wants them.
+  """
+
+  sampler: Sampler
+  denoiser: Denoiser
+  params: PyTree
+  process: Process
+  key: Key[Array, ""]
+  requests: Requests
+  batch: Batch
+  trace: bool
+
+  @property
+  def free(self) -> Bool[Array, "B T"]:
+    """Returns True at slots to be sampled."""
+    return self.batch.loss_mask
+
+  def noise(self, step: Int[Array, "B"], slots: Int[Array, "B W"]) -> Keyed:
+    """Returns the noise of some slots at each row's own step."""
+    return Keyed.at(
+      self.key,
+      request=self.requests.request,
+      step=step,
+      position=jnp.minimum(slots, self.sampler.length - 1),
+    )
+
+  def network(self, z: PyTree, t: Float[Array, "B 1"]) -> ModelOutputs:
+    """Returns the network's outputs, without columns that only pad."""
+    objective = self.sampler.objective
+    inputs = objective.inputs(self.process, z, t, self.batch)
+    out, _ = self.denoiser.apply(self.params, inputs, None)
+    if out.vocab_size is None and vocab_width(out) > objective.vocab_size:
+      return out.replace(vocab_size=objective.vocab_size)
+    return out
 
 
-def _window(
-    sampler: Sampler, requests: Requests, free: Bool[Array, "B T"], k: Array
-) -> _Window:
+def _prepare(
+  sampler: Sampler,
+  denoiser: Denoiser,
+  params: PyTree,
+  process: Process,
+  key: Key[Array, ""],
+  requests: Requests,
+  trace: bool,
+) -> _Run:
+  """Returns a run after a look at the shapes."""
+  shape = requests.tokens.shape
+  if shape[1] != sampler.length:
+    raise ValueError(
+      f"the requests have {shape[1]} slots a row but the sampler has a canvas "
+      f"of {sampler.length}: build both with the same length"
+    )
+  requests = jax.tree.map(jnp.asarray, requests)
+  batch = Batch(
+    tokens=requests.tokens,
+    loss_mask=requests.valid & ~requests.fixed,
+    segment_ids=requests.valid.astype(jnp.int32),
+    positions=jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape),
+    cond=requests.cond,
+  )
+  return _Run(sampler, denoiser, params, process, key, requests, batch, trace)
+
+
+def _block(
+  run: _Run, canvas: _Canvas, k: Array
+) -> tuple[_Canvas, Frame | None]:
+  """Samples block k of every row; returns the canvas and the traced steps."""
+  window = _window(run, k)
+  z = _take(canvas.z, window)
+  state = run.sampler.policy.init(run.process, z, window.active)
+  canvas, frames = lax.scan(
+    lambda canvas, _: _step(run, canvas, window),
+    canvas.replace(state=state),
+    length=run.sampler.steps,
+  )
+  return canvas.replace(state=None), frames
+
+
+def _block_if_any(run: _Run, canvas: _Canvas, k: Array) -> tuple[_Canvas, None]:
+  """Skips a block that no row has: their number depends on the prompts."""
+  after = lax.cond(
+    jnp.any(_window(run, k).active),
+    lambda: _block(run, canvas, k)[0],
+    lambda: canvas,
+  )
+  return after, None
+
+
+def _step(
+  run: _Run, canvas: _Canvas, window: _Window
+) -> tuple[_Canvas, Frame | None]:
+  """Calls the network once and lets the policy change the window."""
+  policy, z = run.sampler.policy, _take(canvas.z, window)
+  t = policy.time(canvas.state)
+  out = run.network(canvas.z, t)
+  new_z, state, info = policy.step(
+    run.process,
+    run.noise(canvas.step, window.slots),
+    out,
+    z,
+    canvas.state,
+    window.active,
+    window=window.hidden,
+  )
+  new_z = _where(window.active, new_z, z)
+  row = jnp.any(window.active, axis=1)
+  after = _Canvas(
+    z=_put(canvas.z, window, new_z),
+    step=canvas.step + row,
+    state=_where(row, state, canvas.state),
+  )
+  if not run.trace:
+    return after, None
+  objective = run.sampler.objective
+  seen = observe(objective, run.process, out, z, new_z, t, window=window.hidden)
+  seen |= {name: info[name] for name in ("confidence",) if name in info}
+  tokens = objective.decode(run.process, after.z)
+  return after, Frame(tokens=tokens, ran=row, **_spread(seen, window, tokens))
+
+
+def _spread(
+  seen: Mapping[str, Array], window: _Window, canvas: Int[Array, "B T"]
+) -> dict[str, Array]:
+  """Returns what a window showed on the whole canvas, 0 elsewhere."""
+  blank = {
+    name: jnp.zeros(canvas.shape, value.dtype) for name, value in seen.items()
+  }
+  zeros = jax.tree.map(jnp.zeros_like, dict(seen))
+  return _put(blank, window, _where(window.active, dict(seen), zeros))
+
+
+def _window(run: _Run, k: Array) -> _Window:
   """Returns block k of each row, at the row's own pointer."""
-  batch, length = free.shape
-  shift = sampler.objective.shift
-  if sampler.block_length is None:
-    slots = jnp.broadcast_to(jnp.arange(length), free.shape)
-    return _Window(slots, free, slots - shift if shift else None, True)
-  prompt = jnp.cumprod(requests.fixed.astype(jnp.int32), axis=1)
-  first = jnp.sum(prompt, axis=1) + k * sampler.block_length
-  slots = first[:, None] + jnp.arange(sampler.block_length)
+  length, width = run.sampler.length, run.sampler.block_length
+  shift = run.sampler.objective.shift
+  if width is None:
+    slots = jnp.broadcast_to(jnp.arange(length), run.free.shape)
+    return _Window(slots, run.free, slots - shift if shift else None, True)
+  prompt = jnp.cumprod(run.requests.fixed.astype(jnp.int32), axis=1)
+  first = jnp.sum(prompt, axis=1) + k * width
+  slots = first[:, None] + jnp.arange(width)
   inside = jnp.minimum(slots, length - 1)
-  active = jnp.take_along_axis(free, inside, axis=1) & (slots < length)
+  active = jnp.take_along_axis(run.free, inside, axis=1) & (slots < length)
   return _Window(slots, active, jnp.maximum(inside - shift, 0), False)
 
 
@@ -264,14 +336,15 @@ def _where(mask: Bool[Array, "*n"], new: PyTree, old: PyTree) -> PyTree:
   """Returns new where the mask of leading axes is True, else old."""
 
   def leaf(a, b):
-    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+    return jnp.where(
+      mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b
+    )
 
   return jax.tree.map(leaf, new, old)
 
 
 def _take(z: PyTree, window: _Window) -> PyTree:
-  """Returns the slots of a window; those beyond the canvas repeat its last."""
-
+  """Returns the slots of a window; past the end, its last slot."""
   if window.whole:
     return z
 
@@ -283,8 +356,7 @@ def _take(z: PyTree, window: _Window) -> PyTree:
 
 
 def _put(z: PyTree, window: _Window, new: PyTree) -> PyTree:
-  """Returns z with a window replaced; what lies beyond the canvas is dropped."""
-
+  """Returns z with a window replaced; none past the end."""
   if window.whole:
     return new
 
@@ -293,32 +365,3 @@ def _put(z: PyTree, window: _Window, new: PyTree) -> PyTree:
     return jax.vmap(set_row)(x, window.slots, y)
 
   return jax.tree.map(leaf, z, new)
-
-
-def _frame(
-    objective: Objective,
-    process: Process,
-    out: ModelOutputs,
-    window: _Window,
-    z: PyTree,
-    new_z: PyTree,
-    t: Array,
-    after: _Canvas,
-    info: Mapping[str, Array],
-) -> Frame:
-  """Returns what a step did, spread over the canvas."""
-  seen = observe(
-      objective, process, out, z, new_z, t, window=window.hidden
-  ) | {name: info[name] for name in ("confidence",) if name in info}
-  tokens = objective.decode(process, after.z)
-  blank = {
-      name: jnp.zeros(tokens.shape, value.dtype) for name, value in seen.items()
-  }
-  seen = {
-      name: jnp.where(window.active, value, jnp.zeros_like(value))
-      for name, value in seen.items()
-  }
-  spread = _put(blank, window, seen)
-  return Frame(
-      tokens=tokens, ran=jnp.any(window.active, axis=1), **spread
-  )

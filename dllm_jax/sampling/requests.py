@@ -1,7 +1,7 @@
 """What a sampler is asked for: a canvas a row, some of its slots fixed.
 
-A prompt is a run of fixed slots at the start; an infill fixes any others. Rows of
-different lengths share one canvas: unused slots lie at the tail.
+A prompt is a run of fixed slots at the start; an infill fixes any others. Rows
+of different lengths share one canvas: unused slots lie at the tail.
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,12 @@ Template = Sequence[int | None]
 
 
 def build(
-    rows: Sequence[Template],
-    *,
-    objective: Objective,
-    length: int,
-    request: Sequence[int] | None = None,
-    cond: Sequence[int] | None = None,
+  rows: Sequence[Template],
+  *,
+  objective: Objective,
+  length: int,
+  request: Sequence[int] | None = None,
+  cond: Sequence[int] | None = None,
 ) -> Requests:
   """Returns requests from rows of token ids, None where a token is wanted.
 
@@ -56,15 +56,15 @@ def build(
     cond: a class label for each row.
 
   Raises:
-    ValueError: there is no row, a row does not fit on the canvas, a token is not
-      in the vocabulary or is the mask, or `request` has another length.
+    ValueError: there is no row, a row does not fit on the canvas, a token is
+      not in the vocabulary or is the mask, or `request` has another length.
   """
   if not rows:
     raise ValueError("nothing to sample: give at least one prompt or template")
   request = range(len(rows)) if request is None else request
   if len(request) != len(rows):
     raise ValueError(
-        f"{len(rows)} rows need as many request numbers, not {len(request)}"
+      f"{len(rows)} rows need as many request numbers, not {len(request)}"
     )
   tokens = np.zeros((len(rows), length), np.int32)
   fixed = np.zeros(tokens.shape, bool)
@@ -72,38 +72,38 @@ def build(
   for i, row in enumerate(rows):
     if len(row) > length:
       raise ValueError(
-          f"row {i} needs {len(row)} slots but the canvas has {length}: shorten "
-          "it, or sample with a longer canvas"
+        f"row {i} needs {len(row)} slots but the canvas has {length}: shorten "
+        "it, or sample with a longer canvas"
       )
     for j, token in enumerate(row):
       if token is not None:
         tokens[i, j], fixed[i, j] = _checked(token, objective, i, j), True
     valid[i, : len(row)] = True
   return Requests(
-      tokens=tokens,
-      fixed=fixed,
-      valid=valid,
-      request=np.asarray(request, np.int32),
-      cond=None if cond is None else np.asarray(cond, np.int32),
+    tokens=tokens,
+    fixed=fixed,
+    valid=valid,
+    request=np.asarray(request, np.int32),
+    cond=None if cond is None else np.asarray(cond, np.int32),
   )
 
 
 def _checked(token: int, objective: Objective, row: int, slot: int) -> int:
   if not 0 <= token < objective.vocab_size:
     raise ValueError(
-        f"row {row} has token {token} at slot {slot}, outside the vocabulary "
-        f"[0, {objective.vocab_size}): use the tokenizer of the model"
+      f"row {row} has token {token} at slot {slot}, outside the vocabulary "
+      f"[0, {objective.vocab_size}): use the tokenizer of the model"
     )
   if token == objective.mask_id:
     raise ValueError(
-        f"row {row} has the mask token {token} at slot {slot}: a prompt holds "
-        "text only; leave slots to be sampled as None"
+      f"row {row} has the mask token {token} at slot {slot}: a prompt holds "
+      "text only; leave slots to be sampled as None"
     )
   return token
 
 
 def continuation(
-    prompt: Sequence[int], *, length: int, new_tokens: int | None = None
+  prompt: Sequence[int], *, length: int, new_tokens: int | None = None
 ) -> list[int | None]:
   """Returns a template: a prompt, then free slots.
 
@@ -117,14 +117,14 @@ def continuation(
   """
   if len(prompt) > length:
     raise ValueError(
-        f"the prompt has {len(prompt)} tokens but the canvas has {length} slots: "
-        "shorten the prompt, or sample with a longer canvas"
+      f"the prompt has {len(prompt)} tokens but the canvas has {length} slots: "
+      "shorten the prompt, or sample with a longer canvas"
     )
   room = length - len(prompt)
   new_tokens = room if new_tokens is None else new_tokens
   if not 0 <= new_tokens <= room:
     raise ValueError(
-        f"new_tokens must lie in [0, {room}], the slots that a prompt of "
-        f"{len(prompt)} leaves on a canvas of {length}, not {new_tokens}"
+      f"new_tokens must lie in [0, {room}], the slots that a prompt of "
+      f"{len(prompt)} leaves on a canvas of {length}, not {new_tokens}"
     )
   return [*prompt, *[None] * new_tokens]

@@ -9,7 +9,7 @@ import numpy as np
 
 from dllm_jax.sampling.trace import Event, Film, films, Trace
 
-# Backgrounds from unsure to sure, orange to blue: readable without red or green.
+# Backgrounds from unsure to sure: orange to blue, not red to green.
 _LIGHT = ("#ffc9b0", "#f0d79b", "#c3e2ae", "#a6e3d6", "#aedcff")
 _DARK = ("#7b3f22", "#64501a", "#3a5c2b", "#1a5f57", "#1f567b")
 _ADVANCE, _LINE, _PAD, _GAP = 8.4, 20, 14, 16  # pixels, at 14 px monospace
@@ -33,14 +33,14 @@ text { font: 14px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace;
 
 
 def write_strip(
-    path: str | os.PathLike[str],
-    trace: Trace,
-    decode: Callable[[Sequence[int]], str],
-    *,
-    sample: int = 0,
-    panels: int = 4,
-    columns: int = 28,
-    lines: int = 9,
+  path: str | os.PathLike[str],
+  trace: Trace,
+  decode: Callable[[Sequence[int]], str],
+  *,
+  sample: int = 0,
+  panels: int = 4,
+  columns: int = 28,
+  lines: int = 9,
 ) -> None:
   """Writes an SVG of evenly spaced moments, the start and the end included.
 
@@ -59,8 +59,8 @@ def write_strip(
   samples = films(trace)
   if not 0 <= sample < len(samples):
     raise ValueError(
-        f"sample must lie in [0, {len(samples)}), the rows of the trace, not "
-        f"{sample}"
+      f"sample must lie in [0, {len(samples)}), the rows of the trace, not "
+      f"{sample}"
     )
   if panels < 2:
     raise ValueError(f"a strip needs at least 2 panels, not {panels}")
@@ -77,8 +77,8 @@ def write_strip(
     x = i * (width + _GAP) + 0.5
     body.append(f'<text class="head" x="{x:.1f}" y="14">{title}</text>')
     body.append(
-        f'<rect class="panel" x="{x:.1f}" y="22.5" rx="6" width="{width:.1f}" '
-        f'height="{height}"/>'
+      f'<rect class="panel" x="{x:.1f}" y="22.5" rx="6" width="{width:.1f}" '
+      f'height="{height}"/>'
     )
     canvas = film.canvas(step)
     for slot, text, column, row in cells:
@@ -90,7 +90,7 @@ def write_strip(
   total = len(set(steps.tolist())) * (width + _GAP) - _GAP
   body.append(_legend(total))
   pathlib.Path(path).write_text(
-      _document(body, total, height + 24), encoding="utf-8"
+    _document(body, total, height + 24), encoding="utf-8"
   )
 
 
@@ -98,29 +98,31 @@ def _legend(right: float) -> str:
   """Returns the scale of colours, at the right above the last panel."""
   text = '<text class="head" x="{:.1f}" y="14" text-anchor="end">{}</text>'
   swatch = '<rect class="c{}" x="{:.1f}" y="4" width="14" height="11"/>'
-  return "".join([
+  return "".join(
+    [
       text.format(right, "sure"),
       *(swatch.format(i, right - 102 + 14 * i) for i in range(5)),
       text.format(right - 106, "unsure"),
-  ])
+    ]
+  )
 
 
 def _document(body: list[str], width: float, height: float) -> str:
   ramp = lambda colours: "\n".join(
-      f".c{i} {{ fill: {colour}; }}" for i, colour in enumerate(colours)
+    f".c{i} {{ fill: {colour}; }}" for i, colour in enumerate(colours)
   )
   style = _STYLE % (ramp(_LIGHT), ramp(_DARK))
   return (
-      f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 1:.0f}" '
-      f'height="{height:.0f}" viewBox="0 0 {width + 1:.0f} {height:.0f}">\n'
-      f"<title>A text as it is unmasked</title>\n<style>{style}</style>\n"
-      + "\n".join(body)
-      + "\n</svg>\n"
+    f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 1:.0f}" '
+    f'height="{height:.0f}" viewBox="0 0 {width + 1:.0f} {height:.0f}">\n'
+    f"<title>A text as it is unmasked</title>\n<style>{style}</style>\n"
+    + "\n".join(body)
+    + "\n</svg>\n"
   )
 
 
 def _layout(
-    film: Film, decode: Callable, columns: int, lines: int
+  film: Film, decode: Callable, columns: int, lines: int
 ) -> list[tuple[int, str, int, int]]:
   """Returns (slot, text, column, row): where the pieces of the end stand.
 
@@ -128,9 +130,9 @@ def _layout(
   into cells.
   """
   characters = [
-      (event.slot, character)
-      for event in film.canvas(len(film.steps))
-      for character in ("·" if event.token is None else decode([event.token]))
+    (event.slot, character)
+    for event in film.canvas(len(film.steps))
+    for character in ("·" if event.token is None else decode([event.token]))
   ]
   text = "".join(character for _, character in characters)
   cells, column, row = [], 0, 0
@@ -155,7 +157,7 @@ def _layout(
 
 
 def _cell(
-    event: Event, room: str, left: float, column: int, row: int, *, given: bool
+  event: Event, room: str, left: float, column: int, row: int, *, given: bool
 ) -> str:
   """Returns a token's background and, unless it is hidden, its text."""
   x, y = left + column * _ADVANCE, 22 + _PAD + row * _LINE
@@ -165,14 +167,14 @@ def _cell(
   if not given:
     inset = 0.6 if hidden else 0.0
     parts.append(
-        f'<rect class="{shade}" x="{x + inset:.1f}" y="{y + 1}" rx="1.5" '
-        f'width="{len(room) * _ADVANCE - 2 * inset:.1f}" height="{_LINE - 2}"/>'
+      f'<rect class="{shade}" x="{x + inset:.1f}" y="{y + 1}" rx="1.5" '
+      f'width="{len(room) * _ADVANCE - 2 * inset:.1f}" height="{_LINE - 2}"/>'
     )
   if not hidden and (text := room.strip()):
     offset = (len(room) - len(room.lstrip())) * _ADVANCE
     parts.append(
-        f'<text{" class=" + chr(34) + "given" + chr(34) if given else ""} '
-        f'x="{x + offset:.1f}" y="{y + 14.5}" '
-        f'textLength="{len(text) * _ADVANCE:.1f}">{escape(text)}</text>'
+      f'<text{" class=" + chr(34) + "given" + chr(34) if given else ""} '
+      f'x="{x + offset:.1f}" y="{y + 14.5}" '
+      f'textLength="{len(text) * _ADVANCE:.1f}">{escape(text)}</text>'
     )
   return "".join(parts)

@@ -1,7 +1,7 @@
 """A trace: what every step of a generation did, and its pictures.
 
-`observe` runs inside the sampling program, and only when a trace is asked for: it
-reads the same outputs as the policy, so that no policy computes anything for it.
+`observe` runs inside the sampling program, and only when a trace is asked for:
+it reads the same outputs as the policy, which computes nothing for it.
 The rest turns arrays into files on the host: one HTML page that plays the
 unmasking, or a still strip of a few panels.
 """
@@ -65,21 +65,21 @@ class Trace:
 
 
 def observe(
-    objective: Objective,
-    process: Process,
-    out: ModelOutputs,
-    z: PyTree,
-    new_z: PyTree,
-    t: Float[Array, "B 1"],
-    *,
-    window: Int[Array, "B W"] | None,
+  objective: Objective,
+  process: Process,
+  out: ModelOutputs,
+  z: PyTree,
+  new_z: PyTree,
+  t: Float[Array, "B 1"],
+  *,
+  window: Int[Array, "B W"] | None,
 ) -> dict[str, Array]:
   """Returns the fields of a `Frame` that a window's step decides."""
   before, after = objective.decode(process, z), objective.decode(process, new_z)
   masked = lambda tokens: (
-      jnp.zeros(tokens.shape, bool)
-      if objective.mask_id is None
-      else tokens == objective.mask_id
+    jnp.zeros(tokens.shape, bool)
+    if objective.mask_id is None
+    else tokens == objective.mask_id
   )
 
   def look(logits, z, t, token):
@@ -92,10 +92,10 @@ def observe(
 
   confidence, entropy = reduce(look, out, z, t, after, window=window)
   return {
-      "confidence": confidence,
-      "entropy": entropy,
-      "committed": (before != after) & ~masked(after),
-      "remasked": masked(after) & ~masked(before),
+    "confidence": confidence,
+    "entropy": entropy,
+    "committed": (before != after) & ~masked(after),
+    "remasked": masked(after) & ~masked(before),
   }
 
 
@@ -131,8 +131,8 @@ class Film:
   def canvas(self, steps: int) -> list[Event]:
     """Returns each slot after so many steps; given tokens have confidence 1."""
     slots = [
-        Event(slot=i, token=token, confidence=1.0)
-        for i, token in enumerate(self.initial)
+      Event(slot=i, token=token, confidence=1.0)
+      for i, token in enumerate(self.initial)
     ]
     for events in self.steps[:steps]:
       for event in events:
@@ -153,29 +153,29 @@ def _film(trace: Trace, row: int) -> Film:
   for i in np.flatnonzero(frames.ran[:, row]):
     changed = frames.committed[i, row] | frames.remasked[i, row]
     steps.append(
-        tuple(
-            Event(
-                slot=int(j),
-                token=known(frames.tokens[i, row, j]),
-                confidence=round(float(frames.confidence[i, row, j]), 3),
-            )
-            for j in np.flatnonzero(changed)
+      tuple(
+        Event(
+          slot=int(j),
+          token=known(frames.tokens[i, row, j]),
+          confidence=round(float(frames.confidence[i, row, j]), 3),
         )
+        for j in np.flatnonzero(changed)
+      )
     )
   used = int(np.sum(trace.valid[row]))
   return Film(
-      initial=tuple(known(token) for token in trace.initial[row, :used]),
-      fixed=tuple(bool(x) for x in trace.fixed[row, :used]),
-      steps=tuple(steps),
+    initial=tuple(known(token) for token in trace.initial[row, :used]),
+    fixed=tuple(bool(x) for x in trace.fixed[row, :used]),
+    steps=tuple(steps),
   )
 
 
 def write_page(
-    path: str | os.PathLike[str],
-    trace: Trace,
-    decode: Callable[[Sequence[int]], str],
-    *,
-    title: str = "Unmasking",
+  path: str | os.PathLike[str],
+  trace: Trace,
+  decode: Callable[[Sequence[int]], str],
+  *,
+  title: str = "Unmasking",
 ) -> None:
   """Writes one self-contained HTML page that plays the samples step by step.
 
@@ -189,19 +189,18 @@ def write_page(
   used = {token for film in samples for token in film.initial}
   used |= {e.token for film in samples for step in film.steps for e in step}
   data = {
-      "title": title,
-      "text": {str(t): decode([t]) for t in sorted(used - {None})},
-      "samples": [
-          {
-              "initial": film.initial,
-              "fixed": [int(x) for x in film.fixed],
-              "steps": [
-                  [[e.slot, e.token, e.confidence] for e in step]
-                  for step in film.steps
-              ],
-          }
-          for film in samples
-      ],
+    "title": title,
+    "text": {str(t): decode([t]) for t in sorted(used - {None})},
+    "samples": [
+      {
+        "initial": film.initial,
+        "fixed": [int(x) for x in film.fixed],
+        "steps": [
+          [[e.slot, e.token, e.confidence] for e in step] for step in film.steps
+        ],
+      }
+      for film in samples
+    ],
   }
   # Inside a script element "</" and "<!--" would end or swallow the data.
   text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

@@ -16,10 +16,10 @@ OBJECTIVE = MDLM(vocab_size=6, mask_id=5)
 
 def noise_at(rows, length, step=0):
   return Keyed.at(
-      jax.random.key(1),
-      request=jnp.arange(rows),
-      step=jnp.full((rows,), step),
-      position=jnp.broadcast_to(jnp.arange(length), (rows, length)),
+    jax.random.key(1),
+    request=jnp.arange(rows),
+    step=jnp.full((rows,), step),
+    position=jnp.broadcast_to(jnp.arange(length), (rows, length)),
   )
 
 
@@ -29,8 +29,12 @@ def reveal(policy, logits, z, active):
   call = jax.jit(policy.step)
   for step in range(policy.steps):
     new, state, _ = call(
-        Process(), noise_at(*z.shape, step), ModelOutputs(hidden=logits), z,
-        state, active,
+      Process(),
+      noise_at(*z.shape, step),
+      ModelOutputs(hidden=logits),
+      z,
+      state,
+      active,
     )
     z = jnp.where(active, new, z)
     frames.append(np.asarray(z))
@@ -47,13 +51,13 @@ def test_quotas_are_exact(score):
   masked = [(frame == 5).sum(1) for frame in reveal(policy, logits, z, active)]
   counts = -np.diff(np.stack([free, *masked]), axis=0).T
   np.testing.assert_array_equal(
-      counts, [[3, 3, 3, 2], [1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
+    counts, [[3, 3, 3, 2], [1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
   )
 
 
 def test_the_surest_slots_come_first_and_ties_by_slot():
   policy = Confidence(
-      objective=OBJECTIVE, steps=4, processors=(Temperature(0.0),)
+    objective=OBJECTIVE, steps=4, processors=(Temperature(0.0),)
   )
   sharpness = jnp.array([1.0, 3.0, 2.0, 3.0])
   logits = jnp.zeros((1, 4, 6)).at[0, :, 2].set(sharpness)
@@ -66,13 +70,17 @@ def test_the_surest_slots_come_first_and_ties_by_slot():
 @pytest.mark.parametrize("read", ["network", "processed"])
 def test_confidence_is_read_before_or_after_processors(read):
   policy = Confidence(
-      objective=OBJECTIVE, steps=1, processors=(Temperature(0.5),), read=read
+    objective=OBJECTIVE, steps=1, processors=(Temperature(0.5),), read=read
   )
   logits = jax.random.normal(jax.random.key(3), (1, 4, 6))
   z, active = jnp.full((1, 4), 5), jnp.ones((1, 4), bool)
   new, _, info = policy.step(
-      Process(), noise_at(1, 4), ModelOutputs(hidden=logits), z,
-      policy.init(Process(), z, active), active,
+    Process(),
+    noise_at(1, 4),
+    ModelOutputs(hidden=logits),
+    z,
+    policy.init(Process(), z, active),
+    active,
   )
   want = logits
   if read == "processed":
@@ -83,9 +91,7 @@ def test_confidence_is_read_before_or_after_processors(read):
 
 @pytest.mark.parametrize("policy", [Ancestral, Confidence])
 def test_the_mask_is_never_drawn_even_if_the_network_prefers_it(policy):
-  policy = policy(
-      objective=OBJECTIVE, steps=2, processors=(Temperature(0.0),)
-  )
+  policy = policy(objective=OBJECTIVE, steps=2, processors=(Temperature(0.0),))
   logits = jnp.zeros((2, 8, 6)).at[..., 5].set(30.0).at[..., 3].set(1.0)
   z, active = jnp.full((2, 8), 5), jnp.ones((2, 8), bool)
   assert (reveal(policy, logits, z, active)[-1] == 3).all()

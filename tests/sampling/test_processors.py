@@ -51,6 +51,9 @@ def test_equal_tokens_are_taken_by_id():
   flat = jnp.zeros((1, 1, 8))
   assert kept(TopP(0.5), flat)[0, 0].tolist() == [True] * 4 + [False] * 4
   assert kept(TopK(3), flat)[0, 0].tolist() == [True] * 3 + [False] * 5
+  some = jnp.array([[[0.0, 1.0, 2.0, 1.0]]])
+  assert kept(TopK(2), some)[0, 0].tolist() == [False, True, True, False]
+  assert kept(TopP(0.7), some)[0, 0].tolist() == [False, True, True, False]
 
 
 def test_forbidden_tokens_stay_forbidden():
@@ -64,7 +67,7 @@ def test_forbidden_tokens_stay_forbidden():
 def test_temperature():
   logits = jnp.array([[[0.0, 3.0, 3.0, 1.0]]])
   np.testing.assert_array_equal(
-      Temperature(0.5)(logits, None, None), 2.0 * logits
+    Temperature(0.5)(logits, None, None), 2.0 * logits
   )
   best = np.asarray(Temperature(0.0)(logits, None, None))
   assert np.isfinite(best).tolist() == [[[False, True, False, False]]]
@@ -72,15 +75,21 @@ def test_temperature():
 
 def test_compose_applies_in_order():
   logits = jnp.log(jnp.array([[[0.5, 0.3, 0.2]]]))
-  # Cooled first, the best token alone has probability 0.66 and fills the nucleus.
+  # Cooled first, the best token has probability 0.66 and fills the nucleus.
   cooled = compose((Temperature(0.5), TopP(0.6)), logits, None)
   assert np.isfinite(cooled).sum() == 1
-  assert np.isfinite(compose((TopP(0.6), Temperature(0.5)), logits, None)).sum() == 2
+  cut = compose((TopP(0.6), Temperature(0.5)), logits, None)
+  assert np.isfinite(cut).sum() == 2
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: TopP(0.0), lambda: TopP(1.5), lambda: TopK(0),
-             lambda: Temperature(-1.0)]
+  "make",
+  [
+    lambda: TopP(0.0),
+    lambda: TopP(1.5),
+    lambda: TopK(0),
+    lambda: Temperature(-1.0),
+  ],
 )
 def test_bad_values(make):
   with pytest.raises(ValueError):

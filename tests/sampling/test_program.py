@@ -27,7 +27,7 @@ class Shifted(MDLM):
 
 
 class Carrying(MDLM):
-  """MDLM whose latent carries vectors beside its tokens, as some processes do."""
+  """MDLM whose latent carries vectors beside its tokens."""
 
   def inputs(self, process, z, t, batch):
     return super().inputs(process, z["tokens"], t, batch)
@@ -44,19 +44,42 @@ class Carrying(MDLM):
 
   def reverse(self, process, noise, out, z, t, s, *, guide=None, window=None):
     tokens = super().reverse(
-        process, noise, out, z["tokens"], t, s, guide=guide, window=window
+      process, noise, out, z["tokens"], t, s, guide=guide, window=window
     )
     return {"tokens": tokens, "calls": z["calls"] + 1}
 
 
-def sampler(policy=Ancestral, *, length, objective=OBJECTIVE, steps=5, block=None,
-            **kwargs):
+class Rewriting(MDLM):
+  """A process that draws every slot anew at each step."""
+
+  def reverse(self, process, noise, out, z, t, s, *, guide=None, window=None):
+    return super().reverse(
+      process,
+      noise,
+      out,
+      jnp.full_like(z, MASK),
+      t,
+      0.0 * s,
+      guide=guide,
+      window=window,
+    )
+
+
+def sampler(
+  policy=Ancestral,
+  *,
+  length,
+  objective=OBJECTIVE,
+  steps=5,
+  block=None,
+  **kwargs,
+):
   return Sampler(
-      objective=objective,
-      policy=policy(objective=objective, steps=steps, **kwargs),
-      steps=steps,
-      length=length,
-      block_length=block,
+    objective=objective,
+    policy=policy(objective=objective, steps=steps, **kwargs),
+    steps=steps,
+    length=length,
+    block_length=block,
   )
 
 
@@ -71,22 +94,20 @@ def requests_of(rows, length, **kwargs):
 
 def run(spec, requests, *, trace=False, net=None):
   denoiser, params = net or network()
-  return Launcher(spec, denoiser, trace=trace)(
-      params, Process(), KEY, requests
-  )
+  return Launcher(spec, denoiser, trace=trace)(params, Process(), KEY, requests)
 
 
 def ragged(length=14):
   """Prompts of several lengths, an infill, and rows that end early."""
   return requests_of(
-      [
-          continuation([1, 2, 3], length=length),
-          continuation([], length=length, new_tokens=9),
-          [4, 4, None, None, None, 5, 6, None, None, 7],
-          continuation([8] * 7, length=length),
-      ],
-      length,
-      request=[5, 0, 9, 3],
+    [
+      continuation([1, 2, 3], length=length),
+      continuation([], length=length, new_tokens=9),
+      [4, 4, None, None, None, 5, 6, None, None, 7],
+      continuation([8] * 7, length=length),
+    ],
+    length,
+    request=[5, 0, 9, 3],
   )
 
 
@@ -95,10 +116,10 @@ def test_ancestral_law_is_the_joint_law():
   objective = MDLM(vocab_size=4, mask_id=3)
   rows, steps = 60_000, 100
   requests = Requests(
-      tokens=np.zeros((rows, 4), np.int32),
-      fixed=np.zeros((rows, 4), bool),
-      valid=np.ones((rows, 4), bool),
-      request=np.arange(rows, dtype=np.int32),
+    tokens=np.zeros((rows, 4), np.int32),
+    fixed=np.zeros((rows, 4), bool),
+    valid=np.ones((rows, 4), bool),
+    request=np.arange(rows, dtype=np.int32),
   )
   spec = sampler(length=4, objective=objective, steps=steps)
   net = toys.tabular(3, 4, mask_id=3), jnp.array(p, jnp.float32)
@@ -110,14 +131,24 @@ def test_ancestral_law_is_the_joint_law():
   assert (sequences[index] == tokens).all()
 
 
-@pytest.mark.parametrize("policy", [Ancestral, Confidence])
-@pytest.mark.parametrize("block", [None, 4])
-@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(
+  ("policy", "block", "shift"),
+  [
+    (Ancestral, None, 0),
+    (Ancestral, 4, 1),
+    (Confidence, None, 1),
+    (Confidence, 4, 0),
+  ],
+)
 def test_scan_equals_a_plain_loop(policy, block, shift):
   objective = (Shifted if shift else MDLM)(vocab_size=VOCAB, mask_id=MASK)
   spec = sampler(
-      policy, length=14, objective=objective, steps=3, block=block,
-      processors=(Temperature(0.7), TopK(5)),
+    policy,
+    length=14,
+    objective=objective,
+    steps=3,
+    block=block,
+    processors=(Temperature(0.7), TopK(5)),
   )
   requests, net = ragged(), network()
   got = run(spec, requests, net=net)
@@ -132,29 +163,35 @@ def _plain_loop(spec, requests, net, row):
   objective, policy = spec.objective, spec.policy
   pick = lambda x: jnp.asarray(x[row : row + 1])
   fixed, valid, given = map(
-      pick, (requests.fixed, requests.valid, requests.tokens)
+    pick, (requests.fixed, requests.valid, requests.tokens)
   )
   length, free = spec.length, valid & ~fixed
   positions = jnp.arange(length)[None]
   batch = Batch(
-      tokens=given,
-      loss_mask=free,
-      segment_ids=valid.astype(jnp.int32),
-      positions=positions,
+    tokens=given,
+    loss_mask=free,
+    segment_ids=valid.astype(jnp.int32),
+    positions=positions,
   )
+
   @jax.jit
   def call(z, state, active, index, count):
     inputs = objective.inputs(Process(), z, policy.time(state), batch)
     out, _ = denoiser.apply(params, inputs, None)
     noise = Keyed.at(
-        KEY,
-        request=pick(requests.request),
-        step=count[None],
-        position=index[None],
+      KEY,
+      request=pick(requests.request),
+      step=count[None],
+      position=index[None],
     )
     new, state, _ = policy.step(
-        Process(), noise, out, z[:, index], state, active,
-        window=index[None] - objective.shift,
+      Process(),
+      noise,
+      out,
+      z[:, index],
+      state,
+      active,
+      window=index[None] - objective.shift,
     )
     return new, state
 
@@ -180,23 +217,28 @@ def _plain_loop(spec, requests, net, row):
   return np.where(free, z, given)[0]
 
 
-@pytest.mark.parametrize("policy", [Ancestral, Confidence])
-@pytest.mark.parametrize("block", [None, 3])
+@pytest.mark.parametrize(
+  ("policy", "block"), [(Ancestral, 3), (Confidence, None), (Confidence, 3)]
+)
 def test_alone_equals_batched_equals_reordered(policy, block):
-  spec = sampler(policy, length=14, block=block, processors=(TopP(0.9),))
+  spec = sampler(
+    policy, length=14, steps=3, block=block, processors=(TopP(0.9),)
+  )
   requests, net = ragged(), network()
   denoiser, params = net
   launcher = Launcher(spec, denoiser)
   batched = launcher(params, Process(), KEY, requests)
   order = np.array([2, 0, 3, 1])
   shuffled = launcher(
-      params, Process(), KEY, jax.tree.map(lambda x: x[order], requests)
+    params, Process(), KEY, jax.tree.map(lambda x: x[order], requests)
   )
   np.testing.assert_array_equal(batched.tokens[order], shuffled.tokens)
   for row in range(4):
     alone = launcher(
-        params, Process(), KEY,
-        jax.tree.map(lambda x, r=row: x[r : r + 1], requests),
+      params,
+      Process(),
+      KEY,
+      jax.tree.map(lambda x, r=row: x[r : r + 1], requests),
     )
     np.testing.assert_array_equal(alone.tokens[0], batched.tokens[row])
     assert alone.function_evaluations[0] == batched.function_evaluations[row]
@@ -214,16 +256,39 @@ def test_fixed_slots_stay_and_all_others_are_text(policy, block):
   assert ((free >= 0) & (free != MASK) & (free < VOCAB)).all()
 
 
+@pytest.mark.parametrize("block", [None, 4])
+def test_fixed_slots_stay_even_if_a_process_rewrites_every_slot(block):
+  requests = ragged()
+  objective = Rewriting(vocab_size=VOCAB, mask_id=MASK)
+  spec = sampler(length=14, objective=objective, block=block)
+  frames = run(spec, requests, trace=True).trace.frames
+  keep = requests.fixed | ~requests.valid
+  for tokens in np.asarray(frames.tokens):  # As the network sees them.
+    np.testing.assert_array_equal(tokens[keep], requests.tokens[keep])
+
+
+def test_what_lies_in_unused_slots_is_not_seen():
+  requests = ragged()
+  other = requests.replace(tokens=np.where(requests.valid, requests.tokens, 3))
+  spec = sampler(length=14, processors=(Temperature(0.1),))
+  got, want = run(spec, other).tokens, run(spec, requests).tokens
+  np.testing.assert_array_equal(
+    np.asarray(got)[requests.valid], np.asarray(want)[requests.valid]
+  )
+
+
 def test_blocks_start_at_each_prompt_and_go_left_to_right():
   requests = ragged()
-  out = run(sampler(Confidence, length=14, steps=2, block=4), requests, trace=True)
+  out = run(
+    sampler(Confidence, length=14, steps=2, block=4), requests, trace=True
+  )
   revealed = np.asarray(out.trace.frames.committed)
   step, row, slot = np.nonzero(revealed)
   start = np.array([3, 0, 2, 7])
   # Two steps a block: a slot is revealed in the block that covers it.
   np.testing.assert_array_equal(step // 2, (slot - start[row]) // 4)
   np.testing.assert_array_equal(
-      revealed.sum(0), requests.valid & ~requests.fixed
+    revealed.sum(0), requests.valid & ~requests.fixed
   )
   # ceil(11/4), ceil(9/4), two of ceil(8/4), ceil(7/4) blocks of two calls.
   np.testing.assert_array_equal(out.function_evaluations, [6, 6, 4, 4])
@@ -241,7 +306,9 @@ def test_a_latent_may_be_a_pytree(block):
 def test_rows_over_eight_devices_equal_one():
   requests = requests_of([continuation([i], length=9) for i in range(8)], 9)
   spec = sampler(Confidence, length=9, steps=3, block=3)
-  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh(
+    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   rows = jax.NamedSharding(mesh, jax.P("data"))
   with jax.set_mesh(mesh):
     spread = run(spec, jax.device_put(requests, rows))
@@ -254,7 +321,7 @@ def test_a_trace_changes_nothing_and_agrees():
   plain, traced = run(spec, requests), run(spec, requests, trace=True)
   np.testing.assert_array_equal(plain.tokens, traced.tokens)
   np.testing.assert_array_equal(
-      plain.function_evaluations, traced.function_evaluations
+    plain.function_evaluations, traced.function_evaluations
   )
   assert plain.trace is None
   frames = traced.trace.frames
@@ -285,26 +352,30 @@ def test_no_value_has_canvas_times_vocabulary(policy, trace):
   rows, length, vocab = 2, 1024, 50_000
   objective = MDLM(vocab_size=vocab, mask_id=vocab - 1)
   spec = sampler(
-      policy, length=length, objective=objective, steps=3, block=None,
-      processors=(TopK(50), Temperature(0.5), TopP(0.9)),
+    policy,
+    length=length,
+    objective=objective,
+    steps=3,
+    block=None,
+    processors=(TopK(50), Temperature(0.5), TopP(0.9)),
   )
   denoiser = toys.mixer(vocab, 8)
   args = jax.eval_shape(
-      lambda: (
-          denoiser.init(KEY, None),
-          KEY,
-          Requests(
-              tokens=jnp.zeros((rows, length), jnp.int32),
-              fixed=jnp.zeros((rows, length), bool),
-              valid=jnp.ones((rows, length), bool),
-              request=jnp.arange(rows),
-          ),
-      )
+    lambda: (
+      denoiser.init(KEY, None),
+      KEY,
+      Requests(
+        tokens=jnp.zeros((rows, length), jnp.int32),
+        fixed=jnp.zeros((rows, length), bool),
+        valid=jnp.ones((rows, length), bool),
+        request=jnp.arange(rows),
+      ),
+    )
   )
   jaxpr = jax.make_jaxpr(
-      lambda params, key, requests: generate(
-          spec, denoiser, params, Process(), key, requests, trace=trace
-      )
+    lambda params, key, requests: generate(
+      spec, denoiser, params, Process(), key, requests, trace=trace
+    )
   )(*args)
   assert not jaxprs.larger_than(jaxpr, rows * length * vocab)
   # The walk does reach the logits of a chunk, inside three scans.
@@ -315,9 +386,10 @@ def test_no_value_has_canvas_times_vocabulary(policy, trace):
 def test_padded_columns_are_cut_where_the_network_does_not():
   denoiser, params = network()
   bare = denoiser._replace(
-      apply=lambda p, i, c: (
-          denoiser.apply(p, i, c)[0].replace(vocab_size=None), c
-      )
+    apply=lambda p, i, c: (
+      denoiser.apply(p, i, c)[0].replace(vocab_size=None),
+      c,
+    )
   )
   out = run(sampler(length=14), ragged(), net=(bare, params))
   assert (np.asarray(out.tokens) < VOCAB).all()
@@ -328,10 +400,10 @@ def test_bad_samplers_and_requests():
     sampler(length=14, block=15)
   with pytest.raises(ValueError, match="same objective and steps"):
     Sampler(
-        objective=OBJECTIVE,
-        policy=Ancestral(objective=OBJECTIVE, steps=3),
-        steps=4,
-        length=8,
+      objective=OBJECTIVE,
+      policy=Ancestral(objective=OBJECTIVE, steps=3),
+      steps=4,
+      length=8,
     )
   with pytest.raises(ValueError, match="14 slots a row .* canvas of 8"):
     run(sampler(length=8), ragged())

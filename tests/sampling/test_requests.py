@@ -22,13 +22,13 @@ def test_template_becomes_slots():
 
 
 @pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("no span", "no mask span"),
-        ("[MASK*0]", "empty mask span"),
-        ("a [MASK*x] b", "malformed mask span"),
-        ("a [MASK", "malformed mask span"),
-    ],
+  ("template", "message"),
+  [
+    ("no span", "no mask span"),
+    ("[MASK*0]", "empty mask span"),
+    ("a [MASK*x] b", "malformed mask span"),
+    ("a [MASK", "malformed mask span"),
+  ],
 )
 def test_bad_templates(template, message):
   with pytest.raises(ValueError, match=message):
@@ -45,13 +45,13 @@ def test_continuation():
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "nothing to sample"),
-        ([[1] * 9], "needs 9 slots but the canvas has 8"),
-        ([[1, 128]], "outside the vocabulary"),
-        ([[1, 127]], "mask token 127 at slot 1"),
-    ],
+  ("rows", "message"),
+  [
+    ([], "nothing to sample"),
+    ([[1] * 9], "needs 9 slots but the canvas has 8"),
+    ([[1, 128]], "outside the vocabulary"),
+    ([[1, 127]], "mask token 127 at slot 1"),
+  ],
 )
 def test_bad_rows(rows, message):
   with pytest.raises(ValueError, match=message) as error:

@@ -28,14 +28,14 @@ def _generation():
   objective = MDLM(vocab_size=MASK + 1, mask_id=MASK)
   policy = Confidence(objective=objective, steps=3)
   spec = Sampler(
-      objective=objective, policy=policy, steps=3, length=12, block_length=4
+    objective=objective, policy=policy, steps=3, length=12, block_length=4
   )
   denoiser = toys.mixer(MASK + 1, 4)
   params = denoiser.init(jax.random.key(0), None)
   requests = build(
-      [[2, 0] + [None] * 10, [None, None, 3, None]],
-      objective=objective,
-      length=12,
+    [[2, 0] + [None] * 10, [None, None, 3, None]],
+    objective=objective,
+    length=12,
   )
   launcher = Launcher(spec, denoiser, trace=True)
   return launcher(params, Process(), jax.random.key(1), requests)
@@ -61,7 +61,7 @@ def test_the_page_holds_everything_itself(generation, tmp_path):
   assert not re.search(r"https?:|src=|href=|@import|url\(", page)
   assert page.count("</script>") == 2  # The text's own was escaped.
   data = json.loads(
-      re.search(r'type="application/json">(.*?)</script>', page, re.S)[1]
+    re.search(r'type="application/json">(.*?)</script>', page, re.S)[1]
   )
   assert data["title"] == "A <b>title</b>"
   assert data["text"]["2"] == "</script>"
