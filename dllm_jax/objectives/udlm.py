@@ -130,7 +130,7 @@ class UDLM(ContinuousMixture):
     gap = n * alpha / rest * (_take(log_bar, x0) - log_z)
     second += jnp.where(same, 0.0, gap)
     constant = jnp.where(same, (n - 1) * c, -1.0 / c) * jnp.log(c)
-    return scale * (first + second + constant)
+    return scale * (first + second - constant)
 
   def _step_loss(self, process, logits, x0, z, t):
     """Returns T KL(q(z_s | z_t, x0) || p_theta(z_s | z_t)), s = t - 1/T."""

@@ -1,0 +1,169 @@
+"""UDLM and Duo against their originals: losses, posteriors and draws.
+
+Relative tolerance 1e-4, as the golden sets state; where a network is run, 2e-4
+on its logits.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.core.noise import Recorded, Tag
+from dllm_jax.core.schedule import Linear, LogLinear, Sine
+from dllm_jax.core.types import ModelOutputs
+from dllm_jax.objectives.base import Drawn
+from dllm_jax.objectives.mixture import Parts
+from dllm_jax.objectives.udlm import UDLM
+from tests import golden_cases
+from tests.objectives import recorded, toy
+
+_FORMS = ("direct", "rao_blackwell")
+_FLOOR = 1e-3  # eps of the originals' schedules
+
+
+def _close(found, expected):
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def _column(t):
+  return jnp.asarray(t)[:, None]
+
+
+def _parts(alpha):
+  lost = 1.0 - _column(alpha)
+  return Parts(1.0 - lost, lost, jnp.zeros_like(lost))
+
+
+@pytest.fixture(scope="module")
+def udlm():
+  case = golden_cases.load("udlm")
+  return case.config, {k: jnp.asarray(v) for k, v in case.arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def duo():
+  case = golden_cases.load("duo")
+  return case.config, {k: jnp.asarray(v) for k, v in case.arrays.items()}
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_continuous_loss_of_udlm(udlm, form):
+  config, g = udlm
+  # Its loss has alpha = 1 - t, its corruption and sampler the floor as well.
+  objective = UDLM(
+      vocab_size=config["vocab_size"], form=form, schedule=Linear()
+  )
+  loss = objective.token_loss(
+      None, g["log_x_theta"], g["x0"], g["xt"], _column(g["t"])
+  )
+  _close(loss, g["ct_diffusion_loss"])
+
+
+class _TimesOfLogLinear(UDLM):
+  """Alpha falls to 0, but the network is told log-linear sigma, as there."""
+
+  def conditioning(self, t):
+    return LogLinear(floor=_FLOOR).sigma(t)
+
+
+@pytest.mark.parametrize("steps", [None, "T"])
+def test_loss_with_reconstruction(udlm, steps):
+  config, g = udlm
+  steps = config["T_variant"] if steps else None
+  objective = _TimesOfLogLinear(
+      vocab_size=config["vocab_size"],
+      schedule=Linear(),
+      steps=steps,
+      reconstruction="network",
+  )
+  t = g["t"]
+  if steps:
+    t = jnp.floor(t * steps) / steps + 1 / steps
+  loss = objective.loss(
+      None,
+      recorded.network("udlm"),
+      Drawn(t=_column(t), z=g["xt"]),
+      toy.batch(g["x0"]),
+      step=jnp.int32(0),
+  )
+  name = "T_loss" if steps else "ct_loss"
+  # 1e-5 a logit, times T, on terms of KL that are differences near zero.
+  np.testing.assert_allclose(loss.bound, g[name], rtol=2e-4, atol=2e-4)
+  np.testing.assert_allclose(loss.total, np.sum(g[name]), rtol=1e-4)
+
+
+def _step(objective, log_x, z, alpha_t, alpha_s):
+  return jnp.exp(objective.reversed(log_x, z, _parts(alpha_t), _parts(alpha_s)))
+
+
+def test_posteriors_of_udlm(udlm):
+  config, g = udlm
+  objective = UDLM(vocab_size=config["vocab_size"])
+  truth = jnp.log(jax.nn.one_hot(g["x0"], objective.vocab_size))
+  for log_x, name in ((truth, "true"), (g["log_x_theta"], "pred")):
+    q = _step(objective, log_x, g["xt"], g["alpha_t"], g["alpha_s"])
+    _close(q, g[f"posterior_{name}"])
+
+
+def test_reverse_step_of_udlm(udlm):
+  config, g = udlm
+  objective = UDLM(
+      vocab_size=config["vocab_size"], schedule=LogLinear(floor=_FLOOR)
+  )
+  t, s = (_column(g[f"move_chance_{x}"]) / (1 - _FLOOR) for x in "ts")
+  logits = g["log_x_theta"]
+  q = jnp.exp(objective.posterior(None, logits, g["xt"], t, s))
+  _close(q, g["ddpm_q_xs"])
+  noise = Recorded(uniforms={Tag.TOKEN: g["uniform"]}, epsilon=1e-10)
+  out = ModelOutputs(hidden=logits)
+  drawn = objective.reverse(None, noise, out, g["xt"], t, s)
+  golden_cases.same_draws(
+      drawn, g["ddpm_xs"], g["ddpm_q_xs"] / -jnp.log(g["uniform"] + 1e-10)
+  )
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_bound_of_duo(duo, form):
+  config, g = duo
+  t = _column(g["t"])
+  # Its cosine is the sine curve read at (1 - eps) t, its slope unscaled.
+  for schedule, time, name in (
+      (LogLinear(floor=_FLOOR), t, "duo_nll"),
+      (Sine(), (1 - _FLOOR) * t, "duo_nll_cosine"),
+  ):
+    objective = UDLM(
+        vocab_size=config["vocab_size"], form=form, schedule=schedule
+    )
+    loss = objective.token_loss(
+        None, g["log_x_theta"], g["x0"], g["xt"], time
+    )
+    _close(loss, g[name])
+
+
+def test_schedules_of_duo(duo):
+  _, g = duo
+  t = g["grid_t"]
+  linear, sine = LogLinear(floor=_FLOOR), Sine()
+  for schedule, time, name in (
+      (linear, t, "loglinear"),
+      (sine, (1 - _FLOOR) * t, "cosine"),
+  ):
+    _close(schedule.alpha(time), g[f"noise_{name}_alpha"])
+    np.testing.assert_allclose(
+        schedule.dalpha(time), g[f"noise_{name}_dalpha"], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_posteriors_of_duo(duo):
+  config, g = duo
+  objective = UDLM(vocab_size=config["vocab_size"])
+  truth = jnp.log(jax.nn.one_hot(g["x0"], objective.vocab_size))
+  clean = jnp.ones_like(g["alpha_s"])
+  for log_x, alpha_s, name in (
+      (truth, g["alpha_s"], "true"),
+      (g["log_x_theta"], g["alpha_s"], "pred"),
+      (g["log_x_theta"], clean, "noise_removal"),
+  ):
+    q = _step(objective, log_x, g["xt"], g["alpha_t"], alpha_s)
+    _close(q, g[f"posterior_{name}"])
