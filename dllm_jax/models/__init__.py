@@ -2,5 +2,14 @@
 
 from dllm_jax.models.attention import attention
 from dllm_jax.models.cache import empty_cache
-from dllm_jax.models.dit import DiTConfig, dit
-from dllm_jax.models.transformer import TransformerConfig, transformer
+from dllm_jax.models.dit import dit, DiTConfig
+from dllm_jax.models.transformer import transformer, TransformerConfig
+
+__all__ = [
+    "attention",
+    "dit",
+    "DiTConfig",
+    "empty_cache",
+    "transformer",
+    "TransformerConfig",
+]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.core.mask import BlockCausal, MaskSpec, TwoStream, materialise
+from dllm_jax.core.mask import BlockCausal, MaskSpec, materialise, TwoStream
 from dllm_jax.models import splash
 
 IMPLEMENTATIONS = (None, "xla", "cudnn", "splash")

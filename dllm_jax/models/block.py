@@ -12,16 +12,16 @@ from flax import struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.axes import BATCH_AXES, CONTEXT, constrain
+from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
 from dllm_jax.models.attention import attention
 from dllm_jax.models.cache import query_slots, write
 from dllm_jax.models.layers import (
-    Linear,
-    RMSNorm,
-    modulate,
-    scaled_normal,
-    stack,
+  Linear,
+  modulate,
+  RMSNorm,
+  scaled_normal,
+  stack,
 )
 from dllm_jax.models.rotary import rotary_tables, rotate
 
@@ -61,7 +61,7 @@ def trunk(
     norm: type,
     mlp: type,
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-  """Returns the hidden states after all layers and the last norm, and the cache.
+  """Returns the hidden states after the last norm, and the cache.
 
   Args:
     config: a `TransformerConfig` or `DiTConfig`.
@@ -120,6 +120,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, shared: Shared, own):
+    """Returns x and this layer's keys and values (None without a cache)."""
     c = self.config
     dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))
     attend = Attention(c, name="attention")
@@ -139,10 +140,13 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
+  """Projects, rotates, attends to the cache if there is one, projects back."""
+
   config: Any
 
   @nn.compact
   def __call__(self, x, shared: Shared, own):
+    """Returns the mixed values and the updated keys and values."""
     c = self.config
     inputs = shared.inputs
 
@@ -155,9 +159,8 @@ class Attention(nn.Module):
           name=name,
       )(x)
 
-    q, k, v = (
-        project("q", c.heads), project("k", c.kv_heads), project("v", c.kv_heads)
-    )
+    q = project("q", c.heads)
+    k, v = project("k", c.kv_heads), project("v", c.kv_heads)
     if c.qk_norm:
       q = RMSNorm(c.norm_eps, name="q_norm")(q)
       k = RMSNorm(c.norm_eps, name="k_norm")(k)
@@ -193,6 +196,7 @@ class SwiGLU(nn.Module):
 
   @nn.compact
   def __call__(self, x):
+    """Returns the perceptron of each position."""
     c = self.config
     wide = lambda name: Linear(
         (c.width,), (c.mlp_dim,), dtype=c.dtype, name=name
@@ -214,6 +218,7 @@ class GeluMlp(nn.Module):
 
   @nn.compact
   def __call__(self, x):
+    """Returns the perceptron of each position."""
     c = self.config
     linear = lambda inputs, outputs, name: Linear(
         (inputs,), (outputs,), bias=True, dtype=c.dtype, name=name

@@ -2,8 +2,8 @@
 
 A bidirectional transformer with weight-only LayerNorm, GELU perceptrons, rotary
 positions and adaptive norms told sigma (arXiv:2406.07524, arXiv:2310.16834).
-Two-stream inputs [z ; x0] carry each stream's own positions, so that both halves
-rotate alike. What a published network does after its logits (SUBS, scaling by
+Two-stream inputs [z ; x0] carry each stream's own positions, so that both
+halves rotate alike. What a published network does after its logits (SUBS, scaling by
 sigma) is its objective's. Paths of the parameters, N layers stacked first:
 
     embed/embedding                [V, D]
@@ -29,8 +29,8 @@ import jax.numpy as jnp
 
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers
-from dllm_jax.models.attention import Implementation, check_implementation
-from dllm_jax.models.block import GeluMlp, denoiser, trunk
+from dllm_jax.models.attention import check_implementation, Implementation
+from dllm_jax.models.block import denoiser, GeluMlp, trunk
 from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.layers import LayerNorm, TimeEmbedding, Weight
 
@@ -193,7 +193,7 @@ class _DiT(nn.Module):
 
 
 class _Unembed(nn.Module):
-  """The kernel, unless it is tied, and the bias of the logits; zero at first."""
+  """The kernel, unless it is tied, and the logits' bias; zero at first."""
 
   config: DiTConfig
 

@@ -63,6 +63,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T *inputs"]):
+    """Returns the product, `[B, T, *outputs]`."""
     fan_in, fan_out = math.prod(self.inputs), math.prod(self.outputs)
     shape = (*self.inputs, *self.outputs)
 
@@ -94,6 +95,7 @@ class Weight(nn.Module):
 
   @nn.compact
   def __call__(self) -> Float[Array, "n m"]:
+    """Returns the matrix."""
     return self.param(self.param_name, self.kernel_init, self.shape)
 
 
@@ -104,6 +106,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+    """Returns x, normalised, in its own type."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     y = x.astype(jnp.float32)
     y *= lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
@@ -117,6 +120,7 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+    """Returns x, normalised, in its own type."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     y = x.astype(jnp.float32)
     y -= jnp.mean(y, axis=-1, keepdims=True)
@@ -141,6 +145,7 @@ class TimeEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, t: Float[Array, "B #T"]) -> Float[Array, "B #T C"]:
+    """Returns features of the times."""
     half = self.features // 2
     w = jnp.exp(-math.log(self.period) / half * jnp.arange(half))
     angles = t.astype(jnp.float32)[..., None] * w
@@ -159,11 +164,15 @@ def modulate(x, shift, scale):
 def stack(block: type, *, layers: int, remat: str, unroll: int) -> type:
   """Returns a module that scans `block` over parameters stacked on axis 0.
 
-  The block is called as `(x, shared, own) -> (x, own)`: `shared` is the same for
-  all layers, `own` is stacked by layer on its first axis, or None.
+  The block is called as `(x, shared, own) -> (x, own)`: `shared` is the same
+  for all layers, `own` is stacked by layer on its first axis, or None.
   """
   if remat != "none":
-    block = nn.remat(block, policy=REMAT[remat], prevent_cse=False)
+    # A loop keeps the two passes apart; unrolled whole, the compiler would find
+    # what is computed twice and keep it after all.
+    block = nn.remat(
+        block, policy=REMAT[remat], prevent_cse=unroll >= layers
+    )
   return nn.scan(
       block,
       variable_axes={"params": 0},

@@ -31,5 +31,5 @@ def rotate(
   half = cos.shape[-1]
   a, b, rest = jnp.split(x, (half, 2 * half), axis=-1)
   a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-  parts = (a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype)
-  return jnp.concatenate(parts + ((rest,) if rest.shape[-1] else ()), axis=-1)
+  parts = [y.astype(x.dtype) for y in (a * cos - b * sin, b * cos + a * sin)]
+  return jnp.concatenate(parts + [rest] * (rest.shape[-1] > 0), axis=-1)

@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 import jax.numpy as jnp
 import numpy as np
 
-from dllm_jax.core.axes import BATCH_AXES, TENSOR, axis_size
+from dllm_jax.core.axes import axis_size, BATCH_AXES, TENSOR
 from dllm_jax.core.mask import Causal, Full, MaskSpec
 
 _TILE = 128

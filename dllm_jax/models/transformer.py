@@ -2,8 +2,8 @@
 
 Bidirectional or causal by the mask spec of its inputs alone. Parameters are a
 plain dict with these paths, N layers stacked first (D width, H heads, G key and
-value heads, K head features, F hidden features of the perceptron, C conditioning
-features, V padded vocabulary); those in brackets depend on the config:
+value heads, K head features, F hidden features of the perceptron, C features of
+conditioning, V padded vocabulary); those in brackets depend on the config:
 
     embed/embedding                [V, D]           (token inputs)
     input/{kernel,bias}            [E, D], [D]      (vector inputs)
@@ -33,8 +33,8 @@ import jax.numpy as jnp
 
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers
-from dllm_jax.models.attention import Implementation, check_implementation
-from dllm_jax.models.block import SwiGLU, denoiser, trunk
+from dllm_jax.models.attention import check_implementation, Implementation
+from dllm_jax.models.block import denoiser, SwiGLU, trunk
 from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.layers import Linear, RMSNorm, TimeEmbedding, Weight
 
@@ -164,9 +164,9 @@ class TransformerConfig:
 def transformer(config: TransformerConfig) -> Denoiser:
   """Returns the network as `(init, apply)`.
 
-  `apply` reads every field of `ModelInputs`. With a cache, the keys and values
-  of the T positions are written at their slots in every layer, and the positions
-  attend to all filled slots by the mask spec.
+  `apply` reads every field of `ModelInputs`. With a cache, the keys and
+  values of the T positions are written at their slots in every layer, and the
+  positions attend to all filled slots by the mask spec.
   """
   return denoiser(_Transformer(config))
 
@@ -196,7 +196,8 @@ class _Transformer(nn.Module):
       return linear(latent), None
     if latent.ndim != 2:
       raise ValueError(
-          f"a network without latent_dim takes tokens [B, T], not {latent.shape}"
+          "a network without latent_dim takes tokens [B, T], not"
+          f" {latent.shape}"
       )
     shape = (c.padded_vocab, c.width)
     embedding = Weight("embedding", shape, name="embed")()

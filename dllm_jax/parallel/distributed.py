@@ -1,4 +1,4 @@
-"""Start-up of several processes, where the environment says there are several."""
+"""Start-up of several processes, where the environment describes several."""
 
 from collections.abc import Mapping
 import os

@@ -12,8 +12,8 @@ import math
 import re
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
+import numpy as np
 
 from dllm_jax.core.axes import BATCH_AXES, CONTEXT, FSDP, TENSOR
 
@@ -140,7 +140,8 @@ def global_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     if total % rows:
       raise ValueError(
           f"a batch of {total} rows does not divide over the {rows} devices of"
-          f" mesh axes {', '.join(BATCH_AXES)}; change the batch size or the mesh"
+          f" mesh axes {', '.join(BATCH_AXES)}; change the batch size or the"
+          " mesh"
       )
     if leaf.ndim > 1 and leaf.shape[1] % context:
       raise ValueError(

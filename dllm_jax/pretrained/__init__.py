@@ -8,3 +8,12 @@ from dllm_jax.pretrained.convert import (
     to_theirs,
 )
 from dllm_jax.pretrained.names import DIT
+
+__all__ = [
+    "Converted",
+    "DIT",
+    "Name",
+    "Table",
+    "to_ours",
+    "to_theirs",
+]

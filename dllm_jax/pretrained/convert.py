@@ -2,8 +2,8 @@
 
 A table says once, for each of our parameters, which published tensor holds it
 and how; both directions read it. Nothing is guessed: every tensor is used or
-named as unused, every parameter is set, anything else is an error. Tables of the
-families are in `names`; files are read and written elsewhere.
+named as unused, every parameter is set, anything else is an error. Tables of
+the families are in `names`; files are read and written elsewhere.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
+import numpy as np
 
 from dllm_jax.core.types import Denoiser, ModelInputs
 
@@ -27,13 +27,13 @@ class Name:
   """Where one published tensor goes.
 
   Attributes:
-    theirs: its name; "{i}" stands for the layer, and our arrays are then stacked
-      over layers on their first axis.
+    theirs: its name; "{i}" stands for the layer, and our arrays are then
+      stacked over layers on their first axis.
     ours: path of the parameter; several for a fused tensor, whose rows (axis 0)
       are theirs in this order.
-    contracts: leading axes of ours that a matrix product contracts; the published
-      matrix is then (out, in), ours the transpose with heads written out. 0 for
-      what is stored alike.
+    contracts: leading axes of ours that a matrix product contracts; the
+      published matrix is then (out, in), ours the transpose with heads written
+      out. 0 for what is stored alike.
     vocabulary: its rows are token ids; ours has padded rows, zero at first.
   """
 
@@ -58,8 +58,8 @@ class Table:
     names: where each tensor goes; those whose parameters the config lacks are
       not expected.
     prefixes: what published names may begin with, besides nothing.
-    tied: (tensor, tensor) that are equal where embeddings are tied: the first is
-      a copy of the second.
+    tied: (tensor, tensor) that are equal where embeddings are tied: the first
+      is a copy of the second.
     derived: tensors that follow from the config, checked and written again.
     ignored: regular expressions of tensors that carry nothing.
   """
@@ -276,8 +276,8 @@ def _check_unused(table, key, tensors, prefix, config):
   if table.tied and key == table.tied[0] and config.tied:
     if not np.array_equal(tensor, tensors[prefix + table.tied[1]]):
       raise ValueError(
-          f"tensor {key} differs from {table.tied[1]}, but the config ties them;"
-          " set tied=False"
+          f"tensor {key} differs from {table.tied[1]}, but the config ties"
+          " them; set tied=False"
       )
     return
   if key in table.derived:

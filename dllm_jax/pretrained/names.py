@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dllm_jax.models import DiTConfig, dit
+from dllm_jax.models import dit, DiTConfig
 from dllm_jax.pretrained.convert import Name, Table
 
 
@@ -59,4 +59,4 @@ DIT = Table(
     derived={"rotary_emb.inv_freq": _inverse_frequencies},
     ignored=("sampling_eps_(min|max)",),
 )
-"""MDLM, SEDD, BD3-LM and UDLM: bare, or under "backbone." as in their exports."""
+"""MDLM, SEDD, BD3-LM and UDLM: bare, or under "backbone." as exported."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.types import ModelInputs
-from dllm_jax.models import DiTConfig, dit
+from dllm_jax.models import dit, DiTConfig
 from dllm_jax.parallel import make_mesh, shardings
 
 CONFIG = DiTConfig(

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from dllm_jax.core.axes import AXES, constrain
-from dllm_jax.parallel import MeshConfig, make_mesh, mesh
+from dllm_jax.parallel import make_mesh, mesh, MeshConfig
 
 
 @pytest.mark.parametrize("sizes, shape", [

@@ -8,13 +8,13 @@ import pytest
 
 from dllm_jax.core.types import Batch, ModelInputs
 from dllm_jax.core.vocabulary import cross_entropy
-from dllm_jax.models import TransformerConfig, transformer
+from dllm_jax.models import transformer, TransformerConfig
 from dllm_jax.parallel import (
-    RULES,
-    batch_sharding,
-    global_batch,
-    make_mesh,
-    shardings,
+  batch_sharding,
+  global_batch,
+  make_mesh,
+  RULES,
+  shardings,
 )
 
 CONFIG = TransformerConfig(
