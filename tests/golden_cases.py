@@ -1,8 +1,8 @@
 """Arrays computed by the original code of each system, for parity tests.
 
-A case is a folder with `config.json` (sizes, seeds, options), `io.npz` and, where
-a network is involved, `weights.safetensors`. `DLLM_GOLDEN` names another root with
-folders of the same form.
+A case is a folder with `config.json` (sizes, seeds, options), `io.npz` and,
+where a network is involved, `weights.safetensors`. `DLLM_GOLDEN` names another
+root with folders of the same form.
 """
 
 import json

@@ -1,13 +1,14 @@
 """What objectives have in common: one pass of the network, and its defaults.
 
-A training loss has two halves. `draw` is all the randomness: times and corrupted
-rows, for the whole global batch at once, so that splitting the batch over
-microbatches and devices changes nothing. `loss` is a deterministic function of
-what was drawn. `Discrete` has the shape of almost every published loss: draw
-times, corrupt, call the network once, score each position. An objective that
-fits writes `time`, `corrupt`, `inputs` and `weigh`, or `score` where its terms
-are no weighted cross-entropy. One that does not fit (two corruptions, no
-corruption) writes `draw` and `loss` itself. Nothing here knows any one system.
+A training loss has two halves. `draw` is all the randomness: times and
+corrupted rows, for the whole global batch at once, so that splitting the batch
+over microbatches and devices changes nothing. `loss` is a deterministic
+function of what was drawn. `Discrete` has the shape of almost every published
+loss: draw times, corrupt, call the network once, score each position. An
+objective that fits writes `time`, `corrupt`, `inputs` and `weigh`, or `score`
+where its terms are no weighted cross-entropy. One that does not fit (two
+corruptions, no corruption) writes `draw` and `loss` itself. Nothing here knows
+any one system.
 """
 
 import dataclasses
@@ -132,8 +133,8 @@ class Discrete:
   def reads_time(self) -> bool:
     """Whether the network is told the time.
 
-    If not, its output is a function of z: a sampler may keep it while no row has
-    changed, and skip the forward (arXiv:2406.07524, sec. 3.3).
+    If not, its output is a function of z: a sampler may keep it while no row
+    has changed, and skip the forward (arXiv:2406.07524, sec. 3.3).
     """
     return False
 
@@ -208,7 +209,8 @@ class Discrete:
   ) -> Loss:
     """Returns the loss of one network evaluation.
 
-    A row's `loss_weight` multiplies its loss and its share of the normalisation.
+    A row's `loss_weight` multiplies its loss and its share of the
+    normalisation.
     """
     del step
     x0, t, z = batch.tokens, drawn.t, drawn.z

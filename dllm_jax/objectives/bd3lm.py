@@ -16,12 +16,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dllm_jax.core.mask import BlockCausal, MaskSpec, TwoStream
 from dllm_jax.core.schedule import (
-    SCHEDULES,
-    Cosine,
-    Linear,
-    Polynomial,
-    Schedule,
-    Times,
+  Cosine,
+  Linear,
+  Polynomial,
+  Schedule,
+  SCHEDULES,
+  Times,
 )
 from dllm_jax.core.time import draw_times
 from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process

@@ -1,14 +1,14 @@
 r"""Dream: masked diffusion that starts from an autoregressive model.
 
-The output at slot i predicts the token of slot i + 1 (arXiv:2508.15487), as in the
-autoregressive network whose weights training begins with. Tokens are weighed by
-how much context they have (CART): a masked token counts
+The output at slot i predicts the token of slot i + 1 (arXiv:2508.15487), as in
+the autoregressive network whose weights training begins with. Tokens are
+weighed by how much context they have (CART): a masked token counts
 
     w_i = sum_{j not masked} (p / 2) (1 - p)^(|i - j| - 1)
 
-in place of 1 / t. With `anneal_steps`, attention goes from causal to full: a future
-slot is seen with probability r(step), the same slots for all rows (DiffuLLaMA,
-arXiv:2410.17891).
+in place of 1 / t. With `anneal_steps`, attention goes from causal to full: a
+future slot is seen with probability r(step), the same slots for all rows
+(DiffuLLaMA, arXiv:2410.17891).
 """
 
 import dataclasses

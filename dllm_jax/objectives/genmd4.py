@@ -1,14 +1,14 @@
 r"""GenMD4: masked diffusion whose schedule is learned for each token.
 
 Token v is kept with alpha_v(t) = 1 - (1 - eps) t^w_v, w_v = softplus(omega_v)
-(arXiv:2406.04329, sec. 6); omega is `Process.params`. The bound weighs vocabulary
-components, not positions:
+(arXiv:2406.04329, sec. 6); omega is `Process.params`. The bound weighs
+vocabulary components, not positions:
 
     L(z) = (1 / t) sum_{i masked} [ sum_v w_v p_iv - w_x0 (log p_i,x0 + 1) ]
 
 and the draw of z depends on omega, so its gradient needs a score-function term:
-leave-one-out over two corruptions at one time (eq. 11). The published code has no
-sampler; the one here is derived from the same process.
+leave-one-out over two corruptions at one time (eq. 11). The published code has
+no sampler; the one here is derived from the same process.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from dllm_jax.core.time import TimeRule, draw_times
+from dllm_jax.core.time import draw_times, TimeRule
 from dllm_jax.core.types import Batch, Denoise, Loss, ModelOutputs, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import check_choice, corrupt_to, Discrete, subs
@@ -46,8 +46,8 @@ class GenMD4(Discrete):
   Attributes:
     epsilon: alpha_v(1), the same for all tokens.
     power: w_v at the start; 1 is the linear schedule.
-    time_epsilon: training times lie in [time_epsilon, 1); what is masked earlier
-      is the reconstruction term.
+    time_epsilon: training times lie in [time_epsilon, 1); what is masked
+      earlier is the reconstruction term.
     time_rule: how training times are drawn over the global batch.
     time_conditioning: whether the network is told t.
   """
@@ -158,8 +158,8 @@ class GenMD4(Discrete):
   ) -> Float[Array, "B L"]:
     r"""Returns the reconstruction term at t_1 = time_epsilon, nats.
 
-    -(1 - eps) t_1^w_x0 log [ t_1^w_x0 / sum_v t_1^w_v ]: a token that is masked at
-    t_1 is guessed in proportion to how often tokens are.
+    -(1 - eps) t_1^w_x0 log [ t_1^w_x0 / sum_v t_1^w_v ]: a token that is masked
+    at t_1 is guessed in proportion to how often tokens are.
     """
     w = self.powers(process)
     log_t = jnp.log(self.time_epsilon)
@@ -231,7 +231,8 @@ class GenMD4(Discrete):
     r"""Returns log p(z_s | z_t).
 
     With v ~ p_i, a mask becomes v with probability
-    (alpha_v(s) - alpha_v(t)) / (1 - alpha_v(t)) = 1 - (s / t)^w_v, else it stays.
+    (alpha_v(s) - alpha_v(t)) / (1 - alpha_v(t)) = 1 - (s / t)^w_v, else it
+    stays.
     """
     w = self.powers(process)
     ratio = jnp.where(s > 0.0, s / t, 0.0)[..., None] ** w

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from dllm_jax.core.schedule import SCHEDULES, Linear, Schedule
+from dllm_jax.core.schedule import Linear, Schedule, SCHEDULES
 from dllm_jax.core.time import TimeRule
 from dllm_jax.core.types import Batch, Denoise, Loss, Process
 from dllm_jax.objectives.base import Drawn

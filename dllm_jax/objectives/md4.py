@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dllm_jax.core.noise import Tag
-from dllm_jax.core.schedule import SCHEDULES, Linear, Schedule
+from dllm_jax.core.schedule import Linear, Schedule, SCHEDULES
 from dllm_jax.core.time import TimeRule
 from dllm_jax.core.types import (
-    Batch,
-    Denoise,
-    Guide,
-    Loss,
-    ModelOutputs,
-    Noise,
-    Process,
+  Batch,
+  Denoise,
+  Guide,
+  Loss,
+  ModelOutputs,
+  Noise,
+  Process,
 )
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import check_choice, Drawn
@@ -37,15 +37,15 @@ class MD4(MDLM):
   """Simplified and generalised masked diffusion (Shi et al. 2024).
 
   Attributes:
-    schedule: alpha(t), clipped at both ends: its `ceiling` is 1 - eps. `sine` is
-      the paper's "cosine".
+    schedule: alpha(t), clipped at both ends: its `ceiling` is 1 - eps. `sine`
+      is the paper's "cosine".
     time_rule: "shared_offset" is the published one.
     time_epsilon: training times lie in [time_epsilon, 1).
     time_conditioning: whether the network is told t.
     spacing: sampling times: cos(pi k / 2T), or even ones.
-    reverse_draw: "ancestral" draws z_s at once; "mean" draws x0 for each mask and
-      then which ones are revealed: the same law. (The paper's third sampler,
-      "topp", is ancestral behind a top-p processor.)
+    reverse_draw: "ancestral" draws z_s at once; "mean" draws x0 for each mask
+      and then which ones are revealed: the same law. (The paper's third
+      sampler, "topp", is ancestral behind a top-p processor.)
   """
 
   schedule: Schedule = dataclasses.field(
@@ -79,9 +79,10 @@ class MD4(MDLM):
   def end_terms(self) -> Float[Array, ""]:
     r"""Returns reconstruction and prior terms, nats per token.
 
-    (1 - alpha(0)) log V: a token that is masked at time 0 is guessed evenly; the
-    published `loss_recon`. alpha(1) log V: one that is kept at time 1 is paid for
-    under a prior that keeps as often and guesses evenly; the original drops it.
+    (1 - alpha(0)) log V: a token that is masked at time 0 is guessed evenly;
+    the published `loss_recon`. alpha(1) log V: one that is kept at time 1 is
+    paid for under a prior that keeps as often and guesses evenly; the original
+    drops it.
     """
     ends = self.schedule.masked(jnp.array([0.0, 1.0]))
     return (ends[0] + 1.0 - ends[1]) * jnp.log(self.vocab_size - 1.0)
@@ -95,7 +96,7 @@ class MD4(MDLM):
       *,
       step: Int[Array, ""],
   ) -> Loss:
-    """Returns the loss of one network evaluation; the bound has its end terms."""
+    """Returns the loss of one network evaluation, end terms in the bound."""
     loss = super().loss(process, denoise, drawn, batch, step=step)
     ends = jnp.where(batch.loss_mask, self.end_terms(), 0.0)
     return loss.replace(bound=loss.bound + ends)

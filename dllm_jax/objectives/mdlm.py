@@ -6,35 +6,35 @@ cross-entropies over the masked tokens (eq. 10):
 
     L = E_t [ -alpha'(t) / (1 - alpha(t)) sum_i 1[z_i = m] (-log x_theta(z)_i) ]
 
-With T steps the weight is T (alpha(s) - alpha(t)) / (1 - alpha(t)), s = t - 1/T.
+With T steps the weight is T (alpha(s) - alpha(t)) / (1 - alpha(t)), where
+s = t - 1/T.
 """
 
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dllm_jax.core.schedule import (
-    SCHEDULES,
-    Linear,
-    LogLinear,
-    Schedule,
-    SigmaLinear,
+  Linear,
+  LogLinear,
+  Schedule,
+  SCHEDULES,
+  SigmaLinear,
 )
-from dllm_jax.core.time import TimeRule, draw_times
+from dllm_jax.core.time import draw_times, TimeRule
 from dllm_jax.core.types import ModelOutputs, Process
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
-    check_choice,
-    corrupt_to,
-    Discrete,
-    evenly,
-    normalise,
-    Normalisation,
-    subs,
-    Weights,
+  check_choice,
+  corrupt_to,
+  Discrete,
+  evenly,
+  Normalisation,
+  normalise,
+  subs,
+  Weights,
 )
 
 Weighting = Literal["bound", "uniform", "linear"]
@@ -53,10 +53,10 @@ class MDLM(Discrete):
     sampling_epsilon: the last time before noise removal.
     time_conditioning: whether the network is told sigma(t).
     steps: T of the discrete-time bound; None for continuous time.
-    time_change: how the variance of 1/t is taken out of the weight, by a mask
-      probability that is uniform in its logarithm, f = log(1 - e^-sigma), so
-      that the weight is constant. "change_of_variables" makes that the meaning
-      of t (and of what the network is told); "importance_sampling" draws t so.
+    time_change: makes the weight constant by a mask probability that is uniform
+      in its logarithm, log(1 - e^-sigma). "change_of_variables" makes that the
+      meaning of t (and what the network is told); "importance_sampling" draws t
+      so.
     parameterisation: "subs" gives the mask probability 0 in the loss; "softmax"
       leaves it in, as LLaDA's family does. Sampling never draws a mask.
     weighting: factor of a masked token in the loss: that of the bound, 1, or
@@ -124,7 +124,7 @@ class MDLM(Discrete):
     return self.time_conditioning
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
-    """Returns sigma(t) if the network is told the time, t if that is changed."""
+    """Returns sigma(t) if the network is told the time, t if it is changed."""
     if not self.time_conditioning:
       return None
     changed = self.time_change == "change_of_variables"
@@ -165,8 +165,8 @@ class MDLM(Discrete):
   def place(self, t: Float[Array, "B #T"]) -> Float[Array, "B #T"]:
     """Returns the training times of evenly spread ones.
 
-    On the grid of T steps, (floor(t T) + 1) / T; under importance sampling, where
-    log(1 - e^-sigma) is linear in the given t.
+    On the grid of T steps, (floor(t T) + 1) / T; under importance sampling,
+    where log(1 - e^-sigma) is linear in the given t.
     """
     if self.steps is not None:
       return (jnp.floor(t * self.steps) + 1.0) / self.steps
@@ -253,8 +253,8 @@ class MDLM(Discrete):
     r"""Returns log p(z_s | z_t) (eq. 7).
 
     A masked token stays masked with probability (1 - alpha(s)) / (1 - alpha(t))
-    and is else drawn from the network; other tokens stay. A step to s = 0 removes
-    every mask, also where the schedule's alpha(0) is below 1.
+    and is else drawn from the network; other tokens stay. A step to s = 0
+    removes every mask, also where the schedule's alpha(0) is below 1.
     """
     stay = self.stay(t, s)[..., None]
     log_x0 = self.log_x0(process, logits, z, t)

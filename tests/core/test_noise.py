@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.noise import (
-    Keyed,
-    Recorded,
-    Tag,
-    _multiply_high,
-    inverse_cdf,
+  _multiply_high,
+  inverse_cdf,
+  Keyed,
+  Recorded,
+  Tag,
 )
 
 

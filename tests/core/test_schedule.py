@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.core.schedule import SCHEDULES, Linear, LogLinear, Polynomial
+from dllm_jax.core.schedule import Linear, LogLinear, Polynomial, SCHEDULES
 
 _ALL = [cls() for cls in SCHEDULES.values()] + [
     Polynomial(power=0.5),

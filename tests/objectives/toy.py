@@ -1,8 +1,8 @@
 """An enumerable world: a tabular denoiser over few tokens and short rows.
 
-A row of L tokens out of K has K^L states, so every expectation of an objective is
-a finite sum: bounds, reverse chains and likelihoods are computed exactly here
-and compared with what the objective draws.
+A row of L tokens out of K has K^L states, so every expectation of an objective
+is a finite sum: bounds, reverse chains and likelihoods are computed exactly
+here and compared with what the objective draws.
 """
 
 import dataclasses
@@ -46,6 +46,31 @@ class Table:
     return ModelOutputs(hidden=self.logits[index(inputs.latent, self.tokens)])
 
 
+class Attention:
+  """A network whose output at a slot depends on the slots that it may see.
+
+  Each visible slot adds a random vector of its token and distance, so that
+  masks and two streams matter; both streams share the vectors.
+  """
+
+  def __init__(self, *, length, tokens, seed=0):
+    rng = np.random.default_rng(seed)
+    self.length = length
+    self.near = jnp.asarray(rng.normal(size=(2 * length, tokens, tokens)))
+
+  def __call__(self, inputs: ModelInputs) -> ModelOutputs:
+    """Returns logits under the inputs' mask."""
+    slots = jnp.arange(inputs.latent.shape[1])
+    seen = inputs.mask.allowed(slots[:, None], slots[None, :])
+    if inputs.extra_mask is not None:
+      seen = seen & inputs.extra_mask
+    at = inputs.positions
+    distance = at[:, None, :] - at[:, :, None] + self.length
+    added = self.near[distance, inputs.latent[:, None, :]]  # [B, q, k, V]
+    total = jnp.sum(jnp.where(seen[None, :, :, None], added, 0.0), axis=2)
+    return ModelOutputs(hidden=2.0 * jnp.tanh(total))
+
+
 def batch(rows, *, loss_mask=None) -> Batch:
   """Returns a batch of one segment a row, all supervised by default."""
   rows = jnp.asarray(rows, jnp.int32)
@@ -87,14 +112,20 @@ def masked_terms(table: Table, x0, mask_id: int) -> dict:
   return terms
 
 
-def bound(terms: dict, length: int, schedule, low: float = 0.0) -> float:
+def bound(
+    terms: dict, length: int, schedule, low: float = 0.0, times=None
+) -> float:
   r"""Returns the enumerated bound in nats per token.
 
   (1 / L) E_{t ~ U(low, 1)} w(t) sum_M (1 - a)^|M| a^(L - |M|) terms[M], by
-  Gauss-Legendre quadrature (64 nodes; exact for the linear schedule).
+  Gauss-Legendre quadrature (64 nodes; exact for the linear schedule), or over
+  the given `times`, equally likely.
   """
-  nodes, mass = np.polynomial.legendre.leggauss(64)
-  t = jnp.asarray(low + (1 - low) * (nodes + 1) / 2)
+  if times is None:
+    nodes, mass = np.polynomial.legendre.leggauss(64)
+    t = jnp.asarray(low + (1 - low) * (nodes + 1) / 2)
+  else:
+    t, mass = jnp.asarray(times), 2.0 / np.size(times)
   alpha = np.asarray(schedule.alpha(t), np.float64)
   weight = np.asarray(schedule.weight(t), np.float64)
   total = 0.0
@@ -105,16 +136,19 @@ def bound(terms: dict, length: int, schedule, low: float = 0.0) -> float:
   return total / length
 
 
-def any_order(table: Table, mask_id: int, length: int) -> np.ndarray:
+def any_order(
+    table: Table, mask_id: int, length: int, orders=None
+) -> np.ndarray:
   """Returns p(x) of revealing one position at a time, the order at random.
 
   The law of the ancestral sampler as its steps become many; an entry for each
-  row of `states(mask_id, length)` (the mask is the last id).
+  row of `states(mask_id, length)` (the mask is the last id). `orders` are the
+  equally likely ones, all of them by default.
   """
   p = np.exp(log_p_x0(table, mask_id))
   rows = states(mask_id, length)
   total = np.zeros(len(rows))
-  orders = list(itertools.permutations(range(length)))
+  orders = list(orders or itertools.permutations(range(length)))
   for order in orders:
     z, likelihood = np.full_like(rows, mask_id), np.ones(len(rows))
     for i in order:
@@ -125,26 +159,29 @@ def any_order(table: Table, mask_id: int, length: int) -> np.ndarray:
   return total
 
 
-def chain(objective, process, table: Table, length: int, times) -> np.ndarray:
+def chain(
+    objective, process, table: Table, length: int, times, *, law=None, free=None
+) -> np.ndarray:
   """Returns the exact law of z after the reverse steps of `times`.
 
   From `objective.posterior` alone: each step is a K^L x K^L matrix, since
-  positions are drawn on their own given z. Starts from `objective.prior` if it is
-  one state (masks), else from the uniform law.
+  positions are drawn on their own given z. Starts from `law`, by default all
+  masks, or the uniform law where there are none. Only `free` slots change.
   """
   rows = states(table.tokens, length)
-  law = np.full(len(rows), 1.0 / len(rows))
-  if objective.mask_id is not None:
+  free = np.ones(length, bool) if free is None else np.asarray(free)
+  if law is None and objective.mask_id is None:
+    law = np.full(len(rows), 1.0 / len(rows))
+  elif law is None:
     law = np.asarray(np.all(rows == objective.mask_id, axis=1), np.float64)
   z = jnp.asarray(rows)
 
   @jax.jit
   def matrix(t, s):
-    whole = lambda x: jnp.full((len(rows), 1), x)
-    log_p = objective.posterior(
-        process, table.logits, z, whole(t), whole(s)
-    )
+    t, s = (jnp.full((len(rows), 1), x) for x in (t, s))
+    log_p = objective.posterior(process, table.logits, z, t, s)
     p = jnp.exp(log_p)[:, jnp.arange(length), z]  # [from, to, position]
+    p = jnp.where(free, p, z[:, None] == z)
     return jnp.prod(p, axis=-1)
 
   for t, s in itertools.pairwise(jnp.asarray(times)):
@@ -152,10 +189,16 @@ def chain(objective, process, table: Table, length: int, times) -> np.ndarray:
   return law
 
 
-def drawn(objective, process, table, length, times, *, rows, seed=0):
-  """Returns the frequency of each state after drawing the reverse steps."""
-  whole = lambda x: jnp.full((rows, 1), x)
+def drawn(
+    objective, process, table, length, times, *, rows, seed=0, window=None
+):
+  """Returns the frequency of each state after drawing the reverse steps.
+
+  `window` names the slots of the network's outputs that predict each slot.
+  """
   times = jnp.asarray(times)
+  if window is not None:
+    window = jnp.broadcast_to(jnp.asarray(window), (rows, length))
 
   @jax.jit
   def run():
@@ -163,10 +206,11 @@ def drawn(objective, process, table, length, times, *, rows, seed=0):
 
     def body(z, now):
       step, t, s = now
-      inputs = objective.inputs(process, z, whole(t), batch(z))
+      t, s = (jnp.full((rows, 1), x) for x in (t, s))
+      out = table(objective.inputs(process, z, t, batch(z)))
       noise = keyed(seed, rows, length, step)
-      out = table(inputs)
-      return objective.reverse(process, noise, out, z, whole(t), whole(s)), None
+      z = objective.reverse(process, noise, out, z, t, s, window=window)
+      return z, None
 
     steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
     z, _ = jax.lax.scan(body, z, steps)
@@ -183,8 +227,8 @@ def variation(p, q) -> float:
 def monte_carlo(objective, process, denoise, x0, *, rows, keys, key=0):
   """Returns (mean, standard error) of the training loss and of the bound.
 
-  Nats per token; each key draws one global batch of `rows` copies of x0, so that
-  low-discrepancy times are tested as they are used.
+  Nats per token; each key draws one global batch of `rows` copies of x0, so
+  that low-discrepancy times are tested as they are used.
   """
   data = batch(jnp.tile(jnp.asarray(x0), (rows, 1)))
 

@@ -1,0 +1,81 @@
+"""Dream: context weights, shifted predictions, annealed attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.objectives.dream import context_weights, Dream
+from tests.objectives import toy
+
+_LENGTH, _VOCAB, _MASK = 4, 4, 3
+_X0 = np.array([2, 0, 1, 1])
+_SPACE = {"vocab_size": _VOCAB, "mask_id": _MASK}
+_KEY, _STEP = jax.random.key(0), jnp.int32(0)
+
+
+@pytest.fixture(scope="module")
+def table():
+  made = toy.Table.random(1, tokens=_VOCAB, length=_LENGTH)
+  # The mask is out of reach, so that "softmax" and "subs" are one.
+  return toy.Table(logits=made.logits.at[..., _MASK].set(-40.0), tokens=_VOCAB)
+
+
+def _shifted(table):
+  logits = jnp.concatenate([table.logits[:, :1], table.logits[:, :-1]], axis=1)
+  return toy.Table(logits=logits, tokens=table.tokens)
+
+
+def test_context_weights_are_the_published_sum():
+  known = jax.random.bernoulli(jax.random.key(4), 0.4, (3, 11))
+  apart = abs(np.arange(11)[:, None] - np.arange(11))
+  matrix = np.where(apart > 0, 0.5 * 0.8 * 0.2 ** (apart - 1.0), 0.0)
+  np.testing.assert_allclose(
+      context_weights(known, 0.8), np.asarray(known) @ matrix, atol=1e-6
+  )
+
+
+def test_dream_averages_context_weights_over_masked_tokens(table):
+  objective = Dream(**_SPACE)
+  z = jnp.array([[2, _MASK, 1, _MASK]])
+  data, process = toy.batch(_X0[None]), objective.init(_KEY)
+  drawn = objective.draw(process, _KEY, data, step=_STEP)
+  loss = objective.loss(
+      process, table, drawn.replace(t=jnp.array([[0.5]]), z=z), data,
+      step=_STEP,
+  )
+  log_p = toy.log_p_x0(_shifted(table), _MASK)[int(toy.index(z[0], _VOCAB))]
+  # Slot 1 has known neighbours at both sides, slot 3 at distance 1 and 3.
+  expected = -(0.8 * log_p[1, 0] + 0.4 * (1 + 0.2**2) * log_p[3, 1]) / 2
+  np.testing.assert_allclose(loss.total / loss.weight, expected, rtol=1e-4)
+  np.testing.assert_allclose(
+      loss.bound, [[0, -2 * log_p[1, 0], 0, -2 * log_p[3, 1]]], rtol=1e-4
+  )
+
+
+def test_attention_is_annealed_from_causal_to_full():
+  objective = Dream(**_SPACE, anneal_steps=10)
+  data, process = toy.batch(np.tile(_X0, (2, 1))), objective.init(_KEY)
+  drawn = objective.draw(process, _KEY, data, step=_STEP)
+  length, shares = 64, []
+  causal = np.tri(length, dtype=bool)
+  last = np.iinfo(np.int32).max
+  for step in (-1, 0, 4, 9, last):
+    mask = np.asarray(
+        objective.annealed_mask(drawn.attention, length, jnp.int32(step))
+    )
+    assert np.all(mask[causal])
+    shares.append(mask[~causal].mean())
+  assert shares[0] == 0.0 and shares[3] == shares[4] == 1.0
+  # 2016 future slots: the standard error of a share is at most 0.0112.
+  np.testing.assert_allclose(shares[1:3], [0.1, 0.5], atol=0.04)
+  seen = []
+
+  def network(inputs):
+    seen.append(inputs.extra_mask)
+    return toy.Attention(length=_LENGTH, tokens=_VOCAB)(inputs)
+
+  for rows in (slice(None), slice(1, 2)):  # a microbatch has the same mask
+    part = jax.tree.map(lambda x, rows=rows: x[rows], (drawn, data))
+    objective.loss(process, network, *part, step=_STEP)
+  np.testing.assert_array_equal(seen[0], seen[1])

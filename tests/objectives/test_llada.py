@@ -1,0 +1,74 @@
+"""LLaDA: random lengths in pre-training, answers in fine-tuning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.objectives.llada import LLaDA
+from tests.objectives import toy
+
+_LENGTH, _VOCAB, _MASK = 4, 4, 3
+_X0 = np.array([2, 0, 1, 1])
+_SPACE = {"vocab_size": _VOCAB, "mask_id": _MASK}
+_KEY, _STEP = jax.random.key(0), jnp.int32(0)
+
+
+@pytest.fixture(scope="module")
+def table():
+  made = toy.Table.random(1, tokens=_VOCAB, length=_LENGTH)
+  # The mask is out of reach, so that "softmax" and "subs" are one.
+  return toy.Table(logits=made.logits.at[..., _MASK].set(-40.0), tokens=_VOCAB)
+
+
+def test_random_lengths_cut_a_batch_and_hide_the_rest(table):
+  objective = LLaDA(**_SPACE, random_length=0.3)
+  process = objective.init(_KEY)
+  data = toy.batch(np.tile(_X0, (8, 1)))
+  draw = jax.jit(lambda p, k: objective.draw(p, k, data, step=_STEP).length)
+  lengths = np.asarray(
+      [draw(process, k) for k in jax.random.split(_KEY, 300)]
+  )
+  assert np.all(lengths == lengths[:, :1])  # one for the batch
+  cut = np.mean(lengths[:, 0] < _LENGTH)
+  # 0.3 of batches are cut, a quarter of those to the whole length.
+  assert abs(cut - 0.225) < 4 * np.sqrt(0.225 * 0.775 / 300)
+  assert np.all(np.asarray(draw(objective.unbiased(process), _KEY)) == _LENGTH)
+  drawn = objective.draw(process, _KEY, data, step=_STEP)
+  seen = []
+
+  def network(inputs):
+    seen.append(inputs.segment_ids)
+    return table(inputs)
+
+  loss = objective.loss(
+      process, network, drawn.replace(length=jnp.full(8, 2)), data, step=_STEP
+  )
+  np.testing.assert_array_equal(seen[0], np.tile([1, 1, 0, 0], (8, 1)))
+  assert float(loss.weight) == 16.0
+  assert not np.any(np.asarray(loss.bound[:, 2:]))
+
+
+def test_fine_tuning_divides_by_the_length_of_each_answer(table):
+  objective = LLaDA(
+      **_SPACE, random_length=0.0, normalisation="sequence"
+  )
+  supervised = jnp.array(
+      [[False, True, True, True], [False, False, False, True]]
+  )
+  data = toy.batch(np.tile(_X0, (2, 1)), loss_mask=supervised)
+  process = objective.init(_KEY)
+  drawn = objective.draw(process, _KEY, data, step=_STEP)
+  np.testing.assert_array_equal(
+      np.where(supervised, _X0, drawn.z), np.tile(_X0, (2, 1))
+  )  # the prompt is never masked
+  z = jnp.where(supervised, _MASK, data.tokens)
+  drawn = drawn.replace(t=jnp.array([[0.5], [0.25]]), z=z)
+  loss = objective.loss(process, table, drawn, data, step=_STEP)
+  log_p = toy.log_p_x0(table, _MASK)
+  ce = -np.array([
+      [log_p[int(toy.index(row, _VOCAB)), i, _X0[i]] for i in range(_LENGTH)]
+      for row in z
+  ])
+  exact = (ce[0, 1:].sum() / 0.5 / 3 + ce[1, 3] / 0.25 / 1) / 2
+  np.testing.assert_allclose(loss.total / loss.weight, exact, rtol=1e-5)

@@ -1,0 +1,157 @@
+"""BD3-LM against arrays that the published code computed."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.core import schedule as schedules
+from dllm_jax.core.mask import TwoStream
+from dllm_jax.core.types import ModelOutputs, Process
+from dllm_jax.objectives.base import Drawn
+from dllm_jax.objectives.bd3lm import BD3LM, BlockCosine, Square, SquareRoot
+from tests import golden_cases
+from tests.objectives import recorded
+
+
+@pytest.fixture(scope="module")
+def bd3lm():
+  return golden_cases.load("bd3lm")
+
+
+_BD3_SCHEDULES = {
+    "loglinear": schedules.Linear(),
+    "square": Square(),
+    "square_root": SquareRoot(),
+    "log": schedules.Logarithmic(),
+    "cosine": BlockCosine(),
+}
+
+
+def _bd3(case, **fields):
+  return BD3LM(
+      vocab_size=case.config["vocab_size"],
+      mask_id=case.config["mask_index"],
+      length=case.config["config"]["model"]["length"],
+      block_size=case.config["config"]["block_size"],
+      time_epsilon=case.config["config"]["training"]["sampling_eps"],
+      **fields,
+  )
+
+
+def test_bd3lm_masks(bd3lm):
+  names = [re.match(r"mask_n(\d+)_b(\d+)$", k) for k in bd3lm.arrays]
+  names = [m for m in names if m]
+  assert names
+  for m in names:
+    slots = jnp.arange(2 * int(m[1]))
+    mask = TwoStream(int(m[1]), int(m[2])).allowed(slots[:, None], slots[None])
+    np.testing.assert_array_equal(mask, bd3lm.arrays[m[0]])
+
+
+@pytest.mark.parametrize("name", _BD3_SCHEDULES)
+def test_bd3lm_schedules(bd3lm, name):
+  a, schedule = bd3lm.arrays, _BD3_SCHEDULES[name]
+  t = jnp.asarray(a["grid_t"])
+  np.testing.assert_allclose(
+      schedule.masked(t), a[f"noise_{name}_move_chance"], rtol=1e-4
+  )
+  np.testing.assert_allclose(
+      -schedule.weight(t),
+      a[f"noise_{name}_loss_scale"],
+      rtol=1e-3,  # theirs subtracts from 1 in float32
+  )
+
+
+@pytest.mark.parametrize("clip", ["", "_clip"])
+def test_bd3lm_times(bd3lm, monkeypatch, clip):
+  a, objective = bd3lm.arrays, _bd3(bd3lm)
+  process = objective.init(jax.random.key(0))
+  if clip:
+    process = objective.clipped(process, (0.3, 0.8))
+  recorded.replay(monkeypatch, a[f"t_uniform{clip}"])
+  t = objective.block_times(process, jax.random.key(0), a["x0"].shape)
+  np.testing.assert_allclose(t, a[f"t_sampled{clip}"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*_BD3_SCHEDULES, "tc"])
+def test_bd3lm_loss(bd3lm, name):
+  a = bd3lm.arrays
+  schedule = _BD3_SCHEDULES.get(name, _BD3_SCHEDULES["loglinear"])
+  objective = _bd3(bd3lm, schedule=schedule, ignore_bos=True)
+  # The original resets the first token of xt before it calls the network, the
+  # recorded logits did not: where that changes the input, its block is out.
+  mask_id, block = objective.mask_id, objective.block_size
+  free = np.ones(a["x0"].shape, bool)
+  free[a["xt"][:, 0] == mask_id, :block] = False
+  z = a["xt"].copy()
+  z[:, 0] = a["x0"][:, 0]
+  seen = []
+
+  def network(inputs):
+    seen.append(inputs)
+    logits = a["logits"]
+    return ModelOutputs(hidden=jnp.concatenate([logits, 0.0 * logits], axis=1))
+
+  process = objective.init(jax.random.key(0))
+  drawn = Drawn(t=jnp.asarray(a["t"]), z=jnp.asarray(z))
+  loss = objective.loss(
+      process, network, drawn, recorded.batch(a["x0"]), step=recorded.STEP
+  )
+  if name != "tc":  # the logits that know sigma were recorded at other times
+    np.testing.assert_allclose(
+        np.asarray(loss.bound)[free], a[f"loss_{name}"][free],
+        rtol=1e-3, atol=1e-4,
+    )
+  (inputs,) = seen
+  np.testing.assert_array_equal(
+      inputs.latent, np.concatenate([z, a["x0"]], axis=1)
+  )
+  assert inputs.mask == TwoStream(objective.length, block)
+  np.testing.assert_array_equal(
+      inputs.positions, np.tile(np.arange(objective.length), (len(z), 2))
+  )
+
+
+def test_bd3lm_mean_leaves_the_first_token_out(bd3lm):
+  a, objective = bd3lm.arrays, _bd3(bd3lm, ignore_bos=True)
+  batch = recorded.batch(a["x0"], a["loss_attention_mask"])
+  process = objective.init(jax.random.key(0))
+  drawn = Drawn(t=jnp.asarray(a["t"]), z=jnp.asarray(a["x0"]))
+  loss = objective.loss(
+      process, recorded.network(np.tile(a["logits"], (1, 2, 1))), drawn, batch,
+      step=recorded.STEP,
+  )
+  assert float(loss.weight) == a["loss_token_mask"].sum()
+  mean = (a["loss_loglinear"] * a["loss_token_mask"]).sum() / loss.weight
+  np.testing.assert_allclose(mean, a["loss_mean"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["step", "step_nucleus"])
+def test_bd3lm_reverse_step(bd3lm, kind):
+  a, objective = bd3lm.arrays, _bd3(bd3lm)
+  block = objective.block_size
+  canvas = a["sample_x"]
+  z = canvas[:, -block:]
+  masked = z == objective.mask_id
+  theirs = a[f"{kind}_probs"].astype(np.float64)
+  logits = a["sample_logprobs_uncached"][:, -block:]
+  if kind == "step_nucleus":  # what the nucleus left of the predictions
+    logits = np.log(theirs + 1e-30).astype(np.float32)
+    logits[..., objective.mask_id] = 0.0
+    logits = np.where(masked[..., None], logits, 0.0)
+  t = a["step_t"]
+  p, drawn = recorded.reverse_step(
+      objective, Process(), logits, z, t, t - a["step_dt"], a["step_uniform"]
+  )
+  theirs = theirs / theirs.sum(-1, keepdims=True)
+  np.testing.assert_allclose(
+      p[masked], theirs[masked], rtol=1e-3, atol=1e-6
+  )
+  golden_cases.same_draws(
+      drawn,
+      a[f"{kind}_next"][:, -block:],
+      recorded.ratios(p, a["step_uniform"]),
+  )
