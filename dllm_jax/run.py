@@ -84,7 +84,9 @@ class Run:
       workdir: pathlib.Path,
       resolved: ConfigDict,
       tokenizer: Tokenizer,
+      *,
       corpus: Any = None,
+      devices: Sequence[jax.Device] | None = None,
   ):
     enable_compilation_cache()
     self.workdir = workdir
@@ -93,20 +95,25 @@ class Run:
     self.tokenizer = tokenizer
     self._corpus = corpus
     self.objective, self.denoiser = self.config.build(tokenizer)
-    self.mesh = make_mesh(self.config.mesh)
+    self.mesh = make_mesh(self.config.mesh, devices)
     self._launchers: dict[Any, Launcher] = {}
 
   # ---------------------------------------------------------------- opening
 
   @classmethod
   def create(
-      cls, resolved: ConfigDict, workdir: str | pathlib.Path
+      cls,
+      resolved: ConfigDict,
+      workdir: str | pathlib.Path,
+      *,
+      devices: Sequence[jax.Device] | None = None,
   ) -> "Run":
     """Returns the run of a configuration, new or already begun.
 
     Args:
       resolved: a configuration as `config.load` returns it.
       workdir: its directory; made if missing.
+      devices: the devices to use; by default all.
 
     Raises:
       ValueError: the directory holds another configuration, or a field is illegal.
@@ -132,7 +139,9 @@ class Run:
             f"{workdir} is not empty and holds no run; use another --workdir"
         )
       corpus = data.load(config.data)
-    run = cls(workdir, resolved, corpus.tokenizer, corpus)
+    run = cls(
+        workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
+    )
     run._check_batches()
     if jax.process_index() == 0:
       workdir.mkdir(parents=True, exist_ok=True)

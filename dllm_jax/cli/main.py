@@ -8,7 +8,9 @@ JSON object.
 
 from collections.abc import Sequence
 import importlib
+import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -109,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, argv: list[str]) -> int:
+  # Writers' threads log tracebacks of errors that reach us, and our one line, too.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   from dllm_jax.cli import command as commands  # pylint: disable=g-import-not-at-top
 
   module = importlib.import_module(f"dllm_jax.cli.{name}")

@@ -81,11 +81,9 @@ class SamplerConfig:
           "block; use at most one step a slot"
       )
     return Sampler(
-        objective=objective,
         policy=policy(
             objective=objective, steps=steps, processors=tuple(processors)
         ),
-        steps=steps,
         length=length,
         block_length=block,
     )

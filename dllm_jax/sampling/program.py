@@ -39,17 +39,13 @@ class Sampler:
   """How a canvas is sampled; hashable, static under jit.
 
   Attributes:
-    objective: the diffusion that the network was trained for.
-    policy: what each network call reveals.
-    steps: network calls for each block, the policy's own number.
+    policy: what each network call reveals; knows the objective and the steps.
     length: slots of the canvas (T).
     block_length: slots sampled together, left to right from each row's prompt;
       None for the whole canvas at once.
   """
 
-  objective: Objective
   policy: Policy
-  steps: int
   length: int
   block_length: int | None = None
 
@@ -63,13 +59,16 @@ class Sampler:
         f"block_length must lie in [1, {self.length}], the canvas, or be None "
         f"for all of it, not {self.block_length}"
       )
-    if self.steps != self.policy.steps or (
-      self.objective != self.policy.objective
-    ):
-      raise ValueError(
-        f"the sampler ({self.steps} steps) and its policy "
-        f"({self.policy.steps} steps) must have the same objective and steps"
-      )
+
+  @property
+  def objective(self) -> Objective:
+    """The diffusion that the network was trained for."""
+    return self.policy.objective
+
+  @property
+  def steps(self) -> int:
+    """Network calls for each block."""
+    return self.policy.steps
 
   @property
   def blocks(self) -> int:

@@ -6,15 +6,17 @@ is skipped, loudly, for the one before it.
 """
 
 import dataclasses
+import logging
 import pathlib
 from typing import Any
 
-from absl import logging
 import jax
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from dllm_jax.training.step import TrainState
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class Checkpoints:
       except Exception as error:  # pylint: disable=broad-except
         # Orbax and tensorstore raise many types for a damaged file.
         reason = " ".join(str(error).split())[:200]
-        logging.warning(
+        _LOGGER.warning(
             "checkpoint %d in %s cannot be read and is skipped: %s",
             step,
             self._directory,

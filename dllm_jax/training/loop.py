@@ -175,7 +175,7 @@ class Loop:
   def _steps(self, state, start, writer, bar, stop):
     log = _Log(writer, bar, self.logging.every_steps, self.learning_rate)
     summary: dict[str, Any] = {}
-    step, batch = start, None
+    step, saved, batch = start, start, None
     while step < self.steps and not stop.requested:
       if batch is None:
         batch = self._next()
@@ -187,12 +187,14 @@ class Loop:
       data_state = self.batches.get_state()
       batch = self._next() if step < self.steps else None
       log.push(step, metrics)
-      last = step == self.steps or stop.requested
-      if step % self.save_every == 0 or last:
-        log.flush()
+      if step % self.save_every == 0 or step == self.steps:
+        log.flush()  # raises rather than save a state that is not finite
         self.checkpoints.save(state, data_state)
-      summary.update(self._hooks(state, step, last, log, writer, stop))
+        saved = step
+      summary.update(self._hooks(state, step, log, writer, stop))
     log.flush()
+    if saved != step:
+      self.checkpoints.save(state, data_state)
     self._profile(None)
     self.checkpoints.wait()
     return state, {
@@ -205,9 +207,9 @@ class Loop:
   def _next(self) -> Batch:
     return global_batch(next(self.batches), self.mesh)
 
-  def _hooks(self, state, step, last, log, writer, stop) -> dict[str, Any]:
+  def _hooks(self, state, step, log, writer, stop) -> dict[str, Any]:
     """Runs evaluation and sampling where they are due."""
-    hooks, result = self.hooks, {}
+    hooks, result, last = self.hooks, {}, step == self.steps
     if stop.requested:
       return result
     due = hooks.evaluate_every and step % hooks.evaluate_every == 0
@@ -280,8 +282,10 @@ class _Log:
     seconds = now - self._since
     rate = self._tokens / seconds if seconds > 0 else 0.0
     bits = metrics["bound_nats_per_token"] / np.log(2.0)
+    self._bar.set_postfix_str(
+        f"{bits:.3f} bits/token, {rate:,.0f} token/s", refresh=False
+    )
     self._bar.update(1)
-    self._bar.set_postfix_str(f"{bits:.3f} bits/token, {rate:,.0f} token/s")
     self.summary = {
         "loss_nats_per_token": loss,
         "tokens_per_second": rate,

@@ -145,7 +145,7 @@ class Trainer:
     metrics = {
         "loss_nats_per_token": sums["total"] / weight,
         "bound_nats_per_token": sums["bound"] / jnp.maximum(sums["tokens"], 1),
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
         "tokens": sums["tokens"],
         **{k: v / self.training.microbatches for k, v in sums["extra"].items()},
     }

@@ -75,9 +75,7 @@ def sampler(
   **kwargs,
 ):
   return Sampler(
-    objective=objective,
     policy=policy(objective=objective, steps=steps, **kwargs),
-    steps=steps,
     length=length,
     block_length=block,
   )
@@ -398,12 +396,5 @@ def test_padded_columns_are_cut_where_the_network_does_not():
 def test_bad_samplers_and_requests():
   with pytest.raises(ValueError, match=r"block_length must lie in \[1, 14\]"):
     sampler(length=14, block=15)
-  with pytest.raises(ValueError, match="same objective and steps"):
-    Sampler(
-      objective=OBJECTIVE,
-      policy=Ancestral(objective=OBJECTIVE, steps=3),
-      steps=4,
-      length=8,
-    )
   with pytest.raises(ValueError, match="14 slots a row .* canvas of 8"):
     run(sampler(length=8), ragged())

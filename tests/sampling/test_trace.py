@@ -27,9 +27,7 @@ decode = lambda ids: "".join(TEXT[i] for i in ids)
 def _generation():
   objective = MDLM(vocab_size=MASK + 1, mask_id=MASK)
   policy = Confidence(objective=objective, steps=3)
-  spec = Sampler(
-    objective=objective, policy=policy, steps=3, length=12, block_length=4
-  )
+  spec = Sampler(policy=policy, length=12, block_length=4)
   denoiser = toys.mixer(MASK + 1, 4)
   params = denoiser.init(jax.random.key(0), None)
   requests = build(
