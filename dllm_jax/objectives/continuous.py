@@ -23,6 +23,7 @@ from dllm_jax.objectives.mixture import (
     likelihood,
     log_marginal,
     noise_alone,
+    normalised,
     Parts,
     parts_divergence,
     safe_log,
@@ -177,7 +178,7 @@ class ContinuousMixture(Discrete):
         jump, z, self.vocab_size, self.mask_id, absorbing=self.absorbing
     )
     log_q = log_marginal(s, log_p, self.mask_id)
-    return jax.nn.log_softmax(safe_log(f) + log_q)
+    return normalised(safe_log(f) + log_q, z)
 
   def prior(self, noise: Noise, shape: tuple[int, int]) -> Int[Array, "B T"]:
     """Returns a draw of pure noise."""

@@ -44,6 +44,7 @@ from dllm_jax.objectives.d3pm_transition import (
 from dllm_jax.objectives.mixture import (
     corrupt_by,
     draw_prior,
+    normalised,
     noise_alone,
     one_hot_log,
     Parts,
@@ -293,7 +294,7 @@ class D3PM(Discrete):
         tables, z, late, early, self.vocab_size, self.mask_id
     )
     log_q = self._log(self._marginal(tables, log_p, early))
-    by_formula = jax.nn.log_softmax(self._log(f) + log_q)
+    by_formula = normalised(self._log(f) + log_q, z)
     by_network = self._by_network(early)[..., None]
     return jnp.where(by_network, log_p, by_formula)
 
@@ -324,6 +325,9 @@ def _divergence(
 
   Tokens of probability zero under f a count nothing and pass no gradient.
   """
+  # A z that cannot be (a prompt's clean token at time 1) costs nothing.
+  real = jnp.max(log_f + log_a, axis=-1, keepdims=True) > -jnp.inf
+  log_f, log_a, log_b = (jnp.where(real, x, 0.0) for x in (log_f, log_a, log_b))
   log_q, log_p = jax.nn.log_softmax(log_f + log_a), log_f + log_b
   log_total = jax.nn.logsumexp(log_p, axis=-1)
   possible = log_q > -jnp.inf

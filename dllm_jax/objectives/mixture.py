@@ -107,6 +107,19 @@ def draw_prior(
   return jnp.broadcast_to(token, shape)
 
 
+def normalised(
+    log_p: Float[Array, "*n V"], z: Int[Array, "*n"]
+) -> Float[Array, "*n V"]:
+  """Returns log-probabilities; where z cannot be, what copies it.
+
+  A prompt's token that is still clean at time 1 is such a z: no step may make its
+  row not a number.
+  """
+  possible = jnp.max(log_p, axis=-1, keepdims=True) > -jnp.inf
+  safe = jnp.where(possible, log_p, one_hot_log(z, log_p.shape[-1]))
+  return jax.nn.log_softmax(safe)
+
+
 def noise_at(
     parts: Parts, z: Int[Array, "*n"], vocab_size: int, mask_id: int | None
 ) -> Float[Array, "*n"]:
@@ -232,10 +245,14 @@ def step_divergence(
     stay = 1.0 * masked
     of_mask = stay if absorbing else noise + stay * jump.keep
     total += of_mask * s.mask  # log a = log b there: nothing in own - cross
-  at_late = noise_at(t, z, vocab_size, mask_id)
+  # A z that cannot be (a prompt's clean token at time 1) costs nothing.
+  possible = total > 0
+  at_late = jnp.where(possible, noise_at(t, z, vocab_size, mask_id), 1.0)
   guess = jnp.where(masked, -jnp.inf, take(log_p, jnp.where(masked, x0, z)))
   log_guess = jnp.logaddexp(safe_log(t.keep) + guess, safe_log(at_late))
-  return (own - cross) / total - jnp.log(total) + log_guess
+  total = jnp.where(possible, total, 1.0)
+  divergence = (own - cross) / total - jnp.log(total) + log_guess
+  return jnp.where(possible, divergence, 0.0)
 
 
 def parts_divergence(

@@ -23,6 +23,9 @@ from dllm_jax.core.types import Process
 from dllm_jax.objectives.base import check_choice, TokenSpace
 from dllm_jax.objectives.continuous import ContinuousMixture
 from dllm_jax.objectives.mixture import (
+    finite_log,
+    likelihood,
+    normalised,
     Parts,
     safe_log,
     vocabulary_without_mask,
@@ -187,7 +190,7 @@ class SEDD(ContinuousMixture):
     """Returns log p(z_s | z_t) of the predictor; the denoiser's at s = 0."""
     clean = self.log_x0(process, logits, z, t)
     if self.predictor == "denoiser":
-      step = self.reversed(clean, z, self.parts(t), self.parts(s))
+      step = self._through_x0(clean, z, self.parts(t), self.parts(s))
     else:
       log_score = self.log_score(logits, z, t)
       if self.predictor == "euler":
@@ -197,6 +200,17 @@ class SEDD(ContinuousMixture):
         p = self._undone(log_score, z, change)
       step = _normalised(p)
     return jnp.where((s <= 0)[..., None], clean, step)
+
+  def _through_x0(self, log_p, z, t, s):
+    """Returns log sum_x0 q(z_s | z_t, x0) p(x0 | z_t).
+
+    `reversed` wants x0 given the other tokens: q(z | x0) is divided out.
+    """
+    seen = likelihood(
+        t, z, self.vocab_size, self.mask_id, absorbing=self.absorbing
+    )
+    others = normalised(log_p - finite_log(seen), z)
+    return self.reversed(others, z, t, s)
 
   def _euler(self, log_score, z, amount):
     """Returns one(z) + amount * (reverse rate at z)."""

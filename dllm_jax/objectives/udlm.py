@@ -10,6 +10,8 @@ continuous-time bound (eq. 18) has the integrand
 
 Duo (arXiv:2506.10892) takes the sum over j in closed form wherever xb_j does not
 depend on the network ("Rao-Blackwellised"): equal in value, cheaper in memory.
+At the optimum p_theta at a position is x0 given the other positions' tokens: what
+z itself says enters through q(z_t | z_s).
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from dllm_jax.core.types import ModelOutputs
 from dllm_jax.objectives.mixture import likelihood, Parts
 from dllm_jax.objectives.sedd import SEDD
 from tests import golden_cases
-from tests.objectives import recorded, toy
+from tests.objectives import recorded_dit, toy
 
 _CASES = ("sedd_absorb", "sedd_uniform")
 _GUMBEL = 1e-10  # of the originals' rule p / (1e-10 - log(u + 1e-10))
@@ -48,7 +48,7 @@ def case(request):
 @pytest.fixture(scope="module")
 def run(case):
   objective, _ = case
-  return recorded.network(_CASES[objective.graph == "uniform"])
+  return recorded_dit.network(_CASES[objective.graph == "uniform"])
 
 
 def _raw(objective, log_score, t):
@@ -178,7 +178,7 @@ def _inputs(objective, z, t):
 def test_denoiser(case, run):
   objective, g = case
   t, z = np.asarray(g["denoiser_t"]), jnp.asarray(g["x"])
-  logits = recorded.logits(run, _inputs(objective, g["x"], t))
+  logits = recorded_dit.logits(run, _inputs(objective, g["x"], t))
   s = np.zeros_like(t)
   p = np.exp(objective.posterior(None, logits, z, jnp.asarray(t), jnp.asarray(s)))
   tokens = g["denoiser_probs"].shape[-1]

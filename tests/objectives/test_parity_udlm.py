@@ -16,7 +16,7 @@ from dllm_jax.objectives.base import Drawn
 from dllm_jax.objectives.mixture import Parts
 from dllm_jax.objectives.udlm import UDLM
 from tests import golden_cases
-from tests.objectives import recorded, toy
+from tests.objectives import recorded_dit, toy
 
 _FORMS = ("direct", "rao_blackwell")
 _FLOOR = 1e-3  # eps of the originals' schedules
@@ -82,7 +82,7 @@ def test_loss_with_reconstruction(udlm, steps):
     t = jnp.floor(t * steps) / steps + 1 / steps
   loss = objective.loss(
       None,
-      recorded.network("udlm"),
+      recorded_dit.network("udlm"),
       Drawn(t=_column(t), z=g["xt"]),
       toy.batch(g["x0"]),
       step=jnp.int32(0),
