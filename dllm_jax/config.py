@@ -42,7 +42,7 @@ _BUILDERS = {"transformer": models.transformer}
 # Filled in from the tokenizer and the objective, never by a config.
 _DERIVED = {
     "model": {"vocab_size"},
-    "objective": {"vocab_size", "mask_id"},
+    "objective": {"vocab_size", "mask_id", "bos_id", "length"},
 }
 
 # What a second start of a run may change.

