@@ -31,7 +31,7 @@ from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.program import Generation
 from dllm_jax.training.checkpoint import Checkpoints
 from dllm_jax.training.loop import compile_program, Hooks, Loop, Program
-from dllm_jax.training.metrics import MetricWriter
+from dllm_jax.training.metrics import latest, MetricWriter
 from dllm_jax.training.step import Trainer, TrainState
 
 
@@ -151,13 +151,18 @@ class Run:
 
   @classmethod
   def open(
-      cls, workdir: str | pathlib.Path, mesh: Mapping[str, int] | None = None
+      cls,
+      workdir: str | pathlib.Path,
+      *,
+      mesh: Mapping[str, int] | None = None,
+      devices: Sequence[jax.Device] | None = None,
   ) -> "Run":
     """Returns the run that a directory holds.
 
     Args:
       workdir: the directory.
       mesh: sizes of mesh axes; by default rows are divided over all devices.
+      devices: the devices to use; by default all.
 
     Raises:
       FileNotFoundError: there is no run.
@@ -165,7 +170,8 @@ class Run:
     workdir = pathlib.Path(workdir)
     given = configs.stored(workdir).to_dict()
     given["mesh"] = dict(mesh or {"data": -1})
-    return cls(workdir, configs.resolve(given), _read_tokenizer(workdir))
+    tokenizer = _read_tokenizer(workdir)
+    return cls(workdir, configs.resolve(given), tokenizer, devices=devices)
 
   @functools.cached_property
   def corpus(self):
@@ -245,7 +251,7 @@ class Run:
     with jax.set_mesh(self.mesh):
       checkpoints = Checkpoints(self.workdir)
       try:
-        restored = checkpoints.restore(self.program.abstract)
+        restored = self.program.restore(checkpoints)
       finally:
         checkpoints.close()
     if restored is None:
@@ -277,7 +283,11 @@ class Run:
     with jax.set_mesh(self.mesh):
       state, summary = self.loop(self.workdir, hooks).run()
     self.__dict__["state"] = state
-    return summary
+    # A run that had nothing left to do, or was stopped, still says how it stands.
+    logged = latest(
+        self.workdir, ("loss_nats_per_token", "eval_", "tokens_per_second")
+    )
+    return logged | summary
 
   def loop(self, workdir: pathlib.Path, hooks: Hooks) -> Loop:
     """Returns the training loop of this run, writing into a directory."""

@@ -4,6 +4,7 @@ Only the first process writes. The file survives restarts: lines of steps that a
 resumed run will take again are dropped.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
@@ -110,6 +111,19 @@ class MetricWriter:
         sink.close()
     if self._wandb is not None:
       self._wandb.finish()
+
+
+def latest(workdir: str | pathlib.Path, prefixes: Sequence[str]) -> dict:
+  """Returns the newest logged value of each metric whose name has a prefix."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  found: dict[str, Any] = {}
+  if path.exists():
+    for line in path.read_text(encoding="utf-8").splitlines():
+      values = json.loads(line)
+      found |= {
+          k: v for k, v in values.items() if k.startswith(tuple(prefixes))
+      }
+  return found
 
 
 def _plain(value: Any) -> Any:

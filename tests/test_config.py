@@ -1,0 +1,94 @@
+"""Configurations: defaults, overrides, and messages for what is wrong."""
+
+import dataclasses
+import json
+
+import pytest
+
+from dllm_jax import config
+from dllm_jax.data.tokenizer import Bytes
+
+
+def test_every_bundled_config_builds():
+  for name in config.bundled():
+    resolved = config.load(name)
+    parsed = config.parse(resolved)
+    objective, denoiser = parsed.build(Bytes())
+    assert objective.vocab_size <= Bytes().vocab_size
+    # What is written into a working directory reads back the same.
+    again = config.resolve(json.loads(resolved.to_json()))
+    assert config.differences(resolved.to_dict(), again.to_dict()) == []
+
+
+def test_every_bundled_config_has_a_smoke_size():
+  for name in config.bundled():
+    parsed = config.parse(config.load(f"{name}:smoke"))
+    assert parsed.training.steps <= 30 and parsed.data.path == "shakespeare"
+
+
+def test_every_field_is_documented():
+  for cls in (*config._SECTIONS.values(), *config._NETWORKS.values()):
+    for field in dataclasses.fields(cls):
+      assert f"{field.name}:" in cls.__doc__, f"{cls.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"traning": {}}, "did you mean 'training'"),
+        ({"training": {"stepz": 3}}, "did you mean 'steps'"),
+        ({"objective": {"name": "mdlm", "block": 3}}, "config.objective.block"),
+        ({"model": {"name": "mamba"}}, "legal: .*transformer"),
+        (
+            {"objective": {"schedule": {"name": "square"}}},
+            "unknown name 'square'; legal: linear",
+        ),
+    ],
+)
+def test_unknown_names_are_errors(given, words):
+  with pytest.raises(ValueError, match=words):
+    config.resolve(given)
+
+
+def test_unknown_objective_names_the_known_ones():
+  with pytest.raises(KeyError, match="legal: .*mdlm"):
+    config.resolve({"objective": {"name": "gpt"}})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"training": {"steps": 0}},
+        {"training": {"batch_size": 6, "microbatches": 4}},
+        {"training": {"ema_decay": 1.0}},
+        {"evaluation": {"passes": 1}},
+        {"checkpoint": {"keep": 0}},
+        {"sampler": {"top_p": 0.0}},
+        {"sampler": {"preset": "fastest"}},
+    ],
+)
+def test_illegal_values_are_errors(given):
+  with pytest.raises(ValueError):
+    config.parse(config.resolve(given))
+
+
+def test_only_some_fields_may_change():
+  old = config.resolve({}).to_dict()
+  new = config.resolve(
+      {
+          "training": {"steps": 7},
+          "mesh": {"fsdp": 2},
+          "checkpoint": {"keep": 5},
+          "logging": {"every_steps": 3},
+      }
+  ).to_dict()
+  assert config.differences(old, new) == []
+  new = config.resolve({"training": {"seed": 1}}).to_dict()
+  assert config.differences(old, new) == ["config.training.seed: 0 -> 1"]
+
+
+def test_a_name_in_a_file_is_never_imported():
+  with pytest.raises(KeyError):
+    config.resolve({"objective": {"name": "os"}})
+  with pytest.raises(KeyError):
+    config.resolve({"objective": {"name": "base"}})
