@@ -1,7 +1,7 @@
 """Configurations: one flat file an experiment, read here and nowhere else.
 
 A file under `configs/` defines `get_config() -> ConfigDict` and states only what
-differs from the defaults. The schema is the frozen dataclasses themselves: their
+differs from the defaults, or from another file that it names as its `base`. The schema is the frozen dataclasses themselves: their
 fields are the legal fields, their docstrings say units and legal values. Reading
 goes one way: ConfigDict -> dataclasses -> objects; everything below this module
 sees dataclasses.
@@ -36,13 +36,13 @@ from dllm_jax.training.metrics import Logging
 from dllm_jax.training.optimizer import Optimizer
 from dllm_jax.training.step import Training
 
-_NETWORKS = {"transformer": models.TransformerConfig}
-_BUILDERS = {"transformer": models.transformer}
+_NETWORKS = {"transformer": models.TransformerConfig, "dit": models.DiTConfig}
+_BUILDERS = {"transformer": models.transformer, "dit": models.dit}
 
 # Filled in from the tokenizer and the objective, never by a config.
 _DERIVED = {
     "model": {"vocab_size"},
-    "objective": {"vocab_size", "mask_id", "bos_id", "length"},
+    "objective": {f.name for f in dataclasses.fields(TokenSpace)},
 }
 
 # What a second start of a run may change.
@@ -141,12 +141,30 @@ class Config:
     objective = cls.over(space, **fields)
     fields = dict(self.model)
     name = fields.pop("name")
-    network = _NETWORKS[name](**{
-        "vocab_size": objective.vocab_size,
-        **objective.network_fields(),
-        **{k: v for k, v in fields.items()},
-    })
-    return objective, _BUILDERS[name](network)
+    return objective, _BUILDERS[name](_network(name, fields, objective))
+
+
+def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:
+  """Returns a network's config, with what the objective needs of it.
+
+  Raises:
+    ValueError: the network cannot be what the objective needs.
+  """
+  cls, needs = _NETWORKS[name], objective.network_fields()
+  legal = {f.name for f in dataclasses.fields(cls)}
+  network = cls(**{
+      **fields,
+      "vocab_size": objective.vocab_size,
+      **{k: v for k, v in needs.items() if k in legal},
+  })
+  for field, value in needs.items():
+    if getattr(network, field, None) != value:
+      raise ValueError(
+          f"{type(objective).__name__} needs a network with {field} {value}, "
+          f"which config.model ({name}) is not; change its fields, or take "
+          "model.name transformer"
+      )
+  return network
 
 
 # ---------------------------------------------------------------- objectives
@@ -247,21 +265,45 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
   name, _, size = name.partition(":")
   if size not in ("", "smoke"):
     raise ValueError(f"unknown size {size!r} of config {name!r}; legal: smoke")
-  path = find(name)
+  given = _read(find(name))
+  for section, value in (names or {}).items():
+    given = _merged(given, {section: {"name": value}})
+  if size == "smoke":
+    given = _merged(given, _SMOKE)
+  return resolve(given)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what a file states, on top of the file that it names as `base`.
+
+  Raises:
+    FileNotFoundError: there is no such base.
+    ValueError: the file has no get_config.
+  """
   spec = importlib.util.spec_from_file_location("_dllm_jax_config", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
     raise ValueError(f"config {path} must define get_config() -> ConfigDict")
   given = module.get_config().to_dict()
-  for section, value in (names or {}).items():
-    fields = given.setdefault(section, {})
-    if fields.get("name") != value:  # the fields of another class do not apply
-      given[section] = {"name": value}
-  if size == "smoke":
-    for section, fields in _SMOKE.items():
-      given.setdefault(section, {}).update(fields)
-  return resolve(given)
+  base = given.pop("base", None)
+  if base is None:
+    return given
+  beside = path.parent / f"{base}.py"
+  return _merged(_read(beside if beside.is_file() else find(base)), given)
+
+
+def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the sections of `base` with the fields of `given` replaced.
+
+  Where `name` differs, the fields of another class do not apply.
+  """
+  result = {section: dict(fields) for section, fields in base.items()}
+  for section, fields in given.items():
+    old = result.get(section, {})
+    other = "name" in fields and fields["name"] != old.get("name")
+    result[section] = dict(fields) if other else old | dict(fields)
+  return result
 
 
 _SMOKE = {
@@ -343,7 +385,8 @@ def _as_fields(value: Any, choices: Mapping[str, type], where: str) -> dict:
   """Returns `{"name": ..., fields}` of one of several dataclasses."""
   if dataclasses.is_dataclass(value):
     name = {v: k for k, v in choices.items()}[type(value)]
-    return {"name": name} | dataclasses.asdict(value)
+    shallow = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    value = {"name": name} | shallow
   fields = {"name": value} if isinstance(value, str) else dict(value)
   name = fields.pop("name", None)
   if name not in choices:
@@ -360,7 +403,8 @@ def _nested(cls: type, name: str, value: Any) -> Any:
   if choices is None or not isinstance(value, Mapping):
     return value
   fields = dict(value)
-  return choices[fields.pop("name")](**fields)
+  chosen = choices[fields.pop("name")]
+  return chosen(**{k: _nested(chosen, k, v) for k, v in fields.items()})
 
 
 def _check_names(kind: str, given, legal, where: str) -> None:

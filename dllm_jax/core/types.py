@@ -203,11 +203,14 @@ class Objective(Protocol):
     shift: 1 if the output at slot i predicts the token of slot i + 1.
     reads_time: whether the network is told the time; if not, its output for an
       unchanged latent may be kept.
+    block_length: slots that a sampler has to fill together, left to right; None
+      for as many as it likes.
   """
 
   vocab_size: int
   mask_id: int | None
   shift: Literal[0, 1]
+  block_length: int | None
   reads_time: bool
 
   def init(self, key: Key[Array, ""]) -> Process:

@@ -104,6 +104,11 @@ class DiTConfig:
   qkv_bias = False
 
   @property
+  def conditioned(self) -> bool:
+    """Whether the network is told the time."""
+    return self.adaptive
+
+  @property
   def kv_heads(self) -> int:
     """Key and value heads: as many as query heads."""
     return self.heads

@@ -57,9 +57,19 @@ class Autoregressive(Discrete):
     return cls(vocab_size=space.vocab_size, mask_id=space.mask_id, **fields)
 
   @property
+  def begin_id(self) -> int:
+    """The token before the first one, in training and on a canvas."""
+    return self.mask_id if self.bos_id is None else self.bos_id
+
+  @property
   def mask_spec(self) -> MaskSpec:
     """A token sees itself and earlier ones."""
     return Causal()
+
+  @property
+  def block_length(self) -> int:
+    """Slots that are sampled together: one."""
+    return 1
 
   def draw(
       self,
@@ -72,9 +82,10 @@ class Autoregressive(Discrete):
     """Returns x0 moved on by one, a bos at each segment; nothing is random."""
     del process, key, step
     x0 = batch.tokens
-    bos = self.mask_id if self.bos_id is None else self.bos_id
     before = jnp.pad(x0[:, :-1], ((0, 0), (1, 0)))
-    z = jnp.where(begins_segment(batch.segment_ids), bos, before)
+    z = jnp.where(
+        begins_segment(batch.segment_ids), self.begin_id, before
+    )
     return Drawn(t=jnp.ones((x0.shape[0], 1)), z=z)
 
   def loss(

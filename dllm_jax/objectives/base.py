@@ -117,7 +117,12 @@ class Discrete:
 
   def network_fields(self) -> dict[str, Any]:
     """Returns what the objective needs of a network, as its config's fields."""
-    return {}
+    return {"conditioned": True} if self.reads_time else {}
+
+  @property
+  def block_length(self) -> int | None:
+    """Slots that a sampler has to fill together; None for as many as it likes."""
+    return None
 
   @property
   def mask_spec(self) -> MaskSpec:
@@ -130,13 +135,19 @@ class Discrete:
     return Process()
 
   @property
+  def begin_id(self) -> int | None:
+    """The token that a canvas must begin with; None if it needs none."""
+    return None
+
+  @property
   def reads_time(self) -> bool:
     """Whether the network is told the time.
 
     If not, its output is a function of z: a sampler may keep it while no row
     has changed, and skip the forward (arXiv:2406.07524, sec. 3.3).
     """
-    return False
+    t = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    return jax.eval_shape(self.conditioning, t) is not None
 
   def unbiased(self, process: Process) -> Process:
     """Returns the process under which `bound` is a likelihood bound.

@@ -130,6 +130,11 @@ class BD3LM(MDLM):
     """Clean blocks see themselves and earlier ones: how a canvas is sampled."""
     return BlockCausal(self.block_size)
 
+  @property
+  def block_length(self) -> int:
+    """Slots that are sampled together: a block."""
+    return self.block_size
+
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns the clip interval, `[low, high]`.
 

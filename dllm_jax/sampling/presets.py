@@ -21,7 +21,8 @@ class SamplerConfig:
     preset: "mdlm" (ancestral: reveals at random, one draw each) or "llada"
       (reveals where the network is most confident).
     steps: network calls for each block; 0 for as many as the block has slots.
-    block_length: slots sampled together, left to right; 0 for the whole canvas.
+    block_length: slots sampled together, left to right; 0 for what the objective
+      asks for, or the whole canvas.
     temperature: divides the logits; 0 takes the best token; -1 for the preset's.
     top_k: draw among the k best tokens; 0 for all.
     top_p: draw among the fewest tokens that hold this probability; 1 for all.
@@ -73,7 +74,7 @@ class SamplerConfig:
       processors.append(TopK(self.top_k))
     if self.top_p < 1.0:
       processors.append(TopP(self.top_p))
-    block = self.block_length or None
+    block = self.block_length or objective.block_length
     steps = self.steps or block or length
     if steps > (block or length):
       raise ValueError(

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 import numpy as np
 from tqdm import tqdm
 
@@ -54,12 +55,29 @@ class Program:
   Attributes:
     step: `(state, batch) -> (state, metrics)`, jitted; the state is donated.
     init: `() -> state`, jitted: every device makes its own shards.
+    constants: `() -> process.constants`, jitted: what checkpoints leave out.
     abstract: shapes, types and shardings of the state.
   """
 
   step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
   init: Callable[[], TrainState]
+  constants: Callable[[], PyTree]
   abstract: TrainState
+
+  def restore(
+      self, checkpoints: Checkpoints
+  ) -> tuple[TrainState, dict[str, Any]] | None:
+    """Returns the newest saved state and its data state, None if none was.
+
+    Raises:
+      ValueError: there are checkpoints, and none can be read.
+    """
+    restored = checkpoints.restore(self.abstract)
+    if restored is None:
+      return None
+    state, data_state = restored
+    process = state.process.replace(constants=self.constants())
+    return state.replace(process=process), data_state
 
 
 def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
@@ -79,6 +97,10 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
           trainer.step, donate_argnums=0, out_shardings=(placed, None)
       ),
       init=jax.jit(lambda: trainer.init(empty), out_shardings=placed),
+      constants=jax.jit(
+          lambda: trainer.init_process().constants,
+          out_shardings=placed.process.constants,
+      ),
       abstract=abstract_state(shapes, placed),
   )
 
@@ -149,7 +171,7 @@ class Loop:
     Raises:
       NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
     """
-    restored = self.checkpoints.restore(self.program.abstract)
+    restored = self.program.restore(self.checkpoints)
     if restored is None:
       state = self.program.init()
     else:

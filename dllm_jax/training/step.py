@@ -99,12 +99,15 @@ class Trainer:
   optimizer: optax.GradientTransformation
   training: Training
 
+  def init_process(self) -> Process:
+    """Returns the process of step 0; a function of the seed only."""
+    _, key_process = jax.random.split(jax.random.key(self.training.seed))
+    return self.objective.init(key_process)
+
   def init(self, batch: Batch) -> TrainState:
     """Returns the state of step 0; a function of the seed and shapes only."""
-    key_model, key_process = jax.random.split(
-        jax.random.key(self.training.seed)
-    )
-    process = self.objective.init(key_process)
+    key_model, _ = jax.random.split(jax.random.key(self.training.seed))
+    process = self.init_process()
     t = jnp.ones((batch.tokens.shape[0], 1), jnp.float32)
     z = self.objective.clean(process, batch.tokens)
     inputs = self.objective.inputs(process, z, t, batch)

@@ -94,6 +94,7 @@ def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
   program = module.Program(
       step=lambda *a: (events.append("step"), step(*a))[1],
       init=run.program.init,
+      constants=run.program.constants,
       abstract=run.program.abstract,
   )
   monkeypatch.setattr(
