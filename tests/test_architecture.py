@@ -1,0 +1,144 @@
+"""The house as docs/architecture.md draws it: imports go one way, and more."""
+
+import ast
+import functools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "dllm_jax"
+
+# A room imports itself and the groups before its own, nothing else.
+ORDER = (
+  {"core"},
+  {"objectives", "models"},
+  {"parallel", "data"},
+  {"sampling"},
+  {"training", "pretrained"},
+  {"config"},
+  {"evaluation"},
+  {"run"},
+  {"benchmark"},
+  {"cli"},
+  {"__main__"},
+)
+# Where programs are launched; everything else is a plain function.
+LAUNCHERS = {
+  "benchmark.py",
+  "run.py",
+  "sampling/launch.py",
+  "training/loop.py",
+}
+MAX_LINES = 60  # of code in a function
+
+
+@functools.cache
+def sources() -> dict[str, ast.Module]:
+  """Returns the package's syntax trees by path inside it."""
+  return {
+    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text("utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+  }
+
+
+def imported(tree: ast.Module) -> set[str]:
+  """Returns the dotted names of everything a file imports, at any depth."""
+  names = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, "imports are absolute"
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def room(path: str) -> str:
+  """Returns the room of a path such as "core/types.py" or "run.py"."""
+  return path.split("/")[0].removesuffix(".py")
+
+
+def rooms_used(tree: ast.Module) -> set[str]:
+  """Returns the rooms that a file imports from."""
+  parts = [name.split(".") for name in imported(tree)]
+  return {p[1] for p in parts if p[0] == "dllm_jax" and len(p) > 1}
+
+
+def test_every_room_has_its_place():
+  found = {room(path) for path in sources()} - {"__init__"}
+  assert found == set().union(*ORDER)
+
+
+def test_imports_go_one_way():
+  wrong, earlier = [], set()
+  for group in ORDER:
+    for path, tree in sources().items():
+      if room(path) in group:
+        legal = earlier | {room(path)}
+        wrong += [f"{path}: {r}" for r in rooms_used(tree) - legal]
+    earlier |= group
+  assert not wrong
+
+
+def test_flax_modules_live_in_models():
+  linen = lambda names: any(n.startswith("flax.linen") for n in names)
+  users = {room(p) for p, tree in sources().items() if linen(imported(tree))}
+  assert users == {"models"}
+
+
+def test_configs_are_read_in_one_place():
+  # The launchers pass a ConfigDict on; only `config` makes dataclasses of it.
+  uses = lambda names: any(n.startswith("ml_collections") for n in names)
+  users = {room(p) for p, tree in sources().items() if uses(imported(tree))}
+  assert users <= {"config", "run", "benchmark", "cli"}
+
+
+def test_jit_only_where_a_program_is_launched():
+  uses = lambda tree: any(
+    isinstance(node, ast.Attribute)
+    and node.attr in ("jit", "pmap", "pjit")
+    and isinstance(node.value, ast.Name)
+    and node.value.id == "jax"
+    for node in ast.walk(tree)
+  ) or imported(tree) & {"jax.jit", "jax.pmap"}
+  assert {path for path, tree in sources().items() if uses(tree)} <= LAUNCHERS
+
+
+def test_import_is_light():
+  code = (
+    "import sys, dllm_jax\n"
+    "print(*{'jax', 'grain', 'ml_collections'} & sys.modules.keys())"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+    cwd=ROOT,
+  )
+  assert done.stdout.split() == []
+
+
+def length(function: ast.FunctionDef, lines: list[str]) -> int:
+  """Returns a function's lines that hold code: no docstring, comment or space."""
+  numbers = set(range(function.lineno, function.end_lineno + 1))
+  if ast.get_docstring(function) is not None:
+    doc = function.body[0]
+    numbers -= set(range(doc.lineno, doc.end_lineno + 1))
+  code = [lines[i - 1].strip() for i in numbers]
+  return sum(bool(line) and not line.startswith("#") for line in code)
+
+
+def test_functions_are_short():
+  found = {
+    f"{path}: {node.name}": length(node, (PACKAGE / path).read_text().split("\n"))
+    for path, tree in sources().items()
+    for node in ast.walk(tree)
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+  }
+  assert found and not {k: n for k, n in found.items() if n > MAX_LINES}
+
+
+@pytest.mark.parametrize("name", ["utils.py", "helpers.py", "misc.py"])
+def test_no_drawer_for_everything(name):
+  assert not [path for path in sources() if path.endswith(name)]

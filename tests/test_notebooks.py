@@ -1,0 +1,69 @@
+"""The notebooks run from the first cell to the last, at smoke size."""
+
+import os
+import pathlib
+import sys
+
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAX_BYTES = 300_000
+
+
+class _ThisInterpreter(AsyncKernelManager):
+  """Starts kernels of the running interpreter; none needs to be registered."""
+
+  @property
+  def kernel_spec(self):
+    command = [sys.executable, "-m", "ipykernel_launcher"]
+    return KernelSpec(
+      argv=[*command, "-f", "{connection_file}"],
+      display_name="Python",
+      language="python",
+    )
+
+
+def test_there_are_notebooks():
+  assert {path.stem for path in NOTEBOOKS} >= {
+    "from_the_ground_up",
+    "quickstart",
+  }
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path, tmp_path, monkeypatch):
+  search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+  monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, search)))
+  monkeypatch.setenv("DLLM_SMOKE", "1")
+  monkeypatch.setenv("XLA_FLAGS", "")  # one device, as on a laptop
+  monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+  monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+  notebook = nbformat.read(path, as_version=4)
+  (tmp_path / "work").mkdir()
+  nbclient.NotebookClient(
+    notebook,
+    km=_ThisInterpreter(),
+    timeout=300,  # seconds for one cell
+    resources={"metadata": {"path": str(tmp_path / "work")}},
+  ).execute()  # raises with the cell and its traceback
+  figures = [
+    output
+    for cell in notebook.cells
+    for output in cell.get("outputs", [])
+    if {"image/png", "image/svg+xml"} & output.get("data", {}).keys()
+  ]
+  assert len(figures) >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_small_and_clean(path):
+  assert path.stat().st_size < MAX_BYTES
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+  assert not [o for o in outputs if o.output_type == "error"]
