@@ -195,7 +195,12 @@ class Loop:
       self.checkpoints.close()
 
   def _steps(self, state, start, writer, bar, stop):
-    log = _Log(writer, bar, self.logging.every_steps, self.learning_rate)
+    log = _Log(
+        writer,
+        bar,
+        lambda step: step % self.logging.every_steps == 0 or step == self.steps,
+        self.learning_rate,
+    )
     summary: dict[str, Any] = {}
     step, saved, batch = start, start, None
     while step < self.steps and not stop.requested:
@@ -265,8 +270,8 @@ class Loop:
 class _Log:
   """Reads metrics one step late and reports them at a cadence."""
 
-  def __init__(self, writer, bar, every, learning_rate):
-    self._writer, self._bar, self._every = writer, bar, every
+  def __init__(self, writer, bar, due, learning_rate):
+    self._writer, self._bar, self._due = writer, bar, due
     self._learning_rate = learning_rate
     self._pending: tuple[int, dict[str, Any]] | None = None
     self._tokens, self._since = 0.0, None
@@ -312,7 +317,7 @@ class _Log:
         "loss_nats_per_token": loss,
         "tokens_per_second": rate,
     }
-    if step % self._every == 0:
+    if self._due(step):
       rates = {
           "learning_rate": float(self._learning_rate(step - 1)),
           "tokens_per_second": rate,
