@@ -71,11 +71,6 @@ class GenMD4(Discrete):
       raise ValueError(f"power must be above 0, not {self.power}")
     check_choice("time rule", self.time_rule, TimeRule)
 
-  @property
-  def reads_time(self) -> bool:
-    """Whether the network is told the time."""
-    return self.time_conditioning
-
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns omega, the same for all tokens: softplus(omega) = power."""
     del key

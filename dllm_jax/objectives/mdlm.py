@@ -118,11 +118,6 @@ class MDLM(Discrete):
           "smallest sigma that it visits"
       )
 
-  @property
-  def reads_time(self) -> bool:
-    """Whether the network is told the time."""
-    return self.time_conditioning
-
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
     """Returns sigma(t) if the network is told the time, t if it is changed."""
     if not self.time_conditioning:

@@ -344,7 +344,7 @@ def test_autoregressive_sampling_follows_its_likelihood():
 
   @jax.jit
   def run():
-    z = jnp.full((n, _LENGTH + 1), _MASK)  # slot 0 is the bos
+    z = jnp.full((n, _LENGTH + 1), _MASK).at[:, 0].set(objective.begin_id)
     for slot in range(1, _LENGTH + 1):
       out = network(objective.inputs(process, z, one, toy.batch(z)))
       noise = toy.keyed(0, n, 1, step=slot)

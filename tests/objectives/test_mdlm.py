@@ -201,3 +201,10 @@ def test_grid_ends_with_noise_removal():
 def test_impossible_settings_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_reads_time_says_whether_an_output_can_be_kept():
+  assert not _OBJECTIVE.reads_time
+  told = MDLM(vocab_size=4, mask_id=_MASK, time_conditioning=True)
+  assert told.reads_time
+  assert told.network_fields() == {"conditioned": True}
