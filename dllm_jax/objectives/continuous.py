@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dllm_jax.core.time import TimeRule, draw_times
+from dllm_jax.core.time import draw_times, TimeRule
 from dllm_jax.core.types import ModelOutputs, Noise, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import check_choice, Discrete, evenly, Weights
 from dllm_jax.objectives.mixture import (
-    between,
-    corrupt_by,
-    draw_prior,
-    likelihood,
-    log_marginal,
-    noise_alone,
-    normalised,
-    Parts,
-    parts_divergence,
-    safe_log,
+  between,
+  corrupt_by,
+  draw_prior,
+  likelihood,
+  log_marginal,
+  noise_alone,
+  normalised,
+  Parts,
+  parts_divergence,
+  safe_log,
 )
 
 
@@ -56,7 +56,7 @@ class ContinuousMixture(Discrete):
     for name in ("time_epsilon", "sampling_epsilon"):
       if not 0.0 <= getattr(self, name) < 0.5:
         raise ValueError(
-            f"{name} must lie in [0, 0.5), not {getattr(self, name)}"
+          f"{name} must lie in [0, 0.5), not {getattr(self, name)}"
         )
 
   @property
@@ -73,12 +73,12 @@ class ContinuousMixture(Discrete):
     raise NotImplementedError
 
   def token_loss(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      x0: Int[Array, "B c"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    x0: Int[Array, "B c"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c"]:
     """Returns the integrand of the bound on a chunk, in nats per token."""
     raise NotImplementedError
@@ -87,34 +87,34 @@ class ContinuousMixture(Discrete):
     """Returns KL(q(z_1 | x0) || prior), in nats per token."""
     end = self.parts(jnp.ones(()))
     return parts_divergence(
-        end, noise_alone(end), self.vocab_size, self.mask_id
+      end, noise_alone(end), self.vocab_size, self.mask_id
     )
 
   def time(
-      self, key: Key[Array, ""], shape: tuple[int, int]
+    self, key: Key[Array, ""], shape: tuple[int, int]
   ) -> Float[Array, "B 1"]:
     """Returns one time a row: t = (1 - eps) u + eps."""
     u = draw_times(key, (shape[0], 1), self.time_rule)
     return (1.0 - self.time_epsilon) * u + self.time_epsilon
 
   def corrupt(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      x0: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    x0: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
   ) -> Int[Array, "B L"]:
     """Returns a draw of q(z_t | x0)."""
     del process
     return corrupt_by(key, x0, self.parts(t), self.vocab_size, self.mask_id)
 
   def weigh(
-      self,
-      process: Process,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      loss_mask: Bool[Array, "B L"],
+    self,
+    process: Process,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    loss_mask: Bool[Array, "B L"],
   ) -> Weights:
     """Returns one for each supervised token: `token_loss` has the weight."""
     del process, x0, z, t
@@ -122,13 +122,13 @@ class ContinuousMixture(Discrete):
     return Weights(loss=one, count=one, bound=one)
 
   def score(
-      self,
-      process: Process,
-      out: ModelOutputs,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      weights: Weights,
+    self,
+    process: Process,
+    out: ModelOutputs,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    weights: Weights,
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss and the bound, from `token_loss` on chunks."""
 
@@ -140,11 +140,11 @@ class ContinuousMixture(Discrete):
     return jnp.sum(weights.loss * terms), weights.bound * bound
 
   def log_x0(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns log p(x0 | z_t): a softmax in which a mask has no share."""
     del process, z, t
@@ -154,28 +154,28 @@ class ContinuousMixture(Discrete):
     return jax.nn.log_softmax(logits)
 
   def posterior(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
-      s: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
+    s: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     r"""Returns log p(z_s | z_t) ~ q(z_t | z_s) q(z_s | x0 ~ p_theta)."""
     log_p = self.log_x0(process, logits, z, t)
     return self.reversed(log_p, z, self.parts(t), self.parts(s))
 
   def reversed(
-      self,
-      log_p: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Parts,
-      s: Parts,
+    self,
+    log_p: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Parts,
+    s: Parts,
   ) -> Float[Array, "B c V"]:
     """Returns log p(z_s | z_t) for x0 ~ p, normalised."""
     jump = between(s, t, absorbing=self.absorbing)
     f = likelihood(
-        jump, z, self.vocab_size, self.mask_id, absorbing=self.absorbing
+      jump, z, self.vocab_size, self.mask_id, absorbing=self.absorbing
     )
     log_q = log_marginal(s, log_p, self.mask_id)
     return normalised(safe_log(f) + log_q, z)

@@ -19,39 +19,36 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from dllm_jax.core.noise import inverse_cdf
-from dllm_jax.core.time import TimeRule, draw_times
+from dllm_jax.core.time import draw_times, TimeRule
 from dllm_jax.core.types import ModelOutputs, Noise, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import (
-    check_choice,
-    Discrete,
-    evenly,
-    TokenSpace,
-    Weights,
+  check_choice,
+  Discrete,
+  evenly,
+  TokenSpace,
+  Weights,
 )
 from dllm_jax.objectives.d3pm_schedule import (
-    BETAS,
-    BetaSchedule,
-    MutualInformation,
+  BETAS,
+  BetaSchedule,
+  MutualInformation,
 )
 from dllm_jax.objectives.d3pm_transition import (
-    at,
-    MaskUniform,
-    Transition,
-    TRANSITIONS,
-    Uniform,
+  at,
+  MaskUniform,
+  Transition,
+  TRANSITIONS,
+  Uniform,
 )
 from dllm_jax.objectives.mixture import (
-    corrupt_by,
-    draw_prior,
-    normalised,
-    noise_alone,
-    one_hot_log,
-    Parts,
-    step_divergence,
-    vocabulary_without_mask,
+  corrupt_by,
+  draw_prior,
+  normalised,
+  one_hot_log,
+  step_divergence,
+  vocabulary_without_mask,
 )
-
 
 Final = Literal["network", "posterior"]
 Support = Literal["tokens", "vocabulary"]
@@ -80,10 +77,10 @@ class D3PM(Discrete):
   """
 
   transition: Transition = dataclasses.field(
-      default=Uniform(), metadata={"choices": TRANSITIONS}
+    default=Uniform(), metadata={"choices": TRANSITIONS}
   )
   schedule: BetaSchedule = dataclasses.field(
-      default=MutualInformation(), metadata={"choices": BETAS}
+    default=MutualInformation(), metadata={"choices": BETAS}
   )
   steps: int = 1000
   cross_entropy: float = 0.01
@@ -101,16 +98,16 @@ class D3PM(Discrete):
       value = getattr(self, field)
       if not isinstance(value, tuple(legal.values())):
         raise ValueError(
-            f"D3PM does not support the {field} {value!r}; legal: "
-            f"{', '.join(legal)}"
+          f"D3PM does not support the {field} {value!r}; legal: "
+          f"{', '.join(legal)}"
         )
     check_choice("final", self.final, Final)
     check_choice("support", self.support, Support)
     check_choice("time rule", self.time_rule, TimeRule)
     if self.epsilon < 0 or self.cross_entropy < 0:
       raise ValueError(
-          "epsilon and cross_entropy must be at least 0, not "
-          f"{self.epsilon} and {self.cross_entropy}"
+        "epsilon and cross_entropy must be at least 0, not "
+        f"{self.epsilon} and {self.cross_entropy}"
       )
     self._check_mask()
     self.transition.check(self.vocab_size, self.steps)
@@ -121,14 +118,14 @@ class D3PM(Discrete):
       raise ValueError(f"{kind} transitions need a mask_id")
     if not self.transition.masks and self.mask_id is not None:
       raise ValueError(
-          f"{kind} transitions have no mask: mask_id {self.mask_id} may not lie "
-          f"inside their vocabulary of {self.vocab_size}; leave mask_id out, or "
-          "take absorbing or mask_uniform"
+        f"{kind} transitions have no mask: mask_id {self.mask_id} may not lie "
+        f"inside their vocabulary of {self.vocab_size}; leave mask_id out, or "
+        "take absorbing or mask_uniform"
       )
     mixed = isinstance(self.transition, MaskUniform)
     if mixed and self.support == "vocabulary":
       raise ValueError(
-          "mask_uniform predicts x0 among real tokens: set support to tokens"
+        "mask_uniform predicts x0 among real tokens: set support to tokens"
       )
 
   @classmethod
@@ -164,18 +161,18 @@ class D3PM(Discrete):
     return t * self.steps - 1.0 if self.time_conditioning else None
 
   def time(
-      self, key: Key[Array, ""], shape: tuple[int, int]
+    self, key: Key[Array, ""], shape: tuple[int, int]
   ) -> Float[Array, "B 1"]:
     """Returns n / T for one uniform n in 1 ... T a row."""
     u = draw_times(key, (shape[0], 1), self.time_rule)
     return (jnp.floor(u * self.steps) + 1.0) / self.steps
 
   def corrupt(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      x0: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    x0: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
   ) -> Int[Array, "B L"]:
     """Returns a draw of q(z_n | x0)."""
     tables, n = process.constants, self.step(t)
@@ -186,12 +183,12 @@ class D3PM(Discrete):
     return inverse_cdf(jax.random.bits(key, (*x0.shape, 2)), log_p)
 
   def weigh(
-      self,
-      process: Process,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      loss_mask: Bool[Array, "B L"],
+    self,
+    process: Process,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    loss_mask: Bool[Array, "B L"],
   ) -> Weights:
     """Returns T at supervised tokens: one step stands for all of them."""
     del process, x0, z, t
@@ -199,13 +196,13 @@ class D3PM(Discrete):
     return Weights(loss=self.steps * one, count=one, bound=self.steps * one)
 
   def score(
-      self,
-      process: Process,
-      out: ModelOutputs,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      weights: Weights,
+    self,
+    process: Process,
+    out: ModelOutputs,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    weights: Weights,
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss and the bound with its prior term."""
 
@@ -220,12 +217,12 @@ class D3PM(Discrete):
     return total, weights.bound * jax.lax.stop_gradient(step) + supervised
 
   def token_terms(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      x0: Int[Array, "B c"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    x0: Int[Array, "B c"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> tuple[Float[Array, "B c"], Float[Array, "B c"]]:
     """Returns one step's term of the bound and the cross-entropy, in nats."""
     tables, n = process.constants, self.step(t)
@@ -233,25 +230,15 @@ class D3PM(Discrete):
     clean = -jnp.take_along_axis(log_p, x0[..., None], axis=-1)[..., 0]
     plain = self.epsilon == 0.0 and self.support == "tokens"
     if self.transition.closed and plain:
-      term = step_divergence(
-          at(tables["cumulative"], n - 1),
-          at(tables["cumulative"], n),
-          x0,
-          z,
-          log_p,
-          self.mask_id,
-          absorbing=True,
-          jump=at(tables["step"], n),
-      )
+      early, jump = at(tables["cumulative"], n - 1), at(tables["step"], n)
+      term = step_divergence(early, jump, x0, z, log_p, self.mask_id)
     else:
-      f = self.transition.neighbour(
-          tables, z, n, self.vocab_size, self.mask_id
-      )
+      f = self.transition.neighbour(tables, z, n, self.vocab_size, self.mask_id)
       truth = one_hot_log(x0, self.vocab_size)
       term = _divergence(
-          self._log(f),
-          self._log(self._marginal(tables, truth, n - 1)),
-          self._log(self._marginal(tables, log_p, n - 1)),
+        self._log(f),
+        self._log(self._marginal(tables, truth, n - 1)),
+        self._log(self._marginal(tables, log_p, n - 1)),
       )
     return jnp.where(self._by_network(n - 1), clean, term), clean
 
@@ -266,11 +253,11 @@ class D3PM(Discrete):
     return (s == 0) & (self.final == "network")
 
   def log_x0(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns log p(x0 | z_n): a softmax, over `support`."""
     del process, z, t
@@ -280,18 +267,18 @@ class D3PM(Discrete):
     return jax.nn.log_softmax(logits)
 
   def posterior(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
-      s: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
+    s: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns log p(z_s | z_t), for any two steps."""
     tables, late, early = process.constants, self.step(t), self.step(s)
     log_p = self.log_x0(process, logits, z, t)
     f = self.transition.likelihood(
-        tables, z, late, early, self.vocab_size, self.mask_id
+      tables, z, late, early, self.vocab_size, self.mask_id
     )
     log_q = self._log(self._marginal(tables, log_p, early))
     by_formula = normalised(self._log(f) + log_q, z)
@@ -311,15 +298,15 @@ class D3PM(Discrete):
     """Returns times from 1 to 0, each a multiple of 1 / T."""
     if not 1 <= steps <= self.steps:
       raise ValueError(
-          f"D3PM samples in 1 to T = {self.steps} steps, not {steps}"
+        f"D3PM samples in 1 to T = {self.steps} steps, not {steps}"
       )
     return jnp.round(jnp.linspace(self.steps, 0, steps + 1)) / self.steps
 
 
 def _divergence(
-    log_f: Float[Array, "*n V"],
-    log_a: Float[Array, "*n V"],
-    log_b: Float[Array, "*n V"],
+  log_f: Float[Array, "*n V"],
+  log_a: Float[Array, "*n V"],
+  log_b: Float[Array, "*n V"],
 ) -> Float[Array, "*n"]:
   """Returns KL(f a || f b) of the two, normalised, in nats.
 

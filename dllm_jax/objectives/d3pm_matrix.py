@@ -38,14 +38,14 @@ class _Dense:
     """Raises ValueError if the tables do not fit or rows do not sum to 1."""
     if (steps + 1) * vocab_size**2 > _MAX_ELEMENTS:
       raise ValueError(
-          f"{steps + 1} matrices of {vocab_size} x {vocab_size} need more than "
-          f"{_MAX_ELEMENTS} numbers: take fewer steps, a smaller vocabulary, or "
-          "uniform, absorbing or mask_uniform, which have a closed form"
+        f"{steps + 1} matrices of {vocab_size} x {vocab_size} need more than "
+        f"{_MAX_ELEMENTS} numbers: take fewer steps, a smaller vocabulary, or "
+        "uniform, absorbing or mask_uniform, which have a closed form"
       )
     check_rows(self.matrix(0.5, vocab_size), vocab_size)
 
   def tables(
-      self, betas: np.ndarray, vocab_size: int, mask_id: int | None
+    self, betas: np.ndarray, vocab_size: int, mask_id: int | None
   ) -> dict[str, Any]:
     """Returns matrices of each step and their products, `[T + 1, K, K]`."""
     del mask_id
@@ -56,17 +56,17 @@ class _Dense:
     last = np.clip(products[-1], 0.0, None)
     log_ratio = np.log(np.where(last > 0, last * vocab_size, 1.0))
     return {
-        "step": jnp.asarray(np.stack(step)),
-        "cumulative": jnp.asarray(np.stack(products)),
-        "prior_loss": jnp.asarray(np.sum(last * log_ratio, axis=1)),
+      "step": jnp.asarray(np.stack(step)),
+      "cumulative": jnp.asarray(np.stack(products)),
+      "prior_loss": jnp.asarray(np.sum(last * log_ratio, axis=1)),
     }
 
   def marginal(
-      self,
-      tables: dict[str, Any],
-      log_p: Float[Array, "B c V"],
-      n: Int[Array, "B #c"],
-      mask_id: int | None,
+    self,
+    tables: dict[str, Any],
+    log_p: Float[Array, "B c V"],
+    n: Int[Array, "B #c"],
+    mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n | x0 ~ p)."""
     del mask_id
@@ -77,13 +77,13 @@ class _Dense:
     return jnp.einsum("bcj,bcjk->bck", p, rows, precision="highest")
 
   def likelihood(
-      self,
-      tables: dict[str, Any],
-      z: Int[Array, "B c"],
-      n: Int[Array, "B #c"],
-      s: Int[Array, "B #c"],
-      vocab_size: int,
-      mask_id: int | None,
+    self,
+    tables: dict[str, Any],
+    z: Int[Array, "B c"],
+    n: Int[Array, "B #c"],
+    s: Int[Array, "B #c"],
+    vocab_size: int,
+    mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n = z | z_s = y) for every y: columns of Q_{s+1} ... Q_n."""
     del mask_id
@@ -92,7 +92,7 @@ class _Dense:
     def back(carry):
       i, column = carry
       before = jnp.einsum(
-          "jk,bck->bcj", tables["step"][i], column, precision="highest"
+        "jk,bck->bcj", tables["step"][i], column, precision="highest"
       )
       inside = (i <= n) & (i > s)
       return i - 1, jnp.where(inside[..., None], before, column)
@@ -100,17 +100,17 @@ class _Dense:
     column = jax.nn.one_hot(z, vocab_size, dtype=tables["step"].dtype)
     lowest = jnp.min(s)
     _, column = lax.while_loop(
-        lambda carry: carry[0] > lowest, back, (jnp.max(n), column)
+      lambda carry: carry[0] > lowest, back, (jnp.max(n), column)
     )
     return column
 
   def neighbour(
-      self,
-      tables: dict[str, Any],
-      z: Int[Array, "B c"],
-      n: Int[Array, "B #c"],
-      vocab_size: int,
-      mask_id: int | None,
+    self,
+    tables: dict[str, Any],
+    z: Int[Array, "B c"],
+    n: Int[Array, "B #c"],
+    vocab_size: int,
+    mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n = z | z_{n-1} = y) for every y."""
     del vocab_size, mask_id
@@ -145,21 +145,21 @@ def check_rows(matrix: np.ndarray, vocab_size: int) -> None:
   """
   if matrix.shape != (vocab_size, vocab_size):
     raise ValueError(
-        f"a transition matrix over {vocab_size} tokens must be {vocab_size} x "
-        f"{vocab_size}, not {' x '.join(map(str, matrix.shape))}"
+      f"a transition matrix over {vocab_size} tokens must be {vocab_size} x "
+      f"{vocab_size}, not {' x '.join(map(str, matrix.shape))}"
     )
   if np.min(matrix) < 0:
     row = int(np.argmin(np.min(matrix, axis=1)))
     raise ValueError(
-        f"row {row} of the transition matrix has a negative probability "
-        f"{np.min(matrix):.6g}"
+      f"row {row} of the transition matrix has a negative probability "
+      f"{np.min(matrix):.6g}"
     )
   sums = matrix.sum(axis=1)
   row = int(np.argmax(np.abs(sums - 1)))
   if abs(sums[row] - 1) > _ROW_TOLERANCE:
     raise ValueError(
-        f"row {row} of the transition matrix sums to {sums[row]:.6g}, not 1: "
-        "entry (i, j) is the probability of going from i to j"
+      f"row {row} of the transition matrix sums to {sums[row]:.6g}, not 1: "
+      "entry (i, j) is the probability of going from i to j"
     )
 
 
@@ -212,7 +212,7 @@ class Band(_Dense):
       raise ValueError(f"bands must be at least 1, not {self.bands}")
     if self.normalise not in ("band", "vocabulary"):
       raise ValueError(
-          f"unknown normalise {self.normalise!r}; legal: band, vocabulary"
+        f"unknown normalise {self.normalise!r}; legal: band, vocabulary"
       )
 
   def matrix(self, beta: float, size: int) -> np.ndarray:
@@ -253,8 +253,8 @@ class NearestNeighbour(_Kernel):
     points = np.load(self.embeddings).astype(np.float64)
     if points.ndim != 2 or len(points) != size:
       raise ValueError(
-          f"embeddings {self.embeddings} must be [{size}, E], one row for each "
-          f"token, not {list(points.shape)}"
+        f"embeddings {self.embeddings} must be [{size}, E], one row for each "
+        f"token, not {list(points.shape)}"
       )
     square = np.sum(points**2, axis=1)
     distance = square[:, None] + square - 2 * points @ points.T
@@ -289,7 +289,9 @@ class Table(_Kernel):
   def kernel(self, size: int) -> np.ndarray:
     """Returns the given rows."""
     del size
-    return np.load(self.rows) if isinstance(self.rows, str) else np.array(self.rows)
+    return (
+      np.load(self.rows) if isinstance(self.rows, str) else np.array(self.rows)
+    )
 
 
 def _check_file(name: str, what: str) -> None:

@@ -23,8 +23,8 @@ class LinearBeta:
   def __post_init__(self):
     if not 0.0 <= self.start <= self.stop <= 1.0:
       raise ValueError(
-          "linear betas need 0 <= start <= stop <= 1, not "
-          f"{self.start} and {self.stop}"
+        "linear betas need 0 <= start <= stop <= 1, not "
+        f"{self.start} and {self.stop}"
       )
 
   def betas(self, steps: int) -> np.ndarray:
@@ -67,7 +67,7 @@ class MutualInformation:
 BetaSchedule = LinearBeta | CosineBeta | MutualInformation
 
 BETAS = {
-    "linear": LinearBeta,
-    "cosine": CosineBeta,
-    "mutual_information": MutualInformation,
+  "linear": LinearBeta,
+  "cosine": CosineBeta,
+  "mutual_information": MutualInformation,
 }

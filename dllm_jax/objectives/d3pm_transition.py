@@ -15,17 +15,17 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from dllm_jax.objectives.d3pm_matrix import (
-    Band,
-    Gaussian,
-    NearestNeighbour,
-    Table,
+  Band,
+  Gaussian,
+  NearestNeighbour,
+  Table,
 )
 from dllm_jax.objectives.mixture import (
-    between,
-    likelihood,
-    log_marginal,
-    Parts,
-    parts_divergence,
+  between,
+  likelihood,
+  log_marginal,
+  Parts,
+  parts_divergence,
 )
 
 
@@ -52,7 +52,7 @@ class Uniform:
     return Parts(keep, np.maximum(1.0 - keep - mask, 0.0), mask)
 
   def tables(
-      self, betas: np.ndarray, vocab_size: int, mask_id: int | None
+    self, betas: np.ndarray, vocab_size: int, mask_id: int | None
   ) -> dict[str, Any]:
     """Returns the arrays of the process: three numbers a step."""
     share = self.mask_share()
@@ -61,55 +61,55 @@ class Uniform:
     end = Parts(*(x[-1] for x in cumulative))
     start = Parts(jnp.zeros_like(end.keep), end.keep + end.uniform, end.mask)
     return {
-        "step": Parts(
-            first(1.0 - betas, 1.0),
-            first(betas * (1.0 - share), 0.0),
-            first(betas * share, 0.0),
-        ),
-        "cumulative": cumulative,
-        "prior_loss": parts_divergence(end, start, vocab_size, mask_id),
+      "step": Parts(
+        first(1.0 - betas, 1.0),
+        first(betas * (1.0 - share), 0.0),
+        first(betas * share, 0.0),
+      ),
+      "cumulative": cumulative,
+      "prior_loss": parts_divergence(end, start, vocab_size, mask_id),
     }
 
   def marginal(
-      self,
-      tables: dict[str, Any],
-      log_p: Float[Array, "B c V"],
-      n: Int[Array, "B #c"],
-      mask_id: int | None,
+    self,
+    tables: dict[str, Any],
+    log_p: Float[Array, "B c V"],
+    n: Int[Array, "B #c"],
+    mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n | x0 ~ p)."""
     return jnp.exp(log_marginal(at(tables["cumulative"], n), log_p, mask_id))
 
   def jump(
-      self, tables: dict[str, Any], n: Int[Array, "B #c"], s: Int[Array, "B #c"]
+    self, tables: dict[str, Any], n: Int[Array, "B #c"], s: Int[Array, "B #c"]
   ) -> Parts:
     """Returns the fates from step s to step n; exact for neighbours."""
     far = between(
-        at(tables["cumulative"], s), at(tables["cumulative"], n), absorbing=True
+      at(tables["cumulative"], s), at(tables["cumulative"], n), absorbing=True
     )
     near = at(tables["step"], n)
     return jax.tree.map(lambda a, b: jnp.where(n - s == 1, a, b), near, far)
 
   def likelihood(
-      self,
-      tables: dict[str, Any],
-      z: Int[Array, "B c"],
-      n: Int[Array, "B #c"],
-      s: Int[Array, "B #c"],
-      vocab_size: int,
-      mask_id: int | None,
+    self,
+    tables: dict[str, Any],
+    z: Int[Array, "B c"],
+    n: Int[Array, "B #c"],
+    s: Int[Array, "B #c"],
+    vocab_size: int,
+    mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n = z | z_s = y) for every y."""
     jump = self.jump(tables, n, s)
     return likelihood(jump, z, vocab_size, mask_id, absorbing=True)
 
   def neighbour(
-      self,
-      tables: dict[str, Any],
-      z: Int[Array, "B c"],
-      n: Int[Array, "B #c"],
-      vocab_size: int,
-      mask_id: int | None,
+    self,
+    tables: dict[str, Any],
+    z: Int[Array, "B c"],
+    n: Int[Array, "B #c"],
+    vocab_size: int,
+    mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n = z | z_{n-1} = y) for every y."""
     jump = at(tables["step"], n)
@@ -142,7 +142,7 @@ class MaskUniform(Uniform):
   def __post_init__(self):
     if not 0.0 <= self.mask_fraction <= 1.0:
       raise ValueError(
-          f"mask_fraction must lie in [0, 1], not {self.mask_fraction}"
+        f"mask_fraction must lie in [0, 1], not {self.mask_fraction}"
       )
 
   def mask_share(self) -> float:
@@ -156,15 +156,15 @@ def at(parts: Parts, n: Int[Array, "*n"]) -> Parts:
 
 
 Transition = (
-    Uniform | Absorbing | MaskUniform | Gaussian | Band | NearestNeighbour | Table
+  Uniform | Absorbing | MaskUniform | Gaussian | Band | NearestNeighbour | Table
 )
 
 TRANSITIONS = {
-    "uniform": Uniform,
-    "absorbing": Absorbing,
-    "mask_uniform": MaskUniform,
-    "gaussian": Gaussian,
-    "band": Band,
-    "nearest_neighbour": NearestNeighbour,
-    "table": Table,
+  "uniform": Uniform,
+  "absorbing": Absorbing,
+  "mask_uniform": MaskUniform,
+  "gaussian": Gaussian,
+  "band": Band,
+  "nearest_neighbour": NearestNeighbour,
+  "table": Table,
 }

@@ -23,11 +23,11 @@ from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import Weights
 from dllm_jax.objectives.continuous import ContinuousMixture
 from dllm_jax.objectives.mixture import (
-    finite_log,
-    log_tokens,
-    noise_at,
-    Parts,
-    real_tokens,
+  finite_log,
+  log_tokens,
+  noise_at,
+  Parts,
+  real_tokens,
 )
 
 
@@ -50,8 +50,8 @@ class Bump:
   def __post_init__(self):
     if not 0.0 <= self.uniform < 1.0 or self.power <= 0:
       raise ValueError(
-          "GIDD's bump needs 0 <= uniform < 1 and power > 0, not "
-          f"{self.uniform} and {self.power}"
+        "GIDD's bump needs 0 <= uniform < 1 and power > 0, not "
+        f"{self.uniform} and {self.power}"
       )
 
   def parts(self, t: Float[Array, "*n"]) -> Parts:
@@ -77,7 +77,7 @@ class Sigmoid:
   """
 
   schedule: Schedule = dataclasses.field(
-      default=Linear(), metadata={"choices": SCHEDULES}
+    default=Linear(), metadata={"choices": SCHEDULES}
   )
   slope: float = 1.0
   offset: float = 0.0
@@ -107,7 +107,7 @@ class GIDD(ContinuousMixture):
   """
 
   noise: Bump | Sigmoid = dataclasses.field(
-      default=Bump(), metadata={"choices": NOISES}
+    default=Bump(), metadata={"choices": NOISES}
   )
   weight_clip: float | None = None
   time_epsilon: float = 1e-4
@@ -118,12 +118,12 @@ class GIDD(ContinuousMixture):
       raise ValueError("GIDD needs a mask_id")
     if not isinstance(self.noise, tuple(NOISES.values())):
       raise ValueError(
-          f"GIDD does not support the noise {self.noise!r}; legal: "
-          f"{', '.join(NOISES)}"
+        f"GIDD does not support the noise {self.noise!r}; legal: "
+        f"{', '.join(NOISES)}"
       )
     if self.weight_clip is not None and self.weight_clip <= 0:
       raise ValueError(
-          f"weight_clip must be above 0 or None, not {self.weight_clip}"
+        f"weight_clip must be above 0 or None, not {self.weight_clip}"
       )
 
   def parts(self, t: Float[Array, "*n"]) -> Parts:
@@ -135,16 +135,16 @@ class GIDD(ContinuousMixture):
     return 1000.0 * t if self.time_conditioning else None
 
   def time(
-      self, key: Key[Array, ""], shape: tuple[int, int]
+    self, key: Key[Array, ""], shape: tuple[int, int]
   ) -> Float[Array, "B 1"]:
     """Returns one time a row, in [eps, 1 - eps]."""
     return jnp.minimum(super().time(key, shape), 1.0 - self.time_epsilon)
 
   def weight(
-      self,
-      x0: Int[Array, "B c"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    x0: Int[Array, "B c"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c"]:
     """Returns w(z), the rate of noise into z over q(z | x0)."""
     now, change = jax.jvp(self.parts, (t,), (jnp.ones_like(t),))
@@ -156,12 +156,12 @@ class GIDD(ContinuousMixture):
     return jnp.where(rate > 0, rate, 0.0) / jnp.where(q_z > 0, q_z, 1.0)
 
   def gap(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      x0: Int[Array, "B c"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    x0: Int[Array, "B c"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c"]:
     """Returns KL(q || p) + q_z / p_z - log(q_z / p_z) - 1, in nats."""
     now = self.parts(t)
@@ -181,24 +181,24 @@ class GIDD(ContinuousMixture):
     return divergence + jnp.expm1(log_ratio) - log_ratio
 
   def token_loss(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      x0: Int[Array, "B c"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    x0: Int[Array, "B c"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c"]:
     """Returns the integrand of the bound, in nats per token."""
     return self.weight(x0, z, t) * self.gap(process, logits, x0, z, t)
 
   def score(
-      self,
-      process: Process,
-      out: ModelOutputs,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      weights: Weights,
+    self,
+    process: Process,
+    out: ModelOutputs,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    weights: Weights,
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss, its weight clipped, and the bound."""
 

@@ -49,8 +49,8 @@ def vocabulary_without_mask(space: TokenSpace, owner: str) -> int:
   """
   if space.mask_id is not None and space.mask_id != space.vocab_size - 1:
     raise ValueError(
-        f"{owner} has no mask token, but mask id {space.mask_id} lies inside the "
-        f"vocabulary of {space.vocab_size}: give the mask the last id"
+      f"{owner} has no mask token, but mask id {space.mask_id} lies inside the "
+      f"vocabulary of {space.vocab_size}: give the mask the last id"
     )
   return real_tokens(space.vocab_size, space.mask_id)
 
@@ -71,11 +71,11 @@ def one_hot_log(x: Int[Array, "*n"], vocab_size: int) -> Float[Array, "*n V"]:
 
 
 def corrupt_by(
-    key: Key[Array, ""],
-    x0: Int[Array, "B L"],
-    parts: Parts,
-    vocab_size: int,
-    mask_id: int | None,
+  key: Key[Array, ""],
+  x0: Int[Array, "B L"],
+  parts: Parts,
+  vocab_size: int,
+  mask_id: int | None,
 ) -> Int[Array, "B L"]:
   """Returns a draw of q(z | x0)."""
   key_fate, key_token = jax.random.split(key)
@@ -91,11 +91,11 @@ def corrupt_by(
 
 
 def draw_prior(
-    noise: Noise,
-    shape: tuple[int, int],
-    mask_share: float | Float[Array, ""],
-    vocab_size: int,
-    mask_id: int | None,
+  noise: Noise,
+  shape: tuple[int, int],
+  mask_share: float | Float[Array, ""],
+  vocab_size: int,
+  mask_id: int | None,
 ) -> Int[Array, "B T"]:
   """Returns masks with the given probability, else uniform real tokens."""
   u = noise.uniform(Tag.PRIOR, 2)
@@ -108,7 +108,7 @@ def draw_prior(
 
 
 def normalised(
-    log_p: Float[Array, "*n V"], z: Int[Array, "*n"]
+  log_p: Float[Array, "*n V"], z: Int[Array, "*n"]
 ) -> Float[Array, "*n V"]:
   """Returns log-probabilities; where z cannot be, what copies it.
 
@@ -121,7 +121,7 @@ def normalised(
 
 
 def noise_at(
-    parts: Parts, z: Int[Array, "*n"], vocab_size: int, mask_id: int | None
+  parts: Parts, z: Int[Array, "*n"], vocab_size: int, mask_id: int | None
 ) -> Float[Array, "*n"]:
   """Returns the probability that noise, not keeping, makes the token z."""
   each = parts.uniform / real_tokens(vocab_size, mask_id)
@@ -129,7 +129,7 @@ def noise_at(
 
 
 def log_marginal(
-    parts: Parts, log_p: Float[Array, "*n V"], mask_id: int | None
+  parts: Parts, log_p: Float[Array, "*n V"], mask_id: int | None
 ) -> Float[Array, "*n V"]:
   """Returns log q(z_t | x0 ~ p) of every token."""
   vocab_size = log_p.shape[-1]
@@ -142,7 +142,7 @@ def log_marginal(
 
 
 def log_tokens(
-    parts: Parts, log_p: Float[Array, "*n V"], mask_id: int | None
+  parts: Parts, log_p: Float[Array, "*n V"], mask_id: int | None
 ) -> tuple[Float[Array, "*n V"], Float[Array, "*n"]]:
   """Returns log q(z_t | x0 ~ p) of real tokens, and its sum over them.
 
@@ -175,12 +175,12 @@ def between(s: Parts, t: Parts, *, absorbing: bool) -> Parts:
 
 
 def likelihood(
-    jump: Parts,
-    z: Int[Array, "*n"],
-    vocab_size: int,
-    mask_id: int | None,
-    *,
-    absorbing: bool,
+  jump: Parts,
+  z: Int[Array, "*n"],
+  vocab_size: int,
+  mask_id: int | None,
+  *,
+  absorbing: bool,
 ) -> Float[Array, "*n V"]:
   """Returns q(z_t = z | z_s = y) for every y."""
   ids = jnp.arange(vocab_size)
@@ -194,69 +194,73 @@ def likelihood(
 
 
 def step_divergence(
-    s: Parts,
-    t: Parts,
-    x0: Int[Array, "*n"],
-    z: Int[Array, "*n"],
-    log_p: Float[Array, "*n V"],
-    mask_id: int | None,
-    *,
-    absorbing: bool,
-    jump: Parts | None = None,
+  s: Parts,
+  jump: Parts,
+  x0: Int[Array, "*n"],
+  z: Int[Array, "*n"],
+  log_p: Float[Array, "*n V"],
+  mask_id: int | None,
 ) -> Float[Array, "*n"]:
   r"""Returns KL(q(z_s | z_t, x0) || p(z_s | z_t)) of one step, in nats.
 
-  With f_y = q(z_t | z_s = y), a_y = q(z_s = y | x0) and b_y that for x0 ~ p,
+  With f_y = q(z_t | z_s = y), a_y = q(z_s = y | x0), b_y that for x0 ~ p, and
+  q_y = f_y a_y / sum f a,
 
-      KL = sum_y (f_y a_y / F) (log a_y - log b_y) - log F + log sum_y f_y b_y,
+      KL = sum_y q_y (log a_y - log b_y) + log(sum f b / sum f a).
 
-  F = sum_y f_y a_y. f a has one value w for all tokens but x0, z and the mask, so
-  that the only sum over the vocabulary is that of log b: an array f a log b would
-  live, chunk after chunk, beside it.
+  A step changes little: KL is of order 1 / T, its two terms are of order 1. Where
+  z is a real token, f is one number but at z, and with g_y = log(a_y / b_y) -
+  log(a_z / b_z) and e = (sum of f elsewhere) / (f at z),
+
+      KL = sum_{y != z} q_y g_y + log1p(e / b_z) - log1p(e / a_z),
+
+  each of order 1 / T. Where z is the mask, sum f a = sum f b. The only sum over
+  the vocabulary is that of log b, which is all that a chunk keeps.
 
   Args:
     s: fates at the earlier time.
-    t: fates at the later time.
+    jump: fates from there to the later time; a masked token stays masked.
     x0: clean tokens.
-    z: z_t.
+    z: z_t; one that cannot be (a prompt's clean token at time 1) costs nothing.
     log_p: log p(x0 | z_t); the mask has probability 0.
     mask_id: the mask token, or None.
-    absorbing: whether a masked token stays masked.
-    jump: fates between the two, if they are known better than by division.
   """
   vocab_size = log_p.shape[-1]
   n = real_tokens(vocab_size, mask_id)
-  jump = between(s, t, absorbing=absorbing) if jump is None else jump
-  noise = noise_at(jump, z, vocab_size, mask_id)
   masked = jnp.zeros(z.shape, bool) if mask_id is None else z == mask_id
-  same, elsewhere = z == x0, (z != x0) & ~masked
-  each = s.uniform / n
+  noise = noise_at(jump, z, vocab_size, mask_id)
+  each, real = s.uniform / n, s.keep + s.uniform
   log_b, log_sum = log_tokens(s, log_p, mask_id)
-  take = lambda x, at: jnp.take_along_axis(x, at[..., None], axis=-1)[..., 0]
-  at_x0, at_z = take(log_b, x0), take(log_b, jnp.where(masked, x0, z))
-  base = noise * each  # f a of a token that is neither x0, z nor the mask
-  of_x0 = (noise + jnp.where(same, jump.keep, 0.0)) * (s.keep + each)
-  of_z = jnp.where(elsewhere, (noise + jump.keep) * each, base)
-  cross = base * log_sum + (of_x0 - base) * at_x0 + (of_z - base) * at_z
-  others = (n - 1 - elsewhere) * base + jnp.where(elsewhere, of_z, 0.0)
-  own = others * finite_log(each) + of_x0 * finite_log(s.keep + each)
-  total = others + of_x0
-  if mask_id is not None:
-    stay = 1.0 * masked
-    of_mask = stay if absorbing else noise + stay * jump.keep
-    total += of_mask * s.mask  # log a = log b there: nothing in own - cross
-  # A z that cannot be (a prompt's clean token at time 1) costs nothing.
+  take = lambda at: jnp.take_along_axis(log_b, at[..., None], axis=-1)[..., 0]
+  at_x0, at_z = take(x0), take(jnp.where(masked, x0, z))
+  a_z = jnp.where(z == x0, s.keep, 0.0) + each
+  central = ~masked & (jump.keep * a_z > 0)
+
+  zero = lambda x: jnp.where(central, x, 0.0)
+  shift = zero(finite_log(a_z) - at_z)
+  base = noise * each  # f a of a token that is neither x0 nor z
+  spread = base * (n * (finite_log(each) - shift) - log_sum)
+  spread -= zero(base * (finite_log(each) - at_z - shift))
+  x0_apart = ~(central & (z == x0))
+  of_x0 = noise * (s.keep + each) * (finite_log(s.keep + each) - at_x0 - shift)
+  of_x0 -= base * (finite_log(each) - at_x0 - shift)
+  spread += jnp.where(x0_apart, of_x0, 0.0)
+
+  ratio = safe_log(noise * real) - finite_log(jump.keep)
+  extra = jax.nn.softplus(ratio - at_z)
+  extra -= jax.nn.softplus(ratio - finite_log(a_z))
+  # Under q no step left z alone (n = 1, z != x0), under p one may have.
+  moved = ~masked & (a_z <= 0) & (jump.keep * noise > 0)
+  apart = jax.nn.softplus(at_z - jnp.where(moved, ratio, 0.0))
+  extra = zero(extra) + jnp.where(moved, apart, 0.0)
+  total = noise * real + jnp.where(masked, s.mask, jump.keep * a_z)
   possible = total > 0
-  at_late = jnp.where(possible, noise_at(t, z, vocab_size, mask_id), 1.0)
-  guess = jnp.where(masked, -jnp.inf, take(log_p, jnp.where(masked, x0, z)))
-  log_guess = jnp.logaddexp(safe_log(t.keep) + guess, safe_log(at_late))
-  total = jnp.where(possible, total, 1.0)
-  divergence = (own - cross) / total - jnp.log(total) + log_guess
+  divergence = spread / jnp.where(possible, total, 1.0) + extra
   return jnp.where(possible, divergence, 0.0)
 
 
 def parts_divergence(
-    q: Parts, p: Parts, vocab_size: int, mask_id: int | None
+  q: Parts, p: Parts, vocab_size: int, mask_id: int | None
 ) -> Float[Array, "*n"]:
   """Returns KL(q(z | x0) || p) for a p that keeps nothing, in nats."""
   n = real_tokens(vocab_size, mask_id)

@@ -17,20 +17,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.schedule import LogLinear, SCHEDULES, Schedule
+from dllm_jax.core.schedule import LogLinear, Schedule, SCHEDULES
 from dllm_jax.core.time import TimeRule
 from dllm_jax.core.types import Process
 from dllm_jax.objectives.base import check_choice, TokenSpace
 from dllm_jax.objectives.continuous import ContinuousMixture
 from dllm_jax.objectives.mixture import (
-    finite_log,
-    likelihood,
-    normalised,
-    Parts,
-    safe_log,
-    vocabulary_without_mask,
+  finite_log,
+  likelihood,
+  normalised,
+  Parts,
+  safe_log,
+  vocabulary_without_mask,
 )
-
 
 Graph = Literal["absorbing", "uniform"]
 Predictor = Literal["euler", "analytic", "denoiser"]
@@ -52,7 +51,7 @@ class SEDD(ContinuousMixture):
   """
 
   schedule: Schedule = dataclasses.field(
-      default=LogLinear(), metadata={"choices": SCHEDULES}
+    default=LogLinear(), metadata={"choices": SCHEDULES}
   )
   graph: Graph = "absorbing"
   scale_by_sigma: bool = True
@@ -68,17 +67,17 @@ class SEDD(ContinuousMixture):
       raise ValueError("SEDD's absorbing graph needs a mask_id")
     if not absorbing and self.mask_id is not None:
       raise ValueError(
-          f"SEDD's uniform graph has no mask: mask_id {self.mask_id} may not lie "
-          f"inside its vocabulary of {self.vocab_size}; leave mask_id out"
+        f"SEDD's uniform graph has no mask: mask_id {self.mask_id} may not lie "
+        f"inside its vocabulary of {self.vocab_size}; leave mask_id out"
       )
     if not absorbing and self.scale_by_sigma:
       raise ValueError(
-          "scale_by_sigma is for the absorbing graph; set it to False"
+        "scale_by_sigma is for the absorbing graph; set it to False"
       )
     if getattr(self.schedule, "floor", 1.0) <= 0.0:
       raise ValueError(
-          "SEDD needs a finite sigma(1): take loglinear, geometric or "
-          f"sigma_linear, or a floor above 0, not {self.schedule}"
+        "SEDD needs a finite sigma(1): take loglinear, geometric or "
+        f"sigma_linear, or a floor above 0, not {self.schedule}"
       )
 
   @classmethod
@@ -114,10 +113,10 @@ class SEDD(ContinuousMixture):
     return jnp.zeros(()) if self.absorbing else super().prior_loss()
 
   def log_score(
-      self,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns log s of every token, 0 at z."""
     if self.scale_by_sigma:
@@ -126,11 +125,11 @@ class SEDD(ContinuousMixture):
     return jnp.where(jnp.arange(self.vocab_size) == z[..., None], 0.0, logits)
 
   def score_entropy(
-      self,
-      log_score: Float[Array, "B c V"],
-      x0: Int[Array, "B c"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    log_score: Float[Array, "B c V"],
+    x0: Int[Array, "B c"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c"]:
     """Returns the score entropy of each position; the weight sigma' is not in."""
     sigma = self.schedule.sigma(t)
@@ -153,12 +152,12 @@ class SEDD(ContinuousMixture):
     return positive + jnp.where(x0 == z, same, moved)
 
   def token_loss(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      x0: Int[Array, "B c"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    x0: Int[Array, "B c"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c"]:
     """Returns sigma'(t) times the score entropy, in nats per token."""
     del process
@@ -166,11 +165,11 @@ class SEDD(ContinuousMixture):
     return self.schedule.dsigma(t) * self.score_entropy(log_score, x0, z, t)
 
   def log_x0(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns log p(x0 | z_t): all noise undone at once, no mask left."""
     del process
@@ -180,12 +179,12 @@ class SEDD(ContinuousMixture):
     return _normalised(p)
 
   def posterior(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
-      s: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
+    s: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns log p(z_s | z_t) of the predictor; the denoiser's at s = 0."""
     clean = self.log_x0(process, logits, z, t)
@@ -207,7 +206,7 @@ class SEDD(ContinuousMixture):
     `reversed` wants x0 given the other tokens: q(z | x0) is divided out.
     """
     seen = likelihood(
-        t, z, self.vocab_size, self.mask_id, absorbing=self.absorbing
+      t, z, self.vocab_size, self.mask_id, absorbing=self.absorbing
     )
     others = normalised(log_p - finite_log(seen), z)
     return self.reversed(others, z, t, s)
@@ -225,7 +224,10 @@ class SEDD(ContinuousMixture):
 
   def _undone(self, log_score, z, change):
     """Returns (exp(-change Q) s)_y q(z | y), sigma lowered by `change`."""
-    score, here = jnp.exp(log_score), jnp.arange(self.vocab_size) == z[..., None]
+    score, here = (
+      jnp.exp(log_score),
+      jnp.arange(self.vocab_size) == z[..., None],
+    )
     if self.absorbing:
       moved = jnp.where(here, 0.0, jnp.expm1(change)[..., None] * score)
       stay = 1.0 - jnp.sum(moved, axis=-1, keepdims=True)

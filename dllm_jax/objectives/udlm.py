@@ -21,17 +21,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from dllm_jax.core.schedule import LogLinear, SCHEDULES, Schedule
+from dllm_jax.core.schedule import LogLinear, Schedule, SCHEDULES
 from dllm_jax.core.types import Batch, Denoise, Loss, Process
 from dllm_jax.core.vocabulary import cross_entropy
 from dllm_jax.objectives.base import check_choice, Drawn, TokenSpace
 from dllm_jax.objectives.continuous import ContinuousMixture
 from dllm_jax.objectives.mixture import (
-    Parts,
-    step_divergence,
-    vocabulary_without_mask,
+  between,
+  Parts,
+  step_divergence,
+  vocabulary_without_mask,
 )
-
 
 Form = Literal["direct", "rao_blackwell"]
 Reconstruction = Literal["copied", "network"]
@@ -53,7 +53,7 @@ class UDLM(ContinuousMixture):
   """
 
   schedule: Schedule = dataclasses.field(
-      default=LogLinear(), metadata={"choices": SCHEDULES}
+    default=LogLinear(), metadata={"choices": SCHEDULES}
   )
   form: Form = "rao_blackwell"
   steps: int | None = None
@@ -63,14 +63,14 @@ class UDLM(ContinuousMixture):
     super().__post_init__()
     if self.mask_id is not None:
       raise ValueError(
-          f"UDLM replaces tokens by uniform ones: mask_id {self.mask_id} may not "
-          f"lie inside its vocabulary of {self.vocab_size}; leave mask_id out"
+        f"UDLM replaces tokens by uniform ones: mask_id {self.mask_id} may not "
+        f"lie inside its vocabulary of {self.vocab_size}; leave mask_id out"
       )
     if getattr(self.schedule, "ceiling", 0.0) != 1.0:
       raise ValueError(
-          "UDLM needs a schedule with alpha(0) = 1 (linear, loglinear, cosine, "
-          "cosine_squared, sine or polynomial, ceiling 1), not "
-          f"{self.schedule}"
+        "UDLM needs a schedule with alpha(0) = 1 (linear, loglinear, cosine, "
+        "cosine_squared, sine or polynomial, ceiling 1), not "
+        f"{self.schedule}"
       )
     if self.steps is not None and self.steps < 1:
       raise ValueError(f"steps must be at least 1 or None, not {self.steps}")
@@ -92,7 +92,7 @@ class UDLM(ContinuousMixture):
     return Parts(1.0 - lost, lost, jnp.zeros_like(lost))
 
   def time(
-      self, key: Key[Array, ""], shape: tuple[int, int]
+    self, key: Key[Array, ""], shape: tuple[int, int]
   ) -> Float[Array, "B 1"]:
     """Returns one time a row; of T steps, (floor(t T) + 1) / T."""
     t = super().time(key, shape)
@@ -101,12 +101,12 @@ class UDLM(ContinuousMixture):
     return (jnp.floor(t * self.steps) + 1.0) / self.steps
 
   def token_loss(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      x0: Int[Array, "B c"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    x0: Int[Array, "B c"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c"]:
     """Returns the integrand of the bound, in nats per token."""
     if self.steps is not None:
@@ -136,35 +136,32 @@ class UDLM(ContinuousMixture):
 
   def _step_loss(self, process, logits, x0, z, t):
     """Returns T KL(q(z_s | z_t, x0) || p_theta(z_s | z_t)), s = t - 1/T."""
-    early, late = self.parts(t - 1.0 / self.steps), self.parts(t)
+    early = self.parts(t - 1.0 / self.steps)
+    jump = between(early, self.parts(t), absorbing=False)
     guess = self.log_x0(process, logits, z, t)
-    return self.steps * step_divergence(
-        early, late, x0, z, guess, None, absorbing=False
-    )
+    return self.steps * step_divergence(early, jump, x0, z, guess, None)
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Drawn,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Drawn,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the loss, with the reconstruction term if it is asked for."""
     loss = super().loss(process, denoise, drawn, batch, step=step)
     if self.reconstruction == "copied":
       return loss
-    inputs = self.inputs(
-        process, batch.tokens, jnp.zeros_like(drawn.t), batch
-    )
+    inputs = self.inputs(process, batch.tokens, jnp.zeros_like(drawn.t), batch)
     weights = self.weigh(process, None, None, None, batch.loss_mask)
     row = 1.0 if batch.loss_weight is None else batch.loss_weight[:, None]
     total, terms = cross_entropy(
-        denoise(inputs), batch.tokens, weights.loss * row
+      denoise(inputs), batch.tokens, weights.loss * row
     )
     return loss.replace(
-        total=loss.total + total, bound=loss.bound + weights.bound * terms
+      total=loss.total + total, bound=loss.bound + weights.bound * terms
     )
 
 

@@ -106,8 +106,8 @@ def step_bound(matrices, p: np.ndarray, x0, rows, prior) -> float:
   for one in matrices:
     after = before @ one
     f = one.T[rows]  # [states, L, K]: from y into z
-    normal = lambda x: x / np.where(
-        x.sum(-1, keepdims=True) > 0, x.sum(-1, keepdims=True), 1.0
+    normal = lambda x: (
+      x / np.where(x.sum(-1, keepdims=True) > 0, x.sum(-1, keepdims=True), 1.0)
     )
     q, guess = normal(f * before[x0]), normal(f * (p @ before))
     divergence = np.sum(_plogp(q, q) - _plogp(q, guess), axis=(1, 2))

@@ -9,19 +9,18 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.core.schedule import Cosine, Geometric, LogLinear
+from dllm_jax.core.schedule import Cosine, Geometric
 from dllm_jax.objectives.d3pm import D3PM
-from dllm_jax.objectives.d3pm_schedule import CosineBeta, LinearBeta
+from dllm_jax.objectives.d3pm_schedule import LinearBeta
 from dllm_jax.objectives.d3pm_transition import (
-    Absorbing,
-    Band,
-    Gaussian,
-    MaskUniform,
-    Uniform,
+  Absorbing,
+  Band,
+  Gaussian,
+  MaskUniform,
+  Uniform,
 )
 from dllm_jax.objectives.gidd import Bump, GIDD, Sigmoid
 from dllm_jax.objectives.sedd import SEDD
@@ -78,32 +77,30 @@ _masked = lambda cls, **fields: cls(vocab_size=_N + 1, mask_id=_N, **fields)
 
 _SEDD_UNIFORM = dict(graph="uniform", scale_by_sigma=False)
 _CONTINUOUS = [
-    Continuous("udlm", _uniform(UDLM), _uniform_law(_loglinear)),
-    Continuous(
-        "udlm-direct-cosine",
-        _uniform(UDLM, form="direct", schedule=Cosine(floor=1e-3)),
-        _uniform_law(_cosine),
-    ),
-    Continuous(
-        "gidd-bump",
-        _masked(GIDD, noise=Bump(uniform=0.2), time_epsilon=1e-3),
-        _bump_law,
-        high=1 - 1e-3,
-    ),
-    Continuous(
-        "gidd-sigmoid",
-        _masked(
-            GIDD, noise=Sigmoid(slope=1.5, offset=-0.5), time_epsilon=1e-3
-        ),
-        _sigmoid_law,
-        high=1 - 1e-3,
-    ),
-    Continuous("sedd-absorbing", _masked(SEDD), _masked_law(_loglinear)),
-    Continuous(
-        "sedd-uniform",
-        _uniform(SEDD, schedule=_GEOMETRIC, **_SEDD_UNIFORM),
-        _uniform_law(_geometric),
-    ),
+  Continuous("udlm", _uniform(UDLM), _uniform_law(_loglinear)),
+  Continuous(
+    "udlm-direct-cosine",
+    _uniform(UDLM, form="direct", schedule=Cosine(floor=1e-3)),
+    _uniform_law(_cosine),
+  ),
+  Continuous(
+    "gidd-bump",
+    _masked(GIDD, noise=Bump(uniform=0.2), time_epsilon=1e-3),
+    _bump_law,
+    high=1 - 1e-3,
+  ),
+  Continuous(
+    "gidd-sigmoid",
+    _masked(GIDD, noise=Sigmoid(slope=1.5, offset=-0.5), time_epsilon=1e-3),
+    _sigmoid_law,
+    high=1 - 1e-3,
+  ),
+  Continuous("sedd-absorbing", _masked(SEDD), _masked_law(_loglinear)),
+  Continuous(
+    "sedd-uniform",
+    _uniform(SEDD, schedule=_GEOMETRIC, **_SEDD_UNIFORM),
+    _uniform_law(_geometric),
+  ),
 ]
 _ids = lambda cases: [case.name for case in cases]
 
@@ -123,42 +120,46 @@ def _ratio(case, network, p, rows):
 def test_drawn_loss_is_the_enumerated_bound(case):
   objective, length = case.objective, 4
   network, p = enumerated.table(
-      1, size=objective.vocab_size, length=length, mask_id=objective.mask_id
+    1, size=objective.vocab_size, length=length, mask_id=objective.mask_id
   )
   rows = toy.states(objective.vocab_size, length)
   x0 = np.array([2, 0, 1, 1])
   exact = enumerated.continuous_bound(
-      case.law,
-      _ratio(case, network, p, rows),
-      x0,
-      rows,
-      low=objective.time_epsilon,
-      high=case.high,
+    case.law,
+    _ratio(case, network, p, rows),
+    x0,
+    rows,
+    low=objective.time_epsilon,
+    high=case.high,
   )
   process = objective.init(jax.random.key(0))
   mean, error = toy.monte_carlo(
-      objective, process, network, x0, rows=256, keys=100
+    objective, process, network, x0, rows=256, keys=100
   )
   end = case.law(1 - 1e-12)[0]
   prior = 0.0
   if objective.mask_id is None:
     prior = np.sum(end * np.log(end / case.start))
   expected = np.array([exact, exact + prior])
-  assert np.all(abs(mean - expected) < 3 * error + 1e-5), (mean, expected, error)
+  assert np.all(abs(mean - expected) < 3 * error + 1e-5), (
+    mean,
+    expected,
+    error,
+  )
   assert np.all(error < 0.04 * expected)
 
 
 _PREDICTORS = [
-    Continuous(
-        f"sedd-{graph}-{predictor}",
-        dataclasses.replace(base.objective, predictor=predictor),
-        base.law,
-    )
-    for graph, base in (
-        ("absorbing", _CONTINUOUS[-2]),
-        ("uniform", _CONTINUOUS[-1]),
-    )
-    for predictor in ("euler", "analytic", "denoiser")
+  Continuous(
+    f"sedd-{graph}-{predictor}",
+    dataclasses.replace(base.objective, predictor=predictor),
+    base.law,
+  )
+  for graph, base in (
+    ("absorbing", _CONTINUOUS[-2]),
+    ("uniform", _CONTINUOUS[-1]),
+  )
+  for predictor in ("euler", "analytic", "denoiser")
 ]
 _SAMPLERS = _CONTINUOUS[:4] + _PREDICTORS
 
@@ -191,7 +192,7 @@ def test_many_reverse_steps_of_an_exact_network_reach_the_data(case):
 
   process = objective.init(jax.random.key(0))
   found = enumerated.chain(
-      objective, process, logits, rows, objective.grid(128), case.start
+    objective, process, logits, rows, objective.grid(128), case.start
   )
   # Positions change on their own within a step: an error of order 1 / 128.
   assert toy.variation(found, data) < 0.02
@@ -228,23 +229,23 @@ def _dense(kind, beta):
 
 
 _KINDS = {
-    "uniform": Uniform(),
-    "absorbing": Absorbing(),
-    "mask_uniform": MaskUniform(mask_fraction=0.75),
-    "band": Band(bands=1),
-    "gaussian": Gaussian(),
+  "uniform": Uniform(),
+  "absorbing": Absorbing(),
+  "mask_uniform": MaskUniform(mask_fraction=0.75),
+  "band": Band(bands=1),
+  "gaussian": Gaussian(),
 }
 
 
 def _d3pm(kind, steps, **fields):
   make = _masked if _KINDS[kind].masks else _uniform
   objective = make(
-      D3PM,
-      transition=_KINDS[kind],
-      schedule=LinearBeta(start=0.1, stop=0.6),
-      steps=steps,
-      cross_entropy=0.0,
-      **fields,
+    D3PM,
+    transition=_KINDS[kind],
+    schedule=LinearBeta(start=0.1, stop=0.6),
+    steps=steps,
+    cross_entropy=0.0,
+    **fields,
   )
   return objective, [_dense(kind, beta) for beta in _linear(steps)]
 
@@ -261,13 +262,13 @@ def _prior(kind, matrices):
 def test_drawn_loss_is_the_enumerated_bound_of_d3pm(kind):
   objective, matrices = _d3pm(kind, 5)
   network, p = enumerated.table(
-      2, size=objective.vocab_size, length=4, mask_id=objective.mask_id
+    2, size=objective.vocab_size, length=4, mask_id=objective.mask_id
   )
   rows, x0 = toy.states(objective.vocab_size, 4), np.array([2, 0, 1, 1])
   exact = enumerated.step_bound(matrices, p, x0, rows, _prior(kind, matrices))
   process = objective.init(jax.random.key(0))
   mean, error = toy.monte_carlo(
-      objective, process, network, x0, rows=250, keys=64
+    objective, process, network, x0, rows=250, keys=64
   )
   assert abs(mean[1] - exact) < 3 * error[1]
   assert error[1] < 0.04 * exact
@@ -282,7 +283,9 @@ def test_drawn_loss_is_the_enumerated_bound_of_d3pm(kind):
 def test_reverse_chain_of_d3pm_is_the_product_of_dense_posteriors(kind):
   objective, matrices = _d3pm(kind, 6)
   size = objective.vocab_size
-  network, p = enumerated.table(4, size=size, length=2, mask_id=objective.mask_id)
+  network, p = enumerated.table(
+    4, size=size, length=2, mask_id=objective.mask_id
+  )
   rows = toy.states(size, 2)
   process = objective.init(jax.random.key(0))
   for steps in (6, 2):
@@ -294,7 +297,9 @@ def test_reverse_chain_of_d3pm_is_the_product_of_dense_posteriors(kind):
     stride = 6 // steps
     for late in range(6, 0, -stride):
       early = late - stride
-      product = lambda parts: np.linalg.multi_dot([np.eye(size), np.eye(size), *parts])
+      product = lambda parts: np.linalg.multi_dot(
+        [np.eye(size), np.eye(size), *parts]
+      )
       f, before = product(matrices[early:late]), product(matrices[:early])
       q = f.T[rows] * (p @ before)
       q /= q.sum(-1, keepdims=True)
@@ -308,7 +313,12 @@ def test_bound_of_d3pm_exceeds_the_likelihood_of_its_sampler():
   rows = toy.states(_N, 2)
   process = objective.init(jax.random.key(0))
   law = enumerated.chain(
-      objective, process, lambda t: network.logits, rows, objective.grid(4), _UNIFORM
+    objective,
+    process,
+    lambda t: network.logits,
+    rows,
+    objective.grid(4),
+    _UNIFORM,
   )
   assert law.sum() == pytest.approx(1.0, abs=1e-5)
   for x0, likelihood in zip(rows, law, strict=True):
@@ -321,16 +331,16 @@ def test_many_steps_of_d3pm_with_an_exact_network_reach_the_data(kind):
   steps = 96
   make = _masked if _KINDS[kind].masks else _uniform
   objective = make(
-      D3PM,
-      transition=_KINDS[kind],
-      # Slow enough that positions hardly ever change in one step, long enough to
-      # forget where they began.
-      schedule=LinearBeta(start=1e-3, stop=0.15),
-      steps=steps,
+    D3PM,
+    transition=_KINDS[kind],
+    # Slow enough that positions hardly ever change in one step, long enough to
+    # forget where they began.
+    schedule=LinearBeta(start=1e-3, stop=0.15),
+    steps=steps,
   )
   if kind == "gaussian":  # a bell of this width moves at its own pace
     objective = dataclasses.replace(
-        objective, schedule=LinearBeta(start=0.1, stop=0.4)
+      objective, schedule=LinearBeta(start=0.1, stop=0.4)
     )
   betas = objective.schedule.betas(steps)
   laws = [np.eye(objective.vocab_size)]
@@ -343,12 +353,12 @@ def test_many_steps_of_d3pm_with_an_exact_network_reach_the_data(kind):
   if objective.mask_id is not None:
     start = laws[-1][0, _N] * _MASK + (1 - laws[-1][0, _N]) * _REAL
   found = enumerated.chain(
-      objective,
-      objective.init(jax.random.key(0)),
-      lambda t: np.log(np.maximum(denoiser(t), 1e-30)),
-      rows,
-      objective.grid(steps),
-      start,
+    objective,
+    objective.init(jax.random.key(0)),
+    lambda t: np.log(np.maximum(denoiser(t), 1e-30)),
+    rows,
+    objective.grid(steps),
+    start,
   )
   assert toy.variation(found, data) < 0.02
 
@@ -356,9 +366,9 @@ def test_many_steps_of_d3pm_with_an_exact_network_reach_the_data(kind):
 # ----------------------------------------------------------------------- draws
 
 _DRAWN = [
-    *(case for case in _CONTINUOUS if case.name != "udlm-direct-cosine"),
-    Continuous("d3pm-mix", _d3pm("mask_uniform", 4)[0], None),
-    Continuous("d3pm-gaussian", _d3pm("gaussian", 4)[0], None),
+  *(case for case in _CONTINUOUS if case.name != "udlm-direct-cosine"),
+  Continuous("d3pm-mix", _d3pm("mask_uniform", 4)[0], None),
+  Continuous("d3pm-gaussian", _d3pm("gaussian", 4)[0], None),
 ]
 
 
@@ -366,13 +376,15 @@ _DRAWN = [
 def test_drawn_steps_follow_the_enumerated_chain(case):
   objective, n = case.objective, 20_000
   size = objective.vocab_size
-  network, _ = enumerated.table(6, size=size, length=2, mask_id=objective.mask_id)
+  network, _ = enumerated.table(
+    6, size=size, length=2, mask_id=objective.mask_id
+  )
   rows, times = toy.states(size, 2), objective.grid(4)
   process, start = objective.init(jax.random.key(0)), case.start
   if case.name == "d3pm-mix":
     start = _prior("mask_uniform", _d3pm("mask_uniform", 4)[1])
   law = enumerated.chain(
-      objective, process, lambda t: network.logits, rows, times, start
+    objective, process, lambda t: network.logits, rows, times, start
   )
   found = toy.drawn(objective, process, network, 2, times, rows=n)
   assert np.all(abs(found - law) < 4.5 * np.sqrt(law / n) + 1e-9)

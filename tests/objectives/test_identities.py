@@ -56,10 +56,10 @@ def test_udlm_is_its_rao_blackwellised_form(schedule):
   logits, x0, z = _toy()
   for t in _TIMES:
     direct, duo = (
-        UDLM(vocab_size=_V, form=form, schedule=schedule).token_loss(
-            None, logits, x0, z, _at(t)
-        )
-        for form in ("direct", "rao_blackwell")
+      UDLM(vocab_size=_V, form=form, schedule=schedule).token_loss(
+        None, logits, x0, z, _at(t)
+      )
+      for form in ("direct", "rao_blackwell")
     )
     _equal(direct, duo)
 
@@ -68,7 +68,7 @@ def test_udlm_is_its_rao_blackwellised_form(schedule):
 def test_udlm_is_sedd_on_the_uniform_graph(schedule):
   logits, x0, z = _toy()
   sedd = SEDD(
-      vocab_size=_V, graph="uniform", scale_by_sigma=False, schedule=schedule
+    vocab_size=_V, graph="uniform", scale_by_sigma=False, schedule=schedule
   )
   for t in map(_at, _TIMES):
     alpha = schedule.alpha(t)
@@ -90,7 +90,7 @@ def test_udlm_is_the_limit_of_uniform_d3pm():
   for t in map(_at, _TIMES):
     term, _ = d3pm.token_terms(process, logits, x0, z, t)
     loss = UDLM(vocab_size=_V, schedule=Linear()).token_loss(
-        None, logits, x0, z, t
+      None, logits, x0, z, t
     )
     _equal(_T * term, loss, rtol=2e-4, atol=2e-4)  # O(1 / T) of sums near 10
     steps = UDLM(vocab_size=_V, schedule=Linear(), steps=_T)
@@ -108,7 +108,7 @@ def _masked_cross_entropy(logits, x0, z, weight):
 def test_sedd_on_the_absorbing_graph_is_a_cross_entropy(schedule):
   logits, x0, z = _toy(mask=True)
   sedd = SEDD(
-      vocab_size=_V + 1, mask_id=_MASK, schedule=schedule, scale_by_sigma=False
+    vocab_size=_V + 1, mask_id=_MASK, schedule=schedule, scale_by_sigma=False
   )
   real = jnp.where(jnp.arange(_V + 1) == _MASK, -jnp.inf, logits)
   for t in map(_at, _TIMES):
@@ -123,8 +123,8 @@ def test_sedd_on_the_absorbing_graph_is_a_cross_entropy(schedule):
 def test_score_that_is_scaled_by_sigma_is_the_same_score():
   logits, _, z = _toy(mask=True)
   plain, scaled = (
-      SEDD(vocab_size=_V + 1, mask_id=_MASK, scale_by_sigma=scale)
-      for scale in (False, True)
+    SEDD(vocab_size=_V + 1, mask_id=_MASK, scale_by_sigma=scale)
+    for scale in (False, True)
   )
   t = _at(0.4)
   shift = jnp.log(jnp.expm1(plain.schedule.sigma(t))) + jnp.log(1.0 * _V)
@@ -136,11 +136,11 @@ def test_absorbing_d3pm_is_mdlm_in_the_limit_and_exactly_in_steps():
   mdlm = MDLM(vocab_size=_V + 1, mask_id=_MASK, schedule=Linear())
   for steps in (10, _T):
     d3pm = D3PM(
-        vocab_size=_V + 1,
-        mask_id=_MASK,
-        transition=Absorbing(),
-        schedule=MutualInformation(),
-        steps=steps,
+      vocab_size=_V + 1,
+      mask_id=_MASK,
+      transition=Absorbing(),
+      schedule=MutualInformation(),
+      steps=steps,
     )
     process = d3pm.init(jax.random.key(0))
     for t in map(_at, (0.1, 0.3, 0.5, 0.9)):
@@ -153,7 +153,9 @@ def test_absorbing_d3pm_is_mdlm_in_the_limit_and_exactly_in_steps():
 
 
 @pytest.mark.parametrize(
-    "noise", [Bump(uniform=0.0), Sigmoid(offset=-jnp.inf)], ids=["bump", "sigmoid"]
+  "noise",
+  [Bump(uniform=0.0), Sigmoid(offset=-jnp.inf)],
+  ids=["bump", "sigmoid"],
 )
 def test_gidd_without_uniform_noise_is_mdlm(noise):
   logits, x0, z = _toy(mask=True)
@@ -165,9 +167,7 @@ def test_gidd_without_uniform_noise_is_mdlm(noise):
 
 def test_gidd_without_a_mask_is_udlm():
   logits, x0, z = _toy()
-  gidd = GIDD(
-      vocab_size=_V + 1, mask_id=_MASK, noise=Sigmoid(offset=jnp.inf)
-  )
+  gidd = GIDD(vocab_size=_V + 1, mask_id=_MASK, noise=Sigmoid(offset=jnp.inf))
   wide = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)))
   udlm = UDLM(vocab_size=_V, schedule=Linear())
   for t in map(_at, _TIMES):

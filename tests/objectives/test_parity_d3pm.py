@@ -13,15 +13,15 @@ from dllm_jax.core.noise import Recorded, Tag
 from dllm_jax.core.types import ModelOutputs
 from dllm_jax.objectives.d3pm import D3PM
 from dllm_jax.objectives.d3pm_schedule import (
-    CosineBeta,
-    LinearBeta,
-    MutualInformation,
+  CosineBeta,
+  LinearBeta,
+  MutualInformation,
 )
 from dllm_jax.objectives.d3pm_transition import (
-    Absorbing,
-    Band,
-    Gaussian,
-    Uniform,
+  Absorbing,
+  Band,
+  Gaussian,
+  Uniform,
 )
 from tests import golden_cases
 
@@ -33,33 +33,36 @@ _PIXELS = 255.0  # the image code's largest value, whatever K
 def _image_objective(combo):
   bands = combo["transition_bands"]
   transition = {
-      "uniform": Band(bands=bands, normalise="vocabulary")
-      if bands
-      else Uniform(),
-      "gaussian": Gaussian(span=_PIXELS, bands=bands),
-      "absorbing": Absorbing(),
+    "uniform": Band(bands=bands, normalise="vocabulary")
+    if bands
+    else Uniform(),
+    "gaussian": Gaussian(span=_PIXELS, bands=bands),
+    "absorbing": Absorbing(),
   }[combo["transition_mat_type"]]
   schedule = {
-      "linear": LinearBeta(**_IMAGE["linear"]),
-      "cosine": CosineBeta(),
-      "jsd": MutualInformation(),
+    "linear": LinearBeta(**_IMAGE["linear"]),
+    "cosine": CosineBeta(),
+    "jsd": MutualInformation(),
   }[combo["betas"]]
   return D3PM(
-      vocab_size=_IMAGE["K"],
-      mask_id=_IMAGE["K"] // 2 if transition.masks else None,
-      transition=transition,
-      schedule=schedule,
-      steps=_IMAGE["T"],
-      cross_entropy=_IMAGE["hybrid_coeff"],
-      final="network",
-      support="vocabulary",
-      epsilon=1e-6,
+    vocab_size=_IMAGE["K"],
+    mask_id=_IMAGE["K"] // 2 if transition.masks else None,
+    transition=transition,
+    schedule=schedule,
+    steps=_IMAGE["T"],
+    cross_entropy=_IMAGE["hybrid_coeff"],
+    final="network",
+    support="vocabulary",
+    epsilon=1e-6,
   )
 
 
 def _matrices(objective):
   """Returns step and product matrices, `[T + 1, K, K]`, rows from-state."""
-  tables, kind = objective.init(jax.random.key(0)).constants, objective.transition
+  tables, kind = (
+    objective.init(jax.random.key(0)).constants,
+    objective.transition,
+  )
   if not kind.closed:
     return tables["step"], tables["cumulative"]
   size, mask = objective.vocab_size, objective.mask_id
@@ -83,12 +86,12 @@ def text():
 def test_image_betas(image):
   steps = _IMAGE["T"]
   for name, schedule in (
-      ("linear", LinearBeta(**_IMAGE["linear"])),
-      ("cosine", CosineBeta()),
-      ("jsd", MutualInformation()),
+    ("linear", LinearBeta(**_IMAGE["linear"])),
+    ("cosine", CosineBeta()),
+    ("jsd", MutualInformation()),
   ):
     np.testing.assert_allclose(
-        schedule.betas(steps), image[f"betas_{name}"], rtol=1e-5
+      schedule.betas(steps), image[f"betas_{name}"], rtol=1e-5
     )
 
 
@@ -104,10 +107,14 @@ def test_image_process(image, combo):
   rows = len(image["t"])
   flat = lambda x: jnp.asarray(x).reshape(rows, -1, *x.shape[4:])
   n = jnp.asarray(image["t"] + 1)[:, None]  # its z_0 has had one step
-  t, x0, z = n / objective.steps, flat(image["x_start"]), flat(image[f"{name}_x_t"])
+  t, x0, z = (
+    n / objective.steps,
+    flat(image["x_start"]),
+    flat(image[f"{name}_x_t"]),
+  )
   log_p = jnp.log(jax.nn.one_hot(x0, objective.vocab_size))
   q = objective.transition.marginal(
-      process.constants, log_p, n, objective.mask_id
+    process.constants, log_p, n, objective.mask_id
   )
   close(q, flat(image[f"{name}_q_probs"]))
 
@@ -127,11 +134,11 @@ def test_image_process(image, combo):
   log_q = objective.posterior(process, logits, z, t, s)
   p_logits = flat(image[f"{name}_p_logits"])
   np.testing.assert_allclose(
-      log_q, jax.nn.log_softmax(p_logits), rtol=1e-4, atol=1e-4
+    log_q, jax.nn.log_softmax(p_logits), rtol=1e-4, atol=1e-4
   )
   noise = Recorded(uniforms={Tag.TOKEN: flat(image["noise"])})
   drawn = objective.reverse(
-      process, noise, ModelOutputs(hidden=logits), z, t, s
+    process, noise, ModelOutputs(hidden=logits), z, t, s
   )
   last = np.asarray(n)[:, 0] == 1  # the original adds no noise to its last step
   found = np.where(last[:, None], jnp.argmax(log_q, -1), drawn)
@@ -143,26 +150,26 @@ def _text_objective(kind):
   size, steps = _TEXT["dim"], _TEXT["num_steps"]
   low, high = _TEXT["linear"]["beta_min"], _TEXT["linear"]["beta_max"]
   transition = {
-      "beta_diagonal": Uniform(),
-      "mask": Absorbing(),
-      "band_diagonal": Band(bands=_TEXT["band_width"] // 2),
-      "gaussian": Gaussian(span=size),
+    "beta_diagonal": Uniform(),
+    "mask": Absorbing(),
+    "band_diagonal": Band(bands=_TEXT["band_width"] // 2),
+    "gaussian": Gaussian(span=size),
   }[transition]
   return D3PM(
-      vocab_size=size,
-      mask_id=size - 1 if transition.masks else None,
-      transition=transition,
-      schedule={
-          "standard": MutualInformation(),
-          # The text code's last step stops one short of beta_max.
-          "linear": LinearBeta(start=low, stop=high - (high - low) / steps),
-          "cosine": CosineBeta(),
-      }[schedule],
-      steps=steps,
-      cross_entropy=_TEXT["hybrid_lambda"],
-      final="posterior",
-      support="vocabulary",
-      epsilon=1e-20,
+    vocab_size=size,
+    mask_id=size - 1 if transition.masks else None,
+    transition=transition,
+    schedule={
+      "standard": MutualInformation(),
+      # The text code's last step stops one short of beta_max.
+      "linear": LinearBeta(start=low, stop=high - (high - low) / steps),
+      "cosine": CosineBeta(),
+    }[schedule],
+    steps=steps,
+    cross_entropy=_TEXT["hybrid_lambda"],
+    final="posterior",
+    support="vocabulary",
+    epsilon=1e-20,
   )
 
 
@@ -171,9 +178,9 @@ def test_text_process(text, kind):
   objective = _text_objective(kind)
   process, size = objective.init(jax.random.key(0)), objective.vocab_size
   np.testing.assert_allclose(
-      objective.schedule.betas(objective.steps),
-      text["beta_" + kind.rpartition("_")[2]],
-      rtol=1e-5,
+    objective.schedule.betas(objective.steps),
+    text["beta_" + kind.rpartition("_")[2]],
+    rtol=1e-5,
   )
   step, product = _matrices(objective)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -194,19 +201,19 @@ def test_text_process(text, kind):
   for form in ("prob", "log"):
     get = lambda x: text[f"{kind}_{form}_{x}"]
     np.testing.assert_allclose(
-        summed(term), get("base_loss"), rtol=1e-4, atol=1e-5
+      summed(term), get("base_loss"), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(
-        objective.cross_entropy * summed(clean), get("hybrid_loss"), rtol=1e-4
+      objective.cross_entropy * summed(clean), get("hybrid_loss"), rtol=1e-4
     )
     np.testing.assert_allclose(
-        summed(term)[later], get("kl_loss")[later], rtol=1e-4, atol=1e-5
+      summed(term)[later], get("kl_loss")[later], rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(
-        summed(term + objective.cross_entropy * clean),
-        get("loss"),
-        rtol=1e-4,
-        atol=1e-5,
+      summed(term + objective.cross_entropy * clean),
+      get("loss"),
+      rtol=1e-4,
+      atol=1e-5,
     )
   truth = jnp.log(jax.nn.one_hot(x0, size))
   for guess, name in ((truth, "q_t"), (logits, "p_t")):
@@ -214,10 +221,10 @@ def test_text_process(text, kind):
       guess = jnp.maximum(guess, -1e9)
     p = np.exp(objective.posterior(process, guess, z, t, s))
     np.testing.assert_allclose(
-        p, text[f"{kind}_prob_{name}"], rtol=1e-4, atol=1e-6
+      p, text[f"{kind}_prob_{name}"], rtol=1e-4, atol=1e-6
     )
     np.testing.assert_allclose(
-        p, jax.nn.softmax(text[f"{kind}_log_{name}"]), rtol=1e-4, atol=1e-6
+      p, jax.nn.softmax(text[f"{kind}_log_{name}"]), rtol=1e-4, atol=1e-6
     )
   if f"{kind}_prior_kl" in text and not objective.transition.closed:
     prior = process.constants["prior_loss"][text["x_start"]]

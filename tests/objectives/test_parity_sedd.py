@@ -25,9 +25,7 @@ _GUMBEL = 1e-10  # of the originals' rule p / (1e-10 - log(u + 1e-10))
 def _schedule(noise):
   if noise["type"] == "loglinear":
     return LogLinear()
-  return Geometric(
-      sigma_min=noise["sigma_min"], sigma_max=noise["sigma_max"]
-  )
+  return Geometric(sigma_min=noise["sigma_min"], sigma_max=noise["sigma_max"])
 
 
 @pytest.fixture(scope="module", params=_CASES)
@@ -36,11 +34,11 @@ def case(request):
   config = found.config["config"]
   absorbing = config["graph"]["type"] == "absorb"
   objective = SEDD(
-      vocab_size=found.config["dim"],
-      mask_id=found.config["dim"] - 1 if absorbing else None,
-      graph="absorbing" if absorbing else "uniform",
-      schedule=_schedule(config["noise"]),
-      scale_by_sigma=config["model"]["scale_by_sigma"],
+    vocab_size=found.config["dim"],
+    mask_id=found.config["dim"] - 1 if absorbing else None,
+    graph="absorbing" if absorbing else "uniform",
+    schedule=_schedule(config["noise"]),
+    scale_by_sigma=config["model"]["scale_by_sigma"],
   )
   return objective, found.arrays
 
@@ -68,15 +66,15 @@ def test_noise_schedules(case):
   _, g = case
   t = jnp.asarray(g["grid_t"])
   for name, schedule in (
-      ("geometric", Geometric(sigma_min=1e-4, sigma_max=20.0)),
-      ("loglinear", LogLinear()),
+    ("geometric", Geometric(sigma_min=1e-4, sigma_max=20.0)),
+    ("loglinear", LogLinear()),
   ):
     # sigma = -log1p(-x) near x = 1 - 1e-3 loses 1e-4 relative in float32.
     np.testing.assert_allclose(
-        schedule.sigma(t), g[f"noise_{name}_total"], rtol=1e-4, atol=1e-7
+      schedule.sigma(t), g[f"noise_{name}_total"], rtol=1e-4, atol=1e-7
     )
     np.testing.assert_allclose(
-        schedule.dsigma(t), g[f"noise_{name}_rate"], rtol=2e-4
+      schedule.dsigma(t), g[f"noise_{name}_rate"], rtol=2e-4
     )
 
 
@@ -88,18 +86,16 @@ def test_score_and_loss(case):
   np.testing.assert_allclose(log_score, g["log_score"], atol=2e-4)
   np.testing.assert_allclose(jnp.exp(log_score), g["score"], rtol=2e-4)
   np.testing.assert_allclose(
-      objective.schedule.sigma(t)[:, 0], g["sigma"], rtol=1e-4
+    objective.schedule.sigma(t)[:, 0], g["sigma"], rtol=1e-4
   )
   np.testing.assert_allclose(
-      objective.schedule.dsigma(t)[:, 0], g["dsigma"], rtol=1e-4
+    objective.schedule.dsigma(t)[:, 0], g["dsigma"], rtol=1e-4
   )
   entropy = objective.score_entropy(log_score, g["x0"], z, t)
   loss = objective.token_loss(None, logits, jnp.asarray(g["x0"]), z, t)
   rtol = 2e-4 + _cancellation(objective, g["sigma"])
   expected = g["score_entropy"]
-  assert np.all(
-      abs(entropy - expected) <= rtol[:, None] * abs(expected) + 2e-5
-  )
+  assert np.all(abs(entropy - expected) <= rtol[:, None] * abs(expected) + 2e-5)
   assert np.all(abs(np.sum(loss, axis=1) - g["loss"]) <= rtol * abs(g["loss"]))
 
 
@@ -123,14 +119,14 @@ def test_transitions(case):
   noise = (none, lost) if objective.absorbing else (lost, none)
   states = jnp.arange(objective.vocab_size)[None]
   found = likelihood(
-      Parts(1.0 - lost, *noise),
-      jnp.tile(states, (len(lost), 1)),
-      objective.vocab_size,
-      objective.mask_id,
-      absorbing=objective.absorbing,
+    Parts(1.0 - lost, *noise),
+    jnp.tile(states, (len(lost), 1)),
+    objective.vocab_size,
+    objective.mask_id,
+    absorbing=objective.absorbing,
   )
   np.testing.assert_allclose(
-      found, g["transp_transition_rows"], rtol=1e-5, atol=1e-7
+    found, g["transp_transition_rows"], rtol=1e-5, atol=1e-7
   )
 
 
@@ -158,9 +154,9 @@ def test_reverse_step(case, predictor):
   _close(np.exp(log_p), _law(g[f"{predictor}_probs"]))
   drawn = _drawn(objective, log_p, logits, z, t, s, g["step_uniform"])
   golden_cases.same_draws(
-      drawn,
-      g[f"{predictor}_next"],
-      _law(g[f"{predictor}_probs"]) / -np.log(g["step_uniform"] + _GUMBEL),
+    drawn,
+    g[f"{predictor}_next"],
+    _law(g[f"{predictor}_probs"]) / -np.log(g["step_uniform"] + _GUMBEL),
   )
 
 
@@ -180,7 +176,9 @@ def test_denoiser(case, run):
   t, z = np.asarray(g["denoiser_t"]), jnp.asarray(g["x"])
   logits = recorded_dit.logits(run, _inputs(objective, g["x"], t))
   s = np.zeros_like(t)
-  p = np.exp(objective.posterior(None, logits, z, jnp.asarray(t), jnp.asarray(s)))
+  p = np.exp(
+    objective.posterior(None, logits, z, jnp.asarray(t), jnp.asarray(s))
+  )
   tokens = g["denoiser_probs"].shape[-1]
   expected = _law(g["denoiser_probs"])
   # In float32 exp(-sigma) cancels against 1 at large sigma: 1e-6 absolute.
@@ -189,7 +187,7 @@ def test_denoiser(case, run):
   uniform = g["denoiser_uniform"]
   drawn = _drawn(objective, None, logits, z, t, s, _wide(objective, uniform))
   golden_cases.same_draws(
-      drawn, g["denoiser_next"], expected / -np.log(uniform + _GUMBEL)
+    drawn, g["denoiser_next"], expected / -np.log(uniform + _GUMBEL)
   )
 
 
@@ -204,7 +202,7 @@ def test_trajectory(case, run):
     out = run(_inputs(objective, z, t))
     uniform = _wide(objective, g[f"traj_uniform_{i}"])
     noise = Recorded(
-        uniforms={Tag.TOKEN: jnp.asarray(uniform)}, epsilon=_GUMBEL
+      uniforms={Tag.TOKEN: jnp.asarray(uniform)}, epsilon=_GUMBEL
     )
     z = objective.reverse(None, noise, out, z, jnp.asarray(t), jnp.asarray(s))
     np.testing.assert_array_equal(z, g["traj_history"][i + 1])

@@ -52,10 +52,10 @@ def test_continuous_loss_of_udlm(udlm, form):
   config, g = udlm
   # Its loss has alpha = 1 - t, its corruption and sampler the floor as well.
   objective = UDLM(
-      vocab_size=config["vocab_size"], form=form, schedule=Linear()
+    vocab_size=config["vocab_size"], form=form, schedule=Linear()
   )
   loss = objective.token_loss(
-      None, g["log_x_theta"], g["x0"], g["xt"], _column(g["t"])
+    None, g["log_x_theta"], g["x0"], g["xt"], _column(g["t"])
   )
   _close(loss, g["ct_diffusion_loss"])
 
@@ -72,20 +72,20 @@ def test_loss_with_reconstruction(udlm, steps):
   config, g = udlm
   steps = config["T_variant"] if steps else None
   objective = _TimesOfLogLinear(
-      vocab_size=config["vocab_size"],
-      schedule=Linear(),
-      steps=steps,
-      reconstruction="network",
+    vocab_size=config["vocab_size"],
+    schedule=Linear(),
+    steps=steps,
+    reconstruction="network",
   )
   t = g["t"]
   if steps:
     t = jnp.floor(t * steps) / steps + 1 / steps
   loss = objective.loss(
-      None,
-      recorded_dit.network("udlm"),
-      Drawn(t=_column(t), z=g["xt"]),
-      toy.batch(g["x0"]),
-      step=jnp.int32(0),
+    None,
+    recorded_dit.network("udlm"),
+    Drawn(t=_column(t), z=g["xt"]),
+    toy.batch(g["x0"]),
+    step=jnp.int32(0),
   )
   name = "T_loss" if steps else "ct_loss"
   # 1e-5 a logit, times T, on terms of KL that are differences near zero.
@@ -109,7 +109,7 @@ def test_posteriors_of_udlm(udlm):
 def test_reverse_step_of_udlm(udlm):
   config, g = udlm
   objective = UDLM(
-      vocab_size=config["vocab_size"], schedule=LogLinear(floor=_FLOOR)
+    vocab_size=config["vocab_size"], schedule=LogLinear(floor=_FLOOR)
   )
   t, s = (_column(g[f"move_chance_{x}"]) / (1 - _FLOOR) for x in "ts")
   logits = g["log_x_theta"]
@@ -119,7 +119,7 @@ def test_reverse_step_of_udlm(udlm):
   out = ModelOutputs(hidden=logits)
   drawn = objective.reverse(None, noise, out, g["xt"], t, s)
   golden_cases.same_draws(
-      drawn, g["ddpm_xs"], g["ddpm_q_xs"] / -jnp.log(g["uniform"] + 1e-10)
+    drawn, g["ddpm_xs"], g["ddpm_q_xs"] / -jnp.log(g["uniform"] + 1e-10)
   )
 
 
@@ -129,15 +129,13 @@ def test_bound_of_duo(duo, form):
   t = _column(g["t"])
   # Its cosine is the sine curve read at (1 - eps) t, its slope unscaled.
   for schedule, time, name in (
-      (LogLinear(floor=_FLOOR), t, "duo_nll"),
-      (Sine(), (1 - _FLOOR) * t, "duo_nll_cosine"),
+    (LogLinear(floor=_FLOOR), t, "duo_nll"),
+    (Sine(), (1 - _FLOOR) * t, "duo_nll_cosine"),
   ):
     objective = UDLM(
-        vocab_size=config["vocab_size"], form=form, schedule=schedule
+      vocab_size=config["vocab_size"], form=form, schedule=schedule
     )
-    loss = objective.token_loss(
-        None, g["log_x_theta"], g["x0"], g["xt"], time
-    )
+    loss = objective.token_loss(None, g["log_x_theta"], g["x0"], g["xt"], time)
     _close(loss, g[name])
 
 
@@ -146,12 +144,12 @@ def test_schedules_of_duo(duo):
   t = g["grid_t"]
   linear, sine = LogLinear(floor=_FLOOR), Sine()
   for schedule, time, name in (
-      (linear, t, "loglinear"),
-      (sine, (1 - _FLOOR) * t, "cosine"),
+    (linear, t, "loglinear"),
+    (sine, (1 - _FLOOR) * t, "cosine"),
   ):
     _close(schedule.alpha(time), g[f"noise_{name}_alpha"])
     np.testing.assert_allclose(
-        schedule.dalpha(time), g[f"noise_{name}_dalpha"], rtol=1e-4, atol=1e-6
+      schedule.dalpha(time), g[f"noise_{name}_dalpha"], rtol=1e-4, atol=1e-6
     )
 
 
@@ -161,9 +159,9 @@ def test_posteriors_of_duo(duo):
   truth = jnp.log(jax.nn.one_hot(g["x0"], objective.vocab_size))
   clean = jnp.ones_like(g["alpha_s"])
   for log_x, alpha_s, name in (
-      (truth, g["alpha_s"], "true"),
-      (g["log_x_theta"], g["alpha_s"], "pred"),
-      (g["log_x_theta"], clean, "noise_removal"),
+    (truth, g["alpha_s"], "true"),
+    (g["log_x_theta"], g["alpha_s"], "pred"),
+    (g["log_x_theta"], clean, "noise_removal"),
   ):
     q = _step(objective, log_x, g["xt"], g["alpha_t"], alpha_s)
     _close(q, g[f"posterior_{name}"])
