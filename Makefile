@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	  { echo "dllm_jax needs Python 3.11 or newer; set PYTHON=/path/to/python"; exit 2; }
 	@echo "installing into $(VENV) ..."
 	@if command -v uv >/dev/null 2>&1; then \
-	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV) && \
 	  uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
