@@ -3,8 +3,7 @@
 GPT-2 tokens, length 1024, batch 512, 1M steps (262B tokens), learning rate 3e-4
 after 2,500 warm-up steps, dropout 0.1, EMA 0.9999, clipping 1.0 (arXiv:2406.07524,
 table 2, which has 17.54 for the autoregressive twin and at most 24.10 for SEDD).
-Published on 8 A100s for about a week. The original network is a DiT; this is the
-LLaMA-like transformer of the same width and depth.
+Published on 8 A100s for about a week.
 
     dllm prepare --input='owt/*.parquet' --tokenizer=gpt2/tokenizer.json \
         --output=owt_tokens --length=1024 --held_out=0.0125
@@ -24,6 +23,7 @@ def get_config() -> ConfigDict:
           "schedule": {"name": "loglinear", "floor": 1e-3},
       },
       "model": {
+          "name": "dit",
           "width": 768,
           "layers": 12,
           "heads": 12,

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
           "schedule": {"name": "loglinear", "floor": 1e-3},
       },
       "model": {
+          "name": "dit",
           "width": 768,
           "layers": 12,
           "heads": 12,

@@ -270,6 +270,8 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
     given = _merged(given, {section: {"name": value}})
   if size == "smoke":
     given = _merged(given, _SMOKE)
+    for field in ("kv_heads", "head_dim", "mlp_dim"):  # follow from the others
+      given["model"].pop(field, None)
   return resolve(given)
 
 

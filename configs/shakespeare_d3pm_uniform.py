@@ -1,0 +1,14 @@
+"""D3PM with uniform transitions on tiny Shakespeare, to compare with shakespeare.py.
+
+    dllm train --config=configs/shakespeare_d3pm_uniform.py --workdir=runs/d3pm_uniform
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns what differs from the base."""
+  return ConfigDict({
+      "base": "shakespeare",
+      "objective": {"name": "d3pm", "transition": "uniform"},
+  })

@@ -1,0 +1,14 @@
+"""GIDD, masks and uniform noise, on tiny Shakespeare, to compare with shakespeare.py.
+
+    dllm train --config=configs/shakespeare_gidd.py --workdir=runs/gidd
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns what differs from the base."""
+  return ConfigDict({
+      "base": "shakespeare",
+      "objective": {"name": "gidd"},
+  })

@@ -1,0 +1,14 @@
+"""LLaDA on tiny Shakespeare, to compare with shakespeare.py.
+
+    dllm train --config=configs/shakespeare_llada.py --workdir=runs/llada
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns what differs from the base."""
+  return ConfigDict({
+      "base": "shakespeare",
+      "objective": {"name": "llada"},
+  })

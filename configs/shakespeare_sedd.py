@@ -1,0 +1,14 @@
+"""SEDD with the absorbing graph on tiny Shakespeare, to compare with shakespeare.py.
+
+    dllm train --config=configs/shakespeare_sedd.py --workdir=runs/sedd
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns what differs from the base."""
+  return ConfigDict({
+      "base": "shakespeare",
+      "objective": {"name": "sedd", "graph": "absorbing"},
+  })

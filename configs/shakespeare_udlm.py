@@ -1,0 +1,14 @@
+"""UDLM, uniform noise, on tiny Shakespeare, to compare with shakespeare.py.
+
+    dllm train --config=configs/shakespeare_udlm.py --workdir=runs/udlm
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns what differs from the base."""
+  return ConfigDict({
+      "base": "shakespeare",
+      "objective": {"name": "udlm"},
+  })
