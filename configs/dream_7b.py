@@ -1,4 +1,4 @@
-"""Dream 7B, from autoregressive weights: published MMLU 69.5, GSM8K 77.2 (base model).
+"""Dream 7B, from autoregressive weights: published MMLU 69.5, GSM8K 77.2.
 
 580B tokens from Qwen2.5-7B's weights, whose shape this is (arXiv:2508.15487).
 

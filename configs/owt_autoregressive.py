@@ -4,7 +4,8 @@ The twin of MDLM and BD3-LM (arXiv:2406.07524, table 2; arXiv:2503.09573, table 
 
 The recipe of owt_mdlm.py, data prepared as it says.
 
-    dllm train --config=configs/owt_autoregressive.py --workdir=runs/owt_autoregressive \
+    dllm train --config=configs/owt_autoregressive.py \
+        --workdir=runs/owt_autoregressive \
         --config.data.path=owt_tokens
 """
 

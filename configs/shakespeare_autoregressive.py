@@ -1,8 +1,9 @@
-"""An autoregressive transformer on tiny Shakespeare, to compare with shakespeare.py.
+"""An autoregressive transformer on tiny Shakespeare, beside shakespeare.py.
 
 Its figure is exact; all others are bounds.
 
-    dllm train --config=configs/shakespeare_autoregressive.py --workdir=runs/autoregressive
+    dllm train --config=configs/shakespeare_autoregressive.py \
+        --workdir=runs/autoregressive
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
-"""BD3-LM with blocks of 16 tokens on tiny Shakespeare, to compare with shakespeare.py.
+"""BD3-LM with blocks of 16 tokens on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_bd3lm.py --workdir=runs/bd3lm
+    dllm train --config=configs/shakespeare_bd3lm.py \
+        --workdir=runs/bd3lm
 """
 
 from ml_collections import ConfigDict

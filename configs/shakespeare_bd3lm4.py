@@ -1,6 +1,7 @@
-"""BD3-LM with blocks of 4 tokens on tiny Shakespeare, to compare with shakespeare.py.
+"""BD3-LM with blocks of 4 tokens on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_bd3lm4.py --workdir=runs/bd3lm4
+    dllm train --config=configs/shakespeare_bd3lm4.py \
+        --workdir=runs/bd3lm4
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
-"""D3PM with absorbing transitions on tiny Shakespeare, to compare with shakespeare.py.
+"""D3PM with absorbing transitions on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_d3pm_absorbing.py --workdir=runs/d3pm_absorbing
+    dllm train --config=configs/shakespeare_d3pm_absorbing.py \
+        --workdir=runs/d3pm_absorbing
 """
 
 from ml_collections import ConfigDict

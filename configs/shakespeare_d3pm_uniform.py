@@ -1,6 +1,7 @@
-"""D3PM with uniform transitions on tiny Shakespeare, to compare with shakespeare.py.
+"""D3PM with uniform transitions on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_d3pm_uniform.py --workdir=runs/d3pm_uniform
+    dllm train --config=configs/shakespeare_d3pm_uniform.py \
+        --workdir=runs/d3pm_uniform
 """
 
 from ml_collections import ConfigDict

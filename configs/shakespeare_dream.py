@@ -1,8 +1,9 @@
-"""Dream on tiny Shakespeare, to compare with shakespeare.py.
+"""Dream on tiny Shakespeare, beside shakespeare.py.
 
 From random weights; the published model starts from an autoregressive one.
 
-    dllm train --config=configs/shakespeare_dream.py --workdir=runs/dream
+    dllm train --config=configs/shakespeare_dream.py \
+        --workdir=runs/dream
 """
 
 from ml_collections import ConfigDict

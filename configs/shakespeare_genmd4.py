@@ -1,6 +1,7 @@
-"""GenMD4, learned schedules, on tiny Shakespeare, to compare with shakespeare.py.
+"""GenMD4, learned schedules, on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_genmd4.py --workdir=runs/genmd4
+    dllm train --config=configs/shakespeare_genmd4.py \
+        --workdir=runs/genmd4
 """
 
 from ml_collections import ConfigDict

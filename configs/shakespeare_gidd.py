@@ -1,6 +1,7 @@
-"""GIDD, masks and uniform noise, on tiny Shakespeare, to compare with shakespeare.py.
+"""GIDD, masks and uniform noise, on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_gidd.py --workdir=runs/gidd
+    dllm train --config=configs/shakespeare_gidd.py \
+        --workdir=runs/gidd
 """
 
 from ml_collections import ConfigDict

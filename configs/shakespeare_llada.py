@@ -1,6 +1,7 @@
-"""LLaDA on tiny Shakespeare, to compare with shakespeare.py.
+"""LLaDA on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_llada.py --workdir=runs/llada
+    dllm train --config=configs/shakespeare_llada.py \
+        --workdir=runs/llada
 """
 
 from ml_collections import ConfigDict

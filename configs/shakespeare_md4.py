@@ -1,6 +1,7 @@
-"""MD4 on tiny Shakespeare, to compare with shakespeare.py.
+"""MD4 on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_md4.py --workdir=runs/md4
+    dllm train --config=configs/shakespeare_md4.py \
+        --workdir=runs/md4
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
-"""SEDD with the absorbing graph on tiny Shakespeare, to compare with shakespeare.py.
+"""SEDD with the absorbing graph on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_sedd.py --workdir=runs/sedd
+    dllm train --config=configs/shakespeare_sedd.py \
+        --workdir=runs/sedd
 """
 
 from ml_collections import ConfigDict

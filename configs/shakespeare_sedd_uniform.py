@@ -1,6 +1,7 @@
-"""SEDD with the uniform graph on tiny Shakespeare, to compare with shakespeare.py.
+"""SEDD with the uniform graph on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_sedd_uniform.py --workdir=runs/sedd_uniform
+    dllm train --config=configs/shakespeare_sedd_uniform.py \
+        --workdir=runs/sedd_uniform
 """
 
 from ml_collections import ConfigDict

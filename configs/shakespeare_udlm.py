@@ -1,6 +1,7 @@
-"""UDLM, uniform noise, on tiny Shakespeare, to compare with shakespeare.py.
+"""UDLM, uniform noise, on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_udlm.py --workdir=runs/udlm
+    dllm train --config=configs/shakespeare_udlm.py \
+        --workdir=runs/udlm
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """D3PM on text8, characters: published bound 1.61 bits (uniform), 1.45 (absorbing).
 
-T = 1000 steps, mutual-information schedule, lambda 0.01 (arXiv:2107.03006, table 1).
+T = 1000 steps, mutual-information schedule, lambda 0.01 (arXiv:2107.03006).
 For the absorbing process set --config.objective.transition.name=absorbing.
 
 The recipe of text8_mdlm.py, data prepared as it says.

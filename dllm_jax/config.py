@@ -22,7 +22,7 @@ import types
 import typing
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import config_dict, ConfigDict
 
 from dllm_jax import models
 from dllm_jax.core.types import Denoiser, Objective
