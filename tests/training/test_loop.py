@@ -104,3 +104,25 @@ def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
   with jax.set_mesh(run.mesh):
     run.loop(run.workdir, Hooks()).run()
   assert events[:6] == ["step", "step", "read", "step", "read", "step"]
+
+
+def test_text_packed_on_the_fly_resumes_where_it_stood(tmp_path):
+  """The state of a stream (strings and nested shards) is saved with the rest."""
+  rows = [json.dumps({"text": f"{i} " * (5 + i % 7)}) for i in range(400)]
+  (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+  fields = {
+      "data__path": str(tmp_path / "rows.jsonl"),
+      "data__tokenizer": "byte",
+      "data__packing": "packed",
+      "data__in_memory_bytes": 0,
+      "data__virtual_shards": 4,
+  }
+  whole = runs.run(tmp_path / "whole", **fields)
+  whole.train()
+  runs.run(tmp_path / "run", training__steps=4, **fields).train()
+  resumed = runs.run(tmp_path / "run", **fields)
+  resumed.train()
+  for a, b in zip(
+      runs.parameters(resumed.state), runs.parameters(whole.state), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
