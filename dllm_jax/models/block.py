@@ -2,13 +2,18 @@
 
 `trunk` runs from embeddings to the last norm; what comes before and after it is
 each network's own. Norms and perceptrons are handed in as types. Its submodules
-belong to the module that calls it, so that paths begin at the network.
+belong to the module that calls it, so that paths begin at the network. Layers of
+one kind are one stack, `layers`; where the kind changes with depth, each run of
+equal layers is a stack of its own, `run0/layers`, `run1/layers`, and so on.
 """
 
-from typing import Any
+from collections.abc import Sequence
+import itertools
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 from flax import struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -26,18 +31,24 @@ from dllm_jax.models.layers import (
 from dllm_jax.models.rotary import rotary_tables, rotate
 
 
-def denoiser(module: nn.Module) -> Denoiser:
-  """Returns a module called as `(inputs, cache)` as two pure functions."""
+def denoiser(module: nn.Module, param_dtype: str = "float32") -> Denoiser:
+  """Returns a module called as `(inputs, cache)` as two pure functions.
+
+  Args:
+    module: the network.
+    param_dtype: what fresh parameters are stored in.
+  """
 
   def init(key, inputs):
-    return module.init({"params": key}, inputs, None)["params"]
+    params = module.init({"params": key}, inputs, None)["params"]
+    return jax.tree.map(lambda x: x.astype(param_dtype), params)
 
   def apply(params, inputs, cache=None):
     key = inputs.dropout_key
     rngs = None if key is None else {"dropout": key}
     return module.apply({"params": params}, inputs, cache, rngs=rngs)
 
-  return Denoiser(init, apply)
+  return Denoiser(init, apply, getattr(module.config, "cache", None))
 
 
 @struct.dataclass
@@ -51,6 +62,32 @@ class Shared:
   key_segments: Int[Array, "B S"]
 
 
+class Run(NamedTuple):
+  """Neighbouring layers of one kind, which are stacked.
+
+  Attributes:
+    name: path of the module that holds the stack; "" for the network itself.
+    first: the first of these layers.
+    layers: how many.
+    routed: whether their perceptrons are mixtures of experts.
+  """
+
+  name: str
+  first: int
+  layers: int
+  routed: bool
+
+
+def layer_runs(routed: Sequence[bool]) -> tuple[Run, ...]:
+  """Returns the stacks of layers that are, or are not, mixtures of experts."""
+  runs, first = [], 0
+  for kind, same in itertools.groupby(routed):
+    count = len(list(same))
+    runs.append(Run(f"run{len(runs)}", first, count, kind))
+    first += count
+  return (runs[0]._replace(name=""),) if len(runs) == 1 else tuple(runs)
+
+
 def trunk(
     config: Any,
     x: Float[Array, "B T D"],
@@ -60,8 +97,9 @@ def trunk(
     *,
     norm: type,
     mlp: type,
-) -> tuple[Float[Array, "B T D"], KVCache | None]:
-  """Returns the hidden states after the last norm, and the cache.
+    experts: type | None = None,
+) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Array]]:
+  """Returns the hidden states after the last norm, the cache, and `aux`.
 
   Args:
     config: a `TransformerConfig` or `DiTConfig`.
@@ -70,7 +108,8 @@ def trunk(
     cache: keys and values of all layers, written at the slots of the positions.
     conditioning: features of time and class; None for plain norms.
     norm: `(eps)` to a norm module.
-    mlp: `(config)` to a perceptron module.
+    mlp: `(config)` to a perceptron module, called `(x, real) -> (y, aux)`.
+    experts: the same for the layers of routed runs.
   """
   c = config
   x = constrain(x.astype(c.dtype), BATCH_AXES, CONTEXT, None)
@@ -86,8 +125,20 @@ def trunk(
       key_segments,
   )
   own = None if cache is None else (cache.key, cache.value)
-  blocks = stack(Block, layers=c.layers, remat=c.remat, unroll=c.unroll)
-  x, own = blocks(c, norm, mlp, name="layers")(x, shared, own)
+  kept, aux = [], {}
+  for run in c.runs:
+    here = slice(run.first, run.first + run.layers)
+    mine = jax.tree.map(lambda a, here=here: a[here], own)
+    kind = experts if run.routed else mlp
+    if run.name:
+      blocks = _Stack(c, norm, kind, run.layers, name=run.name)
+    else:
+      blocks = _stack(c, norm, kind, run.layers)
+    x, (mine, more) = blocks(x, shared, mine)
+    kept.append(mine)
+    for key, value in more.items():
+      aux.setdefault(key, []).append(value)
+  aux = {key: jnp.concatenate(values) for key, values in aux.items()}
 
   x = norm(c.norm_eps, name="final_norm")(x)
   if conditioning is not None:
@@ -95,8 +146,29 @@ def trunk(
     x = modulate(x, *jnp.split(change, 2, axis=-1))
   x = constrain(x, BATCH_AXES, CONTEXT, None)
   if cache is not None:
-    cache = KVCache(key=own[0], value=own[1], segment_ids=key_segments)
-  return x, cache
+    key, value = jax.tree.map(lambda *a: jnp.concatenate(a), *kept)
+    cache = KVCache(key=key, value=value, segment_ids=key_segments)
+  return x, cache, aux
+
+
+def _stack(config, norm: type, mlp: type, layers: int):
+  blocks = stack(
+      Block, layers=layers, remat=config.remat, unroll=config.unroll
+  )
+  return blocks(config, norm, mlp, name="layers")
+
+
+class _Stack(nn.Module):
+  """A stack of layers under a name of its own."""
+
+  config: Any
+  norm: type
+  mlp: type
+  layers: int
+
+  @nn.compact
+  def __call__(self, x, shared: Shared, own):
+    return _stack(self.config, self.norm, self.mlp, self.layers)(x, shared, own)
 
 
 def _modulation(config, parts: int, name: str) -> Linear:
@@ -120,7 +192,10 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, shared: Shared, own):
-    """Returns x and this layer's keys and values (None without a cache)."""
+    """Returns x and (this layer's keys and values, what its experts report).
+
+    There are no keys and values without a cache.
+    """
     c = self.config
     dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))
     attend = Attention(c, name="attention")
@@ -130,13 +205,16 @@ class Block(nn.Module):
     if shared.conditioning is None:
       y, own = attend(attention_norm(x), shared, own)
       x += dropout(y)
-      return x + dropout(mlp(mlp_norm(x))), own
+      y, aux = mlp(mlp_norm(x), shared.inputs.segment_ids > 0)
+      return x + dropout(y), (own, aux)
     change = _modulation(c, 6, "modulation")(shared.conditioning)
     shift, scale, gate, *second = jnp.split(change, 6, axis=-1)
     y, own = attend(modulate(attention_norm(x), shift, scale), shared, own)
     x += gate * dropout(y)
     shift, scale, gate = second
-    return x + gate * dropout(mlp(modulate(mlp_norm(x), shift, scale))), own
+    y = modulate(mlp_norm(x), shift, scale)
+    y, aux = mlp(y, shared.inputs.segment_ids > 0)
+    return x + gate * dropout(y), (own, aux)
 
 
 class Attention(nn.Module):
@@ -187,41 +265,3 @@ class Attention(nn.Module):
         name="o",
     )
     return out(y), own
-
-
-class SwiGLU(nn.Module):
-  """(silu(x G) * x U) W, without biases (arXiv:2002.05202)."""
-
-  config: Any
-
-  @nn.compact
-  def __call__(self, x):
-    """Returns the perceptron of each position."""
-    c = self.config
-    wide = lambda name: Linear(
-        (c.width,), (c.mlp_dim,), dtype=c.dtype, name=name
-    )
-    down = Linear(
-        (c.mlp_dim,),
-        (c.width,),
-        dtype=c.dtype,
-        kernel_init=scaled_normal((2 * c.layers) ** -0.5),
-        name="down",
-    )
-    return down(nn.silu(wide("gate")(x)) * wide("up")(x))
-
-
-class GeluMlp(nn.Module):
-  """gelu(x U + b) W + c, gelu by its tanh form."""
-
-  config: Any
-
-  @nn.compact
-  def __call__(self, x):
-    """Returns the perceptron of each position."""
-    c = self.config
-    linear = lambda inputs, outputs, name: Linear(
-        (inputs,), (outputs,), bias=True, dtype=c.dtype, name=name
-    )
-    x = nn.gelu(linear(c.width, c.mlp_dim, "up")(x), approximate=True)
-    return linear(c.mlp_dim, c.width, "down")(x)

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers
 from dllm_jax.models.attention import check_implementation, Implementation
-from dllm_jax.models.block import denoiser, GeluMlp, trunk
+from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
 from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.layers import LayerNorm, TimeEmbedding, Weight
+from dllm_jax.models.perceptron import GeluMlp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class DiTConfig:
     rope_theta: base of the rotary wavelengths.
     vocab_multiple: the vocabulary is padded to a multiple of this.
     dtype: of activations, "float32" or "bfloat16".
+    param_dtype: of stored parameters, "float32" or "bfloat16".
     remat: what a layer keeps for its backward pass (`layers.REMAT`).
     unroll: layers to a step of the scan.
     attention: implementation (`attention.IMPLEMENTATIONS`).
@@ -74,6 +76,7 @@ class DiTConfig:
   rope_theta: float = 10_000.0
   vocab_multiple: int = 128
   dtype: str = "float32"
+  param_dtype: str = "float32"
   remat: str = "none"
   unroll: int = 1
   attention: Implementation = None
@@ -96,6 +99,7 @@ class DiTConfig:
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
     layers.check_choice("dtype", self.dtype, layers.DTYPES)
+    layers.check_choice("param_dtype", self.param_dtype, layers.DTYPES)
     layers.check_choice("remat", self.remat, layers.REMAT)
     check_implementation(self.attention)
     object.__setattr__(self, "mlp_dim", self.mlp_dim or 4 * self.width)
@@ -124,6 +128,11 @@ class DiTConfig:
     return self.head_dim
 
   @property
+  def runs(self) -> tuple[Run, ...]:
+    """The stacks of layers: one."""
+    return layer_runs([False] * self.layers)
+
+  @property
   def padded_vocab(self) -> int:
     """The vocabulary with its padding."""
     return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
@@ -147,7 +156,7 @@ def dit(config: DiTConfig) -> Denoiser:
   networks published without time conditioning. An absent `cond` adds nothing,
   unlike the null label.
   """
-  return denoiser(_DiT(config))
+  return denoiser(_DiT(config), config.param_dtype)
 
 
 class _DiT(nn.Module):
@@ -163,7 +172,7 @@ class _DiT(nn.Module):
       )
     shape = (c.padded_vocab, c.width)
     embedding = Weight("embedding", shape, name="embed")()
-    x, cache = trunk(
+    x, cache, _ = trunk(
         c,
         embedding[inputs.latent],
         inputs,

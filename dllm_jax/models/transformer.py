@@ -3,7 +3,9 @@
 Bidirectional or causal by the mask spec of its inputs alone. Parameters are a
 plain dict with these paths, N layers stacked first (D width, H heads, G key and
 value heads, K head features, F hidden features of the perceptron, C features of
-conditioning, V padded vocabulary); those in brackets depend on the config:
+conditioning, E experts, V padded vocabulary); those in brackets depend on the
+config, and `layers` is `run0/layers`, `run1/layers`, ... where some layers have
+experts and others have none:
 
     embed/embedding                [V, D]           (token inputs)
     input/{kernel,bias}            [E, D], [D]      (vector inputs)
@@ -17,6 +19,11 @@ conditioning, V padded vocabulary); those in brackets depend on the config:
     layers/mlp_norm/scale          [N, D]
     layers/mlp/{gate,up}/kernel    [N, D, F]
     layers/mlp/down/kernel         [N, F, D]
+    layers/mlp/router/kernel       [N, D, E]        (experts)
+    layers/mlp/router/expert_bias  [N, E]           (router_bias)
+    layers/mlp/experts/{gate,up}   [N, E, D, F]     (experts; F expert_dim)
+    layers/mlp/experts/down        [N, E, F, D]     (experts)
+    layers/mlp/shared/{gate,up,down}/kernel         (shared_dim)
     layers/modulation/{kernel,bias} [N, C, 6 D]     (conditioned or classes)
     final_norm/scale               [D]
     final_modulation/{kernel,bias} [C, 2 D]         (conditioned or classes)
@@ -32,11 +39,12 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
-from dllm_jax.models import layers
+from dllm_jax.models import layers, moe
 from dllm_jax.models.attention import check_implementation, Implementation
-from dllm_jax.models.block import denoiser, SwiGLU, trunk
+from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
 from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.layers import Linear, RMSNorm, TimeEmbedding, Weight
+from dllm_jax.models.perceptron import SwiGLU
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +73,23 @@ class TransformerConfig:
     cond_dim: features of time and class together (C).
     latent_dim: features of vector inputs; None for tokens.
     output_dim: features of vector outputs; None for logits.
+    experts: experts of a routed layer (E); 0 for plain perceptrons everywhere.
+    experts_per_token: how many of them a position has (k).
+    expert_dim: hidden features of an expert; None for mlp_dim.
+    shared_dim: hidden features of the expert that all positions have; 0: none.
+    dense_layers: layers that keep a plain perceptron, by number from 0.
+    router: what turns logits into scores, "softmax" or "sigmoid".
+    router_bias: a bias on scores that decides the choice and nothing else.
+    router_groups: groups of experts.
+    router_top_groups: how many of them a position may choose from.
+    router_normalised: whether a position's scores are divided by their sum.
+    router_scale: factor of the experts' sum.
+    balance_weight: factor of the balance loss in `aux["loss"]`, which training
+      adds to the loss.
+    experts_implementation: `moe.IMPLEMENTATIONS`; None for the platform's.
     vocab_multiple: the vocabulary is padded to a multiple of this.
     dtype: of activations, "float32" or "bfloat16".
+    param_dtype: of stored parameters, "float32" or "bfloat16".
     remat: what a layer keeps for its backward pass (`layers.REMAT`).
     unroll: layers to a step of the scan; more compile longer, run faster.
     attention: implementation (`attention.IMPLEMENTATIONS`).
@@ -91,8 +114,22 @@ class TransformerConfig:
   cond_dim: int = 128
   latent_dim: int | None = None
   output_dim: int | None = None
+  experts: int = 0
+  experts_per_token: int = 2
+  expert_dim: int | None = None
+  shared_dim: int = 0
+  dense_layers: tuple[int, ...] = ()
+  router: str = "softmax"
+  router_bias: bool = False
+  router_groups: int = 1
+  router_top_groups: int = 1
+  router_normalised: bool = False
+  router_scale: float = 1.0
+  balance_weight: float = 0.0
+  experts_implementation: str | None = None
   vocab_multiple: int = 128
   dtype: str = "float32"
+  param_dtype: str = "float32"
   remat: str = "none"
   unroll: int = 1
   attention: Implementation = None
@@ -127,7 +164,9 @@ class TransformerConfig:
           "tied=True needs token inputs and logits: unset latent_dim and"
           " output_dim, or set tied=False"
       )
+    self._check_experts()
     layers.check_choice("dtype", self.dtype, layers.DTYPES)
+    layers.check_choice("param_dtype", self.param_dtype, layers.DTYPES)
     layers.check_choice("remat", self.remat, layers.REMAT)
     check_implementation(self.attention)
     fill = dict(
@@ -135,9 +174,45 @@ class TransformerConfig:
         head_dim=head_dim,
         rotary_dim=rotary_dim,
         mlp_dim=self.mlp_dim or -(-8 * self.width // (3 * 64)) * 64,
+        dense_layers=tuple(self.dense_layers),
     )
+    fill["expert_dim"] = self.expert_dim or fill["mlp_dim"]
     for name, value in fill.items():
       object.__setattr__(self, name, value)
+
+  def _check_experts(self) -> None:
+    layers.check_at_least(self, 0, "experts", "shared_dim")
+    layers.check_at_least(
+        self, 1, "experts_per_token", "expert_dim", "router_groups",
+        "router_top_groups",
+    )  # fmt: skip
+    layers.check_choice("router", self.router, moe.ROUTERS)
+    if self.experts_implementation not in moe.IMPLEMENTATIONS:
+      raise ValueError(
+          f"experts_implementation {self.experts_implementation!r} is unknown;"
+          f" choose one of {', '.join(map(str, moe.IMPLEMENTATIONS))}"
+      )
+    if not self.experts:
+      return
+    groups, top = self.router_groups, self.router_top_groups
+    if self.experts % groups or top > groups:
+      raise ValueError(
+          f"router_groups {groups} must divide experts {self.experts} and be at"
+          f" least router_top_groups {top}"
+      )
+    if self.experts_per_token > self.experts // groups * top:
+      raise ValueError(
+          f"experts_per_token {self.experts_per_token} is more than the"
+          f" {self.experts // groups * top} experts a position may choose from"
+      )
+
+  @property
+  def runs(self) -> tuple[Run, ...]:
+    """The stacks of layers: one, or one for each run of equal layers."""
+    return layer_runs([
+        self.experts > 0 and i not in self.dense_layers
+        for i in range(self.layers)
+    ])
 
   @property
   def padded_vocab(self) -> int:
@@ -168,7 +243,7 @@ def transformer(config: TransformerConfig) -> Denoiser:
   values of the T positions are written at their slots in every layer, and the
   positions attend to all filled slots by the mask spec.
   """
-  return denoiser(_Transformer(config))
+  return denoiser(_Transformer(config), config.param_dtype)
 
 
 class _Transformer(nn.Module):
@@ -179,10 +254,13 @@ class _Transformer(nn.Module):
     c = self.config
     x, embedding = self._embed(inputs.latent)
     conditioning = self._conditioning(inputs)
-    x, cache = trunk(
-        c, x, inputs, cache, conditioning, norm=RMSNorm, mlp=SwiGLU
-    )
-    return self._output(x, embedding), cache
+    x, cache, aux = trunk(
+        c, x, inputs, cache, conditioning,
+        norm=RMSNorm, mlp=SwiGLU, experts=moe.Experts,
+    )  # fmt: skip
+    if "balance" in aux and c.balance_weight:
+      aux["loss"] = c.balance_weight * jnp.mean(aux["balance"])
+    return self._output(x, embedding).replace(aux=aux), cache
 
   def _embed(self, latent):
     c = self.config

@@ -15,7 +15,7 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
-from dllm_jax.core.axes import BATCH_AXES, CONTEXT, FSDP, TENSOR
+from dllm_jax.core.axes import BATCH_AXES, CONTEXT, EXPERT, FSDP, TENSOR
 
 Rule = tuple[str, jax.sharding.PartitionSpec]
 
@@ -31,6 +31,11 @@ RULES: tuple[Rule, ...] = tuple(
         ("layers/mlp/(gate|up)/kernel", (None, FSDP, TENSOR)),
         ("layers/mlp/(gate|up)/bias", (None, TENSOR)),
         ("layers/mlp/down/kernel", (None, TENSOR, FSDP)),
+        ("layers/mlp/shared/(gate|up)/kernel", (None, FSDP, TENSOR)),
+        ("layers/mlp/shared/down/kernel", (None, TENSOR, FSDP)),
+        ("layers/mlp/experts/(gate|up)", (None, EXPERT, FSDP, TENSOR)),
+        ("layers/mlp/experts/down", (None, EXPERT, TENSOR, FSDP)),
+        ("layers/mlp/router/kernel", (None, FSDP, None)),
         ("layers/modulation/kernel", (None, None, FSDP)),
         ("final_modulation/kernel", (None, FSDP)),
         (".*", ()),
@@ -106,7 +111,8 @@ def _check(path, leaf, spec, mesh):
           " the model"
       )
   size = math.prod(leaf.shape) * leaf.dtype.itemsize
-  divided = _parts(tuple(a for a in (FSDP, TENSOR) if a in mesh.shape), mesh)
+  axes = tuple(a for a in (FSDP, TENSOR, EXPERT) if a in mesh.shape)
+  divided = _parts(axes, mesh)
   if whole == 1 and divided > 1 and size > _LARGE:
     raise ValueError(
         f"{path}: {size / 2**20:.1f} MiB would be replicated on a mesh that"

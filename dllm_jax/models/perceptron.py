@@ -1,0 +1,56 @@
+"""Perceptrons of a block: the same for every position, no routing.
+
+Each is called `(x, real)` as `moe.Experts` is, and returns `(y, aux)`; these
+report nothing in `aux`.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+
+from dllm_jax.models.layers import Linear, scaled_normal
+
+
+class SwiGLU(nn.Module):
+  """(silu(x G) * x U) W, without biases (arXiv:2002.05202).
+
+  Attributes:
+    config: the network's.
+    dim: hidden features; None for the config's.
+  """
+
+  config: Any
+  dim: int | None = None
+
+  @nn.compact
+  def __call__(self, x, real):
+    """Returns the perceptron of each position, and nothing to report."""
+    del real
+    c = self.config
+    dim = self.dim or c.mlp_dim
+    wide = lambda name: Linear((c.width,), (dim,), dtype=c.dtype, name=name)
+    down = Linear(
+        (dim,),
+        (c.width,),
+        dtype=c.dtype,
+        kernel_init=scaled_normal((2 * c.layers) ** -0.5),
+        name="down",
+    )
+    return down(nn.silu(wide("gate")(x)) * wide("up")(x)), {}
+
+
+class GeluMlp(nn.Module):
+  """gelu(x U + b) W + c, gelu by its tanh form."""
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, x, real):
+    """Returns the perceptron of each position, and nothing to report."""
+    del real
+    c = self.config
+    linear = lambda inputs, outputs, name: Linear(
+        (inputs,), (outputs,), bias=True, dtype=c.dtype, name=name
+    )
+    x = nn.gelu(linear(c.width, c.mlp_dim, "up")(x), approximate=True)
+    return linear(c.mlp_dim, c.width, "down")(x), {}
