@@ -80,6 +80,7 @@ def reduce(
     outs: ModelOutputs | tuple[ModelOutputs, ...],
     *per_position: PyTree,
     window: Int[Array, "B W"] | None = None,
+    live: int = 1,
 ) -> PyTree:
   """Returns fn(logits, *per_position), computed on chunks of positions.
 
@@ -95,6 +96,8 @@ def reduce(
       `[B, 1, ...]`, handed to every chunk as they are.
     window: for each row, the slots of `hidden` to read, if not all T: results and
       `per_position` are then `[B, W, ...]`. Slots below 0 read slot 0.
+    live: how many times smaller a chunk is: about the arrays of its size that the
+      gradient of fn keeps at once, where `cross_entropy` keeps none.
 
   Returns:
     The pytree that fn returns, with all T (or W) positions.
@@ -111,7 +114,7 @@ def reduce(
   span = length // shards
   devices = axis_size(*BATCH_AXES)
   local_rows = -(-batch // devices) * len(outs)
-  size = _chunk_rows(vocab_width(outs[0])) // local_rows
+  size = _chunk_rows(vocab_width(outs[0])) // (local_rows * live)
   size = min(max(size, 1), span)
 
   leaves, treedef = jax.tree.flatten(per_position)

@@ -135,7 +135,7 @@ class ContinuousMixture(Discrete):
     def terms(logits, x0, z, t):
       return self.token_loss(process, logits, x0, z, t)
 
-    terms = reduce(terms, out, x0, z, t)
+    terms = reduce(terms, out, x0, z, t, live=2)
     bound = jax.lax.stop_gradient(terms) + self.prior_loss()
     return jnp.sum(weights.loss * terms), weights.bound * bound
 

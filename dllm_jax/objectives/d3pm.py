@@ -209,7 +209,7 @@ class D3PM(Discrete):
     def terms(logits, x0, z, t):
       return self.token_terms(process, logits, x0, z, t)
 
-    step, clean = reduce(terms, out, x0, z, t)
+    step, clean = reduce(terms, out, x0, z, t, live=3)
     prior = process.constants["prior_loss"]
     prior = prior[x0] if prior.ndim else prior
     supervised = jnp.where(weights.bound > 0, prior, 0.0)

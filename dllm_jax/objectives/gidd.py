@@ -205,7 +205,7 @@ class GIDD(ContinuousMixture):
     def gap(logits, x0, z, t):
       return self.gap(process, logits, x0, z, t)
 
-    gap, weight = reduce(gap, out, x0, z, t), self.weight(x0, z, t)
+    gap, weight = reduce(gap, out, x0, z, t, live=2), self.weight(x0, z, t)
     bound = weight * jax.lax.stop_gradient(gap) + self.prior_loss()
     if self.weight_clip is not None:
       weight = jnp.minimum(weight, self.weight_clip)

@@ -21,6 +21,8 @@ from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Noise
 from dllm_jax.objectives.base import TokenSpace
 
+_NEVER = -1e30  # a log-probability that is 0 after exp, and finite
+
 
 class Parts(NamedTuple):
   """The three probabilities of a token's fate, which sum to 1.
@@ -146,11 +148,13 @@ def log_tokens(
 ) -> tuple[Float[Array, "*n V"], Float[Array, "*n"]]:
   """Returns log q(z_t | x0 ~ p) of real tokens, and its sum over them.
 
-  The entry of the mask is no probability. The sum is 0 without uniform noise.
+  The mask's entry is no probability. The sum is 0 without uniform noise.
   """
   n = real_tokens(log_p.shape[-1], mask_id)
   keep, uniform = (safe_log(x)[..., None] for x in parts[:2])
-  log_q = jnp.logaddexp(keep + log_p, uniform - math.log(n))
+  # -inf beside -inf has no gradient: the mask's entry where nothing is uniform.
+  kept = jnp.maximum(keep + log_p, _NEVER)
+  log_q = jnp.logaddexp(kept, uniform - math.log(n))
   total = jnp.sum(log_q, axis=-1)
   if mask_id is not None:  # log p of the mask is -inf: its entry is the noise
     total -= uniform[..., 0] - math.log(n)
