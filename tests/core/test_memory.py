@@ -18,13 +18,13 @@ def test_memory_does_not_grow_with_positions_times_vocabulary():
 
     f32 = jax.ShapeDtypeStruct
     compiled = (
-        jax.jit(jax.grad(loss, argnums=(0, 1)))
-        .lower(
-            f32((1, length, width), jnp.float32),
-            f32((width, vocab), jnp.float32),
-            f32((1, length), jnp.int32),
-        )
-        .compile()
+      jax.jit(jax.grad(loss, argnums=(0, 1)))
+      .lower(
+        f32((1, length, width), jnp.float32),
+        f32((width, vocab), jnp.float32),
+        f32((1, length), jnp.int32),
+      )
+      .compile()
     )
     return compiled.memory_analysis().temp_size_in_bytes
 

@@ -39,7 +39,7 @@ def test_rare_token_appears_at_its_rate():
   def count(key):
     def body(total, key):
       drawn = inverse_cdf(
-          jax.random.bits(key, (chunk, 2)), jnp.tile(logits, (chunk, 1))
+        jax.random.bits(key, (chunk, 2)), jnp.tile(logits, (chunk, 1))
       )
       return total + jnp.bincount(drawn, length=5), None
 
@@ -68,9 +68,7 @@ def test_draws_follow_the_distribution(vocab):
   key = jax.random.key(vocab)
   logits = 2.0 * jax.random.normal(key, (vocab,))
   n = 40_000
-  drawn = inverse_cdf(
-      jax.random.bits(key, (n, 2)), jnp.tile(logits, (n, 1))
-  )
+  drawn = inverse_cdf(jax.random.bits(key, (n, 2)), jnp.tile(logits, (n, 1)))
   p = np.asarray(jax.nn.softmax(logits), np.float64)
   counts = np.bincount(np.asarray(drawn), minlength=vocab)
   assert counts.size == vocab
@@ -89,14 +87,17 @@ def test_forbidden_tokens_are_never_drawn():
   assert set(np.unique(np.asarray(drawn)).tolist()) == {5, 6, 20}
 
 
+@jax.jit
+def _keyed(rows, step, positions):
+  return Keyed.at(
+    jax.random.key(7), request=rows, step=step, position=positions
+  )
+
+
 def _noise(rows, length=6, step=3):
   rows = jnp.asarray(rows)
-  return Keyed.at(
-      jax.random.key(7),
-      request=rows,
-      step=jnp.full(rows.shape, step),
-      position=jnp.tile(jnp.arange(length), (rows.size, 1)),
-  )
+  positions = jnp.tile(jnp.arange(length), (rows.size, 1))
+  return _keyed(rows, jnp.full(rows.shape, step), positions)
 
 
 def test_noise_of_a_request_is_the_same_alone_and_in_a_batch():
@@ -105,7 +106,7 @@ def test_noise_of_a_request_is_the_same_alone_and_in_a_batch():
   alone = _noise([2]).categorical(Tag.TOKEN, logits[2:3])
   np.testing.assert_array_equal(batch[2:3], alone)
   assert not np.array_equal(
-      _noise([2]).uniform(Tag.TOKEN, 2), _noise([2], step=4).uniform(0, 2)
+    _noise([2]).uniform(Tag.TOKEN, 2), _noise([2], step=4).uniform(0, 2)
   )
 
 
@@ -127,5 +128,5 @@ def test_recorded_noise_replays_the_ratio_rule():
   found = noise.categorical(0, jnp.log(jnp.asarray(p, jnp.float32)))
   np.testing.assert_array_equal(found, expected)
   np.testing.assert_array_equal(
-      noise.uniform(0, 3), u[..., :3].astype(np.float32)
+    noise.uniform(0, 3), u[..., :3].astype(np.float32)
   )

@@ -10,8 +10,8 @@ import pytest
 from dllm_jax.core.schedule import Linear, LogLinear, Polynomial, SCHEDULES
 
 _ALL = [cls() for cls in SCHEDULES.values()] + [
-    Polynomial(power=0.5),
-    Polynomial(power=3.0, floor=1e-4, ceiling=1 - 1e-4),
+  Polynomial(power=0.5),
+  Polynomial(power=3.0, floor=1e-4, ceiling=1 - 1e-4),
 ]
 _NAMED = pytest.mark.parametrize("schedule", _ALL, ids=repr)
 
@@ -38,25 +38,23 @@ def test_alpha_falls_and_dalpha_is_its_derivative(schedule):
 @_NAMED
 def test_sigma_masked_and_weight_agree_with_alpha(schedule):
   t = jnp.linspace(0.05, 0.9, 35)
-  alpha, dalpha = (np.asarray(f(t), np.float64) for f in (
-      schedule.alpha, schedule.dalpha
-  ))
+  alpha, dalpha = (
+    np.asarray(f(t), np.float64) for f in (schedule.alpha, schedule.dalpha)
+  )
   # 1 - alpha itself is rounded to 6e-8.
   np.testing.assert_allclose(
-      schedule.masked(t), 1 - alpha, rtol=1e-4, atol=1e-7
+    schedule.masked(t), 1 - alpha, rtol=1e-4, atol=1e-7
   )
   sigma = np.asarray(schedule.sigma(t), np.float64)
   np.testing.assert_allclose(np.exp(-sigma), alpha, rtol=1e-4, atol=1e-8)
+  np.testing.assert_allclose(schedule.dsigma(t), -dalpha / alpha, rtol=1e-3)
   np.testing.assert_allclose(
-      schedule.dsigma(t), -dalpha / alpha, rtol=1e-3
-  )
-  np.testing.assert_allclose(
-      schedule.weight(t), -dalpha / (1 - alpha), rtol=1e-3
+    schedule.weight(t), -dalpha / (1 - alpha), rtol=1e-3
   )
 
 
 @pytest.mark.parametrize(
-    "schedule", [s for s in _ALL if getattr(s, "ceiling", 0.0) == 1.0], ids=repr
+  "schedule", [s for s in _ALL if getattr(s, "ceiling", 0.0) == 1.0], ids=repr
 )
 def test_small_times_do_not_cancel(schedule):
   t = 1e-5
@@ -75,10 +73,10 @@ def test_weight_of_linear_masks_is_one_over_t():
 def test_loglinear_is_the_published_formula():
   t = np.linspace(0.0, 1.0, 11)
   np.testing.assert_allclose(
-      LogLinear().sigma(jnp.asarray(t, jnp.float32)),
-      -np.log1p(-(1 - 1e-3) * t),
-      rtol=1e-5,
-      atol=1e-7,
+    LogLinear().sigma(jnp.asarray(t, jnp.float32)),
+    -np.log1p(-(1 - 1e-3) * t),
+    rtol=1e-5,
+    atol=1e-7,
   )
 
 
@@ -89,15 +87,15 @@ def test_schedules_are_static_values(schedule):
 
 
 @pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Linear(floor=0.5, ceiling=0.5),
-        lambda: Linear(floor=-0.1),
-        lambda: Linear(ceiling=1.1),
-        lambda: Polynomial(power=0.0),
-        lambda: SCHEDULES["geometric"](sigma_min=0.0),
-        lambda: SCHEDULES["sigma_linear"](sigma_min=2.0, sigma_max=1.0),
-    ],
+  "make",
+  [
+    lambda: Linear(floor=0.5, ceiling=0.5),
+    lambda: Linear(floor=-0.1),
+    lambda: Linear(ceiling=1.1),
+    lambda: Polynomial(power=0.0),
+    lambda: SCHEDULES["geometric"](sigma_min=0.0),
+    lambda: SCHEDULES["sigma_linear"](sigma_min=2.0, sigma_max=1.0),
+  ],
 )
 def test_impossible_schedules_are_refused(make):
   with pytest.raises(ValueError, match="not"):

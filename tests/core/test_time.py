@@ -26,9 +26,7 @@ def test_shared_offset_is_one_uniform_and_even_steps():
   np.testing.assert_allclose(np.diff(np.sort(t.ravel())), 1 / 16, atol=3e-7)
 
 
-@pytest.mark.parametrize(
-    "rule", ["independent", "stratified", "shared_offset"]
-)
+@pytest.mark.parametrize("rule", ["independent", "stratified", "shared_offset"])
 def test_every_entry_is_uniform_over_keys(rule):
   keys = jax.random.split(jax.random.key(5), 2000)
   t = jax.vmap(lambda key: draw_times(key, (4, 1), rule))(keys)
@@ -43,12 +41,12 @@ def test_every_entry_is_uniform_over_keys(rule):
 def test_low_discrepancy_lowers_the_spread_of_the_mean():
   keys = jax.random.split(jax.random.key(6), 500)
   spread = {
-      rule: float(
-          jnp.std(
-              jax.vmap(lambda k, r=rule: draw_times(k, (16, 1), r).mean())(keys)
-          )
+    rule: float(
+      jnp.std(
+        jax.vmap(lambda k, r=rule: draw_times(k, (16, 1), r).mean())(keys)
       )
-      for rule in ("independent", "stratified")
+    )
+    for rule in ("independent", "stratified")
   }
   # Theory: sqrt(1/12/16) = 0.0722 and sqrt(1/12/16^3) = 0.0045.
   assert spread["stratified"] < 0.1 * spread["independent"]

@@ -28,10 +28,10 @@ def chunking(request, monkeypatch):
 def _outputs(seed=0, *, bias=True):
   keys = jax.random.split(jax.random.key(seed), 3)
   return ModelOutputs(
-      hidden=jax.random.normal(keys[0], (_BATCH, _LENGTH, _WIDTH)),
-      unembed=jax.random.normal(keys[1], (_WIDTH, _PADDED)),
-      bias=jax.random.normal(keys[2], (_PADDED,)) if bias else None,
-      vocab_size=_VOCAB,
+    hidden=jax.random.normal(keys[0], (_BATCH, _LENGTH, _WIDTH)),
+    unembed=jax.random.normal(keys[1], (_WIDTH, _PADDED)),
+    bias=jax.random.normal(keys[2], (_PADDED,)) if bias else None,
+    vocab_size=_VOCAB,
   )
 
 
@@ -68,9 +68,9 @@ def test_cross_entropy_equals_the_dense_one(chunking, bias):
 
   at = (0, 1, 2, 3) if bias else (0, 1, 3)
   args = (out.hidden, out.unembed, out.bias, weights)
-  value, grads = jax.value_and_grad(
-      lambda *a: loss(cross_entropy, *a), at
-  )(*args)
+  value, grads = jax.value_and_grad(lambda *a: loss(cross_entropy, *a), at)(
+    *args
+  )
   expected, dense = jax.value_and_grad(lambda *a: loss(_dense, *a), at)(*args)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   # Where the weight is 0 the term is not computed, nor its weight's gradient.
@@ -87,7 +87,7 @@ def test_per_token_terms_are_unweighted_and_zero_without_weight(chunking):
   log_p = jax.nn.log_softmax(_dense_logits(out))
   dense = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
   np.testing.assert_allclose(
-      terms, jnp.where(weights != 0, dense, 0.0), rtol=1e-4, atol=1e-5
+    terms, jnp.where(weights != 0, dense, 0.0), rtol=1e-4, atol=1e-5
   )
 
 
@@ -95,9 +95,9 @@ def test_given_logits_need_no_unembedding():
   out, (targets, weights) = _outputs(), _targets_and_weights()
   given = ModelOutputs(hidden=_dense_logits(out))
   np.testing.assert_allclose(
-      cross_entropy(given, targets, weights)[0],
-      cross_entropy(out, targets, weights)[0],
-      rtol=1e-5,
+    cross_entropy(given, targets, weights)[0],
+    cross_entropy(out, targets, weights)[0],
+    rtol=1e-5,
   )
 
 
@@ -124,7 +124,7 @@ def test_forbidden_token_has_no_probability_and_finite_gradients(chunking):
   found, expected = jax.grad(loss)(out), jax.grad(dense)(out)
   for name in ("hidden", "unembed", "bias"):
     np.testing.assert_allclose(
-        getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5
+      getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5
     )
   assert forbid(out, None) is out
 
@@ -163,7 +163,7 @@ def test_reduce_reads_a_window_of_each_row(chunking):
   window = start[:, None] + jnp.arange(7)
   offset = jnp.arange(_BATCH * 7).reshape(_BATCH, 7)
   found = reduce(
-      lambda logits, o: jnp.sum(logits, -1) + o, out, offset, window=window
+    lambda logits, o: jnp.sum(logits, -1) + o, out, offset, window=window
   )
   rows = jnp.arange(_BATCH)[:, None]
   dense = jnp.sum(_dense_logits(out), -1)[rows, jnp.maximum(window, 0)]
@@ -206,7 +206,7 @@ def _dot_flops(text, *, unknown_trips=1):
       if define:
         shapes[define[1]] = shape(define[2])
       dot = re.search(
-          r" dot\(%?([\w.\-]+), .*lhs_contracting_dims={([\d,]+)}", line
+        r" dot\(%?([\w.\-]+), .*lhs_contracting_dims={([\d,]+)}", line
       )
       if dot:
         inner = [shapes[dot[1]][i] for i in shape(dot[2])]
@@ -248,16 +248,12 @@ def test_each_device_does_its_share(monkeypatch, step, shape):
     fn = jax.value_and_grad(_entropy_step, (0, 1))
   mesh = _mesh(*shape)
   with jax.set_mesh(mesh):
-    rows = jax.NamedSharding(
-        mesh, jax.P(("data", "fsdp", "expert"), "context")
-    )
+    rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp", "expert"), "context"))
     whole = jax.NamedSharding(mesh, jax.P())
     args = (
-        jax.ShapeDtypeStruct(
-            (batch, length, width), jnp.float32, sharding=rows
-        ),
-        jax.ShapeDtypeStruct((width, vocab), jnp.float32, sharding=whole),
-        jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=rows),
+      jax.ShapeDtypeStruct((batch, length, width), jnp.float32, sharding=rows),
+      jax.ShapeDtypeStruct((width, vocab), jnp.float32, sharding=whole),
+      jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=rows),
     )
     text = jax.jit(fn).lower(*args).compile().as_text()
   # cross_entropy's loop runs over the chunks that have a weight: all of them.
@@ -274,9 +270,9 @@ def test_mesh_does_not_change_the_loss(monkeypatch):
   monkeypatch.setattr(vocabulary, "_CHUNK_MIN_ROWS", 16)
   keys = jax.random.split(jax.random.key(0), 3)
   args = (
-      jax.random.normal(keys[0], (16, 8, 6)),
-      jax.random.normal(keys[1], (6, 20)),
-      jax.random.randint(keys[2], (16, 8), 0, 20),
+    jax.random.normal(keys[0], (16, 8, 6)),
+    jax.random.normal(keys[1], (6, 20)),
+    jax.random.randint(keys[2], (16, 8), 0, 20),
   )
   fn = jax.value_and_grad(_entropy_step, (0, 1))
   alone = fn(*args)
@@ -292,7 +288,7 @@ def _all_values(jaxpr):
     yield from (var.aval for var in equation.outvars)
     for param in equation.params.values():
       for inner in jax.tree.leaves(
-          param, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        param, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
       ):
         inner = getattr(inner, "jaxpr", inner)
         if hasattr(inner, "eqns"):
@@ -302,27 +298,27 @@ def _all_values(jaxpr):
 def test_no_value_has_positions_times_vocabulary():
   rows, length, width, vocab = 2, 1024, 64, 50_000
   args = (
-      jax.ShapeDtypeStruct((rows, length, width), jnp.bfloat16),
-      jax.ShapeDtypeStruct((width, vocab), jnp.float32),
-      jax.ShapeDtypeStruct((rows, length), jnp.int32),
+    jax.ShapeDtypeStruct((rows, length, width), jnp.bfloat16),
+    jax.ShapeDtypeStruct((width, vocab), jnp.float32),
+    jax.ShapeDtypeStruct((rows, length), jnp.int32),
   )
 
   def draw(hidden, unembed, request):
     noise = Keyed.at(
-        jax.random.key(0),
-        request=request[:, 0],
-        step=request[:, 0],
-        position=request,
+      jax.random.key(0),
+      request=request[:, 0],
+      step=request[:, 0],
+      position=request,
     )
     out = ModelOutputs(hidden=hidden, unembed=unembed)
     return reduce(
-        lambda logits, n: n.categorical(Tag.TOKEN, logits), out, noise
+      lambda logits, n: n.categorical(Tag.TOKEN, logits), out, noise
     )
 
   for fn in (jax.value_and_grad(_entropy_step, (0, 1)), draw):
     sizes = [
-        math.prod(getattr(value, "shape", ()))
-        for value in _all_values(jax.make_jaxpr(fn)(*args).jaxpr)
+      math.prod(getattr(value, "shape", ()))
+      for value in _all_values(jax.make_jaxpr(fn)(*args).jaxpr)
     ]
     assert len(sizes) > 50
     assert max(sizes) < rows * length * vocab

@@ -14,10 +14,10 @@ def batch(x0, loss_mask=None):
   x0 = jnp.asarray(x0)
   ones = jnp.ones(x0.shape, bool)
   return Batch(
-      tokens=x0,
-      loss_mask=ones if loss_mask is None else jnp.asarray(loss_mask, bool),
-      segment_ids=ones.astype(jnp.int32),
-      positions=jnp.broadcast_to(jnp.arange(x0.shape[1]), x0.shape),
+    tokens=x0,
+    loss_mask=ones if loss_mask is None else jnp.asarray(loss_mask, bool),
+    segment_ids=ones.astype(jnp.int32),
+    positions=jnp.broadcast_to(jnp.arange(x0.shape[1]), x0.shape),
   )
 
 

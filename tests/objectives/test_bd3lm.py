@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dllm_jax.objectives.bd3lm import (
-    BD3LM,
-    choose_clip,
-    clip_candidates,
-    clip_variances,
+  BD3LM,
+  choose_clip,
+  clip_candidates,
+  clip_variances,
 )
 from tests.objectives import toy
 
@@ -43,11 +43,15 @@ def test_heavy_masking_weighs_evenly():
 
 def test_resampled_blocks_lie_in_the_clip_interval():
   objective = BD3LM(
-      **_SPACE, length=_LENGTH, block_size=4, clip_low=0.3, clip_high=0.8,
-      resample=True,
+    **_SPACE,
+    length=_LENGTH,
+    block_size=4,
+    clip_low=0.3,
+    clip_high=0.8,
+    resample=True,
   )
   data = toy.batch(np.tile(_X0, (2000, 1)))
-  drawn = objective.draw(objective.init(_KEY), _KEY, data, step=_STEP)
+  drawn = toy.draw(objective, objective.init(_KEY), _KEY, data)
   share = np.asarray(drawn.z == _MASK).mean(1)
   assert set(share) == {0.5, 0.75}
 
@@ -63,9 +67,7 @@ def test_clip_search_finds_the_quiet_interval():
   candidates = clip_candidates(objective, widths=(0.5, 0.7), stride=0.1)
   assert candidates.shape == (1 + 6 + 4, 2)
   variances = jax.jit(
-      lambda key: clip_variances(
-          objective, process, flat, key, data, candidates
-      )
+    lambda key: clip_variances(objective, process, flat, key, data, candidates)
   )(_KEY)
   chosen = choose_clip(objective, process, candidates, variances)
   np.testing.assert_allclose(chosen.state["clip"], [0.5, 1.0], atol=1e-6)

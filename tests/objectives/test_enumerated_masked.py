@@ -11,7 +11,7 @@ import pytest
 from dllm_jax.core.schedule import Sine
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import (
-    BD3LM,
+  BD3LM,
 )
 from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.genmd4 import GenMD4
@@ -43,19 +43,22 @@ def _close(found, exact, error, *, relative=0.02):
 # ---- losses -----------------------------------------------------------------
 
 _TIMED = {
-    "MDLM, T = 5": (MDLM(**_SPACE, steps=5, time_epsilon=0.0), None),
-    "MDLM, change of variables": (
-        MDLM(**_SPACE, time_change="change_of_variables"), _EVEN,
-    ),
-    "MDLM, importance sampling": (
-        MDLM(**_SPACE, time_change="importance_sampling"), _EVEN,
-    ),
-    "MD4": (MD4(**_SPACE, schedule=Sine(**_CLIPPED)), _EVEN),
-    "MD4, T = 6": (MD4(**_SPACE, steps=6), None),
-    "LLaDA": (LLaDA(**_SPACE, random_length=0.0), _EVEN),
-    "Dream": (
-        Dream(**_SPACE, token_weights="time", normalisation="token"), _EVEN,
-    ),
+  "MDLM, T = 5": (MDLM(**_SPACE, steps=5, time_epsilon=0.0), None),
+  "MDLM, change of variables": (
+    MDLM(**_SPACE, time_change="change_of_variables"),
+    _EVEN,
+  ),
+  "MDLM, importance sampling": (
+    MDLM(**_SPACE, time_change="importance_sampling"),
+    _EVEN,
+  ),
+  "MD4": (MD4(**_SPACE, schedule=Sine(**_CLIPPED)), _EVEN),
+  "MD4, T = 6": (MD4(**_SPACE, steps=6), None),
+  "LLaDA": (LLaDA(**_SPACE, random_length=0.0), _EVEN),
+  "Dream": (
+    Dream(**_SPACE, token_weights="time", normalisation="token"),
+    _EVEN,
+  ),
 }
 
 
@@ -73,14 +76,14 @@ def test_loss_is_the_enumerated_bound(table, name):
     low = objective.time_epsilon
     times = objective.place(jnp.asarray((1.0 - low) * even + low))
   terms = toy.masked_terms(
-      _shifted(table) if objective.shift else table, _X0, _MASK
+    _shifted(table) if objective.shift else table, _X0, _MASK
   )
   curve = types.SimpleNamespace(
-      alpha=lambda t: 1.0 - objective.masked(t), weight=objective.weight
+    alpha=lambda t: 1.0 - objective.masked(t), weight=objective.weight
   )
   exact = toy.bound(terms, _LENGTH, curve, times=times)
   mean, error = toy.monte_carlo(
-      objective, objective.init(_KEY), table, _X0, rows=512, keys=150
+    objective, objective.init(_KEY), table, _X0, rows=512, keys=150
   )
   ends = objective.end_terms() if isinstance(objective, MD4) else 0.0
   _close(mean[0], exact, error[0])
@@ -97,14 +100,14 @@ def _block_bound(network, objective, x0):
       z[start : start + size][~np.array(keep)] = _MASK
       masked = np.flatnonzero(z == _MASK)
       inputs = objective.two_streams(
-          jnp.asarray(z[None]), jnp.ones((1, _LENGTH)), toy.batch(x0[None])
+        jnp.asarray(z[None]), jnp.ones((1, _LENGTH)), toy.batch(x0[None])
       )
       logits = np.asarray(network(inputs).hidden[0, :_LENGTH], np.float64)
       logits[:, _MASK] = -np.inf
       log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
       terms[tuple(masked)] = -log_p[masked, x0[masked]].sum()
     total += size * toy.bound(
-        terms, size, objective.schedule, low=objective.time_epsilon
+      terms, size, objective.schedule, low=objective.time_epsilon
     )
   return total / _LENGTH
 
@@ -116,7 +119,7 @@ def test_block_loss_is_the_enumerated_bound(size):
   exact = _block_bound(network, objective, _X0)
   process = objective.init(_KEY)
   mean, error = toy.monte_carlo(
-      objective, process, network, _X0, rows=256, keys=150
+    objective, process, network, _X0, rows=256, keys=150
   )
   if size == 1:  # t = 1: no variance at all
     np.testing.assert_allclose(mean, exact, rtol=1e-5)
@@ -130,7 +133,7 @@ def test_block_loss_is_the_enumerated_bound(size):
 
 def _gen_process(objective):
   return objective.init(_KEY).replace(
-      params={"omega": jnp.array([0.3, 1.2, -0.4, 0.0])}
+    params={"omega": jnp.array([0.3, 1.2, -0.4, 0.0])}
   )
 
 
@@ -159,10 +162,10 @@ def test_genmd4_loss_and_gradient_are_the_enumerated_ones(table):
   low = objective.time_epsilon
   times = low + (1.0 - low) * (np.arange(800) + 0.5) / 800
   exact, gradient = jax.value_and_grad(
-      lambda params: _gen_exact(objective, table, _X0, params, times)
+    lambda params: _gen_exact(objective, table, _X0, params, times)
   )(process.params)
   mean, error = toy.monte_carlo(
-      objective, process, table, _X0, rows=256, keys=150
+    objective, process, table, _X0, rows=256, keys=150
   )
   _close(mean[0], exact, error[0])
   prior = objective.epsilon * np.log(_VOCAB - 1)
@@ -228,8 +231,8 @@ def test_autoregressive_loss_is_the_exact_likelihood():
   network = toy.Attention(length=_LENGTH + 1, tokens=_VOCAB)
   rows = toy.states(_MASK, _LENGTH)
   data = toy.batch(rows)
-  drawn = objective.draw(objective.init(_KEY), _KEY, data, step=_STEP)
-  loss = objective.loss(objective.init(_KEY), network, drawn, data, step=_STEP)
+  drawn = toy.draw(objective, objective.init(_KEY), _KEY, data)
+  loss = toy.loss(objective, objective.init(_KEY), network, drawn, data)
   assert float(loss.weight) == rows.size
   nll = np.asarray(loss.bound, np.float64).sum(1)
   assert np.exp(-nll).sum() == pytest.approx(1.0, abs=1e-5)
@@ -241,20 +244,20 @@ def test_autoregressive_inputs_do_not_cross_segments():
   objective = Autoregressive(vocab_size=9, mask_id=8, bos_id=0)
   data = toy.batch(np.array([[3, 4, 5, 6]]))
   data = data.replace(segment_ids=jnp.array([[1, 1, 2, 2]]))
-  drawn = objective.draw(objective.init(_KEY), _KEY, data, step=_STEP)
+  drawn = toy.draw(objective, objective.init(_KEY), _KEY, data)
   np.testing.assert_array_equal(drawn.z, [[0, 3, 0, 5]])
 
 
 # ---- samplers ---------------------------------------------------------------
 
 _SAMPLED = {
-    "MDLM, change of variables": MDLM(
-        **_SPACE, time_change="change_of_variables"
-    ),
-    "MD4": MD4(**_SPACE, schedule=Sine(**_CLIPPED)),
-    "MD4, mean": MD4(**_SPACE, reverse_draw="mean", spacing="uniform"),
-    "LLaDA": LLaDA(**_SPACE),
-    "Dream": Dream(**_SPACE),
+  "MDLM, change of variables": MDLM(
+    **_SPACE, time_change="change_of_variables"
+  ),
+  "MD4": MD4(**_SPACE, schedule=Sine(**_CLIPPED)),
+  "MD4, mean": MD4(**_SPACE, reverse_draw="mean", spacing="uniform"),
+  "LLaDA": LLaDA(**_SPACE),
+  "Dream": Dream(**_SPACE),
 }
 
 
@@ -273,7 +276,7 @@ def test_reverse_steps_reach_the_any_order_law(table, name):
   law = toy.chain(objective, process, read, _LENGTH, times)
   n = 20_000
   found = toy.drawn(
-      objective, process, table, _LENGTH, times, rows=n, window=window
+    objective, process, table, _LENGTH, times, rows=n, window=window
   )
   assert np.all(abs(found - law) < 4.5 * np.sqrt(law / n) + 1e-7)
 
@@ -295,7 +298,7 @@ def test_genmd4_samples_its_own_chain(table):
   low = objective.time_epsilon
   for x0 in toy.states(_MASK, _LENGTH)[::20]:
     exact = _gen_exact(
-        objective, table, x0, process.params, low + (1.0 - low) * even
+      objective, table, x0, process.params, low + (1.0 - low) * even
     )
     state = int(toy.index(x0, _VOCAB))
     assert _LENGTH * exact > -np.log(fine[state])
@@ -308,7 +311,7 @@ def test_blocks_are_sampled_one_after_another(size):
   network = toy.Attention(length=_LENGTH, tokens=_VOCAB)
   rows = jnp.asarray(toy.states(_VOCAB, _LENGTH))
   inputs = objective.inputs(
-      process, rows, jnp.ones((len(rows), 1)), toy.batch(rows)
+    process, rows, jnp.ones((len(rows), 1)), toy.batch(rows)
   )
   table = toy.Table(logits=network(inputs).hidden, tokens=_VOCAB)
   law = None
@@ -316,12 +319,17 @@ def test_blocks_are_sampled_one_after_another(size):
     slots = np.arange(_LENGTH)
     free = (slots >= start) & (slots < start + size)
     law = toy.chain(
-        objective, process, table, _LENGTH, objective.grid(128), law=law,
-        free=free,
+      objective,
+      process,
+      table,
+      _LENGTH,
+      objective.grid(128),
+      law=law,
+      free=free,
     )
   inside = [
-      itertools.permutations(range(start, start + size))
-      for start in range(0, _LENGTH, size)
+    itertools.permutations(range(start, start + size))
+    for start in range(0, _LENGTH, size)
   ]
   orders = [sum(order, ()) for order in itertools.product(*inside)]
   exact = toy.any_order(table, _MASK, _LENGTH, orders)
@@ -329,10 +337,10 @@ def test_blocks_are_sampled_one_after_another(size):
   assert toy.variation(law[clean], exact) < 0.02
   if size == 1:  # and the loss says the same likelihood
     data = toy.batch(toy.states(_MASK, _LENGTH))
-    drawn = objective.draw(process, _KEY, data, step=_STEP)
-    loss = objective.loss(process, network, drawn, data, step=_STEP)
+    drawn = toy.draw(objective, process, _KEY, data)
+    loss = toy.loss(objective, process, network, drawn, data)
     np.testing.assert_allclose(
-        np.exp(-np.asarray(loss.bound).sum(1)), exact, rtol=1e-4
+      np.exp(-np.asarray(loss.bound).sum(1)), exact, rtol=1e-4
     )
 
 
@@ -350,15 +358,20 @@ def test_autoregressive_sampling_follows_its_likelihood():
       noise = toy.keyed(0, n, 1, step=slot)
       window = jnp.full((n, 1), slot - objective.shift)
       token = objective.reverse(
-          process, noise, out, z[:, slot : slot + 1], one, 0 * one,
-          window=window,
+        process,
+        noise,
+        out,
+        z[:, slot : slot + 1],
+        one,
+        0 * one,
+        window=window,
       )
       z = z.at[:, slot].set(token[:, 0])
     return jnp.bincount(toy.index(z[:, 1:], _MASK), length=_MASK**_LENGTH)
 
   data = toy.batch(toy.states(_MASK, _LENGTH))
-  drawn = objective.draw(process, _KEY, data, step=_STEP)
-  loss = objective.loss(process, network, drawn, data, step=_STEP)
+  drawn = toy.draw(objective, process, _KEY, data)
+  loss = toy.loss(objective, process, network, drawn, data)
   law = np.exp(-np.asarray(loss.bound, np.float64).sum(1))
   found = np.asarray(run()) / n
   assert np.all(abs(found - law) < 4.5 * np.sqrt(law / n))

@@ -38,9 +38,12 @@ def _loss(objective, network, t, z, x0=_X0):
   rows = len(z)
   t = jnp.broadcast_to(jnp.asarray(t, jnp.float64), (rows, _LENGTH))
   process = objective.init(jax.random.key(0))
-  loss = objective.loss(
-      process, network, Drawn(t=t, z=z), toy.batch(np.tile(x0, (rows, 1))),
-      step=jnp.int32(0),
+  loss = toy.loss(
+    objective,
+    process,
+    network,
+    Drawn(t=t, z=z),
+    toy.batch(np.tile(x0, (rows, 1))),
   )
   assert loss.bound.dtype == jnp.float64
   return loss
@@ -61,10 +64,10 @@ def test_discrete_weight_of_md4_tends_to_one_over_t():
   # Linear: T (alpha(s) - alpha(t)) = 1 for any T, up to the clipped ends.
   assert max(errors) < 1e-6
   curved = MD4(
-      **_SPACE, schedule=Sine(floor=1e-4, ceiling=0.99), steps=1_000_000
+    **_SPACE, schedule=Sine(floor=1e-4, ceiling=0.99), steps=1_000_000
   )
   np.testing.assert_allclose(
-      curved.weight(t), curved.schedule.weight(t), rtol=1e-5, atol=2e-6
+    curved.weight(t), curved.schedule.weight(t), rtol=1e-5, atol=2e-6
   )
 
 
@@ -89,22 +92,19 @@ def test_loss_does_not_depend_on_the_floor_of_a_linear_schedule():
   network, z = _table(), _maskings()
   plain = _loss(MDLM(**_SPACE, schedule=Linear()), network, 0.3, z).total
   for objective in (
-      MDLM(**_SPACE, schedule=LogLinear()),
-      LLaDA(**_SPACE, parameterisation="subs"),
+    MDLM(**_SPACE, schedule=LogLinear()),
+    LLaDA(**_SPACE, parameterisation="subs"),
   ):
     if isinstance(objective, LLaDA):
       process = objective.init(jax.random.key(0))
       data = toy.batch(np.tile(_X0, (len(z), 1)))
-      like = objective.draw(
-          process, jax.random.key(0), data, step=jnp.int32(0)
-      )
+      like = toy.draw(objective, process, jax.random.key(0), data)
       drawn = like.replace(
-          t=jnp.full((len(z), 1), 0.3, jnp.float64), z=jnp.asarray(z),
-          length=jnp.full(len(z), _LENGTH),
+        t=jnp.full((len(z), 1), 0.3, jnp.float64),
+        z=jnp.asarray(z),
+        length=jnp.full(len(z), _LENGTH),
       )
-      found = objective.loss(
-          process, network, drawn, data, step=jnp.int32(0)
-      ).total
+      found = toy.loss(objective, process, network, drawn, data).total
     else:
       found = _loss(objective, network, 0.3, z).total
     np.testing.assert_allclose(found, plain, rtol=1e-12)
@@ -116,13 +116,12 @@ def test_block_of_the_whole_row_is_mdlm():
   whole = MDLM(**_SPACE, schedule=Linear())
   for t in (0.2, 0.9):
     np.testing.assert_allclose(
-        _loss(block, network, t, z).bound, _loss(whole, network, t, z).bound,
-        rtol=1e-12,
+      _loss(block, network, t, z).bound,
+      _loss(whole, network, t, z).bound,
+      rtol=1e-12,
     )
   key, data = jax.random.key(3), toy.batch(np.tile(_X0, (16, 1)))
-  drawn = [
-      o.draw(o.init(key), key, data, step=jnp.int32(0)) for o in (block, whole)
-  ]
+  drawn = [toy.draw(o, o.init(key), key, data) for o in (block, whole)]
   assert drawn[0].t.shape == (16, _LENGTH) and drawn[1].t.shape == (16, 1)
   assert np.all(drawn[0].t == drawn[0].t[:, :1])
   assert np.array_equal(np.floor(drawn[0].t[:, 0] * 16), np.arange(16))
@@ -136,10 +135,10 @@ def test_blocks_of_one_are_autoregressive():
   process = block.init(jax.random.key(0))
   rows = toy.states(_MASK, _LENGTH)
   data = toy.batch(rows)
-  drawn = block.draw(process, jax.random.key(1), data, step=jnp.int32(0))
+  drawn = toy.draw(block, process, jax.random.key(1), data)
   assert np.all(drawn.t == 1.0) and np.all(drawn.z == _MASK)
   drawn = drawn.replace(t=drawn.t.astype(jnp.float64))
-  loss = block.loss(process, network, drawn, data, step=jnp.int32(0))
+  loss = toy.loss(block, process, network, drawn, data)
 
   def causal(inputs):
     """The same network read one slot at a time, x_<i clean and a mask at i."""
@@ -155,10 +154,12 @@ def test_blocks_of_one_are_autoregressive():
   logits = causal(block.inputs(process, jnp.asarray(rows), drawn.t, data))
   baseline = Autoregressive(**_SPACE)
   given = lambda inputs: ModelOutputs(hidden=logits)
-  exact = baseline.loss(
-      Process(), given,
-      baseline.draw(Process(), jax.random.key(0), data, step=jnp.int32(0)),
-      data, step=jnp.int32(0),
+  exact = toy.loss(
+    baseline,
+    Process(),
+    given,
+    toy.draw(baseline, Process(), jax.random.key(0), data),
+    data,
   )
   np.testing.assert_allclose(loss.bound, exact.bound, rtol=1e-10)
   nll = np.asarray(loss.bound).sum(1)
@@ -176,8 +177,8 @@ def test_clean_stream_leaks_nothing_into_its_own_block():
     other[-1] = 0  # its own block may not see it, nor any earlier one
     second = network(block.two_streams(z, t, toy.batch(other[None])))
     np.testing.assert_array_equal(
-        first.hidden[:, :_LENGTH], second.hidden[:, :_LENGTH]
+      first.hidden[:, :_LENGTH], second.hidden[:, :_LENGTH]
     )
     assert block.two_streams(z, t, toy.batch(_X0[None])).mask == TwoStream(
-        _LENGTH, size
+      _LENGTH, size
     )

@@ -26,15 +26,13 @@ def test_random_lengths_cut_a_batch_and_hide_the_rest(table):
   process = objective.init(_KEY)
   data = toy.batch(np.tile(_X0, (8, 1)))
   draw = jax.jit(lambda p, k: objective.draw(p, k, data, step=_STEP).length)
-  lengths = np.asarray(
-      [draw(process, k) for k in jax.random.split(_KEY, 300)]
-  )
+  lengths = np.asarray([draw(process, k) for k in jax.random.split(_KEY, 300)])
   assert np.all(lengths == lengths[:, :1])  # one for the batch
   cut = np.mean(lengths[:, 0] < _LENGTH)
   # 0.3 of batches are cut, a quarter of those to the whole length.
   assert abs(cut - 0.225) < 4 * np.sqrt(0.225 * 0.775 / 300)
   assert np.all(np.asarray(draw(objective.unbiased(process), _KEY)) == _LENGTH)
-  drawn = objective.draw(process, _KEY, data, step=_STEP)
+  drawn = toy.draw(objective, process, _KEY, data)
   seen = []
 
   def network(inputs):
@@ -42,7 +40,7 @@ def test_random_lengths_cut_a_batch_and_hide_the_rest(table):
     return table(inputs)
 
   loss = objective.loss(
-      process, network, drawn.replace(length=jnp.full(8, 2)), data, step=_STEP
+    process, network, drawn.replace(length=jnp.full(8, 2)), data, step=_STEP
   )
   np.testing.assert_array_equal(seen[0], np.tile([1, 1, 0, 0], (8, 1)))
   assert float(loss.weight) == 16.0
@@ -50,25 +48,25 @@ def test_random_lengths_cut_a_batch_and_hide_the_rest(table):
 
 
 def test_fine_tuning_divides_by_the_length_of_each_answer(table):
-  objective = LLaDA(
-      **_SPACE, random_length=0.0, normalisation="sequence"
-  )
+  objective = LLaDA(**_SPACE, random_length=0.0, normalisation="sequence")
   supervised = jnp.array(
-      [[False, True, True, True], [False, False, False, True]]
+    [[False, True, True, True], [False, False, False, True]]
   )
   data = toy.batch(np.tile(_X0, (2, 1)), loss_mask=supervised)
   process = objective.init(_KEY)
-  drawn = objective.draw(process, _KEY, data, step=_STEP)
+  drawn = toy.draw(objective, process, _KEY, data)
   np.testing.assert_array_equal(
-      np.where(supervised, _X0, drawn.z), np.tile(_X0, (2, 1))
+    np.where(supervised, _X0, drawn.z), np.tile(_X0, (2, 1))
   )  # the prompt is never masked
   z = jnp.where(supervised, _MASK, data.tokens)
   drawn = drawn.replace(t=jnp.array([[0.5], [0.25]]), z=z)
-  loss = objective.loss(process, table, drawn, data, step=_STEP)
+  loss = toy.loss(objective, process, table, drawn, data)
   log_p = toy.log_p_x0(table, _MASK)
-  ce = -np.array([
+  ce = -np.array(
+    [
       [log_p[int(toy.index(row, _VOCAB)), i, _X0[i]] for i in range(_LENGTH)]
       for row in z
-  ])
+    ]
+  )
   exact = (ce[0, 1:].sum() / 0.5 / 3 + ce[1, 3] / 0.25 / 1) / 2
   np.testing.assert_allclose(loss.total / loss.weight, exact, rtol=1e-5)

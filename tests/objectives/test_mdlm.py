@@ -30,7 +30,7 @@ def test_worked_example_of_a_masking_pattern():
   n = 200_000
   x0 = jnp.tile(jnp.asarray(_X0), (n, 1))
   z = objective.corrupt(
-      objective.init(jax.random.key(0)), jax.random.key(1), x0, t[None, None]
+    objective.init(jax.random.key(0)), jax.random.key(1), x0, t[None, None]
   )
   pattern = jnp.array([False, True, False, True])
   found = float(jnp.mean(jnp.all((z == _MASK) == pattern, axis=1)))
@@ -45,18 +45,18 @@ def test_worked_example_of_a_loss():
   p = np.full((1, 4, 4), 0.1)
   p[0, 1, 0], p[0, 3, 1] = 0.8, 0.6
   p[0, 1, 1:3], p[0, 3, [0, 2]] = 0.1, 0.2
-  loss = objective.loss(
-      objective.init(jax.random.key(0)),
-      lambda inputs: ModelOutputs(hidden=jnp.log(jnp.asarray(p, jnp.float32))),
-      Drawn(t=jnp.array([[0.5]]), z=z),
-      toy.batch(_X0[None]),
-      step=jnp.int32(0),
+  loss = toy.loss(
+    objective,
+    objective.init(jax.random.key(0)),
+    lambda inputs: ModelOutputs(hidden=jnp.log(jnp.asarray(p, jnp.float32))),
+    Drawn(t=jnp.array([[0.5]]), z=z),
+    toy.batch(_X0[None]),
   )
   expected = 2 * (-np.log(0.8) - np.log(0.6)) / 4
   assert float(loss.total / loss.weight) == pytest.approx(expected, rel=1e-5)
   assert float(loss.total / loss.weight) == pytest.approx(0.367, abs=5e-4)
   np.testing.assert_allclose(
-      loss.bound, [[0, -2 * np.log(0.8), 0, -2 * np.log(0.6)]], rtol=1e-5
+    loss.bound, [[0, -2 * np.log(0.8), 0, -2 * np.log(0.6)]], rtol=1e-5
   )
 
 
@@ -67,10 +67,10 @@ def test_corruption_masks_at_the_rate_of_the_schedule():
     objective = MDLM(vocab_size=4, mask_id=_MASK, schedule=schedule)
     for t in (0.1, 0.5, 0.9):
       z = objective.corrupt(
-          objective.init(jax.random.key(0)),
-          jax.random.key(int(10 * t)),
-          x0,
-          jnp.full((n, 1), t),
+        objective.init(jax.random.key(0)),
+        jax.random.key(int(10 * t)),
+        x0,
+        jnp.full((n, 1), t),
       )
       assert bool(jnp.all((z == _MASK) | (z == x0)))
       rate = float(schedule.masked(jnp.float32(t)))
@@ -91,17 +91,21 @@ def test_times_are_stratified_above_epsilon():
 
 
 @pytest.mark.parametrize(
-    "schedule", [LogLinear(), Cosine(floor=1e-3)], ids=["loglinear", "cosine"]
+  "schedule", [LogLinear(), Cosine(floor=1e-3)], ids=["loglinear", "cosine"]
 )
 def test_loss_is_the_enumerated_bound(table, schedule):
   objective = MDLM(
-      vocab_size=4, mask_id=_MASK, schedule=schedule, time_epsilon=1e-3
+    vocab_size=4, mask_id=_MASK, schedule=schedule, time_epsilon=1e-3
   )
   terms = toy.masked_terms(table, _X0, _MASK)
   exact = toy.bound(terms, _LENGTH, schedule, low=1e-3)
   mean, error = toy.monte_carlo(
-      objective, objective.init(jax.random.key(0)), table, _X0,
-      rows=512, keys=200,
+    objective,
+    objective.init(jax.random.key(0)),
+    table,
+    _X0,
+    rows=512,
+    keys=200,
   )
   assert np.all(abs(mean - exact) < 3 * error)
   assert np.all(error < 0.01 * exact)
@@ -119,8 +123,12 @@ def test_bound_exceeds_the_likelihood_of_the_any_order_model(table):
 def test_uniform_predictor_costs_log_of_the_predictable_tokens():
   uniform = toy.Table(logits=jnp.zeros((4**_LENGTH, _LENGTH, 4)), tokens=4)
   mean, error = toy.monte_carlo(
-      _OBJECTIVE, _OBJECTIVE.init(jax.random.key(0)), uniform, _X0,
-      rows=512, keys=100,
+    _OBJECTIVE,
+    _OBJECTIVE.init(jax.random.key(0)),
+    uniform,
+    _X0,
+    rows=512,
+    keys=100,
   )
   # Masked tokens are predicted among 3; alpha(1) = 1e-3 and times above 1e-3
   # together leave out at most 2e-3 of log 3.
@@ -131,16 +139,16 @@ def test_prompt_and_row_weights_only_count_where_they_should(table):
   data = toy.batch(np.tile(_X0, (6, 1)))
   supervised = jnp.tile(jnp.array([False, True, True, True]), (6, 1))
   data = data.replace(
-      loss_mask=supervised, loss_weight=jnp.array([1.0, 1, 1, 0, 0, 0])
+    loss_mask=supervised, loss_weight=jnp.array([1.0, 1, 1, 0, 0, 0])
   )
-  process, step = _OBJECTIVE.init(jax.random.key(0)), jnp.int32(0)
-  drawn = _OBJECTIVE.draw(process, jax.random.key(1), data, step=step)
+  process = _OBJECTIVE.init(jax.random.key(0))
+  drawn = toy.draw(_OBJECTIVE, process, jax.random.key(1), data)
   assert np.array_equal(drawn.z[:, 0], data.tokens[:, 0])
-  whole = _OBJECTIVE.loss(process, table, drawn, data, step=step)
+  whole = toy.loss(_OBJECTIVE, process, table, drawn, data)
   assert float(whole.weight) == 9.0
   assert not np.any(np.asarray(whole.bound[:, 0]))
   half = jax.tree.map(lambda x: x[:3], (drawn, data))
-  part = _OBJECTIVE.loss(process, table, *half, step=step)
+  part = toy.loss(_OBJECTIVE, process, table, *half)
   np.testing.assert_allclose(part.total, whole.total, rtol=1e-6)
   assert float(part.weight) == 9.0
 
@@ -149,7 +157,7 @@ def test_posterior_is_a_distribution_that_copies_what_is_revealed(table):
   rows = jnp.asarray(toy.states(4, _LENGTH))
   t, s = jnp.full((len(rows), 1), 0.7), jnp.full((len(rows), 1), 0.4)
   log_p = _OBJECTIVE.posterior(
-      _OBJECTIVE.init(jax.random.key(0)), table.logits, rows, t, s
+    _OBJECTIVE.init(jax.random.key(0)), table.logits, rows, t, s
   )
   p = np.exp(np.asarray(log_p, np.float64))
   np.testing.assert_allclose(p.sum(-1), 1.0, atol=1e-6)
@@ -186,17 +194,17 @@ def test_grid_ends_with_noise_removal():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: MDLM(vocab_size=4), "needs a mask_id"),
-        (lambda: MDLM(vocab_size=4, mask_id=4), "must lie in"),
-        (lambda: MDLM(vocab_size=1, mask_id=0), "at least 2"),
-        (
-            lambda: MDLM(vocab_size=4, mask_id=3, time_epsilon=1.0),
-            "time_epsilon",
-        ),
-        (lambda: _OBJECTIVE.grid(0), "at least 1 step"),
-    ],
+  ("make", "message"),
+  [
+    (lambda: MDLM(vocab_size=4), "needs a mask_id"),
+    (lambda: MDLM(vocab_size=4, mask_id=4), "must lie in"),
+    (lambda: MDLM(vocab_size=1, mask_id=0), "at least 2"),
+    (
+      lambda: MDLM(vocab_size=4, mask_id=3, time_epsilon=1.0),
+      "time_epsilon",
+    ),
+    (lambda: _OBJECTIVE.grid(0), "at least 1 step"),
+  ],
 )
 def test_impossible_settings_are_refused(make, message):
   with pytest.raises(ValueError, match=message):

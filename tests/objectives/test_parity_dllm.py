@@ -1,6 +1,5 @@
 """LLaDA, Dream and block diffusion against arrays of dLLM's trainers."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +9,10 @@ from dllm_jax.core import schedule as schedules
 from dllm_jax.core.types import Process
 from dllm_jax.objectives.base import Drawn
 from dllm_jax.objectives.bd3lm import BD3LM
-from dllm_jax.objectives.dream import Dream
+from dllm_jax.objectives.dream import Annealed, Dream
 from dllm_jax.objectives.llada import LLaDA
 from tests import golden_cases
-from tests.objectives import recorded
+from tests.objectives import recorded, toy
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +25,10 @@ _DLLM_SCHEDULES = {"linear": schedules.Linear(), "cosine": schedules.Sine()}
 
 def _dllm(case, cls, **fields):
   fields = {
-      "vocab_size": case.config["vocab_size"],
-      "mask_id": case.config["mask_token_id"],
-      "time_epsilon": case.config["time_epsilon"],
-      "parameterisation": "softmax",
+    "vocab_size": case.config["vocab_size"],
+    "mask_id": case.config["mask_token_id"],
+    "time_epsilon": case.config["time_epsilon"],
+    "parameterisation": "softmax",
   } | fields
   if cls is BD3LM:
     fields["length"] = case.arrays["input_ids"].shape[1]
@@ -43,16 +42,18 @@ def test_dllm_schedules(dllm, name):
   t = jnp.asarray(a["grid_t"])
   for method in ("alpha", "dalpha"):
     np.testing.assert_allclose(
-        getattr(schedule, method)(t), a[f"{name}_{method}"],
-        rtol=1e-5, atol=1e-6,
+      getattr(schedule, method)(t),
+      a[f"{name}_{method}"],
+      rtol=1e-5,
+      atol=1e-6,
     )
   # The original adds 1e-6 to 1 - alpha, which is about 1e-3 at the least here.
   np.testing.assert_allclose(
-      schedule.weight(t), a[f"{name}_weight"], rtol=1.5e-3
+    schedule.weight(t), a[f"{name}_weight"], rtol=1.5e-3
   )
   objective = _dllm(dllm, LLaDA, schedule=schedule)
   np.testing.assert_allclose(
-      objective.stay(t[1:], t[:-1]), a[f"{name}_reverse_mask_prob"], rtol=1e-3
+    objective.stay(t[1:], t[:-1]), a[f"{name}_reverse_mask_prob"], rtol=1e-3
   )
 
 
@@ -72,21 +73,19 @@ def _dllm_loss(case, objective, name, labels, logits):
   a = case.arrays
   t = (1.0 - objective.time_epsilon) * recorded.column(a["uniform_t"])
   drawn = Drawn(
-      t=t + objective.time_epsilon, z=jnp.asarray(a[f"noised_{name}"])
+    t=t + objective.time_epsilon, z=jnp.asarray(a[f"noised_{name}"])
   )
   if isinstance(objective, LLaDA):
-    like = objective.draw(
-        objective.init(jax.random.key(0)), jax.random.key(0),
-        recorded.batch(a["input_ids"]), step=recorded.STEP,
-    )
-    drawn = like.replace(t=drawn.t, z=drawn.z)
-    full = jnp.full(len(t), a["input_ids"].shape[1])
-    drawn = drawn.replace(length=full)
+    length = jnp.full(len(t), a["input_ids"].shape[1])
+    drawn = Annealed(t=drawn.t, z=drawn.z, length=length)
   # The original's 1e-6 in the weight's denominator, beside rounding.
   tolerance = 1e-5 + 2e-6 / float(objective.schedule.masked(drawn.t).min())
-  loss = objective.loss(
-      objective.init(jax.random.key(0)), recorded.network(logits), drawn,
-      recorded.batch(a["input_ids"], labels != -100), step=recorded.STEP,
+  loss = toy.loss(
+    objective,
+    objective.init(jax.random.key(0)),
+    recorded.network(logits),
+    drawn,
+    recorded.batch(a["input_ids"], labels != -100),
   )
   return loss, tolerance
 
@@ -98,22 +97,27 @@ def _dllm_loss(case, objective, name, labels, logits):
 def test_dllm_loss(dllm, cls, name, weighting, rule):
   a = dllm.arrays
   objective = _dllm(
-      dllm, cls, schedule=_DLLM_SCHEDULES[name], normalisation=rule,
-      weighting={"scheduler": "bound"}.get(weighting, weighting),
+    dllm,
+    cls,
+    schedule=_DLLM_SCHEDULES[name],
+    normalisation=rule,
+    weighting={"scheduler": "bound"}.get(weighting, weighting),
   )
   kind = "mdlm" if cls is LLaDA else "bd3lm"
   length = a["input_ids"].shape[1]
   logits = a["logits"][:, :length] if cls is LLaDA else a["logits"]
   loss, tolerance = _dllm_loss(dllm, objective, name, a["labels"], logits)
   np.testing.assert_allclose(
-      loss.total / loss.weight,
-      a[f"loss_{kind}_{name}_{weighting}_{rule}"],
-      rtol=tolerance,
+    loss.total / loss.weight,
+    a[f"loss_{kind}_{name}_{weighting}_{rule}"],
+    rtol=tolerance,
   )
   if rule == "token" and weighting == "scheduler":
     np.testing.assert_allclose(
-        loss.bound, a[f"token_nll_{kind}_{name}_{weighting}"],
-        rtol=tolerance, atol=1e-6,
+      loss.bound,
+      a[f"token_nll_{kind}_{name}_{weighting}"],
+      rtol=tolerance,
+      atol=1e-6,
     )
 
 
@@ -122,8 +126,8 @@ def test_dllm_shifted_loss(dllm):
   objective = _dllm(dllm, Dream, token_weights="time", normalisation="token")
   logits = a["logits"][:, : a["input_ids"].shape[1]]
   loss, tolerance = _dllm_loss(
-      dllm, objective, "linear", a["labels_shift"], logits
+    dllm, objective, "linear", a["labels_shift"], logits
   )
   np.testing.assert_allclose(
-      loss.total / loss.weight, a["loss_mdlm_right_shift"], rtol=tolerance
+    loss.total / loss.weight, a["loss_mdlm_right_shift"], rtol=tolerance
   )

@@ -22,8 +22,13 @@ def md4():
 
 
 _MD4_VARIANTS = (
-    "ct_cos", "ct_lin", "ct_poly2", "dt_lin", "dt_cos", "ct_lin_not",
-    "ct_lin_zero",
+  "ct_cos",
+  "ct_lin",
+  "ct_poly2",
+  "dt_lin",
+  "dt_cos",
+  "ct_lin_not",
+  "ct_lin_zero",
 )
 
 
@@ -37,20 +42,18 @@ def _md4_schedule(name):
 def _md4(case, variant):
   options = case.config["variants"][variant]
   return MD4(
-      vocab_size=options["vocab_size"] + 1,
-      mask_id=options["vocab_size"],
-      schedule=_md4_schedule(options["noise_schedule_type"]),
-      steps=None if options["cont_time"] else options["timesteps"],
-      time_conditioning=options["time_features"] == "t",
-      spacing=options["sampling_grid"],
+    vocab_size=options["vocab_size"] + 1,
+    mask_id=options["vocab_size"],
+    schedule=_md4_schedule(options["noise_schedule_type"]),
+    steps=None if options["cont_time"] else options["timesteps"],
+    time_conditioning=options["time_features"] == "t",
+    spacing=options["sampling_grid"],
   )
 
 
 def test_md4_schedules(md4):
   a = md4.arrays
-  names = {
-      m[1] for m in (re.match(r"sched_([^_]+)_alpha$", k) for k in a) if m
-  }
+  names = {m[1] for m in (re.match(r"sched_([^_]+)_alpha$", k) for k in a) if m}
   assert {"linear", "cosine"} <= names
   for name in names:
     schedule, t = _md4_schedule(name), a["grid_t"]
@@ -59,52 +62,51 @@ def test_md4_schedules(md4):
     t = jnp.asarray(t)
     alpha = np.asarray(schedule.alpha(t))
     np.testing.assert_allclose(
-        alpha, a[f"sched_{name}_alpha"], rtol=1e-4, atol=1e-6
+      alpha, a[f"sched_{name}_alpha"], rtol=1e-4, atol=1e-6
     )
     np.testing.assert_allclose(
-        schedule.dalpha(t), a[f"sched_{name}_dalpha"], rtol=1e-4, atol=1e-6
+      schedule.dalpha(t), a[f"sched_{name}_dalpha"], rtol=1e-4, atol=1e-6
     )
     np.testing.assert_allclose(
-        -schedule.weight(t), a[f"sched_{name}_dgamma_times_alpha"],
-        rtol=2e-3,  # theirs subtracts alpha from 1 in float32
-        atol=1e-6,
+      -schedule.weight(t),
+      a[f"sched_{name}_dgamma_times_alpha"],
+      rtol=2e-3,  # theirs subtracts alpha from 1 in float32
+      atol=1e-6,
     )
     log_snr = np.log(alpha) - np.log(schedule.masked(t))
     np.testing.assert_allclose(
-        log_snr, a[f"sched_{name}_logsnr"], rtol=1e-3, atol=2e-3
+      log_snr, a[f"sched_{name}_logsnr"], rtol=1e-3, atol=2e-3
     )
 
 
 def test_md4_times_share_an_offset(md4, monkeypatch):
   a = md4.arrays
   recorded.replay(monkeypatch, a["antithetic_t0"])
-  t = _md4(md4, "ct_lin").time(
-      jax.random.key(0), (len(a["antithetic_t"]), 1)
-  )
+  t = _md4(md4, "ct_lin").time(jax.random.key(0), (len(a["antithetic_t"]), 1))
   np.testing.assert_allclose(t[:, 0], a["antithetic_t"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "variant", [v for v in _MD4_VARIANTS if v.startswith("ct_")]
+  "variant", [v for v in _MD4_VARIANTS if v.startswith("ct_")]
 )
 def test_md4_continuous_loss(md4, variant):
   a, objective = md4.arrays, _md4(md4, variant)
   loss = objective.loss(
-      Process(),
-      recorded.network(recorded.with_mask_column(a[f"{variant}_logits"])),
-      Drawn(t=recorded.column(a["t"]), z=jnp.asarray(a["zt"])),
-      recorded.batch(a["x"]),
-      step=recorded.STEP,
+    Process(),
+    recorded.network(recorded.with_mask_column(a[f"{variant}_logits"])),
+    Drawn(t=recorded.column(a["t"]), z=jnp.asarray(a["zt"])),
+    recorded.batch(a["x"]),
+    step=recorded.STEP,
   )
   ends = np.asarray(loss.bound) - np.asarray(
-      jnp.where(a["zt"] == objective.mask_id, loss.bound, 0.0)
+    jnp.where(a["zt"] == objective.mask_id, loss.bound, 0.0)
   )
   np.testing.assert_allclose(  # what is not masked pays the end terms only
-      ends[a["zt"] != objective.mask_id], objective.end_terms(), rtol=1e-5
+    ends[a["zt"] != objective.mask_id], objective.end_terms(), rtol=1e-5
   )
   diffusion = np.asarray(loss.bound - objective.end_terms()).sum(1)
   np.testing.assert_allclose(
-      diffusion, a[f"{variant}_loss_diff"], rtol=1e-3, atol=1e-3
+    diffusion, a[f"{variant}_loss_diff"], rtol=1e-3, atol=1e-3
   )
   np.testing.assert_allclose(loss.total, diffusion.sum(), rtol=1e-3)
 
@@ -114,12 +116,12 @@ def test_md4_reconstruction(md4, variant):
   objective = _md4(md4, variant)
   length = md4.arrays["x"].shape[1]
   prior = objective.schedule.alpha(jnp.float32(1.0)) * np.log(
-      objective.vocab_size - 1
+    objective.vocab_size - 1
   )
   np.testing.assert_allclose(
-      length * (objective.end_terms() - prior),
-      md4.arrays[f"{variant}_recon"],
-      rtol=1e-3,
+    length * (objective.end_terms() - prior),
+    md4.arrays[f"{variant}_recon"],
+    rtol=1e-3,
   )
 
 
@@ -135,7 +137,7 @@ def test_md4_reverse_step(md4, variant):
   s, t = a[f"{variant}_grid_s_t"]
   times = np.asarray(objective.grid(steps))
   np.testing.assert_allclose(
-      times[steps // 2 : steps // 2 + 2], [t, s], rtol=1e-5
+    times[steps // 2 : steps // 2 + 2], [t, s], rtol=1e-5
   )
   if not objective.reads_time:
     logits = recorded.with_mask_column(a[f"{variant}_logits"])
@@ -144,20 +146,18 @@ def test_md4_reverse_step(md4, variant):
   rows = np.ones((len(z), 1), np.float32)
   args = (z, t * rows, s * rows, u)
   p, drawn = recorded.reverse_step(
-      objective, Process(), logits.astype(np.float32), *args
+    objective, Process(), logits.astype(np.float32), *args
   )
-  np.testing.assert_allclose(
-      p[masked], theirs[masked], rtol=1e-3, atol=1e-6
-  )
+  np.testing.assert_allclose(p[masked], theirs[masked], rtol=1e-3, atol=1e-6)
   golden_cases.same_draws(drawn, a[f"{variant}_anc_zs"], recorded.ratios(p, u))
 
   kept = a[f"{variant}_topp_probs"]  # the same behind a nucleus of 0.8
   nucleus = np.where(
-      masked[..., None], np.log(kept.astype(np.float64) + 1e-30), 0.0
+    masked[..., None], np.log(kept.astype(np.float64) + 1e-30), 0.0
   )
   nucleus[..., objective.mask_id] = 0.0
   p, _ = recorded.reverse_step(
-      objective, Process(), nucleus.astype(np.float32), *args
+    objective, Process(), nucleus.astype(np.float32), *args
   )
   np.testing.assert_allclose(p[masked], kept[masked], rtol=1e-3, atol=1e-6)
 
@@ -166,7 +166,7 @@ def test_genmd4_terms(md4):
   a, options = md4.arrays, md4.config["variants"]["genmd4"]
   vocab = options["vocab_size"]
   objective = GenMD4(
-      vocab_size=vocab + 1, mask_id=vocab, time_epsilon=options["t1"]
+    vocab_size=vocab + 1, mask_id=vocab, time_epsilon=options["t1"]
   )
   omega = golden_cases.weights("md4")["genmd4_params/noise_schedule/w"]
   process = Process(params={"omega": jnp.append(jnp.asarray(omega), 0.0)})
@@ -176,7 +176,7 @@ def test_genmd4_terms(md4):
   dalpha = -masked * powers[:vocab] / t
   np.testing.assert_allclose(dalpha, a["gen_dalpha"], rtol=1e-4)
   np.testing.assert_allclose(
-      dalpha / masked, a["gen_dgamma_times_alpha"], rtol=1e-3
+    dalpha / masked, a["gen_dgamma_times_alpha"], rtol=1e-3
   )
   logits = recorded.with_mask_column(a["gen_logits"])
   out = ModelOutputs(hidden=jnp.asarray(logits))
@@ -185,10 +185,10 @@ def test_genmd4_terms(md4):
   q = [objective.log_q(process, x, a[z], t).sum(1) for z in ("zt", "zt2")]
   signal = 0.5 * (a["gen_loss_1"] - a["gen_loss_2"])
   np.testing.assert_allclose(
-      signal * (q[0] - q[1]), a["gen_reinforce"], rtol=1e-3
+    signal * (q[0] - q[1]), a["gen_reinforce"], rtol=1e-3
   )
   np.testing.assert_allclose(
-      objective.reconstruction(process, x).sum(1), a["gen_recon"], rtol=1e-3
+    objective.reconstruction(process, x).sum(1), a["gen_recon"], rtol=1e-3
   )
 
 

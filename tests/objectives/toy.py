@@ -60,6 +60,9 @@ class Attention:
 
   def __call__(self, inputs: ModelInputs) -> ModelOutputs:
     """Returns logits under the inputs' mask."""
+    return jax.jit(self._run)(inputs)
+
+  def _run(self, inputs: ModelInputs) -> ModelOutputs:
     slots = jnp.arange(inputs.latent.shape[1])
     seen = inputs.mask.allowed(slots[:, None], slots[None, :])
     if inputs.extra_mask is not None:
@@ -76,20 +79,20 @@ def batch(rows, *, loss_mask=None) -> Batch:
   rows = jnp.asarray(rows, jnp.int32)
   everywhere = jnp.ones(rows.shape, bool)
   return Batch(
-      tokens=rows,
-      loss_mask=everywhere if loss_mask is None else loss_mask,
-      segment_ids=everywhere.astype(jnp.int32),
-      positions=jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape),
+    tokens=rows,
+    loss_mask=everywhere if loss_mask is None else loss_mask,
+    segment_ids=everywhere.astype(jnp.int32),
+    positions=jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape),
   )
 
 
 def keyed(seed, rows: int, length: int, step=0) -> Keyed:
   """Returns noise for the given number of requests."""
   return Keyed.at(
-      jax.random.key(seed),
-      request=jnp.arange(rows),
-      step=jnp.full((rows,), step),
-      position=jnp.broadcast_to(jnp.arange(length), (rows, length)),
+    jax.random.key(seed),
+    request=jnp.arange(rows),
+    step=jnp.full((rows,), step),
+    position=jnp.broadcast_to(jnp.arange(length), (rows, length)),
   )
 
 
@@ -113,7 +116,7 @@ def masked_terms(table: Table, x0, mask_id: int) -> dict:
 
 
 def bound(
-    terms: dict, length: int, schedule, low: float = 0.0, times=None
+  terms: dict, length: int, schedule, low: float = 0.0, times=None
 ) -> float:
   r"""Returns the enumerated bound in nats per token.
 
@@ -137,7 +140,7 @@ def bound(
 
 
 def any_order(
-    table: Table, mask_id: int, length: int, orders=None
+  table: Table, mask_id: int, length: int, orders=None
 ) -> np.ndarray:
   """Returns p(x) of revealing one position at a time, the order at random.
 
@@ -160,7 +163,7 @@ def any_order(
 
 
 def chain(
-    objective, process, table: Table, length: int, times, *, law=None, free=None
+  objective, process, table: Table, length: int, times, *, law=None, free=None
 ) -> np.ndarray:
   """Returns the exact law of z after the reverse steps of `times`.
 
@@ -190,7 +193,7 @@ def chain(
 
 
 def drawn(
-    objective, process, table, length, times, *, rows, seed=0, window=None
+  objective, process, table, length, times, *, rows, seed=0, window=None
 ):
   """Returns the frequency of each state after drawing the reverse steps.
 
@@ -222,6 +225,23 @@ def drawn(
 def variation(p, q) -> float:
   """Returns the total variation between two laws."""
   return 0.5 * float(np.abs(np.asarray(p) - np.asarray(q)).sum())
+
+
+def draw(objective, process, key, data):
+  """Returns the randomness of a loss, compiled as one program."""
+  step = jnp.zeros((), jnp.int32)
+  run = jax.jit(lambda *args: objective.draw(*args, step=step))
+  return run(process, key, data)
+
+
+def loss(objective, process, network, taken, data):
+  """Returns the loss of what was drawn, compiled as one program."""
+  step = jnp.zeros((), jnp.int32)
+
+  def run(process, taken, data):
+    return objective.loss(process, network, taken, data, step=step)
+
+  return jax.jit(run)(process, taken, data)
 
 
 def monte_carlo(objective, process, denoise, x0, *, rows, keys, key=0):
