@@ -117,6 +117,7 @@ class Denoiser(NamedTuple):
     apply: `(params, inputs, cache) -> (outputs, cache)`; the caller decides
       whether to keep the returned cache. With `cache=None` positions attend to
       each other only and None comes back.
+    cache: `(rows, slots) -> ` an empty cache; None for networks without one.
   """
 
   init: Callable[[Key[Array, ""], ModelInputs], PyTree]
@@ -124,6 +125,7 @@ class Denoiser(NamedTuple):
       [PyTree, ModelInputs, KVCache | None],
       tuple[ModelOutputs, KVCache | None],
   ]
+  cache: Callable[[int, int], KVCache] | None = None
 
 
 Denoise = Callable[[ModelInputs], ModelOutputs]
@@ -244,6 +246,14 @@ class Objective(Protocol):
   ) -> Loss:
     """Returns the training loss, a deterministic function of what was drawn."""
 
+  def corruption(
+      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B L"] | None:
+    """Returns the probability that a token of z_t differs from x0's.
+
+    None where tokens are not corrupted one by one.
+    """
+
   def inputs(
       self, process: Process, z: PyTree, t: Float[Array, "B #T"], batch: Batch
   ) -> ModelInputs:
@@ -295,11 +305,17 @@ class Policy(Protocol):
 
   Attributes:
     objective: the diffusion that the network was trained for.
-    steps: network calls for each window.
+    steps: network calls for each window, at most.
+    extra: calls beyond `steps` that may follow on a full window.
+    counts: whether `step` wants to know how often tokens stand in a row.
+    forces: whether `step` can be told slots to reveal (`must`).
   """
 
   objective: Objective
   steps: int
+  extra: int
+  counts: bool
+  forces: bool
 
   def init(self, process: Process, z: PyTree, window: Bool[Array, "B W"]) -> Any:
     """Returns the state at a window's start, leaves `[B, ...]`.
@@ -309,6 +325,11 @@ class Policy(Protocol):
 
   def time(self, state: Any) -> Float[Array, "B 1"]:
     """Returns the time that the network is told."""
+
+  def done(
+      self, process: Process, z: PyTree, state: Any, window: Bool[Array, "B W"]
+  ) -> Bool[Array, "B"]:
+    """Returns which rows need no further network call for this window."""
 
   def step(
       self,
@@ -320,9 +341,13 @@ class Policy(Protocol):
       active: Bool[Array, "B W"],
       *,
       window: Int[Array, "B W"] | None = None,
+      guide: Guide | None = None,
+      counts: Int[Array, "B 1 V"] | None = None,
+      must: Bool[Array, "B W"] | None = None,
   ) -> tuple[PyTree, Any, Mapping[str, Array]]:
     """Returns (z, state, info) after one network evaluation.
 
     `active` is True at slots that may change now, `window` names the slots of
-    `out` that predict z; info feeds the trace.
+    `out` that predict z; `guide` joins the logits of several outputs; `must` is
+    True where a token has to be revealed. info feeds the trace.
     """
