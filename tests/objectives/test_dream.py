@@ -77,6 +77,7 @@ def test_annealed_attention_reaches_the_network():
   objective = Dream(**_SPACE, anneal_steps=10)
   data, process = toy.batch(np.tile(_X0, (2, 1))), objective.init(_KEY)
   drawn = toy.draw(objective, process, _KEY, data)
+  drawn = drawn.replace(z=jnp.tile(jnp.array([2, _MASK, 1, _MASK]), (2, 1)))
   network = toy.Attention(length=_LENGTH, tokens=_VOCAB)
 
   @jax.jit
