@@ -15,6 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
+from dllm_jax.data import chat
+from dllm_jax.data.numbers import Numbers
+
 MASK_GLYPH = "▁"
 # Longer texts are encoded in pieces that end after a line: the time and memory
 # of one call grow faster than the text.
@@ -175,6 +178,8 @@ class HuggingFace:
     pad_id: the padding token, or None.
     eos_id: what ends a document, or None.
     bos_id: what begins a document, or None.
+    size: ids that the network knows, where they are more than the file's.
+    chat_template: the Jinja template of a conversation, or None.
   """
 
   definition: str = dataclasses.field(repr=False)
@@ -182,6 +187,8 @@ class HuggingFace:
   pad_id: int | None = None
   eos_id: int | None = None
   bos_id: int | None = None
+  size: int = 0
+  chat_template: str | None = dataclasses.field(default=None, repr=False)
 
   @functools.cached_property
   def _tokenizer(self):
@@ -196,8 +203,12 @@ class HuggingFace:
   @functools.cached_property
   def vocab_size(self) -> int:
     """The number of real ids, the mask included."""
-    last = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-    return max(last, self.mask_id) + 1
+    return max(self.last_id, self.mask_id, self.size - 1) + 1
+
+  @functools.cached_property
+  def last_id(self) -> int:
+    """The last id of the file."""
+    return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the int32 ids of a text, without special tokens around it.
@@ -226,6 +237,39 @@ class HuggingFace:
         for masked, run in runs
     )
 
+  def chat(
+      self, messages: Sequence[chat.Message], *, answer: bool = True
+  ) -> np.ndarray:
+    """Returns the int32 ids of a conversation, by the chat template.
+
+    Args:
+      messages: what was said, `{"role": ..., "content": ...}` each.
+      answer: whether the ids end where the model's answer begins.
+
+    Raises:
+      ValueError: there is no template, or it refuses the messages.
+    """
+    if self.chat_template is None:
+      raise ValueError(
+          "this tokenizer has no chat template; use a model with a"
+          " chat_template in its tokenizer_config.json"
+      )
+    roles = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+    token = lambda i: "" if i is None else self._tokenizer.id_to_token(i)
+    text = chat.render(
+        self.chat_template,
+        messages,
+        answer=answer,
+        **{f"{role}_token": token(i) for role, i in roles.items()},
+    )
+    import tokenizers  # noqa: PLC0415
+
+    # Here, and only here, the names of special tokens are those tokens.
+    parser = tokenizers.Tokenizer.from_str(self.definition)
+    parser.no_truncation()
+    ids = parser.encode(text, add_special_tokens=False).ids
+    return np.asarray(ids, np.int32)
+
   def to_json(self) -> str:
     """Returns the whole tokenizer as JSON."""
     return json.dumps({"kind": "huggingface", **dataclasses.asdict(self)})
@@ -248,7 +292,12 @@ def tokenizer_from_json(text: str) -> Tokenizer:
   Raises:
     ValueError: the text is something else.
   """
-  kinds = {"char": Characters, "byte": Bytes, "huggingface": HuggingFace}
+  kinds = {
+      "char": Characters,
+      "byte": Bytes,
+      "huggingface": HuggingFace,
+      "numbers": Numbers,
+  }
   try:
     fields = json.loads(text)
     return kinds[fields.pop("kind")](**fields)
@@ -322,6 +371,7 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
   return HuggingFace(
       definition=definition,
       mask_id=vocabulary.get(mask_token, appended),
+      chat_template=chat.read_template(file.parent),
       **ids,
   )
 

@@ -1,13 +1,15 @@
 """Published tensors to our parameters and back, by one declarative name table.
 
-A table says once, for each of our parameters, which published tensor holds it
+A table says once, for each of our parameters, which published tensors hold it
 and how; both directions read it. Nothing is guessed: every tensor is used or
-named as unused, every parameter is set, anything else is an error. Tables of
-the families are in `names`; files are read and written elsewhere.
+named as unused, every parameter is set, anything else is an error, found before
+a number is read. Parameters are read by regions (a device's shard), a few rows
+at a time. Tables are in `names`, bytes on disk in `files`.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import itertools
 import math
 import re
 from typing import Any, NamedTuple
@@ -17,189 +19,177 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
-from dllm_jax.core.types import Denoiser, ModelInputs
+from dllm_jax.pretrained.files import Outgoing
+from dllm_jax.pretrained.table import (
+    expected,
+    flatten,
+    Place,
+    places_of,
+    Table,
+)
 
-LAYER = "{i}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Name:
-  """Where one published tensor goes.
-
-  Attributes:
-    theirs: its name; "{i}" stands for the layer, and our arrays are then
-      stacked over layers on their first axis.
-    ours: path of the parameter; several for a fused tensor, whose rows (axis 0)
-      are theirs in this order.
-    contracts: leading axes of ours that a matrix product contracts; the
-      published matrix is then (out, in), ours the transpose with heads written
-      out. 0 for what is stored alike.
-    vocabulary: its rows are token ids; ours has padded rows, zero at first.
-  """
-
-  theirs: str
-  ours: str | tuple[str, ...]
-  contracts: int = 0
-  vocabulary: bool = False
-
-  @property
-  def paths(self) -> tuple[str, ...]:
-    """Our paths, always as a tuple."""
-    return (self.ours,) if isinstance(self.ours, str) else self.ours
+_CHUNK_BYTES = 2**24
+_BLOCK_ROWS = 64  # of a transposed copy: what stays in the nearest cache
+_EXTRA_BYTES = 2**20
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-  """The names of a family.
+class Source(NamedTuple):
+  """What a set of published tensors was like, so that it can be written again.
 
   Attributes:
-    family: what errors call it.
-    network: the network of a config, whose parameters are to be filled.
-    names: where each tensor goes; those whose parameters the config lacks are
-      not expected.
-    prefixes: what published names may begin with, besides nothing.
-    tied: (tensor, tensor) that are equal where embeddings are tied: the first
-      is a copy of the second.
-    derived: tensors that follow from the config, checked and written again.
-    ignored: regular expressions of tensors that carry nothing.
+    prefix: what the names began with.
+    dtypes: the type of each tensor by name.
+    extras: small tensors that carry nothing, by name.
   """
 
-  family: str
-  network: Callable[[Any], Denoiser]
-  names: tuple[Name, ...]
-  prefixes: tuple[str, ...] = ()
-  tied: tuple[str, str] | None = None
-  derived: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(
-      default_factory=dict
-  )
-  ignored: tuple[str, ...] = ()
+  prefix: str = ""
+  dtypes: Mapping[str, np.dtype] | None = None
+  extras: Mapping[str, np.ndarray] | None = None
 
 
 class Converted(NamedTuple):
   """Parameters in our layout, and what they came from.
 
   Attributes:
-    params: nested dict of numpy arrays (or of what `put` returned).
+    params: nested dict of numpy arrays (or of what `place` returned).
     used: names of the tensors that were read.
     unused: names of the tensors that carry nothing new.
-    prefix: what the published names began with.
+    source: what the tensors were like.
   """
 
   params: PyTree
   used: tuple[str, ...]
   unused: tuple[str, ...]
-  prefix: str
+  source: Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+  """A parameter of ours that can be read by parts.
+
+  Attributes:
+    path: its path.
+    shape: its shape.
+    dtype: its type.
+    read: `(slices of all axes) -> array`.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[tuple[slice, ...]], np.ndarray]
+
+  def whole(self) -> np.ndarray:
+    """Returns all of it."""
+    return self.read((slice(None),) * len(self.shape))
 
 
 def to_ours(
     table: Table,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Any],
     config: Any,
     *,
-    put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+    dtype: np.dtype | None = None,
+    place: Callable[[Region], Any] | None = None,
 ) -> Converted:
   """Returns our parameters, filled from published tensors.
 
-  Parameters are made one after another, so that a lazy mapping and a `put` that
-  moves each to its devices keep the host's memory small.
-
   Args:
     table: the family's names.
-    tensors: published tensors by name; read by key, possibly more than once.
+    tensors: published tensors by name: numpy arrays, or anything with a shape,
+      a dtype and rows that are read by slicing.
     config: the network's config.
-    put: `(path, array) -> array`, called with each finished parameter.
+    dtype: what parameters become; None for what they are.
+    place: makes each parameter, by reading the parts that it wants; by default
+      it is read whole.
 
   Raises:
     ValueError: for a tensor that is missing, unknown or of another shape.
   """
+  places = places_of(table, config)
   prefix = _prefix(table, tensors)
-  shapes = _shapes(table, config)
-  names = {path: name for name in table.names for path in name.paths}
-  used, flat = {}, {}
-  for path, leaf in shapes.items():
-    if path not in names:
-      raise ValueError(f"{table.family}: the name table lacks parameter {path}")
-    name = names[path]
-    keys = _keys(name, leaf.shape, prefix)
-    missing = [key for key in keys if key not in tensors]
-    if missing:
-      raise ValueError(
-          f"{table.family}: tensor {missing[0]} is missing, which parameter"
-          f" {path} needs; check that the config describes these weights"
-      )
-    parts = [
-        _read(name, path, key, tensors[key], shapes, config) for key in keys
-    ]
-    used.update(dict.fromkeys(keys))
-    array = np.stack(parts) if LAYER in name.theirs else parts[0]
-    flat[path] = put(path, array)
-  unused = [key for key in tensors if key not in used]
+  used = _check(table, places, tensors, prefix)
+  unused = tuple(key for key in tensors if key not in used)
   for key in unused:
-    _check_unused(table, key.removeprefix(prefix), tensors, prefix, config)
-  return Converted(_unflatten(flat), tuple(used), tuple(unused), prefix)
+    _check_unused(table, key, tensors, prefix, config)
+  place = place or Region.whole
+  flat = {
+      path: place(_region(one, tensors, prefix, dtype))
+      for path, one in places.items()
+  }
+  small = {
+      key: np.asarray(tensors[key])
+      for key in unused
+      if math.prod(tensors[key].shape) * 8 <= _EXTRA_BYTES
+  }
+  dtypes = {key: np.dtype(tensor.dtype) for key, tensor in tensors.items()}
+  return Converted(
+      _unflatten(flat), tuple(used), unused, Source(prefix, dtypes, small)
+  )
 
 
 def to_theirs(
-    table: Table, params: PyTree, config: Any, *, prefix: str = ""
-) -> dict[str, np.ndarray]:
+    table: Table, params: PyTree, config: Any, *, source: Source = Source()
+) -> dict[str, Outgoing]:
   """Returns published tensors by name, the inverse of `to_ours`.
+
+  Each is made from the parameters when it is asked for.
 
   Args:
     table: the family's names.
     params: our parameters.
     config: the network's config.
-    prefix: what the names begin with.
+    source: names, types and extras to write again; by default all tensors of
+      the table, in the parameters' own types.
 
   Raises:
     ValueError: if a parameter is absent or has another shape.
   """
-  shapes = _shapes(table, config)
-  flat = _flatten(params)
-  for path, leaf in shapes.items():
-    if path not in flat or flat[path].shape != leaf.shape:
-      found = flat[path].shape if path in flat else "absent"
+  flat = flatten(params)
+  grouped: dict[str, list[tuple[Place, tuple[int, ...]]]] = {}
+  for path, one in places_of(table, config).items():
+    found = flat[path].shape if path in flat else "absent"
+    if found != one.shape:
       raise ValueError(
-          f"{table.family}: parameter {path} must be {leaf.shape}, not {found}"
+          f"{table.family}: parameter {path} must be {one.shape}, not {found}"
       )
+    for key, index in one.keys():
+      grouped.setdefault(key, []).append((one, index))
+
   tensors = {}
-  for name in table.names:
-    if not set(name.paths) <= set(shapes):
-      continue
-    arrays = [np.asarray(flat[path]) for path in name.paths]
-    if LAYER not in name.theirs:
-      tensors[prefix + name.theirs] = _write(name, arrays, config)
-      continue
-    for i in range(len(arrays[0])):
-      key = prefix + name.theirs.replace(LAYER, str(i))
-      tensors[key] = _write(name, [array[i] for array in arrays], config)
-  if table.tied and getattr(config, "tied", False):
-    copy, source = table.tied
-    tensors[prefix + copy] = tensors[prefix + source]
-  for key, make in table.derived.items():
-    tensors[prefix + key] = make(config)
+  for key, parts in grouped.items():
+    parts.sort(key=lambda part: part[0].before)
+    rows = sum(one.rows for one, _ in parts)
+    full = source.prefix + key
+    own = np.dtype(flat[parts[0][0].path].dtype)
+    dtype = (source.dtypes or {}).get(full, own)
+    tensors[full] = Outgoing(
+        dtype,
+        (rows, *parts[0][0].their_rest),
+        lambda parts=parts, dtype=dtype: _written(parts, flat, dtype),
+    )
+  _add_copies(table, tensors, config, source)
   return tensors
 
 
-def _prefix(table, tensors) -> str:
-  for prefix in table.prefixes:
-    if any(key.startswith(prefix) for key in tensors):
-      return prefix
-  return ""
+def _add_copies(table, tensors, config, source) -> None:
+  """Adds tied, derived and empty tensors, those that the source had."""
+  prefix, listed = source.prefix, source.dtypes
+  if table.tied and getattr(config, "tied", False):
+    copy, original = (prefix + name for name in table.tied)
+    if listed is None or copy in listed:
+      tensors[copy] = tensors[original]
+  for key, make in table.derived.items():
+    if listed is None:
+      array = make(config)
+      tensors[prefix + key] = _ready(array)
+  for key, array in (source.extras or {}).items():
+    if key not in tensors:
+      tensors[key] = _ready(array)
 
 
-def _shapes(table, config) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shape of every parameter of the network by path."""
-  ones = jnp.ones((1, 1), jnp.int32)
-  inputs = ModelInputs(latent=ones, positions=ones, segment_ids=ones)
-  init = table.network(config).init
-  return _flatten(jax.eval_shape(init, jax.random.key(0), inputs))
-
-
-def _flatten(tree) -> dict[str, Any]:
-  return {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+def _ready(array: np.ndarray) -> Outgoing:
+  return Outgoing(array.dtype, array.shape, lambda: array)
 
 
 def _unflatten(flat):
@@ -213,85 +203,164 @@ def _unflatten(flat):
   return tree
 
 
-def _keys(name, shape, prefix) -> list[str]:
-  """Returns the published tensors of one parameter: one a layer, or one."""
-  if LAYER not in name.theirs:
-    return [prefix + name.theirs]
-  return [
-      prefix + name.theirs.replace(LAYER, str(i)) for i in range(shape[0])
-  ]
+def _prefix(table, tensors) -> str:
+  for prefix in table.prefixes:
+    if any(key.startswith(prefix) for key in tensors):
+      return prefix
+  return ""
 
 
-def _layer_shape(name, path, shapes) -> tuple[int, ...]:
-  shape = shapes[path].shape
-  return shape[1:] if LAYER in name.theirs else shape
+def _where(tensor) -> str:
+  file = getattr(tensor, "file", None)
+  return f"{file}: " if file else ""
 
 
-def _their_shape(name, path, shapes, config) -> tuple[int, ...]:
-  """Returns the published shape of the rows that hold one parameter."""
-  shape = _layer_shape(name, path, shapes)
-  if name.contracts:
-    inputs = math.prod(shape[: name.contracts])
-    shape = (math.prod(shape) // inputs, inputs)
-  if name.vocabulary:
-    shape = (config.vocab_size, *shape[1:])
-  return shape
-
-
-def _read(name, path, key, tensor, shapes, config):
-  """Returns one parameter (of one layer) from the tensor that holds it."""
-  wanted = [_their_shape(name, p, shapes, config) for p in name.paths]
-  rows = [shape[0] for shape in wanted]
-  if tensor.shape != (sum(rows), *wanted[0][1:]):
-    raise ValueError(
-        f"tensor {key} has shape {tuple(tensor.shape)}, but the config gives"
-        f" {(sum(rows), *wanted[0][1:])}; check that it describes these weights"
-    )
-  index = name.paths.index(path)
-  part = tensor[sum(rows[:index]) : sum(rows[: index + 1])]
-  if name.vocabulary:
-    padding = config.padded_vocab - len(part)
-    part = np.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1))
-  if name.contracts:
-    part = part.T
-  return part.reshape(_layer_shape(name, path, shapes))
-
-
-def _write(name, arrays, config):
-  """Returns the published tensor that holds these parameters of one layer."""
-  parts = []
-  for array in arrays:
-    if name.contracts:
-      inputs = math.prod(array.shape[: name.contracts])
-      array = array.reshape(inputs, -1).T
-    parts.append(array[: config.vocab_size] if name.vocabulary else array)
-  return np.ascontiguousarray(
-      np.concatenate(parts) if len(parts) > 1 else parts[0]
-  )
-
-
-def _check_unused(table, key, tensors, prefix, config):
-  """Raises ValueError unless a tensor that was not read carries nothing new."""
-  tensor = tensors[prefix + key if prefix + key in tensors else key]
-  if table.tied and key == table.tied[0] and config.tied:
-    if not np.array_equal(tensor, tensors[prefix + table.tied[1]]):
+def _check(table, places, tensors, prefix) -> dict[str, None]:
+  """Returns the names that are read, all there and of the right shape."""
+  used = {}
+  owner = {key: path for path, one in places.items() for key, _ in one.keys()}
+  for name, shape in expected(places).items():
+    key = prefix + name
+    if key not in tensors:
+      some = next(iter(tensors.values()), None)
+      folder = getattr(some, "file", None)
       raise ValueError(
-          f"tensor {key} differs from {table.tied[1]}, but the config ties"
-          " them; set tied=False"
+          (f"{folder.parent}: " if folder else "")
+          + f"{table.family}: tensor {key} is missing, which parameter"
+          f" {owner[name]} needs; check that the config describes these weights"
+      )
+    if tuple(tensors[key].shape) != shape:
+      raise ValueError(
+          f"{_where(tensors[key])}tensor {key} has shape"
+          f" {tuple(tensors[key].shape)}, but the config gives {shape}; check"
+          " that it describes these weights"
+      )
+    used[key] = None
+  return used
+
+
+def _check_unused(table, full, tensors, prefix, config):
+  """Raises ValueError unless a tensor that was not read carries nothing new."""
+  key, tensor = full.removeprefix(prefix), tensors[full]
+  if table.tied and key == table.tied[0] and config.tied:
+    original = tensors[prefix + table.tied[1]]
+    if not _same(tensor, original):
+      raise ValueError(
+          f"{_where(tensor)}tensor {key} differs from {table.tied[1]}, but the"
+          " config ties them; set tied=False"
       )
     return
   if key in table.derived:
-    expected = table.derived[key](config)
-    if tensor.shape != expected.shape or not np.allclose(
-        np.asarray(tensor, np.float32), expected, rtol=1e-2
+    right = table.derived[key](config)
+    if tuple(tensor.shape) != right.shape or not np.allclose(
+        np.asarray(tensor).astype(np.float32), right, rtol=1e-2
     ):
       raise ValueError(
-          f"tensor {key} does not follow from the config; check its sizes and"
-          " rope_theta"
+          f"{_where(tensor)}tensor {key} does not follow from the config; check"
+          " its sizes and rope_theta"
       )
     return
   if not any(re.fullmatch(pattern, key) for pattern in table.ignored):
     raise ValueError(
-        f"tensor {key} has no place in a {table.family} network of this config;"
-        " check that the config describes these weights"
+        f"{_where(tensor)}tensor {full} has no place in a {table.family}"
+        " network of this config; check that the config describes these weights"
     )
+
+
+def _same(a, b) -> bool:
+  if tuple(a.shape) != tuple(b.shape):
+    return False
+  rows = max(1, _CHUNK_BYTES // max(4 * math.prod(a.shape[1:]), 1))
+  return all(
+      np.array_equal(a[i : i + rows], b[i : i + rows])
+      for i in range(0, a.shape[0], rows)
+  )
+
+
+def _region(one: Place, tensors, prefix, dtype) -> Region:
+  if dtype is None:
+    types = [np.dtype(tensors[prefix + key].dtype) for key, _ in one.keys()]
+    dtype = jnp.result_type(*set(types))
+  dtype = np.dtype(dtype)
+  stacked = one.name.stacked
+
+  def read(index):
+    spans = [s.indices(n)[:2] for s, n in zip(index, one.shape, strict=True)]
+    out = np.empty([stop - start for start, stop in spans], dtype)
+    for at in itertools.product(*(range(*span) for span in spans[:stacked])):
+      target = tuple(i - span[0] for i, span in zip(at, spans, strict=False))
+      tensor = tensors[prefix + one.key(at)]
+      _copy(one, tensor, out[target], spans[stacked:])
+    return out
+
+  return Region(one.path, one.shape, dtype, read)
+
+
+def _raw(array: np.ndarray) -> np.ndarray:
+  """Returns 16-bit numbers as integers, which are copied faster."""
+  return array.view(np.uint16) if array.dtype.itemsize == 2 else array
+
+
+def _copy(one: Place, tensor, out: np.ndarray, spans) -> None:
+  """Fills one layer's region from the published tensor, some rows at a time."""
+  count = one.name.contracts
+  columns = [slice(*span) for span in (*spans[count + 1 :], *spans[:count])]
+  # Rows of theirs first: [outs, ins].
+  view = np.moveaxis(out, range(count), range(out.ndim - count, out.ndim))
+  unit = math.prod(one.outs[1:])
+  (first, last), rest = spans[count], (*one.outs[1:], *one.kept, *one.ins)
+  real = max(min(last, one.rows // unit), first)
+  size = unit * math.prod(one.their_rest) * tensor.dtype.itemsize
+  step = max(1, _CHUNK_BYTES // max(size, 1))
+  block = max(1, _BLOCK_ROWS // unit) if count else step
+  same = tensor.dtype == out.dtype
+  for a in range(first, real, step):
+    b = min(a + step, real)
+    rows = tensor[one.before + a * unit : one.before + b * unit]
+    rows = rows.reshape(b - a, *rest)[:, *columns]
+    for c in range(0, b - a, block):
+      target, part = view[a - first + c :][:block], rows[c : c + block]
+      if same:
+        _raw(target)[: len(part)] = _raw(part)
+      else:
+        target[: len(part)] = part.astype(out.dtype)
+  view[real - first :] = 0
+
+
+def _host(leaf, index: tuple[int, ...]) -> np.ndarray:
+  """Returns one layer of a parameter in the host's memory."""
+  if isinstance(leaf, jax.Array):
+    if not leaf.is_fully_addressable:
+      from jax.experimental import multihost_utils  # noqa: PLC0415
+
+      leaf = multihost_utils.process_allgather(leaf[index], tiled=True)
+      return np.asarray(leaf)
+    if len(leaf.sharding.device_set) == 1 and _on_host(leaf):
+      return np.asarray(leaf)[index]
+  return np.asarray(leaf[index])
+
+
+def _on_host(leaf) -> bool:
+  return next(iter(leaf.sharding.device_set)).platform == "cpu"
+
+
+def _written(parts, flat, dtype) -> np.ndarray:
+  """Returns the published tensor that holds these parameters of one layer."""
+  rows = sum(one.rows for one, _ in parts)
+  out = np.empty((rows, *parts[0][0].their_rest), dtype)
+  for one, index in parts:
+    array = _host(flat[one.path], index)
+    target = out[one.before : one.before + one.rows]
+    if one.name.contracts:
+      array = array.reshape(math.prod(one.ins), -1).T
+    else:
+      array = array.reshape(-1, *one.kept)
+    array = array[: one.rows]
+    block = _BLOCK_ROWS if one.name.contracts else max(one.rows, 1)
+    for a in range(0, one.rows, block):
+      b = min(a + block, one.rows)
+      if array.dtype == dtype:
+        _raw(target)[a:b] = _raw(array[a:b])
+      else:
+        target[a:b] = array[a:b].astype(dtype)
+  return out

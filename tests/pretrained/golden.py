@@ -1,7 +1,59 @@
-"""Our configs of recorded cases."""
+"""Recorded cases laid out as published folders."""
+
+import json
+import pathlib
+import shutil
 
 from dllm_jax.models import DiTConfig
+from tests import golden_cases
 from tests.golden_cases import Case
+
+PUBLISHED = tuple(
+    sorted(
+        path.parent.name
+        for path in golden_cases.ROOT.glob("*/config.json")
+        if "hf_config" in json.loads(path.read_text())
+    )
+)
+"""The cases that keep the published configuration."""
+
+
+def published_config(case: Case) -> dict:
+  """Returns the `config.json` of the folder that a case stands for."""
+  if "hf_config" in case.config:
+    return case.config["hf_config"]
+  config = case.config["config"]
+  if "graph" in config:  # SEDD publishes its training config as it is
+    return config
+  model = config["model"]
+  algo = config.get("algo", config)
+  kind = "bd3lm" if "algo" in config else "mdlm"
+  return {
+      "model_type": kind,
+      "architectures": [kind.upper()],
+      "vocab_size": case.config["vocab_size"],
+      "hidden_dim": model["hidden_size"],
+      "n_blocks": model["n_blocks"],
+      "n_heads": model["n_heads"],
+      "cond_dim": model["cond_dim"],
+      "dropout": model["dropout"],
+      "model_length": model["length"],
+      "time_conditioning": algo["time_conditioning"],
+      "block_size": config.get("block_size"),
+  }
+
+
+def publish(name: str, folder: pathlib.Path, **changes) -> pathlib.Path:
+  """Lays a case out as a published folder; returns it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  config = published_config(golden_cases.load(name)) | changes
+  config = {key: value for key, value in config.items() if value is not ...}
+  (folder / "config.json").write_text(json.dumps(config))
+  shutil.copyfile(
+      golden_cases.ROOT / name / "weights.safetensors",
+      folder / "model.safetensors",
+  )
+  return folder
 
 
 def dit_config(case: Case) -> DiTConfig:

@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
 from dllm_jax.models import DiTConfig
-from dllm_jax.pretrained import DIT, to_ours, to_theirs
+from dllm_jax.pretrained import DIT, Source, to_ours, to_theirs
+from dllm_jax.pretrained.table import flatten
 
 CONFIG = DiTConfig(
     vocab_size=7, width=8, layers=2, heads=2, cond_dim=4, vocab_multiple=4
@@ -79,10 +81,12 @@ def test_round_trips(change, prefix):
   config = dataclasses.replace(CONFIG, **change)
   theirs = {prefix + k: v for k, v in tensors(config).items()}
   there = to_ours(DIT, theirs, config)
-  back = to_theirs(DIT, there.params, config, prefix=prefix)
-  assert set(back) == set(theirs) | {prefix + "rotary_emb.inv_freq"}
+  back = to_theirs(DIT, there.params, config, source=there.source)
+  assert set(back) == set(theirs)
   for key, tensor in theirs.items():
-    np.testing.assert_array_equal(back[key], tensor)
+    np.testing.assert_array_equal(back[key].make(), tensor)
+  fresh = to_theirs(DIT, there.params, config, source=Source(prefix))
+  assert set(fresh) == set(theirs) | {prefix + "rotary_emb.inv_freq"}
 
 
 def without(name):
@@ -124,10 +128,26 @@ def test_parameters_that_do_not_fit():
     to_theirs(DIT, params, CONFIG)
 
 
-def test_each_parameter_is_put_as_soon_as_it_is_made():
-  seen = []
-  there = to_ours(
-      DIT, tensors(), CONFIG, put=lambda path, x: seen.append(path) or x.sum()
-  )
-  assert seen[0] == "embed/embedding"
-  assert len(seen) == len(jax.tree.leaves(there.params))
+def test_regions_are_read_by_parts():
+  theirs = tensors()
+  whole = flatten(to_ours(DIT, theirs, CONFIG).params)
+
+  def halves(region):
+    parts = []
+    for axis, size in enumerate(region.shape):
+      for part in (slice(0, size // 2), slice(size // 2, size)):
+        index = [slice(None)] * len(region.shape)
+        index[axis] = part
+        parts.append((tuple(index), region.read(tuple(index))))
+    return parts
+
+  read = to_ours(DIT, theirs, CONFIG, place=lambda r: (r.path, halves(r)))
+  is_pair = lambda x: isinstance(x, tuple)
+  for path, parts in jax.tree.leaves(read.params, is_leaf=is_pair):
+    for index, part in parts:
+      np.testing.assert_array_equal(part, whole[path][index])
+
+
+def test_other_types():
+  params = to_ours(DIT, tensors(), CONFIG, dtype=ml_dtypes.bfloat16).params
+  assert {x.dtype for x in jax.tree.leaves(params)} == {ml_dtypes.bfloat16}

@@ -1,0 +1,338 @@
+"""Published folders: safetensors read by rows and written as a stream.
+
+A safetensors file is eight bytes of length, a JSON header and raw bytes. Its
+tensors are read a few rows at a time, so that nothing is ever held whole here,
+and written one after another. Only JSON and raw numbers are read: nothing on
+disk is ever run, and pickles are refused.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import struct
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_LONGEST_HEADER = 100 * 2**20
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A tensor on disk; indexing by a slice of rows reads those rows.
+
+  Attributes:
+    file: where it is.
+    dtype: the type of its numbers.
+    shape: its shape.
+    offset: bytes before it in the file.
+  """
+
+  file: pathlib.Path
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  offset: int
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    """Returns rows of the tensor (of its first axis)."""
+    start, stop, _ = rows.indices(self.shape[0])
+    width = math.prod(self.shape[1:])
+    numbers = np.fromfile(
+        self.file,
+        self.dtype,
+        count=(stop - start) * width,
+        offset=self.offset + start * width * self.dtype.itemsize,
+    )
+    return numbers.reshape(stop - start, *self.shape[1:])
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    """Returns the whole tensor."""
+    del copy
+    numbers = np.fromfile(
+        self.file, self.dtype, math.prod(self.shape), offset=self.offset
+    )
+    return numbers.reshape(self.shape).astype(dtype or self.dtype, copy=False)
+
+
+def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
+  """Returns the `config.json` of a published folder.
+
+  Raises:
+    FileNotFoundError: there is no folder, or no such file in it.
+    ValueError: the path is a file, or the file is no JSON object.
+  """
+  folder = pathlib.Path(folder)
+  if folder.is_file():
+    raise ValueError(
+        f"{folder} is a file; give the folder that holds config.json and"
+        f" {SINGLE}" + _pickle_hint(folder)
+    )
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder} does not exist; give a folder")
+  path = folder / "config.json"
+  if not path.is_file():
+    raise FileNotFoundError(
+        f"{path} is missing; a published folder holds config.json and {SINGLE}"
+    )
+  return read_json(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the JSON object in a file.
+
+  Raises:
+    ValueError: there is something else in it.
+  """
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path} must hold a JSON object; fetch it again")
+  return value
+
+
+def _pickle_hint(path: pathlib.Path) -> str:
+  if path.suffix not in _PICKLES:
+    return ""
+  return "; a pickle is never read: have the weights saved as safetensors"
+
+
+def read_tensors(folder: str | pathlib.Path) -> dict[str, Stored]:
+  """Returns the tensors of a published folder by name; none is read yet.
+
+  Raises:
+    FileNotFoundError: there are no weights, or a shard is missing.
+    ValueError: there are pickles only, or a file is damaged.
+  """
+  folder = pathlib.Path(folder)
+  index = folder / INDEX
+  if index.is_file():
+    return _read_shards(folder, index)
+  files = sorted(folder.glob("*.safetensors"))
+  if (folder / SINGLE).is_file():
+    files = [folder / SINGLE]
+  if len(files) == 1:
+    return read_file(files[0])
+  if files:
+    raise FileNotFoundError(
+        f"{index} is missing, which says what is in {len(files)} shards"
+    )
+  pickles = [p for p in sorted(folder.iterdir()) if p.suffix in _PICKLES]
+  if pickles:
+    raise ValueError(f"{pickles[0]} is refused{_pickle_hint(pickles[0])}")
+  raise FileNotFoundError(f"{folder / SINGLE} is missing, and so is {INDEX}")
+
+
+def _read_shards(folder: pathlib.Path, index: pathlib.Path):
+  names = read_json(index).get("weight_map")
+  if not isinstance(names, dict) or not names:
+    raise ValueError(f"{index} has no weight_map; fetch it again")
+  shards: dict[str, dict[str, Stored]] = {}
+  tensors = {}
+  for key, name in names.items():
+    if not isinstance(name, str) or pathlib.Path(name).name != name:
+      raise ValueError(f"{index}: tensor {key} is in no file of the folder")
+    path = folder / name
+    if name not in shards:
+      if path.suffix in _PICKLES:
+        raise ValueError(f"{path} is refused{_pickle_hint(path)}")
+      if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing, which holds tensor {key}; fetch the shard"
+        )
+      shards[name] = read_file(path)
+    if key not in shards[name]:
+      raise ValueError(f"{path} lacks tensor {key}, which {INDEX} says it has")
+    tensors[key] = shards[name][key]
+  listed = set(names)
+  for name, found in shards.items():
+    extra = sorted(set(found) - listed)
+    if extra:
+      raise ValueError(f"{folder / name}: {INDEX} does not list {extra[0]}")
+  return tensors
+
+
+def read_file(path: pathlib.Path) -> dict[str, Stored]:
+  """Returns the tensors of one safetensors file by name.
+
+  Raises:
+    ValueError: the file is truncated or something else.
+  """
+  size = path.stat().st_size
+  with path.open("rb") as file:
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+      raise ValueError(f"{path} is not a safetensors file, or is truncated")
+    try:
+      header = json.loads(file.read(length))
+    except (ValueError, UnicodeDecodeError) as error:
+      raise ValueError(f"{path} is not a safetensors file") from error
+  if not isinstance(header, dict):
+    raise ValueError(f"{path} is not a safetensors file")
+  header.pop("__metadata__", None)
+  return {
+      key: _entry(path, key, value, 8 + length, size)
+      for key, value in header.items()
+  }
+
+
+def _entry(path, key, value, base: int, size: int) -> Stored:
+  try:
+    name, shape = value["dtype"], tuple(value["shape"])
+    begin, end = value["data_offsets"]
+    numbers = [*shape, begin, end]
+    legal = all(isinstance(n, int) and n >= 0 for n in numbers)
+  except (KeyError, TypeError, ValueError):
+    legal = False
+  if not legal:
+    raise ValueError(f"{path}: tensor {key} is described wrongly")
+  if name not in _DTYPES:
+    raise ValueError(
+        f"{path}: tensor {key} is of type {name}; legal: {', '.join(_DTYPES)}"
+    )
+  dtype = _DTYPES[name]
+  if end - begin != math.prod(shape) * dtype.itemsize:
+    raise ValueError(
+        f"{path}: tensor {key} has {end - begin} bytes, which is not"
+        f" {name} of shape {shape}"
+    )
+  if base + end > size:
+    raise ValueError(
+        f"{path} is truncated: tensor {key} ends at byte {base + end} of {size}"
+    )
+  return Stored(path, dtype, shape, base + begin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outgoing:
+  """A tensor to be written.
+
+  Attributes:
+    dtype: the type of its numbers.
+    shape: its shape.
+    make: makes it, when its turn comes.
+  """
+
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  make: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    """Its size in bytes."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(
+    folder: pathlib.Path,
+    tensors: Mapping[str, Outgoing],
+    *,
+    shard_bytes: int,
+    progress: Callable[[int], None] = lambda n: None,
+) -> None:
+  """Writes tensors as one safetensors file, or as shards with an index.
+
+  Args:
+    folder: where.
+    tensors: by name; each is made when it is written.
+    shard_bytes: the most bytes of tensors in a file, unless one has more.
+    progress: called with the bytes that were written.
+  """
+  shards: list[dict[str, Outgoing]] = [{}]
+  filled = 0
+  for key, tensor in tensors.items():
+    if shards[-1] and filled + tensor.nbytes > shard_bytes:
+      shards.append({})
+      filled = 0
+    shards[-1][key] = tensor
+    filled += tensor.nbytes
+  if len(shards) == 1:
+    _write_file(folder / SINGLE, shards[0], progress)
+    return
+  where = {}
+  for i, shard in enumerate(shards):
+    name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+    _write_file(folder / name, shard, progress)
+    where.update(dict.fromkeys(shard, name))
+  total = sum(tensor.nbytes for tensor in tensors.values())
+  index = {"metadata": {"total_size": total}, "weight_map": where}
+  write_json(folder / INDEX, index)
+
+
+def _write_file(path, tensors, progress) -> None:
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  offset = 0
+  for key, tensor in tensors.items():
+    header[key] = {
+        "dtype": _NAMES[tensor.dtype],
+        "shape": list(tensor.shape),
+        "data_offsets": [offset, offset + tensor.nbytes],
+    }
+    offset += tensor.nbytes
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  with path.open("wb") as file:
+    file.write(struct.pack("<Q", len(text)) + text)
+    for key, tensor in tensors.items():
+      array = np.ascontiguousarray(tensor.make())
+      if array.dtype != tensor.dtype or array.shape != tensor.shape:
+        raise ValueError(
+            f"tensor {key} came out as {array.dtype} {array.shape}, not"
+            f" {tensor.dtype} {tensor.shape}"
+        )
+      array.view(np.uint8).tofile(file) if array.ndim else file.write(
+          array.tobytes()
+      )
+      progress(tensor.nbytes)
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  """Writes a JSON object."""
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | pathlib.Path) -> Iterable[pathlib.Path]:
+  """Gives a folder that becomes `path` at the end, or vanishes on an error.
+
+  Raises:
+    FileExistsError: there is something at `path`.
+  """
+  path = pathlib.Path(path).absolute()
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise FileExistsError(f"{path} is not empty; name a new folder")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  try:
+    yield temporary
+    if path.exists():
+      path.rmdir()
+    temporary.rename(path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)

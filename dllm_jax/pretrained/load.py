@@ -1,0 +1,414 @@
+"""Published folders in and out: `load_pretrained` and `save_pretrained`.
+
+Loading makes one shard of one parameter at a time, from the rows of the files
+that it needs, and hands it to its device: the host holds no more than that.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+from typing import Any
+import warnings
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+
+from dllm_jax.core.mask import Full
+from dllm_jax.core.types import Denoiser, ModelInputs, Objective
+from dllm_jax.core.vocabulary import reduce
+from dllm_jax.data.numbers import Numbers
+from dllm_jax.data.tokenizer import huggingface, HuggingFace, Tokenizer
+from dllm_jax.parallel.sharding import shardings
+from dllm_jax.pretrained import convert, families, files
+from dllm_jax.pretrained.families import Family, Fields, Ids
+from dllm_jax.pretrained.table import parameters, shapes
+
+SHARD_BYTES = 5 * 10**9
+# Small files that make a folder whole for the code it was published with.
+_COMPANIONS = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "generation_config.json",
+    "chat_template.jinja", "*.py", "LICENSE*",
+)  # fmt: skip
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A published model in our form.
+
+  Attributes:
+    denoiser: the network, `(init, apply)`.
+    params: its parameters.
+    objective: how it was trained.
+    tokenizer: its tokenizer; ids by number where the folder has none.
+    sampler: the name of the preset that samples as published.
+    config: the network's config.
+    family: its family.
+    published: the fields of its `config.json`.
+    ids: its special tokens.
+    source: what its files were like.
+    used: names of the tensors that were read.
+    unused: names of the tensors that carry nothing new.
+    folder: where it was read.
+    mesh: what the parameters are divided over, or None.
+  """
+
+  denoiser: Denoiser
+  params: PyTree
+  objective: Objective
+  tokenizer: Tokenizer
+  sampler: str
+  config: Any
+  family: Family = dataclasses.field(kw_only=True)
+  published: Mapping[str, Any] = dataclasses.field(kw_only=True, repr=False)
+  ids: Ids = dataclasses.field(kw_only=True)
+  source: convert.Source = dataclasses.field(kw_only=True, repr=False)
+  used: tuple[str, ...] = dataclasses.field(kw_only=True, repr=False)
+  unused: tuple[str, ...] = dataclasses.field(kw_only=True, repr=False)
+  folder: pathlib.Path | None = dataclasses.field(default=None, kw_only=True)
+  mesh: jax.sharding.Mesh | None = dataclasses.field(
+      default=None, kw_only=True
+  )
+
+  @property
+  def parameters(self) -> int:
+    """The number of published parameters; tied ones count once."""
+    return parameters(self.family.table, self.config)
+
+  @functools.cached_property
+  def _logits(self):
+    """The network and its unembedding as one program."""
+
+    def logits(params, inputs, tokens, time):
+      out, _ = self.denoiser.apply(params, inputs, None)
+      values = reduce(lambda logits: logits, out)
+      if self.family.output is not None and time is not None:
+        return self.family.output(self.objective, values, tokens, time)
+      return values
+
+    return jax.jit(logits)
+
+  def logits(
+      self,
+      tokens: Int[Array, "B T"],
+      attention_mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None = None,
+      time: Float[Array, "B"] | float | None = None,
+      *,
+      positions: Int[Array, "B T"] | None = None,
+  ) -> Float[Array, "B T V"]:
+    """Returns what the original network returns for tokens, unshifted.
+
+    Args:
+      tokens: token ids.
+      attention_mask: `[B, T]`, False at padding, under the family's own mask;
+        or `[B, T, T]` (or `[1, T, T]`), who attends to whom, in its place.
+      time: t in [0, 1], for networks that are told it. SEDD's then gives log
+        scores, as the original does; without one, its bare logits.
+      positions: rotary positions; by default as the family counts them.
+
+    Raises:
+      ValueError: the shapes do not fit together.
+    """
+    tokens = jnp.asarray(tokens, jnp.int32)
+    inputs = self._inputs(tokens, attention_mask, time, positions)
+    if time is not None:
+      time = _column(time, tokens.shape[0])
+    if self.mesh is None:
+      return self._logits(self.params, inputs, tokens, time)
+    with jax.set_mesh(self.mesh):
+      return self._logits(self.params, inputs, tokens, time)
+
+  def _inputs(self, tokens, attention_mask, time, positions) -> ModelInputs:
+    if tokens.ndim != 2:
+      raise ValueError(f"tokens must be [B, T], not {tokens.shape}")
+    rows, length = tokens.shape
+    spec, extra, real = self.objective.mask_spec, None, jnp.ones_like(tokens)
+    if attention_mask is not None:
+      mask = jnp.asarray(attention_mask) > 0
+      if mask.shape == tokens.shape:
+        real = mask.astype(jnp.int32)
+      elif mask.ndim == 3 and mask.shape[1:] == (length, length):
+        spec, extra = Full(), jnp.broadcast_to(mask, (rows, length, length))
+      else:
+        raise ValueError(
+            f"attention_mask must be {tokens.shape} or {(rows, length, length)},"
+            f" not {mask.shape}"
+        )
+    if positions is None:
+      positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+      if not self.family.counts_padding:
+        visible = jnp.cumsum(real, axis=1) - 1
+        positions = jnp.where(real > 0, visible, 1)
+    conditioning = None
+    if time is not None:
+      conditioning = self.objective.conditioning(_column(time, rows))
+    return ModelInputs(
+        latent=tokens,
+        conditioning=conditioning,
+        positions=jnp.asarray(positions, jnp.int32),
+        segment_ids=real,
+        mask=spec,
+        extra_mask=extra,
+    )
+
+
+def _column(time, rows: int) -> Float[Array, "B 1"]:
+  time = jnp.asarray(time, jnp.float32).reshape(-1, 1)
+  return jnp.broadcast_to(time, (rows, 1))
+
+
+def load_pretrained(
+    path: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    mask_id: int | None = None,
+    progress: Progress | None = None,
+) -> Pretrained:
+  """Returns a published model, read from a folder onto its devices.
+
+  Args:
+    path: a folder with `config.json` and safetensors (one file, or an index
+      with shards).
+    dtype: "float32" or "bfloat16" for parameters and arithmetic; None for what
+      the files have (half precision becomes float32).
+    mesh: what to divide the parameters over; None for the first device.
+    mask_id: the mask token, where neither the config nor the tokenizer names
+      the right one.
+    progress: called as bytes are read.
+
+  Raises:
+    FileNotFoundError: the folder, its config or a shard is missing.
+    ValueError: the family is unknown, a file is damaged, or a tensor is
+      missing, unknown or of another shape than the config gives.
+  """
+  folder = pathlib.Path(path)
+  published = files.read_config(folder)
+  fields = Fields(published, folder / "config.json")
+  family = families.find(fields)
+  config = _network_config(family, fields)
+  hint, tokenizer = _read_tokenizer(folder)
+  if mask_id is not None:
+    fields = Fields({**published, "mask_token_id": mask_id}, fields.path)
+  ids = families.ids(family, fields, config.vocab_size, hint)
+  tokenizer = _fit_tokenizer(tokenizer, hint, ids, config.vocab_size, fields)
+  objective = families.objective(family, fields, config.vocab_size, ids)
+  tensors = files.read_tensors(folder)
+  dtype = _dtype(tensors, dtype)
+  low = (dtype or _common(tensors)) == np.dtype(jnp.bfloat16)
+  kind = "bfloat16" if low else "float32"
+  config = dataclasses.replace(config, dtype=kind, param_dtype=kind)
+  converted = convert.to_ours(
+      family.table,
+      tensors,
+      config,
+      dtype=dtype,
+      place=_placer(family, config, mesh, progress),
+  )
+  return Pretrained(
+      family.table.network(config),
+      converted.params,
+      objective,
+      tokenizer,
+      family.sampler,
+      config,
+      family=family,
+      published=fields.values,
+      ids=ids,
+      source=converted.source,
+      used=converted.used,
+      unused=converted.unused,
+      folder=folder,
+      mesh=mesh,
+  )
+
+
+def _network_config(family: Family, fields: Fields) -> Any:
+  try:
+    return family.network(fields)
+  except (TypeError, ZeroDivisionError) as error:
+    raise ValueError(f"{fields.path}: {error}") from error
+  except ValueError as error:
+    path = str(fields.path)
+    text = str(error)
+    raise ValueError(text if path in text else f"{path}: {text}") from error
+
+
+def _common(tensors: Mapping[str, files.Stored]) -> np.dtype:
+  """Returns the type that most of the numbers have."""
+  sizes: dict[np.dtype, int] = {}
+  for tensor in tensors.values():
+    size = int(np.prod(tensor.shape))
+    sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + size
+  return max(sizes, key=sizes.get, default=np.dtype(np.float32))
+
+
+def _dtype(tensors, name: str | None) -> np.dtype | None:
+  if name is not None:
+    if name not in ("float32", "bfloat16"):
+      raise ValueError(
+          f"dtype {name!r} is unknown; legal: float32, bfloat16, or None"
+      )
+    return np.dtype(jnp.dtype(name))
+  ours = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
+  odd = any(tensor.dtype not in ours for tensor in tensors.values())
+  return np.dtype(np.float32) if odd else None
+
+
+def _placer(family, config, mesh, progress):
+  """Returns what reads a parameter's shards and puts each on its device."""
+  if mesh is None:
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = lambda path: one
+  else:
+    flat = shapes(family.table, config)
+    tree = shardings(flat, mesh)
+    placed = tree.__getitem__
+  total = done = 0
+  if progress is not None:
+    total = sum(leaf.size for leaf in shapes(family.table, config).values())
+
+  def place(region: convert.Region) -> jax.Array:
+    nonlocal done
+    sharding = placed(region.path)
+    where = sharding.addressable_devices_indices_map(region.shape)
+    order = sorted(where.items(), key=lambda item: str(item[1]))
+    arrays, last, host = [], None, None
+    for device, index in order:
+      if host is None or index != last:
+        host, last = region.read(index or ()), index
+      arrays.append(jax.block_until_ready(jax.device_put(host, device)))
+    del host
+    if progress is not None:
+      done += int(np.prod(region.shape))
+      progress(done, total)
+    return jax.make_array_from_single_device_arrays(
+        region.shape, sharding, arrays
+    )
+
+  return place
+
+
+# ------------------------------------------------------------------ tokenizers
+
+
+def _read_tokenizer(folder) -> tuple[Ids, HuggingFace | None]:
+  """Returns the special tokens that the tokenizer names, and the tokenizer."""
+  if not (folder / "tokenizer.json").is_file():
+    return Ids(None), None
+  tokenizer = huggingface(str(folder))
+  named = tokenizer.mask_id <= tokenizer.last_id
+  mask = tokenizer.mask_id if named else None
+  return Ids(mask, tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id), (
+      tokenizer
+  )
+
+
+def _fit_tokenizer(tokenizer, hint: Ids, ids: Ids, vocab_size, fields):
+  """Returns the tokenizer with the model's own special tokens.
+
+  Raises:
+    ValueError: it has more tokens than the network, or another mask.
+  """
+  roles = dict(pad_id=ids.pad, eos_id=ids.end, bos_id=ids.begin)
+  if tokenizer is None:
+    return Numbers(vocab_size=vocab_size, mask_id=ids.mask, **roles)
+  where = f"{fields.path.parent / 'tokenizer.json'}"
+  if tokenizer.last_id >= vocab_size:
+    raise ValueError(
+        f"{where} has tokens up to {tokenizer.last_id}, but {fields.path} gives"
+        f" {vocab_size}; they belong to different models"
+    )
+  if hint.mask not in (None, ids.mask):
+    raise ValueError(
+        f"{where} has the mask {hint.mask}, but {fields.path} says {ids.mask};"
+        " mend one of them"
+    )
+  for role in ("end", "pad"):
+    ours, theirs = getattr(ids, role), getattr(hint, role)
+    stated = fields.get({"end": "eos_token_id", "pad": "pad_token_id"}[role])
+    legal = stated if isinstance(stated, list) else [ours]
+    if theirs is not None and ours is not None and theirs not in legal:
+      warnings.warn(
+          f"{where} has the {role} token {theirs}, but {fields.path} says"
+          f" {ours}, which is used",
+          stacklevel=3,
+      )
+  return dataclasses.replace(
+      tokenizer, mask_id=ids.mask, size=vocab_size, **roles
+  )
+
+
+# ---------------------------------------------------------------------- saving
+
+
+def save_pretrained(
+    model: Pretrained,
+    path: str | pathlib.Path,
+    *,
+    params: PyTree | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+  """Writes a folder that the original code loads.
+
+  Names, shapes and types are those that were read. The folder appears when it
+  is complete.
+
+  Args:
+    model: what `load_pretrained` returned.
+    path: a new folder.
+    params: other parameters for it, such as fine-tuned ones.
+    dtype: "float32" or "bfloat16"; None for the types that were read.
+    shard_bytes: the most bytes of a file; more files get an index.
+    progress: called as bytes are written.
+
+  Raises:
+    FileExistsError: there is something at `path`.
+    ValueError: the parameters do not fit the model.
+  """
+  source = model.source
+  if dtype is not None:
+    kind = _dtype({}, dtype)
+    dtypes = dict.fromkeys(source.dtypes or {}, kind)
+    source = source._replace(dtypes=dtypes)
+  tensors = convert.to_theirs(
+      model.family.table,
+      model.params if params is None else params,
+      model.config,
+      source=source,
+  )
+  total = sum(tensor.nbytes for tensor in tensors.values())
+  done = 0
+
+  def report(count: int) -> None:
+    nonlocal done
+    done += count
+    if progress is not None:
+      progress(done, total)
+
+  with files.new_folder(path) as folder:
+    files.write_json(folder / "config.json", model.published)
+    files.write_tensors(
+        folder, tensors, shard_bytes=shard_bytes, progress=report
+    )
+    if model.folder is not None:
+      copy_companions(model.folder, folder)
+
+
+def copy_companions(
+    source: str | os.PathLike, target: str | os.PathLike
+) -> None:
+  """Copies what a folder holds besides its config and weights."""
+  for pattern in _COMPANIONS:
+    for file in pathlib.Path(source).glob(pattern):
+      if file.is_file():
+        shutil.copyfile(file, pathlib.Path(target) / file.name)

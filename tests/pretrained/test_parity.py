@@ -1,0 +1,176 @@
+"""A published folder goes in by the front door; the original's logits come out.
+
+Tolerances are those stated with the recorded arrays: ten times the originals'
+own float32 error and more, for another order of sums.
+"""
+
+import functools
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from numpy.testing import assert_allclose
+import pytest
+from safetensors.numpy import load_file
+
+import dllm_jax
+from dllm_jax.core.mask import materialise, TwoStream
+from dllm_jax.objectives.autoregressive import Autoregressive
+from tests import golden_cases
+from tests.pretrained.golden import publish, PUBLISHED
+
+
+@functools.cache
+def loaded(name):
+  with tempfile.TemporaryDirectory() as folder:
+    path = publish(name, pathlib.Path(folder) / name)
+    return golden_cases.load(name).arrays, dllm_jax.load_pretrained(path)
+
+
+def at(mask):
+  return np.asarray(mask, bool)
+
+
+@pytest.mark.parametrize("name", ["llada_logits", "llada_logits_gqa"])
+def test_llada(name):
+  a, model = loaded(name)
+  assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=2e-4)
+  for side in ("lp", "rp"):
+    mask = at(a[f"{side}_attention_mask"])
+    ours = model.logits(a[f"{side}_input_ids"], mask)
+    assert_allclose(ours[mask], a[f"{side}_logits"][mask], atol=2e-4)
+  assert model.sampler == "llada"
+
+
+def test_dream():
+  a, model = loaded("dream_logits")
+  assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=2e-4)
+  mask = at(a["lp_attention_mask"])
+  ours = model.logits(a["lp_input_ids"], mask)
+  valid = at(a["lp_valid"])
+  assert_allclose(ours[valid], a["lp_logits"][valid], atol=2e-4)
+  given = model.logits(
+      a["lp_input_ids"], mask, positions=a["lp_position_ids"]
+  )
+  assert_allclose(given[mask], ours[mask], atol=1e-5)
+  assert model.objective.shift == 1 and model.sampler == "dream"
+
+
+def test_llada_moe():
+  a, model = loaded("llada_moe")
+  assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=2e-4)
+  mask = at(a["attention_mask"])
+  ours = model.logits(a["input_ids"], mask)
+  assert_allclose(ours[mask], a["masked_logits"][mask], atol=2e-4)
+
+
+@pytest.mark.parametrize("name, atol", [("llada2_moe", 5e-4), ("sdar", 2e-4)])
+def test_block_models(name, atol):
+  a, model = loaded(name)
+  tokens = a["input_ids"]
+  square = a["block_mask"][None] > 0
+  everyone = np.ones_like(square)
+  assert_allclose(model.logits(tokens, square), a["logits"], atol=atol)
+  assert_allclose(model.logits(tokens, everyone), a["logits_full"], atol=atol)
+
+
+def test_sdar_samples_and_trains_as_published():
+  a, model = loaded("sdar")
+  # Its own mask is the block-causal one.
+  assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=2e-4)
+  length = a["train_x0"].shape[1]
+  spec = TwoStream(length, model.objective.block_size)
+  ones = np.ones((1, 2 * length), np.int32)
+  slots = np.arange(2 * length)
+  mask = materialise(spec, slots, slots, q_segments=ones, k_segments=ones)
+  np.testing.assert_array_equal(mask[0], a["train_mask"])
+  tokens = np.concatenate([a["input_ids"][:1], a["train_x0"]], axis=1)
+  ours = model.logits(tokens, mask, positions=slots[None] % length)
+  assert_allclose(ours, a["train_logits"], atol=2e-4)
+
+
+def test_mdlm():
+  a, model = loaded("mdlm")
+  assert_allclose(model.logits(a["xt"]), a["logits_sigma0"], atol=2e-4)
+  with tempfile.TemporaryDirectory() as folder:
+    path = publish("mdlm", pathlib.Path(folder) / "m", time_conditioning=True)
+    told = dllm_jax.load_pretrained(path)
+  ours = told.logits(a["xt"], time=a["t"])
+  assert_allclose(ours, a["logits_sigma"], atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["sedd_absorb", "sedd_uniform"])
+def test_sedd(name):
+  a, model = loaded(name)
+  ours = model.logits(a["x"], time=a["t"])
+  assert_allclose(ours, a["log_score"], atol=2e-4)
+
+
+def test_bd3lm():
+  a, model = loaded("bd3lm")
+  length = a["x0"].shape[1]
+  spec = TwoStream(length, model.objective.block_size)
+  slots = np.arange(2 * length)
+  ones = np.ones((len(a["x0"]), 2 * length), np.int32)
+  mask = materialise(spec, slots, slots, q_segments=ones, k_segments=ones)
+  tokens = np.concatenate([a["xt"], a["x0"]], axis=1)
+  positions = np.broadcast_to(slots % length, tokens.shape)
+  ours = model.logits(tokens, mask, positions=positions)
+  assert_allclose(ours[:, :length], a["logits"], atol=2e-4)
+
+
+def test_over_a_mesh():
+  a, _ = loaded("llada2_moe")
+  sizes = {"data": 1, "fsdp": 2, "tensor": 2, "context": 1, "expert": 2}
+  from dllm_jax.parallel import make_mesh
+
+  with tempfile.TemporaryDirectory() as folder:
+    path = publish("llada2_moe", pathlib.Path(folder) / "m")
+    model = dllm_jax.load_pretrained(path, mesh=make_mesh(sizes))
+  kernel = model.params["run1"]["layers"]["mlp"]["experts"]["up"]
+  assert kernel.sharding.shard_shape(kernel.shape)[1] == kernel.shape[1] // 2
+  square = np.repeat(a["block_mask"][None], len(a["input_ids"]), axis=0)
+  for rows in (1, 2, 4):  # with and without a row for each device
+    tokens = np.resize(a["input_ids"], (rows, a["input_ids"].shape[1]))
+    ours = model.logits(tokens, square[:1])
+    theirs = np.resize(a["logits"], (rows, *a["logits"].shape[1:]))
+    assert_allclose(ours, theirs, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [*PUBLISHED, "mdlm", "bd3lm", "sedd_absorb", "sedd_uniform"]
+)
+def test_round_trip_is_byte_equal(name, tmp_path):
+  theirs = golden_cases.weights(name)
+  folder = publish(name, tmp_path / "in")
+  model = dllm_jax.load_pretrained(folder)
+  assert set(model.used) | set(model.unused) == set(theirs)
+  counted = sum(theirs[key].size for key in model.used)
+  assert model.parameters == counted
+  dllm_jax.save_pretrained(model, tmp_path / "out", shard_bytes=2**16)
+  shards = sorted((tmp_path / "out").glob("*.safetensors"))
+  assert len(shards) > 1
+  back = {}
+  for shard in shards:
+    back |= load_file(shard)
+  assert set(back) == set(theirs)
+  for key, tensor in theirs.items():
+    assert back[key].dtype == tensor.dtype and back[key].shape == tensor.shape
+    assert back[key].tobytes() == tensor.tobytes(), key
+  again = dllm_jax.load_pretrained(tmp_path / "out")
+  jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+  assert again.published == model.published
+
+
+def test_autoregressive_families_load(tmp_path):
+  # SDAR's weights are Qwen3's by name and shape.
+  folder = publish("sdar", tmp_path / "q", model_type="qwen3", architectures=...)
+  model = dllm_jax.load_pretrained(folder)
+  assert isinstance(model.objective, Autoregressive)
+  a, sdar = loaded("sdar")
+  length = a["input_ids"].shape[1]
+  causal = np.tri(length, dtype=bool)[None]
+  assert_allclose(
+      model.logits(a["input_ids"]), sdar.logits(a["input_ids"], causal), atol=1e-5
+  )
