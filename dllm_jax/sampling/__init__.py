@@ -2,16 +2,17 @@
 
 from dllm_jax.sampling.infill import parse
 from dllm_jax.sampling.launch import Launcher
-from dllm_jax.sampling.policies import Ancestral, Confidence
+from dllm_jax.sampling.policies import Ancestral
 from dllm_jax.sampling.processors import Temperature, TopK, TopP
 from dllm_jax.sampling.program import generate, Generation, Sampler
 from dllm_jax.sampling.requests import build, continuation, Requests
 from dllm_jax.sampling.strip import write_strip
 from dllm_jax.sampling.trace import films, Trace, write_page
+from dllm_jax.sampling.unmasking import FirstHitting, Unmasking
 
 __all__ = [
   "Ancestral",
-  "Confidence",
+  "FirstHitting",
   "Generation",
   "Launcher",
   "Requests",
@@ -20,6 +21,7 @@ __all__ = [
   "TopK",
   "TopP",
   "Trace",
+  "Unmasking",
   "build",
   "continuation",
   "films",

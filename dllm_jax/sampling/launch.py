@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from dllm_jax.core.types import Denoiser, Process
-from dllm_jax.sampling.program import generate, Generation, Sampler
+from dllm_jax.sampling.program import generate, Generation, NoiseAt, Sampler
 from dllm_jax.sampling.requests import Requests
 
 
@@ -24,12 +24,17 @@ class Launcher:
   """
 
   def __init__(
-    self, sampler: Sampler, denoiser: Denoiser, *, trace: bool = False
+    self,
+    sampler: Sampler,
+    denoiser: Denoiser,
+    *,
+    trace: bool = False,
+    noise: NoiseAt | None = None,
   ):
     self.sampler = sampler
     self.compile_seconds = 0.0
     self._program = jax.jit(
-      functools.partial(generate, sampler, denoiser, trace=trace)
+      functools.partial(generate, sampler, denoiser, trace=trace, noise=noise)
     )
     self._compiled = set()
 

@@ -3,13 +3,14 @@
 import dataclasses
 
 from dllm_jax.core.types import Objective
-from dllm_jax.sampling.policies import Ancestral, Confidence
+from dllm_jax.sampling.policies import Ancestral
 from dllm_jax.sampling.processors import Temperature, TopK, TopP
 from dllm_jax.sampling.program import Sampler
+from dllm_jax.sampling.unmasking import Unmasking
 
 PRESETS = {
     "mdlm": (Ancestral, {"temperature": 1.0}),
-    "llada": (Confidence, {"temperature": 0.0}),
+    "llada": (Unmasking, {"temperature": 0.0}),
 }
 
 

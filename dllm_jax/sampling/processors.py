@@ -40,6 +40,7 @@ class Temperature:
   """
 
   value: float
+  counts = False
 
   def __post_init__(self):
     if not 0.0 <= self.value < float("inf"):
@@ -68,6 +69,7 @@ class TopK:
   """
 
   k: int
+  counts = False
 
   def __post_init__(self):
     if self.k < 1:
@@ -91,9 +93,13 @@ class TopP:
 
   Attributes:
     p: a probability in (0, 1].
+    crossing: whether the token that crosses p is kept; ReMDM leaves it out,
+      unless it is the first.
   """
 
   p: float
+  crossing: bool = True
+  counts = False
 
   def __post_init__(self):
     if not 0.0 < self.p <= 1.0:
@@ -104,8 +110,93 @@ class TopP:
     del z, counts
     if self.p == 1.0:
       return logits
-    keep = _best(logits, jax.nn.softmax(logits), self.p)
+    p = jax.nn.softmax(logits)
+    keep = _best(logits, p, self.p)
+    if not self.crossing:
+      keep = _without_last(logits, p, keep, self.p)
     return jnp.where(keep, logits, -jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class RepetitionPenalty:
+  """Divides positive logits of tokens that the row has by a factor (CTRL).
+
+  Negative ones are multiplied (arXiv:1909.05858, sec. 4.1).
+
+  Attributes:
+    value: above 0; 1 changes nothing, more makes repetition rarer.
+  """
+
+  value: float
+  counts = True
+
+  def __post_init__(self):
+    if not 0.0 < self.value < float("inf"):
+      raise ValueError(
+        f"the repetition penalty must be above 0 (1: none), not {self.value}"
+      )
+
+  def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
+    """Returns the logits, those of known tokens made smaller."""
+    del z
+    if self.value == 1.0 or counts is None:
+      return logits
+    smaller = jnp.where(logits > 0, logits / self.value, logits * self.value)
+    return jnp.where(counts > 0, smaller, logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Banned:
+  """Forbids tokens; of end-of-text, it suppresses early ends.
+
+  Attributes:
+    tokens: ids.
+  """
+
+  tokens: tuple[int, ...]
+  counts = False
+
+  def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
+    """Returns the logits, -inf at the tokens."""
+    del z, counts
+    return jnp.where(_among(self.tokens, logits), -jnp.inf, logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forced:
+  """Allows some tokens only; a token at one slot is forced by the request.
+
+  Attributes:
+    tokens: ids, at least one.
+  """
+
+  tokens: tuple[int, ...]
+  counts = False
+
+  def __post_init__(self):
+    if not self.tokens:
+      raise ValueError("forcing needs at least one allowed token")
+
+  def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
+    """Returns the logits, -inf at all other tokens."""
+    del z, counts
+    return jnp.where(_among(self.tokens, logits), logits, -jnp.inf)
+
+
+def _among(tokens: tuple[int, ...], logits: Logits) -> Bool[Array, "V"]:
+  ids = jnp.arange(logits.shape[-1])
+  return jnp.any(ids[:, None] == jnp.array(tokens, jnp.int32), axis=-1)
+
+
+def _without_last(logits, p, keep, target):
+  """Returns a nucleus less the token that crosses the target."""
+  inside = jnp.sum(jnp.where(keep, p, 0.0), axis=-1, keepdims=True)
+  worst = jnp.min(jnp.where(keep, logits, jnp.inf), axis=-1, keepdims=True)
+  last = keep & (logits == worst)
+  # Of equal ones the highest id is the last.
+  last &= jnp.cumsum(last, axis=-1) == jnp.sum(last, axis=-1, keepdims=True)
+  several = jnp.sum(keep, axis=-1, keepdims=True) > 1
+  return keep & ~(last & several & (inside > target))
 
 
 def _best(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
-from dllm_jax.core.types import ModelOutputs, Objective, Process
+from dllm_jax.core.types import Guide, ModelOutputs, Objective, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.page import PAGE
 
@@ -67,12 +67,13 @@ class Trace:
 def observe(
   objective: Objective,
   process: Process,
-  out: ModelOutputs,
+  out: ModelOutputs | tuple[ModelOutputs, ...],
   z: PyTree,
   new_z: PyTree,
   t: Float[Array, "B 1"],
   *,
   window: Int[Array, "B W"] | None,
+  guide: Guide | None = None,
 ) -> dict[str, Array]:
   """Returns the fields of a `Frame` that a window's step decides."""
   before, after = objective.decode(process, z), objective.decode(process, new_z)
@@ -83,6 +84,8 @@ def observe(
   )
 
   def look(logits, z, t, token):
+    if guide is not None:
+      logits = guide(logits, z, t)
     log_p = objective.log_x0(process, logits, z, t)
     token = jnp.where(masked(token), jnp.argmax(log_p, axis=-1), token)
     picked = jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]

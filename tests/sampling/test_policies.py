@@ -8,7 +8,8 @@ import pytest
 from dllm_jax.core.noise import Keyed
 from dllm_jax.core.types import ModelOutputs, Process
 from dllm_jax.objectives.mdlm import MDLM
-from dllm_jax.sampling.policies import Ancestral, Confidence
+from dllm_jax.sampling.policies import Ancestral
+from dllm_jax.sampling.unmasking import Unmasking
 from dllm_jax.sampling.processors import Temperature
 
 OBJECTIVE = MDLM(vocab_size=6, mask_id=5)
@@ -43,7 +44,7 @@ def reveal(policy, logits, z, active):
 
 @pytest.mark.parametrize("score", ["confidence", "random"])
 def test_quotas_are_exact(score):
-  policy = Confidence(objective=OBJECTIVE, steps=4, score=score)
+  policy = Unmasking(objective=OBJECTIVE, steps=4, score=score)
   free = np.array([11, 4, 3, 0])
   active = jnp.arange(11) < free[:, None]
   z = jnp.where(active, 5, 0)
@@ -56,7 +57,7 @@ def test_quotas_are_exact(score):
 
 
 def test_the_surest_slots_come_first_and_ties_by_slot():
-  policy = Confidence(
+  policy = Unmasking(
     objective=OBJECTIVE, steps=4, processors=(Temperature(0.0),)
   )
   sharpness = jnp.array([1.0, 3.0, 2.0, 3.0])
@@ -69,7 +70,7 @@ def test_the_surest_slots_come_first_and_ties_by_slot():
 
 @pytest.mark.parametrize("read", ["network", "processed"])
 def test_confidence_is_read_before_or_after_processors(read):
-  policy = Confidence(
+  policy = Unmasking(
     objective=OBJECTIVE, steps=1, processors=(Temperature(0.5),), read=read
   )
   logits = jax.random.normal(jax.random.key(3), (1, 4, 6))
@@ -89,7 +90,7 @@ def test_confidence_is_read_before_or_after_processors(read):
   np.testing.assert_allclose(info["confidence"], want, rtol=1e-5)  # float32
 
 
-@pytest.mark.parametrize("policy", [Ancestral, Confidence])
+@pytest.mark.parametrize("policy", [Ancestral, Unmasking])
 def test_the_mask_is_never_drawn_even_if_the_network_prefers_it(policy):
   policy = policy(objective=OBJECTIVE, steps=2, processors=(Temperature(0.0),))
   logits = jnp.zeros((2, 8, 6)).at[..., 5].set(30.0).at[..., 3].set(1.0)
@@ -116,4 +117,4 @@ def test_bad_policies():
   with pytest.raises(ValueError, match="at least 1 step"):
     Ancestral(objective=OBJECTIVE, steps=0)
   with pytest.raises(ValueError, match="score must be one of"):
-    Confidence(objective=OBJECTIVE, steps=1, score="margin")
+    Unmasking(objective=OBJECTIVE, steps=1, score="margin")

@@ -1,0 +1,270 @@
+"""The network as the sampler calls it: on the canvas or on a window of it.
+
+Caches are explicit pytrees with a slot for each canvas slot. What is recomputed
+at a network call, with S the start of a row's block and W its length:
+
+    none     canvas     [0, T)                 nothing is kept
+    prefix   suffix     [S, T)                 keys and values before S are kept
+    dual     block      [S, S + W)             those on both sides are kept
+    block    block      [S, S + W)             exact: nothing after it is seen
+
+Prefix and dual caches (Fast-dLLM, arXiv:2505.22618) are approximations for
+bidirectional networks, refreshed by a pass over the canvas when a block is
+entered, and every `refresh` calls. The block cache is that of block-causal
+networks. Guidance doubles the rows and nothing else.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from dllm_jax.core.axes import BATCH_AXES, constrain, TENSOR
+from dllm_jax.core.mask import BlockCausal, Causal
+from dllm_jax.core.types import (
+  Batch,
+  Denoiser,
+  KVCache,
+  ModelOutputs,
+  Objective,
+  Process,
+)
+from dllm_jax.core.vocabulary import vocab_width
+from dllm_jax.sampling.guidance import Guidance
+from dllm_jax.sampling.window import gather, Window
+
+CacheKind = Literal["none", "prefix", "dual", "block"]
+CACHES = ("none", "prefix", "dual", "block")
+
+Outputs = ModelOutputs | tuple[ModelOutputs, ...]
+
+
+class Network(NamedTuple):
+  """A network with its parameters and the batch that it samples.
+
+  Attributes:
+    batch: the requests as the objective's `inputs` wants them.
+    cache: what is kept between calls.
+    refresh: calls between passes over the canvas inside a block; 0 for one at
+      its entry only.
+    guidance: how two branches are joined, or None.
+  """
+
+  denoiser: Denoiser
+  params: PyTree
+  process: Process
+  objective: Objective
+  batch: Batch
+  cache: CacheKind
+  refresh: int
+  guidance: Guidance | None
+
+  @property
+  def approximate(self) -> bool:
+    """Whether kept keys and values are those of an older canvas."""
+    return self.cache in ("prefix", "dual")
+
+  @property
+  def lead(self) -> int:
+    """How far the window of a call lies before its block."""
+    return 0 if self.approximate else self.objective.shift
+
+  @property
+  def stores(self) -> bool:
+    """Whether a finished block needs one more call, to be kept."""
+    return self.cache == "block" and self.objective.shift == 0
+
+  def empty(self) -> KVCache | None:
+    """Returns a cache for all rows, sharded like the model."""
+    if self.cache == "none":
+      return None
+    rows, slots = self.batch.tokens.shape
+    rows *= 1 if self.guidance is None else 2
+    cache = self.denoiser.cache(rows, slots)
+    heads = lambda x: constrain(x, None, BATCH_AXES, None, TENSOR, None)
+    return KVCache(
+      key=heads(cache.key),
+      value=heads(cache.value),
+      segment_ids=constrain(cache.segment_ids, BATCH_AXES, None),
+    )
+
+  def head(self) -> ModelOutputs:
+    """Returns outputs of no use but for their unembedding and bias.
+
+    Both branches of a condition would copy the unembedding at each step;
+    nothing of the network itself is left of this call once it is compiled.
+    """
+    batch = jax.tree.map(
+      lambda x: x[:1, :1] if x.ndim > 1 else x[:1], self.batch
+    )
+    z = self.objective.clean(self.process, batch.tokens)
+    t = jnp.zeros((1, 1))
+    inputs = self.objective.inputs(self.process, z, t, batch)
+    out, _ = self.denoiser.apply(self.params, inputs, None)
+    return self._cut(out.replace(aux={}))
+
+  def look(
+    self,
+    z: PyTree,
+    t: Float[Array, "B 1"],
+    window: Window,
+    visible: Bool[Array, "B T"],
+    cache: KVCache | None,
+    call: Int[Array, ""],
+    head: ModelOutputs,
+  ) -> tuple[Outputs, Int[Array, "B W"] | None, KVCache | None]:
+    """Returns outputs that predict a window, where in them, and the cache.
+
+    Args:
+      z: the canvas.
+      t: the time that each row is at.
+      window: what is worked on.
+      visible: slots that may be seen now.
+      cache: what was kept.
+      call: calls since the window was entered.
+      head: see `head`.
+    """
+    if self.cache == "none":
+      t = self._times(t, window)
+      out, _ = self._canvas(z, t, visible, None)
+      return self._split(self._cut(out)), window.hidden, None
+    if self.cache == "block":
+      hidden, cache = self._part(z, t, window, visible, cache)
+    else:
+      fresh = call % self.refresh == 0 if self.refresh else call == 0
+      hidden, cache = lax.cond(
+        fresh,
+        lambda: self._refreshed(z, t, window, visible, cache),
+        lambda: self._part(z, t, window, visible, cache),
+      )
+    return self._split(head.replace(hidden=hidden)), None, cache
+
+  def prefill(
+    self, z: PyTree, visible: Bool[Array, "B T"], cache: KVCache
+  ) -> KVCache:
+    """Returns the cache of the canvas as it is, seen as clean."""
+    t = jnp.zeros((visible.shape[0], 1))
+    return self._canvas(z, t, visible, cache)[1]
+
+  def _times(self, t, window):
+    """Returns t for the block, 0 for clean ones, if blocks have own times."""
+    objective = self.objective
+    causal = isinstance(objective.mask_spec, BlockCausal)
+    if window.whole or not causal or not objective.reads_time:
+      return t
+    slots = self.batch.positions
+    end = window.start[:, None] + window.slots.shape[1]
+    inside = (slots >= window.start[:, None]) & (slots < end)
+    return jnp.where(inside, t, 0.0)
+
+  def _canvas(self, z, t, visible, cache):
+    batch = self.batch.replace(segment_ids=visible.astype(jnp.int32))
+    return self._apply(z, t, batch, None, cache)
+
+  def _refreshed(self, z, t, window, visible, cache):
+    out, cache = self._canvas(z, t, visible, cache)
+    slots = window.slots - self.objective.shift
+    return gather(out.hidden, self._rows(slots)), cache
+
+  def _part(self, z, t, window, visible, cache):
+    """Calls the network on the window alone, or on all slots from it on."""
+    length, width = self.batch.tokens.shape[1], window.slots.shape[1]
+    start = jnp.maximum(window.start - self.lead, 0)
+    wide = length if self.cache == "prefix" else width
+    slots = start[:, None] + jnp.arange(wide)
+    batch = gather(self.batch.replace(cond=None), slots)
+    seen = gather(visible, slots) & (slots < length)
+    batch = batch.replace(
+      segment_ids=seen.astype(jnp.int32),
+      positions=slots,
+      cond=self.batch.cond,
+    )
+    cache = cache.replace(segment_ids=self._rows(visible.astype(jnp.int32)))
+    out, cache = self._apply(gather(z, slots), t, batch, start, cache)
+    # Slot j of the window is predicted `shift` before it, 0 at the least.
+    at = jnp.arange(width) - self.objective.shift + self.lead
+    return out.hidden[:, jnp.maximum(at, 0)], cache
+
+  def _apply(self, z, t, batch, start, cache):
+    if self.guidance is not None:
+      fixed = (batch.segment_ids > 0) & ~batch.loss_mask
+      z = self.guidance.latent(self.objective, z, fixed)
+      cond = self.guidance.cond(batch.cond)
+      batch = jax.tree.map(self._rows, batch.replace(cond=None))
+      batch, t = batch.replace(cond=cond), self._rows(t)
+    inputs = self.objective.inputs(self.process, z, t, batch)
+    if start is not None:
+      inputs = inputs.replace(slot=self._rows(start))
+    return self.denoiser.apply(self.params, inputs, cache)
+
+  def _rows(self, x: Array) -> Array:
+    """Returns x for the rows of both branches."""
+    return x if self.guidance is None else jnp.concatenate([x, x])
+
+  def _cut(self, out: ModelOutputs) -> ModelOutputs:
+    """Returns outputs without columns that only pad."""
+    if out.vocab_size is None and vocab_width(out) > self.objective.vocab_size:
+      return out.replace(vocab_size=self.objective.vocab_size)
+    return out
+
+  def _split(self, out: ModelOutputs) -> Outputs:
+    """Returns the outputs of each branch."""
+    out = out.replace(aux={})
+    if self.guidance is None:
+      return out
+    return tuple(out.replace(hidden=h) for h in jnp.split(out.hidden, 2))
+
+
+def check_cache(
+  kind: CacheKind,
+  objective: Objective,
+  *,
+  block_length: int | None,
+  blocks_from: str,
+  forces: bool,
+) -> None:
+  """Raises ValueError unless a cache is right for an objective.
+
+  Args:
+    kind: the cache.
+    objective: what the network was trained for.
+    block_length: slots of a block, or None for the whole canvas.
+    blocks_from: where blocks begin, "prompt" or "start".
+    forces: whether the policy can be told to reveal a slot.
+  """
+  if kind not in CACHES:
+    raise ValueError(f"unknown cache {kind!r}; legal: {', '.join(CACHES)}")
+  if kind == "none":
+    return
+  name, spec = type(objective).__name__, objective.mask_spec
+  if block_length is None:
+    raise ValueError(
+      f"cache {kind!r} needs a block_length, shorter than the canvas"
+    )
+  if kind != "block":
+    if isinstance(spec, (BlockCausal, Causal)):
+      raise ValueError(
+        f"cache {kind!r} approximates networks that see the whole canvas; "
+        f"{name} does not: use cache 'block', which is exact, or 'none'"
+      )
+    if objective.shift and not forces:
+      raise ValueError(
+        f"cache {kind!r} with the shifted outputs of {name} needs a policy that "
+        "reveals by confidence, or cache 'none'"
+      )
+    return
+  if isinstance(spec, Causal) and objective.shift == 1 and block_length == 1:
+    return
+  if not isinstance(spec, BlockCausal):
+    raise ValueError(
+      f"cache 'block' needs a block-causal network, or an autoregressive one "
+      f"with block_length 1, not {name} with block_length {block_length}: use "
+      "'dual', 'prefix' or 'none'"
+    )
+  if spec.block != block_length or blocks_from != "start" or objective.shift:
+    raise ValueError(
+      f"cache 'block' of {name} needs its own blocks: block_length {spec.block} "
+      f"counted from slot 0, not {block_length} from the {blocks_from}"
+    )

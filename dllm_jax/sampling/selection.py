@@ -1,0 +1,321 @@
+r"""Selections: how many of the ranked masked slots a step reveals.
+
+A selection is `(seen, progress, steps, objective) -> [B, W] bool`: which
+candidates take their drawn token now. `fixed` ones reveal planned numbers in a
+known number of steps; the others look at the network and take as few steps as
+it allows. Every one of them reveals at least one candidate a step, or all at
+its last step, so that no window stays unfinished.
+"""
+
+import dataclasses
+from typing import Literal
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from dllm_jax.core.types import Objective
+
+
+@struct.dataclass
+class Progress:
+  """How far each row is in its window.
+
+  Attributes:
+    step: network calls so far.
+    maskable: slots that were masked when the window was entered.
+  """
+
+  step: Int[Array, "B"]
+  maskable: Int[Array, "B"]
+
+
+@struct.dataclass
+class Seen:
+  """What a step saw of its window.
+
+  Attributes:
+    candidates: masked slots that may be revealed.
+    score: what ranks them, higher first.
+    confidence: the probability of each drawn token.
+    entropy: of the prediction, nats; None unless asked for.
+    uniform: one uniform draw a slot; None unless asked for.
+  """
+
+  candidates: Bool[Array, "B W"]
+  score: Float[Array, "B W"]
+  confidence: Float[Array, "B W"]
+  entropy: Float[Array, "B W"] | None = None
+  uniform: Float[Array, "B W"] | None = None
+
+  @property
+  def left(self) -> Int[Array, "B"]:
+    """The number of candidates."""
+    return jnp.sum(self.candidates, axis=1, dtype=jnp.int32)
+
+  def rank(self) -> Int[Array, "B W"]:
+    """Returns how many slots come before each, best first, ties by slot."""
+    return rank(jnp.where(self.candidates, self.score, -jnp.inf))
+
+  def best(self, count: Int[Array, "B"]) -> Bool[Array, "B W"]:
+    """Returns the `count` best candidates."""
+    return self.candidates & (self.rank() < count[:, None])
+
+
+def rank(score: Float[Array, "B W"]) -> Int[Array, "B W"]:
+  """Returns how many slots come before each, best first, ties by slot."""
+  order = jnp.argsort(-score, axis=-1, stable=True)
+  return jnp.argsort(order, axis=-1)
+
+
+def sort(x: Array, order: Int[Array, "B W"]) -> Array:
+  """Returns x with slot of rank r at r."""
+  return jnp.take_along_axis(x, jnp.argsort(order, axis=-1), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Selection:
+  """What selections share; see the module."""
+
+  entropy = False
+  uniform = False
+  fixed = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Even(_Selection):
+  """Of n masked slots, step i reveals n // steps, one more if i < n % steps.
+
+  LLaDA's plan (arXiv:2502.09992, alg. 5), made when a window is entered.
+
+  Attributes:
+    of: n is the number of "masked" slots, or of all in the "window" (SDAR).
+  """
+
+  of: Literal["masked", "window"] = "masked"
+
+  def quota(
+    self, seen: Seen, progress: Progress, steps: int
+  ) -> Int[Array, "B"]:
+    """Returns how many are revealed now."""
+    total = progress.maskable
+    if self.of == "window":
+      total = jnp.full_like(total, seen.candidates.shape[1])
+    return total // steps + (progress.step < total % steps)
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    del objective
+    return seen.best(self.quota(seen, progress, steps))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proportional(_Selection):
+  """Reveals a share of what is left: round(n (alpha(s) - alpha(t)) / (1 - alpha(t))).
+
+  t and s are even times, of which the first is 1 and the last 0. Ties go to
+  even numbers. The plan is a table made in float64, so that they do so.
+
+  Attributes:
+    curve: alpha(t): "linear", 1 - t, or "cosine", 1 - cos(pi (1 - t) / 2).
+  """
+
+  curve: Literal["linear", "cosine"] = "linear"
+
+  def __post_init__(self):
+    if self.curve not in ("linear", "cosine"):
+      raise ValueError(f"curve must be linear or cosine, not {self.curve!r}")
+
+  def table(self, steps: int, width: int) -> np.ndarray:
+    """Returns how many of n are revealed at each step, `[steps, width + 1]`."""
+    alpha = (
+      (lambda t: 1.0 - t)
+      if self.curve == "linear"
+      else (lambda t: 1.0 - np.cos(np.pi / 2.0 * (1.0 - t)))
+    )
+    t = np.arange(steps, 0, -1) / steps
+    s = np.arange(steps - 1, -1, -1) / steps
+    share = 1.0 - (1.0 - alpha(s)) / (1.0 - alpha(t))
+    counts = np.arange(width + 1)
+    return np.round(counts * share[:, None]).astype(np.int32)
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    del objective
+    table = jnp.asarray(self.table(steps, seen.candidates.shape[1]))
+    return seen.best(table[jnp.minimum(progress.step, steps - 1), seen.left])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Truncated(_Selection):
+  """Reveals floor(n (1 - s / t)) of what is left, all at the last step.
+
+  Dream's rule, on the objective's grid of times (arXiv:2508.15487).
+  """
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    share, last = _share(progress, steps, objective)
+    count = jnp.floor(seen.left * share).astype(jnp.int32)
+    return seen.best(jnp.where(last, seen.left, count))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chance(_Selection):
+  """Reveals each slot with probability 1 - s / t, whatever its score.
+
+  Dream's "origin"; all at the last step.
+  """
+
+  uniform = True
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    share, last = _share(progress, steps, objective)
+    chosen = (seen.uniform < share[:, None]) | last[:, None]
+    return seen.candidates & chosen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosinePlan(_Selection):
+  """Leaves floor(N cos(pi/2 (i + 1) / steps)) of N slots masked (MaskGIT).
+
+  At least one is revealed, and all at the last step (arXiv:2202.04200).
+  """
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    del objective
+    ratio = (progress.step + 1.0) / steps
+    keep = jnp.floor(progress.maskable * jnp.cos(jnp.pi / 2.0 * ratio))
+    keep = jnp.where(progress.step + 1 >= steps, 0, keep.astype(jnp.int32))
+    return seen.best(jnp.maximum(seen.left - keep, 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threshold(_Selection):
+  """Reveals all that are surer than a threshold, and the plan's at least.
+
+  If fewer pass it than `least` plans, the best of the plan are revealed
+  (Fast-dLLM, arXiv:2505.22618; SDAR and LLaDA2 plan several).
+
+  Attributes:
+    value: a probability in (0, 1]; 1 reveals what is planned, values near 0
+      all at once.
+    least: what is revealed anyway; None for one slot.
+  """
+
+  value: float = 0.9
+  least: Even | None = None
+  fixed = False
+
+  def __post_init__(self):
+    if not 0.0 < self.value <= 1.0:
+      raise ValueError(
+        f"a confidence threshold must lie in (0, 1], not {self.value}"
+      )
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    del objective
+    sure = seen.candidates & (seen.confidence >= self.value)
+    least = jnp.ones_like(seen.left)
+    if self.least is not None:
+      least = jnp.maximum(self.least.quota(seen, progress, steps), 1)
+    enough = jnp.sum(sure, axis=1) >= least
+    return jnp.where(enough[:, None], sure, seen.best(least))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factor(_Selection):
+  """Reveals the first n by score while confidence_n >= 1 - factor / (n + 1).
+
+  The more are revealed together, the surer each has to be (Fast-dLLM,
+  arXiv:2505.22618, thm. 1); the first is revealed anyway.
+
+  Attributes:
+    value: above 0; small values reveal one a step, large ones all at once.
+  """
+
+  value: float = 1.0
+  fixed = False
+
+  def __post_init__(self):
+    if not 0.0 < self.value < float("inf"):
+      raise ValueError(f"a confidence factor must be above 0, not {self.value}")
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    del progress, steps, objective
+    order = seen.rank()
+    sure = sort(jnp.where(seen.candidates, seen.confidence, -1.0), order)
+    n = jnp.arange(1, sure.shape[1] + 1)
+    passed = (sure >= 1.0 - self.value / (n + 1)) | (n == 1)
+    count = jnp.sum(jnp.cumprod(passed, axis=1), axis=1)
+    return seen.candidates & (order < count[:, None])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EntropyBound(_Selection):
+  """Reveals the first n by score with sum_n H - max_n H <= bound (EB).
+
+  The left side bounds how far joint and product law are apart
+  (arXiv:2505.24857, eq. 8); the first is revealed anyway.
+
+  Attributes:
+    value: gamma in nats; 0 reveals one a step.
+  """
+
+  value: float = 0.1
+  entropy = True
+  fixed = False
+
+  def __post_init__(self):
+    if not 0.0 <= self.value < float("inf"):
+      raise ValueError(f"an entropy bound must be 0 or more, not {self.value}")
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    del progress, steps, objective
+    order = seen.rank()
+    h = sort(jnp.where(seen.candidates, seen.entropy, jnp.inf), order)
+    passed = bounded(h, self.value)
+    count = jnp.sum(jnp.cumprod(passed, axis=1), axis=1)
+    return seen.candidates & (order < count[:, None])
+
+
+def bounded(h: Float[Array, "B W"], bound: float) -> Bool[Array, "B W"]:
+  """Returns where sums of h from the left, the greatest left out, are bounded."""
+  finite = jnp.where(jnp.isfinite(h), h, 0.0)
+  total = jnp.cumsum(finite, axis=1)
+  most = jax.lax.cummax(finite, axis=1)
+  passed = (total - most <= bound) & jnp.isfinite(h)
+  return passed.at[:, 0].set(True)
+
+
+def _share(
+  progress: Progress, steps: int, objective: Objective
+) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
+  """Returns 1 - s / t of each row's step, and whether it is the last."""
+  grid = objective.grid(steps)
+  t = jnp.take(grid, progress.step, mode="clip")
+  s = jnp.take(grid, progress.step + 1, mode="clip")
+  return 1.0 - s / t, progress.step + 1 >= steps
