@@ -150,4 +150,4 @@ def test_regions_are_read_by_parts():
 
 def test_other_types():
   params = to_ours(DIT, tensors(), CONFIG, dtype=ml_dtypes.bfloat16).params
-  assert {x.dtype for x in jax.tree.leaves(params)} == {ml_dtypes.bfloat16}
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
