@@ -124,7 +124,7 @@ class Run:
     if (workdir / "config.json").exists():
       old = json.loads(configs.stored(workdir).to_json())
       changed = configs.differences(old, json.loads(resolved.to_json()))
-      if changed:
+      if changed and not _only_imported(workdir):
         raise ValueError(
             f"{workdir} holds a run with another configuration ("
             + "; ".join(changed[:3])
@@ -197,12 +197,15 @@ class Run:
   @functools.cached_property
   def trainer(self) -> Trainer:
     """What the train step is made of."""
-    training = self.config.training
+    training, optimizer = self.config.training, self.config.optimizer
+    if self.config.model.get("lora_rank") and not optimizer.train_only:
+      optimizer = dataclasses.replace(optimizer, train_only=r".*/lora_[ab]")
     return Trainer(
         objective=self.objective,
         denoiser=self.denoiser,
-        optimizer=self.config.optimizer.build(training.steps),
+        optimizer=optimizer.build(training.steps),
         training=training,
+        trains=optimizer.trains if optimizer.train_only else None,
     )
 
   @functools.cached_property
@@ -251,7 +254,7 @@ class Run:
     with jax.set_mesh(self.mesh):
       checkpoints = Checkpoints(self.workdir)
       try:
-        restored = self.program.restore(checkpoints)
+        restored = self.program.restore(checkpoints, to_train=False)
       finally:
         checkpoints.close()
     if restored is None:
@@ -465,6 +468,15 @@ class Run:
           sampler, self.denoiser, trace=trace
       )
     return self._launchers[sampler, trace]
+
+
+def _only_imported(workdir: pathlib.Path) -> bool:
+  """Whether a run holds imported parameters that were not yet trained."""
+  checkpoints = Checkpoints(workdir)
+  try:
+    return checkpoints.steps() == [0]
+  finally:
+    checkpoints.close()
 
 
 def _read_tokenizer(workdir: pathlib.Path) -> Tokenizer:

@@ -120,6 +120,9 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
   try:
     if "config" in command.overrides:
       fields, rest = load_config(rest)
+      workdir, _ = take(rest, "workdir")
+      if fields is None and workdir and _overridden(rest, "config"):
+        fields = configs.stored(workdir)
       if fields is not None:
         define_section(values, "config", fields, rest)
       else:

@@ -3,6 +3,7 @@
 from dllm_jax.models.attention import attention
 from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.dit import dit, DiTConfig
+from dllm_jax.models.merge import merge_adapters
 from dllm_jax.models.transformer import transformer, TransformerConfig
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "dit",
     "DiTConfig",
     "empty_cache",
+    "merge_adapters",
     "transformer",
     "TransformerConfig",
 ]

@@ -22,6 +22,7 @@ from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
 from dllm_jax.models.attention import attention
 from dllm_jax.models.cache import query_slots, write
 from dllm_jax.models.layers import (
+  adapter,
   Linear,
   modulate,
   RMSNorm,
@@ -234,6 +235,7 @@ class Attention(nn.Module):
           (heads, c.head_dim),
           bias=c.qkv_bias,
           dtype=c.dtype,
+          adapter=adapter(c),
           name=name,
       )(x)
 
@@ -262,6 +264,7 @@ class Attention(nn.Module):
         (c.width,),
         dtype=c.dtype,
         kernel_init=scaled_normal((2 * c.layers) ** -0.5),
+        adapter=adapter(c),
         name="o",
     )
     return out(y), own

@@ -60,6 +60,9 @@ class DiTConfig:
     remat: what a layer keeps for its backward pass (`layers.REMAT`).
     unroll: layers to a step of the scan.
     attention: implementation (`attention.IMPLEMENTATIONS`).
+    lora_rank: rank of adapters on the matrices of attention and perceptrons,
+      which are then all that trains; 0 for none.
+    lora_alpha: adapters are scaled by lora_alpha / lora_rank.
   """
 
   vocab_size: int
@@ -80,13 +83,15 @@ class DiTConfig:
   remat: str = "none"
   unroll: int = 1
   attention: Implementation = None
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
 
   def __post_init__(self):
     layers.check_at_least(
         self, 1, "vocab_size", "width", "layers", "heads", "mlp_dim",
         "cond_dim", "vocab_multiple", "unroll",
     )  # fmt: skip
-    layers.check_at_least(self, 0, "num_classes")
+    layers.check_at_least(self, 0, "num_classes", "lora_rank")
     if self.width % (2 * self.heads):
       raise ValueError(
           f"width {self.width} must be a multiple of twice the heads"

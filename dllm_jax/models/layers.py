@@ -7,6 +7,7 @@ Networks themselves are in `transformer` and `dit`.
 from collections.abc import Callable, Mapping
 import math
 import types
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -53,6 +54,7 @@ class Linear(nn.Module):
     bias: whether b is there, `[*outputs]`, zero at first.
     dtype: of the product.
     kernel_init: initialiser of the kernel, flattened to `[in, out]`.
+    adapter: the low-rank change of the kernel, or None.
   """
 
   inputs: tuple[int, ...]
@@ -60,6 +62,7 @@ class Linear(nn.Module):
   bias: bool = False
   dtype: str = "float32"
   kernel_init: Callable = scaled_normal()
+  adapter: "Adapter | None" = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T *inputs"]):
@@ -73,11 +76,40 @@ class Linear(nn.Module):
     kernel = self.param("kernel", init).astype(self.dtype)
     lead = x.shape[: x.ndim - len(self.inputs)]
     x = x.reshape(*lead, fan_in).astype(self.dtype)
-    y = (x @ kernel.reshape(fan_in, fan_out)).reshape(*lead, *self.outputs)
+    y = x @ kernel.reshape(fan_in, fan_out)
+    if self.adapter is not None:
+      a, b = self._low_rank(fan_in, fan_out)
+      y += self.adapter.scale * ((x @ a) @ b)
+    y = y.reshape(*lead, *self.outputs)
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, self.outputs)
       y += bias.astype(self.dtype)
     return y
+
+  def _low_rank(self, fan_in: int, fan_out: int):
+    zeros, rank = nn.initializers.zeros, self.adapter.rank
+    a = self.param("lora_a", scaled_normal(), (fan_in, rank))
+    b = self.param("lora_b", zeros, (rank, fan_out))
+    return a.astype(self.dtype), b.astype(self.dtype)
+
+
+class Adapter(NamedTuple):
+  """W + scale A B in place of W, A and B of low rank (arXiv:2106.09685).
+
+  Attributes:
+    rank: columns of A and rows of B.
+    scale: alpha / rank.
+  """
+
+  rank: int
+  scale: float
+
+
+def adapter(config: Any) -> Adapter | None:
+  """Returns the adapter of a network's config, or None."""
+  if not config.lora_rank:
+    return None
+  return Adapter(config.lora_rank, config.lora_alpha / config.lora_rank)
 
 
 class Weight(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from dllm_jax.models.layers import Linear, scaled_normal
+from dllm_jax.models.layers import adapter, Linear, scaled_normal
 
 
 class SwiGLU(nn.Module):
@@ -28,12 +28,15 @@ class SwiGLU(nn.Module):
     del real
     c = self.config
     dim = self.dim or c.mlp_dim
-    wide = lambda name: Linear((c.width,), (dim,), dtype=c.dtype, name=name)
+    wide = lambda name: Linear(
+        (c.width,), (dim,), dtype=c.dtype, adapter=adapter(c), name=name
+    )
     down = Linear(
         (dim,),
         (c.width,),
         dtype=c.dtype,
         kernel_init=scaled_normal((2 * c.layers) ** -0.5),
+        adapter=adapter(c),
         name="down",
     )
     return down(nn.silu(wide("gate")(x)) * wide("up")(x)), {}
@@ -50,7 +53,12 @@ class GeluMlp(nn.Module):
     del real
     c = self.config
     linear = lambda inputs, outputs, name: Linear(
-        (inputs,), (outputs,), bias=True, dtype=c.dtype, name=name
+        (inputs,),
+        (outputs,),
+        bias=True,
+        dtype=c.dtype,
+        adapter=adapter(c),
+        name=name,
     )
     x = nn.gelu(linear(c.width, c.mlp_dim, "up")(x), approximate=True)
     return linear(c.mlp_dim, c.width, "down")(x), {}

@@ -27,6 +27,8 @@ experts and others have none:
     layers/modulation/{kernel,bias} [N, C, 6 D]     (conditioned or classes)
     final_norm/scale               [D]
     final_modulation/{kernel,bias} [C, 2 D]         (conditioned or classes)
+    .../lora_a, .../lora_b         [N, in, r], [N, r, out] beside the kernels of
+                                   attention and perceptrons (lora_rank)
     unembed/kernel                 [D, V]           (neither tied nor vectors)
     output/{kernel,bias}           [D, O], [O]      (vector outputs)
 
@@ -93,6 +95,9 @@ class TransformerConfig:
     remat: what a layer keeps for its backward pass (`layers.REMAT`).
     unroll: layers to a step of the scan; more compile longer, run faster.
     attention: implementation (`attention.IMPLEMENTATIONS`).
+    lora_rank: rank of adapters on the matrices of attention and perceptrons,
+      which are then all that trains; 0 for none.
+    lora_alpha: adapters are scaled by lora_alpha / lora_rank.
   """
 
   vocab_size: int
@@ -133,6 +138,8 @@ class TransformerConfig:
   remat: str = "none"
   unroll: int = 1
   attention: Implementation = None
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
 
   def __post_init__(self):
     layers.check_at_least(
@@ -140,7 +147,7 @@ class TransformerConfig:
         "head_dim", "mlp_dim", "cond_dim", "latent_dim", "output_dim",
         "vocab_multiple", "unroll",
     )  # fmt: skip
-    layers.check_at_least(self, 0, "num_classes")
+    layers.check_at_least(self, 0, "num_classes", "lora_rank")
     if self.head_dim is None and self.width % self.heads:
       raise ValueError(
           f"width {self.width} is no multiple of heads {self.heads}; change one"

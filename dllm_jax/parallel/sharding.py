@@ -38,6 +38,8 @@ RULES: tuple[Rule, ...] = tuple(
         ("layers/mlp/router/kernel", (None, FSDP, None)),
         ("layers/modulation/kernel", (None, None, FSDP)),
         ("final_modulation/kernel", (None, FSDP)),
+        (".*/lora_a", (None, FSDP, None)),
+        (".*/lora_b", (None, None, FSDP)),
         (".*", ()),
     )
 )

@@ -11,9 +11,11 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from dllm_jax.core.types import Process
 from dllm_jax.training.step import TrainState
 
 _LOGGER = logging.getLogger(__name__)
@@ -71,10 +73,32 @@ class Checkpoints:
         step, {"state": _saved(state), "data": data_state}
     )
 
+  def save_imported(self, params: PyTree, process: Process) -> None:
+    """Writes step 0 of a run that begins with given parameters, and waits.
+
+    Nothing of an optimiser is saved: `restore` returns `opt_state` None.
+
+    Args:
+      params: the network's parameters.
+      process: the fresh process; its learned part is saved with them.
+    """
+    state = {
+        "step": jnp.zeros((), jnp.int32),
+        "params": {"model": params, "process": process.params},
+        "process_state": process.state,
+    }
+    self._checkpointer.save_checkpointables_async(
+        0, {"state": state, "data": {"imported": True}}
+    )
+    self.wait()
+
   def restore(
       self, abstract: TrainState
   ) -> tuple[TrainState, dict[str, Any]] | None:
     """Returns the newest readable state and its data state, None if none was.
+
+    Of imported parameters, `opt_state` is None, adapters are left out, and the
+    data state is empty.
 
     Args:
       abstract: shapes, types and shardings to restore onto, whatever mesh the
@@ -86,8 +110,10 @@ class Checkpoints:
     steps = self.steps()
     for step in reversed(steps):
       try:
+        imported = step == 0 and self._imported(step)
+        wanted = _imported(abstract) if imported else _saved(abstract)
         loaded = self._checkpointer.load_checkpointables(
-            step, {"state": _saved(abstract), "data": None}
+            step, {"state": wanted, "data": None}
         )
       except Exception as error:  # pylint: disable=broad-except
         # Orbax and tensorstore raise many types for a damaged file.
@@ -100,7 +126,10 @@ class Checkpoints:
         )
         continue
       saved = loaded["state"]
-      return abstract.replace(**_unsaved(abstract, saved)), loaded["data"]
+      if imported:
+        saved |= {"opt_state": None, "ema_params": None}
+      state = abstract.replace(**_unsaved(abstract, saved))
+      return state, {} if imported else loaded["data"]
     if steps:
       raise ValueError(
           f"no checkpoint in {self._directory} can be read (steps "
@@ -108,6 +137,10 @@ class Checkpoints:
           "start in an empty --workdir"
       )
     return None
+
+  def _imported(self, step: int) -> bool:
+    data = self._checkpointer.load_checkpointables(step, {"data": None})["data"]
+    return bool(data.get("imported"))
 
   def wait(self) -> None:
     """Waits until everything that was started is on disk."""
@@ -136,6 +169,28 @@ def _saved(state: TrainState) -> dict[str, PyTree]:
       "process_state": state.process.state,
       "ema_params": state.ema_params if state.ema_params is not None else {},
       "opt_state": state.opt_state,
+  }
+
+
+def _imported(abstract: TrainState) -> dict[str, PyTree]:
+  """Returns what an imported checkpoint holds of a state."""
+  saved = _saved(abstract)
+  params = dict(saved["params"])
+  params["model"] = _without_adapters(params["model"])
+  return {
+      "step": saved["step"],
+      "params": params,
+      "process_state": saved["process_state"],
+  }
+
+
+def _without_adapters(params: PyTree) -> PyTree:
+  if not isinstance(params, dict):
+    return params
+  return {
+      name: _without_adapters(value)
+      for name, value in params.items()
+      if name not in ("lora_a", "lora_b")
   }
 
 

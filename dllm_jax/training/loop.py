@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 from tqdm import tqdm
@@ -56,18 +57,25 @@ class Program:
     step: `(state, batch) -> (state, metrics)`, jitted; the state is donated.
     init: `() -> state`, jitted: every device makes its own shards.
     constants: `() -> process.constants`, jitted: what checkpoints leave out.
+    adopt: `(state) -> state`, jitted: adds to imported parameters what they
+      come without: adapters, averages, the optimiser's state.
     abstract: shapes, types and shardings of the state.
   """
 
   step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
   init: Callable[[], TrainState]
   constants: Callable[[], PyTree]
+  adopt: Callable[[TrainState], TrainState]
   abstract: TrainState
 
   def restore(
-      self, checkpoints: Checkpoints
+      self, checkpoints: Checkpoints, *, to_train: bool = True
   ) -> tuple[TrainState, dict[str, Any]] | None:
     """Returns the newest saved state and its data state, None if none was.
+
+    Args:
+      checkpoints: where it is saved.
+      to_train: whether imported parameters get an optimiser's state.
 
     Raises:
       ValueError: there are checkpoints, and none can be read.
@@ -77,7 +85,28 @@ class Program:
       return None
     state, data_state = restored
     process = state.process.replace(constants=self.constants())
-    return state.replace(process=process), data_state
+    state = state.replace(process=process)
+    if state.opt_state is None:
+      adopted = self.adopt(state) if to_train else None
+      state = adopted or _evaluable(state, self.abstract)
+    return state, data_state
+
+
+def _evaluable(state: TrainState, abstract: TrainState) -> TrainState:
+  """Returns imported parameters, with adapters that change nothing."""
+  have = _paths(state.params)
+  zeros = lambda leaf: jax.device_put(
+      jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding
+  )
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: have[path] if path in have else zeros(leaf),
+      abstract.params,
+  )
+  return state.replace(params=params)
+
+
+def _paths(tree: PyTree) -> dict[tuple, Any]:
+  return dict(jax.tree_util.tree_leaves_with_path(tree))
 
 
 def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
@@ -92,6 +121,19 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
   shapes = jax.eval_shape(trainer.init, batch)
   placed = shardings(shapes, mesh, rules)
   empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+
+  def adopt(state: TrainState) -> TrainState:
+    fresh, have = trainer.init(empty), _paths(state.params)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: have.get(path, leaf), fresh.params
+    )
+    averaged = None if fresh.ema_params is None else params
+    return state.replace(
+        params=params,
+        ema_params=averaged,
+        opt_state=trainer.optimizer.init(params),
+    )
+
   return Program(
       step=jax.jit(
           trainer.step, donate_argnums=0, out_shardings=(placed, None)
@@ -101,6 +143,7 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
           lambda: trainer.init_process().constants,
           out_shardings=placed.process.constants,
       ),
+      adopt=jax.jit(adopt, out_shardings=placed),
       abstract=abstract_state(shapes, placed),
   )
 
@@ -176,7 +219,8 @@ class Loop:
       state = self.program.init()
     else:
       state, data_state = restored
-      self.batches.set_state(data_state)
+      if data_state:
+        self.batches.set_state(data_state)
     start = int(state.step)
     writer = self.writer(start)
     bar = tqdm(

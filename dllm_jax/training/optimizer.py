@@ -28,6 +28,8 @@ class Optimizer:
     weight_decay: decoupled weight decay, of matrices and embeddings only.
     clip_norm: the largest global norm of a gradient; 0 for no clipping.
     no_decay: a regular expression of parameter paths that never decay.
+    train_only: a regular expression of parameter paths that train, the others
+      being frozen; "" for all, or for adapters alone where there are any.
   """
 
   name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
@@ -42,6 +44,7 @@ class Optimizer:
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   no_decay: str = r".*(norm|bias|scale).*|process/.*"
+  train_only: str = ""
 
   def __post_init__(self):
     if self.name not in _RULES:
@@ -90,7 +93,33 @@ class Optimizer:
     rule = _RULES[self.name](self, self.learning_rates(steps), decays)
     if self.clip_norm:
       rule = optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
-    return rule
+
+    def kinds(params: PyTree) -> PyTree:
+      return jax.tree.map(
+          lambda trains: "trained" if trains else "frozen",
+          self.trains(params),
+      )
+
+    return optax.partition(
+        {"trained": rule, "frozen": optax.set_to_zero()}, kinds
+    ) if self.train_only else rule
+
+  def trains(self, params: PyTree) -> PyTree:
+    """Returns True at the parameters that train.
+
+    Raises:
+      ValueError: none does.
+    """
+    only = re.compile(self.train_only or ".*")
+    found = jax.tree_util.tree_map_with_path(
+        lambda path, _: only.fullmatch(_name(path)) is not None, params
+    )
+    if not any(jax.tree.leaves(found)):
+      raise ValueError(
+          f"optimizer.train_only {self.train_only!r} matches no parameter; paths"
+          " are like model/layers/attention/q/kernel"
+      )
+    return found
 
 
 def _name(path: tuple) -> str:

@@ -7,6 +7,7 @@ and devices first, and randomness is drawn for the global batch before it is
 split: neither the number of microbatches nor the mesh changes what is learned.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 from flax import struct
@@ -92,12 +93,15 @@ class Trainer:
     denoiser: the network.
     optimizer: optax's transformation.
     training: batch split, averaging and seed.
+    trains: `params` to a tree of booleans, False at frozen ones; None if all
+      train.
   """
 
   objective: Objective
   denoiser: Denoiser
   optimizer: optax.GradientTransformation
   training: Training
+  trains: Callable[[PyTree], PyTree] | None = None
 
   def init_process(self) -> Process:
     """Returns the process of step 0; a function of the seed only."""
@@ -179,16 +183,28 @@ class Trainer:
     parts = self.training.microbatches
 
     def total(params, batch, drawn, key):
+      if self.trains is not None:
+        params = jax.tree.map(
+            lambda x, trains: x if trains else lax.stop_gradient(x),
+            params,
+            self.trains(params),
+        )
       process = state.process.replace(params=params["process"])
 
       def denoise(inputs):
         if self.training.dropout:
           inputs = inputs.replace(dropout_key=key)
-        return self.denoiser.apply(params["model"], inputs, None)[0]
+        out = self.denoiser.apply(params["model"], inputs, None)[0]
+        if "loss" in out.aux:
+          extra.append(out.aux["loss"])
+        return out
 
+      extra = []
       loss = self.objective.loss(
           process, denoise, drawn, batch, step=state.step
       )
+      # What the network adds (balance of experts) weighs as much as a mean.
+      loss = loss.replace(total=loss.total + sum(extra) * loss.weight)
       sums = {
           "total": loss.total,
           "weight": loss.weight,

@@ -133,9 +133,9 @@ def test_sharded_on_a_pod(name):
   )
   routed = sum(x.size for path, x in shapes.items() if "/experts/" in path)
   # Experts by three axes, the rest by two; norms and routers, less divided,
-  # are under a hundredth.
+  # are under a fiftieth.
   share = routed / (32 * expert) + (COUNTS[name] - routed) / 32
-  assert share <= local < 1.01 * share
+  assert share <= local < 1.02 * share
 
   rows = jax.ShapeDtypeStruct((8 * expert, 64), "int32")
   inputs = ModelInputs(latent=rows, positions=rows, segment_ids=rows)
