@@ -92,9 +92,12 @@ class Even(_Selection):
 
   Attributes:
     of: n is the number of "masked" slots, or of all in the "window" (SDAR).
+    steps: the planned steps, where the policy may take others; None for its
+      own. Steps beyond the plan reveal one slot each.
   """
 
   of: Literal["masked", "window"] = "masked"
+  steps: int | None = None
 
   def quota(
     self, seen: Seen, progress: Progress, steps: int
@@ -103,7 +106,9 @@ class Even(_Selection):
     total = progress.maskable
     if self.of == "window":
       total = jnp.full_like(total, seen.candidates.shape[1])
-    return total // steps + (progress.step < total % steps)
+    planned = self.steps or steps
+    quota = total // planned + (progress.step < total % planned)
+    return jnp.where(progress.step < planned, quota, 1)
 
   def __call__(
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
