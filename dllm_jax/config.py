@@ -139,9 +139,18 @@ class Config:
     cls = objective_class(fields.pop("name"))
     fields = {k: _nested(cls, k, v) for k, v in fields.items()}
     objective = cls.over(space, **fields)
+    name = self.model["name"]
+    return objective, _BUILDERS[name](self.network(objective))
+
+  def network(self, objective: Objective) -> Any:
+    """Returns the network's config, with what the objective needs of it.
+
+    Raises:
+      ValueError: the network cannot be what the objective needs.
+    """
     fields = dict(self.model)
     name = fields.pop("name")
-    return objective, _BUILDERS[name](_network(name, fields, objective))
+    return _network(name, fields, objective)
 
 
 def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:

@@ -173,6 +173,11 @@ class Run:
     tokenizer = _read_tokenizer(workdir)
     return cls(workdir, configs.resolve(given), tokenizer, devices=devices)
 
+  @property
+  def network(self) -> Any:
+    """The network's config."""
+    return self.config.network(self.objective)
+
   @functools.cached_property
   def corpus(self):
     """The text of the run, read when it is first needed."""

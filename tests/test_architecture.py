@@ -21,13 +21,14 @@ ORDER = (
   {"config"},
   {"evaluation"},
   {"run"},
-  {"benchmark"},
+  {"benchmark", "exchange"},
   {"cli"},
   {"__main__"},
 )
 # Where programs are launched; everything else is a plain function.
 LAUNCHERS = {
   "benchmark.py",
+  "pretrained/load.py",
   "run.py",
   "sampling/launch.py",
   "training/loop.py",

@@ -6,6 +6,7 @@ sections (`--sampler.steps=8`) work alike. Nothing here knows any one command.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import pathlib
 import shutil
 import textwrap
 from typing import Any
@@ -108,6 +109,13 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
   return (configs.load(name, names) if name else None), rest
 
 
+def _stored(workdir: str | None) -> ConfigDict | None:
+  """Returns the configuration of a run that exists, else None."""
+  if workdir and (pathlib.Path(workdir) / "config.json").is_file():
+    return configs.stored(workdir)
+  return None
+
+
 def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
   """Returns the parsed flags of a command.
 
@@ -121,8 +129,8 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
     if "config" in command.overrides:
       fields, rest = load_config(rest)
       workdir, _ = take(rest, "workdir")
-      if fields is None and workdir and _overridden(rest, "config"):
-        fields = configs.stored(workdir)
+      if fields is None and _overridden(rest, "config"):
+        fields = _stored(workdir)
       if fields is not None:
         define_section(values, "config", fields, rest)
       else:

@@ -454,11 +454,38 @@ def find(fields: Fields) -> Family:
   for test in tests:
     for family in FAMILIES:
       if test(family):
-        return family
+        return _adopted(family, fields)
   known = ", ".join(t for family in FAMILIES for t in family.model_types)
   raise ValueError(
       f"{fields.path}: model_type {kind!r} with architectures {classes} is"
       f" unknown; known model_types: {known}"
+  )
+
+
+_ADOPTED = {
+    "dream": (Dream, lambda fields: {}, "dream"),
+    "llada": (LLaDA, lambda fields: {}, "llada"),
+    "bd3lm": (BD3LM, _blocks(16), "mdlm"),
+}
+
+
+def _adopted(family: Family, fields: Fields) -> Family:
+  """Returns a family with the objective that its weights were adopted for."""
+  target = fields.get("diffusion_objective")
+  if target is None or not family.adopts:
+    return family
+  if target not in _ADOPTED:
+    raise ValueError(
+        f"{fields.path}: diffusion_objective {target!r} is unknown; legal:"
+        f" {', '.join(_ADOPTED)}"
+    )
+  objective, settings, sampler = _ADOPTED[target]
+  return dataclasses.replace(
+      family,
+      objective=objective,
+      settings=settings,
+      sampler=sampler,
+      adopts=False,
   )
 
 
@@ -505,6 +532,8 @@ def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
     return None
 
   mask = pick("mask", ("mask_token_id", "mask_index"))
+  if _uniform(fields):  # no mask among the tokens: the id after the last
+    return Ids(vocab_size)
   if mask is None:
     mask = vocab_size - 1
   if not isinstance(mask, int) or not 0 <= mask < vocab_size:
@@ -525,7 +554,7 @@ def objective(
 ) -> Objective:
   """Returns the objective that a family was trained with."""
   settings = family.settings(fields)
-  length = _length(fields)
+  row = length(fields)
   block = settings.get("block_size", 1)
   if _uniform(fields):  # noise that has no mask: every token is a real one
     return family.objective(vocab_size=vocab_size, mask_id=None, **settings)
@@ -534,12 +563,12 @@ def objective(
       mask_id=special.mask,
       bos_id=special.begin,
       eos_id=special.end,
-      length=max(length // block, 1) * block,
+      length=max(row // block, 1) * block,
   )
   return family.objective.over(space, **settings)
 
 
-def _length(fields: Fields) -> int:
+def length(fields: Fields) -> int:
   """Returns the tokens of a row that the family was trained on."""
   inner = fields.get("model", default={})
   nested = inner.get("length") if isinstance(inner, Mapping) else None

@@ -319,7 +319,8 @@ def _fit_tokenizer(tokenizer, hint: Ids, ids: Ids, vocab_size, fields):
   """
   roles = dict(pad_id=ids.pad, eos_id=ids.end, bos_id=ids.begin)
   if tokenizer is None:
-    return Numbers(vocab_size=vocab_size, mask_id=ids.mask, **roles)
+    size = max(vocab_size, ids.mask + 1)
+    return Numbers(vocab_size=size, mask_id=ids.mask, **roles)
   where = f"{fields.path.parent / 'tokenizer.json'}"
   if tokenizer.last_id >= vocab_size:
     raise ValueError(
