@@ -86,8 +86,8 @@ def test_a_table_of_the_uniform_kernel_is_uniform(tmp_path):
     process = objective.init(jax.random.key(0))
     found.append(
       (
-        objective.token_terms(process, logits, x0, z, t)[0],
-        objective.posterior(process, logits, z, t, t - 0.3),
+        jax.jit(objective.token_terms)(process, logits, x0, z, t)[0],
+        jax.jit(objective.posterior)(process, logits, z, t, t - 0.3),
       )
     )
   for terms, log_p in found[1:]:
@@ -129,15 +129,20 @@ def test_fifty_thousand_tokens_in_a_thousand_steps():
     hidden = jax.nn.one_hot(inputs.latent % width, width)
     return ModelOutputs(hidden=hidden, unembed=unembed)
 
-  step = jnp.int32(0)
-  drawn = objective.draw(process, jax.random.key(2), data, step=step)
-  loss = objective.loss(process, network, drawn, data, step=step)
+  @jax.jit
+  def run(process, key):
+    step = jnp.int32(0)
+    drawn = objective.draw(process, key, data, step=step)
+    loss = objective.loss(process, network, drawn, data, step=step)
+    prior = objective.prior(toy.keyed(0, 2, 16), (2, 16))
+    t, s = jnp.full((2, 1), 1.0), jnp.full((2, 1), 0.999)
+    out = network(objective.inputs(process, prior, t, data))
+    z = objective.reverse(process, toy.keyed(1, 2, 16), out, prior, t, s)
+    return loss, prior, z
+
+  loss, prior, z = run(process, jax.random.key(2))
   assert np.isfinite(loss.total) and np.all(loss.bound >= -1e-3)
-  z = objective.prior(toy.keyed(0, 2, 16), (2, 16))
-  assert np.unique(z).size == 32  # two of 32 draws meet once in a hundred
-  t, s = jnp.full((2, 1), 1.0), jnp.full((2, 1), 0.999)
-  out = network(objective.inputs(process, z, t, data))
-  z = objective.reverse(process, toy.keyed(1, 2, 16), out, z, t, s)
+  assert np.unique(prior).size == 32  # two of 32 meet once in a hundred times
   assert z.shape == (2, 16) and int(z.max()) < vocab
 
 

@@ -74,10 +74,10 @@ def test_udlm_is_sedd_on_the_uniform_graph(schedule):
     alpha = schedule.alpha(t)
     bar = jnp.log(_V * alpha * jax.nn.softmax(logits) + 1.0 - alpha)
     log_s = bar - jnp.take_along_axis(bar, z[..., None], axis=-1)
-    found = sedd.token_loss(None, log_s, x0, z, t)
+    found = jax.jit(sedd.token_loss)(None, log_s, x0, z, t)
     udlm = UDLM(vocab_size=_V, schedule=Linear())
     # The same alpha at another time: losses differ by the rates alone.
-    loss = udlm.token_loss(None, logits, x0, z, 1.0 - alpha)
+    loss = jax.jit(udlm.token_loss)(None, logits, x0, z, 1.0 - alpha)
     rate = schedule.dsigma(t) * alpha  # linear: sigma' = 1 / alpha
     _equal(found, loss * rate, rtol=1e-9, atol=1e-10)
 
@@ -88,13 +88,15 @@ def test_udlm_is_the_limit_of_uniform_d3pm():
   d3pm = D3PM(vocab_size=_V, transition=Uniform(), steps=_T)
   process = d3pm.init(jax.random.key(0))
   for t in map(_at, _TIMES):
-    term, _ = d3pm.token_terms(process, logits, x0, z, t)
-    loss = UDLM(vocab_size=_V, schedule=Linear()).token_loss(
+    term, _ = jax.jit(d3pm.token_terms)(process, logits, x0, z, t)
+    loss = jax.jit(UDLM(vocab_size=_V, schedule=Linear()).token_loss)(
       None, logits, x0, z, t
     )
     _equal(_T * term, loss, rtol=2e-4, atol=2e-4)  # O(1 / T) of sums near 10
     steps = UDLM(vocab_size=_V, schedule=Linear(), steps=_T)
-    _equal(_T * term, steps.token_loss(None, logits, x0, z, t), 1e-6, 1e-6)
+    _equal(
+      _T * term, jax.jit(steps.token_loss)(None, logits, x0, z, t), 1e-6, 1e-6
+    )
 
 
 def _masked_cross_entropy(logits, x0, z, weight):
@@ -116,7 +118,7 @@ def test_sedd_on_the_absorbing_graph_is_a_cross_entropy(schedule):
     log_s = sedd.log_score(jax.nn.log_softmax(real) - jnp.log(grown), z, t)
     entropy = sedd.score_entropy(log_s, x0, z, t)
     _equal(entropy, _masked_cross_entropy(logits, x0, z, 1.0 / grown))
-    loss = sedd.token_loss(None, log_s, x0, z, t)
+    loss = jax.jit(sedd.token_loss)(None, log_s, x0, z, t)
     _equal(loss, _masked_cross_entropy(logits, x0, z, schedule.weight(t)))
 
 
@@ -144,7 +146,7 @@ def test_absorbing_d3pm_is_mdlm_in_the_limit_and_exactly_in_steps():
     )
     process = d3pm.init(jax.random.key(0))
     for t in map(_at, (0.1, 0.3, 0.5, 0.9)):
-      term, _ = d3pm.token_terms(process, logits, x0, z, t)
+      term, _ = jax.jit(d3pm.token_terms)(process, logits, x0, z, t)
       exact = _masked_cross_entropy(logits, x0, z, 1.0 / t)
       # T KL = (T / n) CE at every T: linear alpha has no error of discretisation.
       _equal(steps * term, exact, rtol=1e-8, atol=1e-8)
@@ -161,7 +163,7 @@ def test_gidd_without_uniform_noise_is_mdlm(noise):
   logits, x0, z = _toy(mask=True)
   gidd = GIDD(vocab_size=_V + 1, mask_id=_MASK, noise=noise)
   for t in map(_at, _TIMES):
-    loss = gidd.token_loss(None, logits, x0, z, t)
+    loss = jax.jit(gidd.token_loss)(None, logits, x0, z, t)
     _equal(loss, _masked_cross_entropy(logits, x0, z, 1.0 / t))
 
 
@@ -171,5 +173,5 @@ def test_gidd_without_a_mask_is_udlm():
   wide = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)))
   udlm = UDLM(vocab_size=_V, schedule=Linear())
   for t in map(_at, _TIMES):
-    loss = gidd.token_loss(None, wide, x0, z, t)
-    _equal(loss, udlm.token_loss(None, logits, x0, z, t))
+    loss = jax.jit(gidd.token_loss)(None, wide, x0, z, t)
+    _equal(loss, jax.jit(udlm.token_loss)(None, logits, x0, z, t))

@@ -66,9 +66,10 @@ def test_corruption_follows_the_law(name):
     objective.vocab_size,
   )
   x0 = jnp.tile(jnp.array([[0, 3]]), (n, 1))
+  corrupt = jax.jit(objective.corrupt)
   for t in (0.2, 0.8):
     time = jnp.full((n, 1), t)
-    z = np.asarray(objective.corrupt(process, jax.random.key(7), x0, time))
+    z = np.asarray(corrupt(process, jax.random.key(7), x0, time))
     one = jnp.log(jax.nn.one_hot(x0[:1], size))
     if isinstance(objective, D3PM):
       step = objective.step(time[:1])
@@ -100,17 +101,16 @@ def test_jumps_compose(absorbing):
   assert float(f[3, 3]) == pytest.approx(1.0) or not absorbing
 
 
-def _pass(objective, logits, drawn, data):
-  """Returns (mean loss, bound) of given draws and logits."""
+def _gradients(objective, data):
+  """Returns `(logits, drawn) -> (gradient, bound)` of the mean loss, compiled."""
   process = objective.init(jax.random.key(0))
-  loss = objective.loss(
-    process,
-    lambda inputs: ModelOutputs(hidden=logits),
-    drawn,
-    data,
-    step=jnp.int32(0),
-  )
-  return loss.total / loss.weight, loss.bound
+
+  def mean(logits, drawn):
+    network = lambda inputs: ModelOutputs(hidden=logits)
+    loss = objective.loss(process, network, drawn, data, step=jnp.int32(0))
+    return loss.total / loss.weight, loss.bound
+
+  return jax.jit(jax.grad(mean, has_aux=True))
 
 
 @pytest.mark.parametrize("name", _NAMES)
@@ -120,17 +120,20 @@ def test_gradients_are_finite_and_prompts_cost_nothing(name):
   supervised = jnp.broadcast_to(jnp.arange(5) > 0, x0.shape)
   data = toy.batch(x0, loss_mask=supervised)
   process = objective.init(jax.random.key(0))
-  drawn = objective.draw(process, jax.random.key(1), data, step=jnp.int32(0))
+
   # From the first time to the last, a clean prompt beside fresh noise.
-  t = jnp.array([[1e-3], [0.02], [0.3], [0.7], [0.98], [0.9999]])
-  z = objective.corrupt(process, jax.random.key(2), x0, t)
-  ended = drawn.replace(t=t, z=jnp.where(supervised, z, x0))
+  @jax.jit
+  def draws(key):
+    drawn = objective.draw(process, key, data, step=jnp.int32(0))
+    t = jnp.array([[1e-3], [0.02], [0.3], [0.7], [0.98], [0.9999]])
+    z = objective.corrupt(process, key, x0, t)
+    return drawn, drawn.replace(t=t, z=jnp.where(supervised, z, x0))
+
   shape = (*x0.shape, objective.vocab_size)
   logits = 10 * jax.random.normal(jax.random.key(3), shape)  # far from calm
-  for draws in (drawn, ended):
-    gradient, bound = jax.grad(
-      lambda x, draws=draws: _pass(objective, x, draws, data), has_aux=True
-    )(logits)
+  gradients = _gradients(objective, data)
+  for drawn in draws(jax.random.key(1)):
+    gradient, bound = gradients(logits, drawn)
     assert np.all(np.isfinite(gradient)) and np.all(np.isfinite(bound))
     assert not np.any(bound[:, 0]) and not np.any(gradient[:, 0])
     assert np.any(gradient)
@@ -143,13 +146,14 @@ def test_posteriors_are_laws_whatever_z(name):
   z = jnp.asarray(list(itertools.product(range(size), repeat=2)))
   logits = 3 * jax.random.normal(jax.random.key(0), (*z.shape, size))
   process = objective.init(jax.random.key(0))
+  posterior = jax.jit(objective.posterior)
   for t, s in ((1.0, 0.9), (0.5, 0.4), (0.01, 0.0), (1.0, 0.0)):
     whole = lambda x: jnp.full((len(z), 1), x)
-    p = np.exp(objective.posterior(process, logits, z, whole(t), whole(s)))
+    p = np.exp(posterior(process, logits, z, whole(t), whole(s)))
     np.testing.assert_allclose(p.sum(-1), 1.0, atol=1e-5)
     if s == 0.0 and objective.mask_id is not None:
       assert np.all(p[z != objective.mask_id][:, objective.mask_id] < 1e-6)
-  log_p = objective.log_x0(process, logits, z, whole(0.5))
+  log_p = jax.jit(objective.log_x0)(process, logits, z, whole(0.5))
   np.testing.assert_allclose(np.exp(log_p).sum(-1), 1.0, atol=1e-5)
 
 

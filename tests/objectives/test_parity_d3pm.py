@@ -119,7 +119,7 @@ def test_image_process(image, combo):
   close(q, flat(image[f"{name}_q_probs"]))
 
   logits = flat(image["model_logits"])
-  term, clean = objective.token_terms(process, logits, x0, z, t)
+  term, clean = jax.jit(objective.token_terms)(process, logits, x0, z, t)
   bits = lambda x: np.mean(x, axis=1) / np.log(2)
   losses = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
   losses(bits(term), image[f"{name}_vb_bpd"])
@@ -131,13 +131,13 @@ def test_image_process(image, combo):
   losses(bits(prior), image[f"{name}_prior_bpd"])
 
   s = (n - 1) / objective.steps
-  log_q = objective.posterior(process, logits, z, t, s)
+  log_q = jax.jit(objective.posterior)(process, logits, z, t, s)
   p_logits = flat(image[f"{name}_p_logits"])
   np.testing.assert_allclose(
     log_q, jax.nn.log_softmax(p_logits), rtol=1e-4, atol=1e-4
   )
   noise = Recorded(uniforms={Tag.TOKEN: flat(image["noise"])})
-  drawn = objective.reverse(
+  drawn = jax.jit(objective.reverse)(
     process, noise, ModelOutputs(hidden=logits), z, t, s
   )
   last = np.asarray(n)[:, 0] == 1  # the original adds no noise to its last step
@@ -195,7 +195,7 @@ def test_text_process(text, kind):
   z = jnp.asarray(text[f"{kind}_x_t_plus_1"])
   s = jnp.asarray(text["t"])[:, None] / objective.steps
   t = s + 1 / objective.steps
-  term, clean = objective.token_terms(process, logits, x0, z, t)
+  term, clean = jax.jit(objective.token_terms)(process, logits, x0, z, t)
   summed = lambda x: np.sum(np.asarray(x) * text["target_mask"], axis=1)
   later = text["t"] > 0
   for form in ("prob", "log"):
@@ -216,10 +216,11 @@ def test_text_process(text, kind):
       atol=1e-5,
     )
   truth = jnp.log(jax.nn.one_hot(x0, size))
+  posterior = jax.jit(objective.posterior)
   for guess, name in ((truth, "q_t"), (logits, "p_t")):
     if name == "q_t":
       guess = jnp.maximum(guess, -1e9)
-    p = np.exp(objective.posterior(process, guess, z, t, s))
+    p = np.exp(posterior(process, guess, z, t, s))
     np.testing.assert_allclose(
       p, text[f"{kind}_prob_{name}"], rtol=1e-4, atol=1e-6
     )

@@ -6,6 +6,7 @@ state; noise schedules to 1e-5 relative.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_score_and_loss(case):
     objective.schedule.dsigma(t)[:, 0], g["dsigma"], rtol=1e-4
   )
   entropy = objective.score_entropy(log_score, g["x0"], z, t)
-  loss = objective.token_loss(None, logits, jnp.asarray(g["x0"]), z, t)
+  loss = jax.jit(objective.token_loss)(None, logits, jnp.asarray(g["x0"]), z, t)
   rtol = 2e-4 + _cancellation(objective, g["sigma"])
   expected = g["score_entropy"]
   assert np.all(abs(entropy - expected) <= rtol[:, None] * abs(expected) + 2e-5)
@@ -134,7 +135,9 @@ def _drawn(objective, log_p, logits, z, t, s, uniform):
   """Returns the draw of one reverse step by the original's rule."""
   noise = Recorded(uniforms={Tag.TOKEN: jnp.asarray(uniform)}, epsilon=_GUMBEL)
   out = ModelOutputs(hidden=logits)
-  return objective.reverse(None, noise, out, z, jnp.asarray(t), jnp.asarray(s))
+  return jax.jit(objective.reverse)(
+    None, noise, out, z, jnp.asarray(t), jnp.asarray(s)
+  )
 
 
 def _law(p):
@@ -150,7 +153,9 @@ def test_reverse_step(case, predictor):
   t = np.asarray(g["step_t"])
   s = t - g["step_dt"]
   logits, z = _raw(objective, g["log_score"], t), jnp.asarray(g["x"])
-  log_p = objective.posterior(None, logits, z, jnp.asarray(t), jnp.asarray(s))
+  log_p = jax.jit(objective.posterior)(
+    None, logits, z, jnp.asarray(t), jnp.asarray(s)
+  )
   _close(np.exp(log_p), _law(g[f"{predictor}_probs"]))
   drawn = _drawn(objective, log_p, logits, z, t, s, g["step_uniform"])
   golden_cases.same_draws(
@@ -177,7 +182,9 @@ def test_denoiser(case, run):
   logits = recorded_dit.logits(run, _inputs(objective, g["x"], t))
   s = np.zeros_like(t)
   p = np.exp(
-    objective.posterior(None, logits, z, jnp.asarray(t), jnp.asarray(s))
+    jax.jit(objective.posterior)(
+      None, logits, z, jnp.asarray(t), jnp.asarray(s)
+    )
   )
   tokens = g["denoiser_probs"].shape[-1]
   expected = _law(g["denoiser_probs"])
@@ -204,5 +211,7 @@ def test_trajectory(case, run):
     noise = Recorded(
       uniforms={Tag.TOKEN: jnp.asarray(uniform)}, epsilon=_GUMBEL
     )
-    z = objective.reverse(None, noise, out, z, jnp.asarray(t), jnp.asarray(s))
+    z = jax.jit(objective.reverse)(
+      None, noise, out, z, jnp.asarray(t), jnp.asarray(s)
+    )
     np.testing.assert_array_equal(z, g["traj_history"][i + 1])

@@ -54,7 +54,7 @@ def test_continuous_loss_of_udlm(udlm, form):
   objective = UDLM(
     vocab_size=config["vocab_size"], form=form, schedule=Linear()
   )
-  loss = objective.token_loss(
+  loss = jax.jit(objective.token_loss)(
     None, g["log_x_theta"], g["x0"], g["xt"], _column(g["t"])
   )
   _close(loss, g["ct_diffusion_loss"])
@@ -113,11 +113,11 @@ def test_reverse_step_of_udlm(udlm):
   )
   t, s = (_column(g[f"move_chance_{x}"]) / (1 - _FLOOR) for x in "ts")
   logits = g["log_x_theta"]
-  q = jnp.exp(objective.posterior(None, logits, g["xt"], t, s))
+  q = jnp.exp(jax.jit(objective.posterior)(None, logits, g["xt"], t, s))
   _close(q, g["ddpm_q_xs"])
   noise = Recorded(uniforms={Tag.TOKEN: g["uniform"]}, epsilon=1e-10)
   out = ModelOutputs(hidden=logits)
-  drawn = objective.reverse(None, noise, out, g["xt"], t, s)
+  drawn = jax.jit(objective.reverse)(None, noise, out, g["xt"], t, s)
   golden_cases.same_draws(
     drawn, g["ddpm_xs"], g["ddpm_q_xs"] / -jnp.log(g["uniform"] + 1e-10)
   )
@@ -135,7 +135,9 @@ def test_bound_of_duo(duo, form):
     objective = UDLM(
       vocab_size=config["vocab_size"], form=form, schedule=schedule
     )
-    loss = objective.token_loss(None, g["log_x_theta"], g["x0"], g["xt"], time)
+    loss = jax.jit(objective.token_loss)(
+      None, g["log_x_theta"], g["x0"], g["xt"], time
+    )
     _close(loss, g[name])
 
 
