@@ -92,11 +92,6 @@ class Sampler:
       raise ValueError(
         f"blocks_from must be prompt or start, not {self.blocks_from!r}"
       )
-    if self.blocks_from == "start" and self.length % width:
-      raise ValueError(
-        f"block_length {width} counted from slot 0 must divide the canvas of "
-        f"{self.length} slots"
-      )
     if self.refresh < 0 or self.least_calls < 1:
       raise ValueError(
         "refresh must be 0 (at a block's entry) or more and least_calls at "

@@ -40,8 +40,8 @@ class Moment(NamedTuple):
   Attributes:
     t: the time.
     s: the next time of the grid.
-    alpha_t: the probability that a token is kept at t.
-    alpha_s: the same at s.
+    masked_t: 1 - alpha(t), the probability that a token is masked at t.
+    masked_s: the same at s.
     memory: minus the probability that each token was revealed with; -inf where
       it is masked.
     first: whether this is the first step.
@@ -50,29 +50,31 @@ class Moment(NamedTuple):
 
   t: Float[Array, "B 1"]
   s: Float[Array, "B 1"]
-  alpha_t: Float[Array, "B 1"]
-  alpha_s: Float[Array, "B 1"]
+  masked_t: Float[Array, "B 1"]
+  masked_s: Float[Array, "B 1"]
   memory: Float[Array, "B W"]
   first: Bool[Array, "B 1"]
   step: float
 
 
-def remasking_jump(alpha_t: Array, alpha_s: Array, sigma: Array, s) -> Jump:
+def remasking_jump(
+  masked_t: Array, masked_s: Array, sigma: Array | float, s: Array
+) -> Jump:
   """Returns the jump that keeps the marginals at a remasking rate sigma.
 
   reveal = (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t) (arXiv:2503.00307,
-  eq. 5).
+  eq. 5), without cancellation. A step to s = 0 reveals everything.
   """
-  gone = jnp.maximum(1.0 - alpha_t, 1e-9)  # All slots are masked at alpha 0.
-  reveal = (alpha_s - (1.0 - sigma) * alpha_t) / gone
-  reveal = jnp.where(alpha_s >= 1.0, 1.0, jnp.clip(reveal, 0.0, 1.0))
-  return Jump(reveal, jnp.where(alpha_s >= 1.0, 0.0, sigma), s)
+  gained = (masked_t - masked_s) + sigma * (1.0 - masked_t)
+  reveal = jnp.clip(gained / jnp.maximum(masked_t, 1e-9), 0.0, 1.0)
+  last = masked_s <= 0.0
+  return Jump(jnp.where(last, 1.0, reveal), jnp.where(last, 0.0, sigma), s)
 
 
 def _most(at: Moment) -> Array:
   """Returns the greatest legal sigma: min(1, (1 - alpha_s) / alpha_t)."""
-  ratio = (1.0 - at.alpha_s) / jnp.maximum(at.alpha_t, 1e-9)
-  return jnp.minimum(ratio, 1.0)
+  kept = jnp.maximum(1.0 - at.masked_t, 1e-9)
+  return jnp.minimum(at.masked_s / kept, 1.0)
 
 
 def _check_eta(eta: float) -> None:
@@ -96,7 +98,7 @@ class Cap:
   def __call__(self, at: Moment) -> Jump:
     """Returns the jump."""
     sigma = jnp.minimum(self.eta, _most(at))
-    return remasking_jump(at.alpha_t, at.alpha_s, sigma, at.s)
+    return remasking_jump(at.masked_t, at.masked_s, sigma, at.s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ class Rescale:
 
   def __call__(self, at: Moment) -> Jump:
     """Returns the jump."""
-    return remasking_jump(at.alpha_t, at.alpha_s, self.eta * _most(at), at.s)
+    return remasking_jump(at.masked_t, at.masked_s, self.eta * _most(at), at.s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,7 @@ class Conf:
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     weight = jnp.where(known, jnp.exp(at.memory - top), 0.0)
     share = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1e-30)
-    return remasking_jump(at.alpha_t, at.alpha_s, share * _most(at), at.s)
+    return remasking_jump(at.masked_t, at.masked_s, share * _most(at), at.s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,13 +164,14 @@ class Loop:
     """Returns the jump."""
     before, after = at.t > self.t_on, at.t <= self.t_off
 
-    def kept(t):
-      rising = (1.0 - t) / (1.0 - self.t_on) * self.alpha_on
-      ending = 1.0 - t * (1.0 - self.alpha_on) / self.t_off
+    def masked(t):
+      rising = 1.0 - (1.0 - t) / (1.0 - self.t_on) * self.alpha_on
+      ending = t * (1.0 - self.alpha_on) / self.t_off
       return jnp.where(before, rising, ending)
 
-    outside = remasking_jump(kept(at.t), kept(at.s), 0.0, at.s)
-    on = jnp.full_like(at.t, self.alpha_on)
+    zero = jnp.zeros_like(at.t)
+    outside = remasking_jump(masked(at.t), masked(at.s), zero, at.s)
+    on = jnp.full_like(at.t, 1.0 - self.alpha_on)
     inside = remasking_jump(on, on, jnp.full_like(on, self.eta), at.s)
     return jax.tree.map(
       lambda a, b: jnp.where(before | after, a, b), outside, inside
@@ -184,9 +187,10 @@ class ForwardBackward:
 
   def __call__(self, at: Moment) -> Jump:
     """Returns the jump."""
-    ratio = (at.alpha_s - at.alpha_t) / jnp.maximum(at.alpha_t, 1e-9)
+    gained = at.masked_t - at.masked_s
+    ratio = gained / jnp.maximum(1.0 - at.masked_t, 1e-9)
     sigma = jnp.minimum(ratio, _most(at))
-    return remasking_jump(at.alpha_t, at.alpha_s, sigma, at.s)
+    return remasking_jump(at.masked_t, at.masked_s, sigma, at.s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,12 +281,11 @@ class ReMDM(Stepwise):
   def moment(self, state: Remembered) -> Moment:
     """Returns where each row is."""
     t, s = state.t, self.times(state.step + 1)
-    kept = lambda t: 1.0 - self.objective.masked(t)
     return Moment(
       t=t,
       s=s,
-      alpha_t=kept(t),
-      alpha_s=jnp.where(s > 0.0, kept(s), 1.0),
+      masked_t=self.objective.masked(t),
+      masked_s=jnp.where(s > 0.0, self.objective.masked(s), 0.0),
       memory=state.memory,
       first=state.step[:, None] == 0,
       step=1.0 / self.steps,

@@ -22,7 +22,7 @@ from dllm_jax.sampling.selection import bounded, Progress, rank, sort
 class Psi(Stepwise):
   """Mixes the posterior with fresh noise: predictor and corrector in one.
 
-      q = kappa q(z_s | z_t, x0) + (1 - kappa) q(z_s | x0),  x0 ~ network
+      q = kappa p(z_s | z_t) + (1 - kappa) sum_x0 q(z_s | x0) p(x0 | z_t)
 
   For uniform and for masked processes (Duo, arXiv:2506.10892).
 
@@ -71,7 +71,7 @@ class Psi(Stepwise):
     def draw(logits, z, t, s, kappa, noise):
       logits = self.drawn(self.filtered(logits, z, counts, guide), z, counts)
       log_q = self.objective.posterior(process, logits, z, t, s)
-      log_p = self.objective.log_x0(process, logits, z, t)
+      log_p = self.objective.posterior(process, logits, z, t, 0.0 * s)
       q = psi(
         jnp.exp(log_q),
         jnp.exp(log_p),
@@ -92,7 +92,15 @@ def psi(
   kappa: Float[Array, "B #c"],
   mask_id: int | None,
 ) -> Float[Array, "B c V"]:
-  """Returns kappa times the posterior and 1 - kappa times noised x0."""
+  """Returns kappa times the posterior and 1 - kappa times x0 noised again.
+
+  Args:
+    back: p(z_s | z_t).
+    x0: p(x0 | z_t), the posterior at s = 0.
+    alpha_s: the probability that a token is kept at s.
+    kappa: the share of the posterior.
+    mask_id: what noise is; None for uniform tokens.
+  """
   vocab, alpha_s = x0.shape[-1], alpha_s[..., None]
   if mask_id is None:
     noised = alpha_s * x0 + (1.0 - alpha_s) / vocab

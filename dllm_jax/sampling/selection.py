@@ -122,8 +122,9 @@ class Even(_Selection):
 class Proportional(_Selection):
   """Reveals a share of what is left: round(n (alpha(s) - alpha(t)) / (1 - alpha(t))).
 
-  t and s are even times, of which the first is 1 and the last 0. Ties go to
-  even numbers. The plan is a table made in float64, so that they do so.
+  t and s are even times, of which the first is 1 and the last 0; steps that
+  would reveal nothing are left out. Half a slot goes up or down as float32
+  says, in which the original makes its plan.
 
   Attributes:
     curve: alpha(t): "linear", 1 - t, or "cosine", 1 - cos(pi (1 - t) / 2).
@@ -135,26 +136,32 @@ class Proportional(_Selection):
     if self.curve not in ("linear", "cosine"):
       raise ValueError(f"curve must be linear or cosine, not {self.curve!r}")
 
-  def table(self, steps: int, width: int) -> np.ndarray:
-    """Returns how many of n are revealed at each step, `[steps, width + 1]`."""
-    alpha = (
-      (lambda t: 1.0 - t)
-      if self.curve == "linear"
-      else (lambda t: 1.0 - np.cos(np.pi / 2.0 * (1.0 - t)))
-    )
-    t = np.arange(steps, 0, -1) / steps
-    s = np.arange(steps - 1, -1, -1) / steps
-    share = 1.0 - (1.0 - alpha(s)) / (1.0 - alpha(t))
-    counts = np.arange(width + 1)
-    return np.round(counts * share[:, None]).astype(np.int32)
+  def plan(self, steps: int, width: int) -> np.ndarray:
+    """Returns how many of n slots each step reveals, `[width + 1, steps]`."""
+    t = (np.arange(steps, 0, -1) / steps).astype(np.float32)
+    s = (np.arange(steps - 1, -1, -1) / steps).astype(np.float32)
+    one = np.float32(1.0)
+    if self.curve == "linear":
+      alpha = lambda t: one - t
+    else:
+      alpha = lambda t: one - np.cos(np.float32(np.pi / 2) * (one - t))
+    share = one - (one - alpha(s)) / (one - alpha(t))
+    left = np.arange(width + 1)
+    counts = np.zeros((width + 1, steps), np.int32)
+    for i, part in enumerate(share.astype(np.float64)):
+      counts[:, i] = np.minimum(np.round(left * part), left)
+      left = left - counts[:, i]
+    empty_last = np.argsort(counts == 0, axis=1, kind="stable")
+    return np.take_along_axis(counts, empty_last, axis=1)
 
   def __call__(
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     del objective
-    table = jnp.asarray(self.table(steps, seen.candidates.shape[1]))
-    return seen.best(table[jnp.minimum(progress.step, steps - 1), seen.left])
+    plan = jnp.asarray(self.plan(steps, seen.candidates.shape[1]))
+    step = jnp.minimum(progress.step, steps - 1)
+    return seen.best(plan[progress.maskable, step])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,92 @@
+"""The dllm framework's sampler: plans of steps, ragged prompts, infilling."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dllm_jax.objectives.llada import LLaDA
+from dllm_jax.sampling.guidance import Guidance
+from dllm_jax.sampling.processors import Banned, Temperature
+from dllm_jax.sampling.selection import Proportional
+from dllm_jax.sampling.unmasking import Unmasking
+from tests import golden_cases
+from tests.sampling import published
+
+CASE = golden_cases.load("dllm")
+RUNS = CASE.config["runs"]
+
+
+@pytest.mark.parametrize("transfer", CASE.config["transfer"], ids=str)
+def test_how_many_are_revealed(transfer):
+  curve = transfer["key"].split("_")[1]
+  plan = Proportional(curve=curve)
+  table = plan.plan(transfer["steps"], max(transfer["masked"]))
+  expected = CASE.arrays[transfer["key"]]
+  for left, want in zip(transfer["masked"], expected, strict=True):
+    found = table[left]
+    np.testing.assert_array_equal(found[found > 0], want[want > 0])
+    assert found.sum() == left
+
+
+class Shifted(LLaDA):
+  """LLaDA whose output at slot i predicts slot i + 1."""
+
+  shift = 1
+
+
+def rows_of(run):
+  arrays, mask = CASE.arrays, published.model("dllm").objective.mask_id
+  if run["function"] == "infill":
+    rows = [arrays["infill_0"], arrays["infill_1"]]
+    return [[None if x == mask else int(x) for x in row] for row in rows]
+  rows = [arrays[f"prompt_{j}"].tolist() for j in range(3)]
+  return [row + [None] * run["max_new_tokens"] for row in rows]
+
+
+def changes(history):
+  """Returns canvases without those that repeat the one before."""
+  differ = np.any(history[1:] != history[:-1], axis=1)
+  return history[np.concatenate([[True], differ])]
+
+
+@pytest.mark.parametrize("i", range(len(RUNS)))
+def test_every_step(i):
+  run, rows = RUNS[i], rows_of(RUNS[i])
+  objective = published.model("dllm").objective
+  if run.get("right_shift_logits"):
+    fields = {
+      f.name: getattr(objective, f.name) for f in dataclasses.fields(LLaDA)
+    }
+    objective = Shifted(**fields)
+  infill, block = run["function"] == "infill", run["block_size"]
+  total = max(map(len, rows)) if infill else run["max_new_tokens"]
+  steps = -(-run["steps"] // -(-total // block))
+  scale = run.get("cfg_scale", 0.0)
+
+  def policy(objective):
+    return Unmasking(
+      objective=objective,
+      steps=steps,
+      selection=Proportional(),
+      filters=(Banned(tuple(run.get("suppress_tokens", ()))),),
+      doubts=(Banned(tuple(run.get("begin_suppress_tokens", ()))),),
+      processors=(Temperature(0.0),),
+    )
+
+  got = published.run(
+    "dllm",
+    rows,
+    objective=objective,
+    policy=policy,
+    block_length=block,
+    blocks_from="start" if infill else "prompt",
+    guidance=Guidance(scale=scale) if scale else None,
+  )
+  expected = CASE.arrays[f"sample{i}_history"]
+  for b, row in enumerate(rows):
+    want = changes(expected[:, b, : len(row)])
+    history = published.history(got, b)[:, : len(row)]
+    np.testing.assert_array_equal(changes(history), want)
+    # A row waits once it is full: one call for each change, and no other.
+    assert got.function_evaluations[b] == len(want) - 1
