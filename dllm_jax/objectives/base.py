@@ -162,6 +162,16 @@ class Discrete:
     del t
     return None
 
+  def corruption(
+      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B L"] | None:
+    """Returns the probability that a token of z_t differs from x0's.
+
+    None where tokens are not corrupted one by one: there is nothing to count.
+    """
+    del process, x0, t
+    return None
+
   def inputs(
       self,
       process: Process,

@@ -26,6 +26,7 @@ from dllm_jax.objectives.mixture import (
   normalised,
   Parts,
   parts_divergence,
+  real_tokens,
   safe_log,
 )
 
@@ -107,6 +108,15 @@ class ContinuousMixture(Discrete):
     """Returns a draw of q(z_t | x0)."""
     del process
     return corrupt_by(key, x0, self.parts(t), self.vocab_size, self.mask_id)
+
+  def corruption(
+      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B L"]:
+    """Returns the probability that a token of z_t differs from x0's."""
+    del process
+    parts = self.parts(t)
+    moved = 1.0 - 1.0 / real_tokens(self.vocab_size, self.mask_id)
+    return jnp.broadcast_to(parts.mask + moved * parts.uniform, x0.shape)
 
   def weigh(
     self,

@@ -182,6 +182,14 @@ class D3PM(Discrete):
     log_p = jnp.log(tables["cumulative"][n, x0])
     return inverse_cdf(jax.random.bits(key, (*x0.shape, 2)), log_p)
 
+  def corruption(
+      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B L"]:
+    """Returns the probability that a token of z_t differs from x0's."""
+    clean = one_hot_log(x0, self.vocab_size)
+    q = self._marginal(process.constants, clean, self.step(t))
+    return 1.0 - jnp.take_along_axis(q, x0[..., None], axis=-1)[..., 0]
+
   def weigh(
     self,
     process: Process,

@@ -113,6 +113,12 @@ class GenMD4(Discrete):
         z2=corrupt_to(key_2, x0, rate, self.mask_id),
     )
 
+  def corruption(
+      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B L"]:
+    """Returns the probability that a token of z_t differs from x0's."""
+    return self.masked(self.powers(process)[x0], t)
+
   def terms(
       self,
       process: Process,

@@ -185,6 +185,13 @@ class MDLM(Discrete):
     del process
     return corrupt_to(key, x0, self.masked(t), self.mask_id)
 
+  def corruption(
+      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+  ) -> Float[Array, "B L"]:
+    """Returns the probability that a token of z_t differs from x0's."""
+    del process
+    return jnp.broadcast_to(self.masked(t), x0.shape)
+
   def weigh(
       self,
       process: Process,
