@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
           "warmup_steps": 50,
           "weight_decay": 0.01,
       },
-      "training": {"steps": 1500, "batch_size": 16, "ema_decay": 0.99},
+      "training": {"steps": 1000, "batch_size": 16, "ema_decay": 0.99},
       "checkpoint": {"every_steps": 250},
       "evaluation": {
           "every_steps": 500,
