@@ -21,7 +21,7 @@ ORDER = (
   {"config"},
   {"evaluation"},
   {"run"},
-  {"benchmark", "exchange"},
+  {"benchmark", "compare", "exchange"},
   {"cli"},
   {"__main__"},
 )
@@ -94,7 +94,7 @@ def test_configs_are_read_in_one_place():
   # The launchers pass a ConfigDict on; only `config` makes dataclasses of it.
   uses = lambda names: any(n.startswith("ml_collections") for n in names)
   users = {room(p) for p, tree in sources().items() if uses(imported(tree))}
-  assert users <= {"config", "run", "benchmark", "cli"}
+  assert users <= {"config", "run", "benchmark", "compare", "cli"}
 
 
 def test_jit_only_where_a_program_is_launched():

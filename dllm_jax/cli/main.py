@@ -21,6 +21,7 @@ _COMMANDS = {
     "train": "train a configuration, or resume what is in --workdir",
     "sample": "sample text from a trained model",
     "evaluate": "evaluate a trained model on held-out text",
+    "compare": "train several configurations at one budget and compare them",
     "convert": "import published weights, or export a run to their layout",
     "prepare": "tokenise a corpus once into ArrayRecord files",
     "benchmark": "measure the train step or the sampler",

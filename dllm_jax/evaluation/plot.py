@@ -1,0 +1,96 @@
+"""A line plot as SVG text: curves with error bars, and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+import math
+
+Point = tuple[float, float, float]
+"""x, y and the standard error of y."""
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _LEGEND = 860, 460, 64, 48, 220
+_COLOURS = (
+    "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7",
+    "#a463f2", "#97bbf5", "#9c6b4e", "#6e7781", "#1f2328", "#b35900",
+)  # fmt: skip
+
+
+def line_plot(
+    series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str
+) -> str:
+  """Returns an SVG of one curve a name, in the order given.
+
+  Raises:
+    ValueError: there is no point.
+  """
+  points = [p for line in series.values() for p in line if math.isfinite(p[1])]
+  if not points:
+    raise ValueError("nothing to plot: no curve has a finite point")
+  xs, ys = _ticks([p[0] for p in points], 0.0), _ticks([p[1] for p in points])
+  right, top = _WIDTH - _LEGEND, 16
+  across = lambda x: _LEFT + (x - xs[0]) / (xs[-1] - xs[0]) * (right - _LEFT)
+  up = lambda y: (_HEIGHT - _BOTTOM) - (y - ys[0]) / (ys[-1] - ys[0]) * (
+      _HEIGHT - _BOTTOM - top
+  )
+  parts = [
+      f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
+      f'{_HEIGHT}" font-family="sans-serif" font-size="12">',
+      f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+  ]
+  for x in xs:
+    parts.append(_text(across(x), _HEIGHT - _BOTTOM + 18, f"{x:.3g}", "middle"))
+  for y in ys:
+    parts.append(
+        f'<path d="M{_LEFT} {up(y):.1f}H{right}" stroke="#ddd"/>'
+        + _text(_LEFT - 8, up(y) + 4, f"{y:.3g}", "end")
+    )
+  parts.append(_text((_LEFT + right) / 2, _HEIGHT - 8, x_label, "middle"))
+  parts.append(
+      f'<g transform="translate(14 {_HEIGHT / 2}) rotate(-90)">'
+      + _text(0, 0, y_label, "middle")
+      + "</g>"
+  )
+  for i, (name, line) in enumerate(series.items()):
+    colour = _COLOURS[i % len(_COLOURS)]
+    parts.append(_curve(line, across, up, colour))
+    y = top + 12 + 18 * i
+    parts.append(
+        f'<path d="M{right + 14} {y - 4}h18" stroke="{colour}" '
+        'stroke-width="2"/>' + _text(right + 38, y, name, "start")
+    )
+  return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _curve(line: Sequence[Point], across, up, colour: str) -> str:
+  """Returns one polyline with a bar of a standard error either way."""
+  line = [
+      (x, y, e if math.isfinite(e) else 0.0)
+      for x, y, e in line
+      if math.isfinite(y)
+  ]
+  path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y, _ in line)
+  bars = "".join(
+      f'<path d="M{across(x):.1f} {up(y - e):.1f}V{up(y + e):.1f}"/>'
+      f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="2" fill="{colour}"/>'
+      for x, y, e in line
+  )
+  return (
+      f'<g stroke="{colour}" stroke-width="1.5" fill="none">'
+      f'<polyline points="{path}"/>{bars}</g>'
+  )
+
+
+def _ticks(values: Sequence[float], low: float | None = None) -> list[float]:
+  """Returns round numbers around some values, four to ten of them."""
+  low, high = min(values) if low is None else low, max(values)
+  span = (high - low) or 1.0
+  step = 10.0 ** math.floor(math.log10(span / 4))
+  step *= next(k for k in (1, 2, 5, 10) if span / (k * step) <= 8)
+  first, last = math.floor(low / step), math.ceil(high / step)
+  return [step * k for k in range(first, max(last, first + 1) + 1)]
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+  return (
+      f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+      f"{escape(text)}</text>"
+  )
