@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dllm_jax import config as configs
 from dllm_jax.models import merge_adapters
 from dllm_jax.objectives.base import TokenSpace
-from dllm_jax.parallel import make_mesh
+from dllm_jax.parallel import make_mesh, shardings
 from dllm_jax.pretrained import families, files
 from dllm_jax.pretrained.adopt import adopt
 from dllm_jax.pretrained.convert import Source
@@ -28,6 +28,7 @@ from dllm_jax.pretrained.load import (
     Pretrained,
     save_pretrained,
 )
+from dllm_jax.pretrained.table import shapes
 from dllm_jax.run import Run
 from dllm_jax.sampling.presets import PRESETS
 from dllm_jax.training.checkpoint import Checkpoints
@@ -37,13 +38,21 @@ _PUBLISHED = "published"
 
 
 class _Bar:
-  """A progress bar of bytes (or numbers) on standard error."""
+  """A progress bar on standard error, from the first report on."""
 
-  def __init__(self, text: str):
-    self._bar = tqdm(desc=text, unit="B", unit_scale=True, file=sys.stderr)
+  def __init__(self, text: str, unit: str):
+    self._text, self._unit, self._bar = text, unit, None
 
   def __call__(self, done: int, total: int) -> None:
-    self._bar.total = total
+    if self._bar is None:
+      self._bar = tqdm(
+          desc=self._text,
+          unit=self._unit,
+          unit_scale=True,
+          total=total,
+          file=sys.stderr,
+          mininterval=0.1 if sys.stderr.isatty() else 15.0,
+      )
     self._bar.update(done - self._bar.n)
     if done == total:
       self._bar.close()
@@ -82,7 +91,7 @@ def import_folder(
         dtype=dtype,
         mesh=_mesh(folder),
         mask_id=mask_id,
-        progress=_Bar("reading"),
+        progress=_Bar("reading", " parameters"),
     )
     if target is not None:
       model = adopt(model, target)
@@ -129,7 +138,7 @@ def export_run(
   params = (state.eval_params if use_ema else state.params)["model"]
   params = merge_adapters(params, run.network)
   model = dataclasses.replace(model, params=params)
-  save_pretrained(model, folder, dtype=dtype, progress=_Bar("writing"))
+  save_pretrained(model, folder, dtype=dtype, progress=_Bar("writing", "B"))
   return _summary(model)
 
 
@@ -138,11 +147,9 @@ def _mesh(folder):
   count = jax.device_count()
   if count == 1:
     return None
-  fields = families.Fields(files.read_config(folder), "config.json")
+  path = pathlib.Path(folder) / "config.json"
+  fields = families.Fields(files.read_config(folder), path)
   family = families.find(fields)
-  from dllm_jax.parallel import shardings
-  from dllm_jax.pretrained.table import shapes
-
   mesh = make_mesh({"data": 1, "fsdp": count})
   try:
     shardings(shapes(family.table, family.network(fields)), mesh)

@@ -36,7 +36,7 @@ _COMPANIONS = (
     "chat_template.jinja", "*.py", "LICENSE*",
 )  # fmt: skip
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
+"""Called with (done, in all)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ def load_pretrained(
     mesh: what to divide the parameters over; None for the first device.
     mask_id: the mask token, where neither the config nor the tokenizer names
       the right one.
-    progress: called as bytes are read.
+    progress: called with the parameters that are in place, and all.
 
   Raises:
     FileNotFoundError: the folder, its config or a shard is missing.

@@ -1,0 +1,116 @@
+"""Diffusion from autoregressive weights; tokenizers of imported models."""
+
+import json
+
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+import pytest
+
+import dllm_jax
+from dllm_jax.cli import main
+from dllm_jax.pretrained.adopt import adopt
+from dllm_jax.run import Run
+from tests import golden_cases
+from tests.data.test_chat import folder as tokenizer_folder
+from tests.data.test_chat import TALK, TEMPLATE
+from tests.pretrained.golden import publish
+
+
+def qwen(path, kind, **changes):
+  """Returns a Qwen folder: Dream's weights are Qwen2's, SDAR's Qwen3's."""
+  name = {"qwen2": "dream_logits", "qwen3": "sdar"}[kind]
+  without = {"mask_token_id": ..., "architectures": ...}
+  return publish(name, path, model_type=kind, **without, **changes)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("target", ["dream", "llada", "bd3lm"])
+def test_a_new_row_is_the_mask(kind, target, tmp_path):
+  model = dllm_jax.load_pretrained(qwen(tmp_path / "in", kind))
+  size = model.config.vocab_size
+  ours = adopt(model, target)
+  assert type(ours.objective).__name__.lower() == target
+  assert ours.objective.mask_id == ours.tokenizer.mask_id == size
+  assert ours.tokenizer.vocab_size == ours.config.vocab_size == size + 1
+  table = np.asarray(ours.params["embed"]["embedding"])
+  assert_allclose(table[size], table[:size].mean(0), atol=1e-6)
+  # What was learned stays: the same network under a full mask.
+  tokens = np.arange(12).reshape(1, 12)
+  everyone = np.ones((1, 12, 12), bool)
+  assert_allclose(
+      ours.logits(tokens, everyone)[..., :size],
+      model.logits(tokens, everyone),
+      atol=1e-4,
+  )
+  dllm_jax.save_pretrained(ours, tmp_path / "out")
+  back = dllm_jax.load_pretrained(tmp_path / "out")
+  assert back.objective == ours.objective
+  assert back.family.name == ("dream" if target == "dream" and kind == "qwen2"
+                              else "qwen")  # fmt: skip
+  assert_array_equal(back.logits(tokens), ours.logits(tokens))
+
+
+def test_a_spare_row_is_the_mask(tmp_path):
+  source = qwen(tmp_path / "in", "qwen2", eos_token_id=6, pad_token_id=6)
+  tokenizer_folder(source, mask_token=None, chat_template=TEMPLATE)
+  ours = adopt(dllm_jax.load_pretrained(source), "dream")
+  assert ours.objective.mask_id == 8  # after the tokenizer's last, 7
+  assert ours.config.vocab_size == 128
+
+  workdir = tmp_path / "run"
+  argv = [f"--from_hf={source}", f"--workdir={workdir}", "--as=dream"]
+  assert main.main(["convert", *argv]) == 0
+  run = Run.open(workdir)
+  assert run.objective.mask_id == 8 and run.objective.vocab_size == 128
+  assert run.tokenizer.chat(TALK).size
+  assert "▁" not in run.sample(["a"], length=4).texts[0]
+  assert main.main(
+      ["convert", f"--to_hf={tmp_path / 'out'}", f"--workdir={workdir}"]
+  ) == 0
+  names = {path.name for path in (tmp_path / "out").iterdir()}
+  assert {"tokenizer.json", "tokenizer_config.json"} <= names
+  stated = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert stated["model_type"] == "Dream" and stated["mask_token_id"] == 8
+
+
+def test_what_cannot_be_adopted(tmp_path):
+  model = dllm_jax.load_pretrained(publish("llada_logits", tmp_path))
+  with pytest.raises(ValueError, match="diffuses already"):
+    adopt(model, "dream")
+  with pytest.raises(ValueError, match="legal: dream, llada, bd3lm"):
+    adopt(model, "mdlm")
+
+
+def test_masks_must_agree(tmp_path):
+  source = publish("llada_logits", tmp_path)
+  tokenizer_folder(source)  # its mask is 7, the config's another
+  with pytest.raises(ValueError, match="tokenizer.json has the mask 7, but .*"):
+    dllm_jax.load_pretrained(source)
+
+
+def test_end_and_pad_are_checked(tmp_path):
+  source = publish("llada_logits", tmp_path, mask_token_id=7, eos_token_id=3)
+  tokenizer_folder(source, eos_token="<|end|>")
+  with pytest.warns(UserWarning, match="has the end token 6, but .* says 3"):
+    model = dllm_jax.load_pretrained(source)
+  assert model.tokenizer.eos_id == 3 and model.tokenizer.bos_id == 3
+
+
+def test_too_many_tokens(tmp_path):
+  source = publish("llada_logits", tmp_path / "in")
+  made = json.loads((tmp_path / "in").joinpath("config.json").read_text())
+  tokenizer_folder(source, mask_token=None)
+  path = source / "tokenizer.json"
+  text = json.loads(path.read_text())
+  text["added_tokens"][-1]["id"] = 7
+  text["model"]["vocab"]["z"] = made["embedding_size"]
+  path.write_text(json.dumps(text))
+  with pytest.raises(ValueError, match="has tokens up to 128, but"):
+    dllm_jax.load_pretrained(source)
+
+
+def test_the_mask_can_be_told(tmp_path):
+  source = publish("llada2_moe", tmp_path)
+  case = golden_cases.load("llada2_moe").config
+  model = dllm_jax.load_pretrained(source, mask_id=case["mask_id"])
+  assert model.objective.mask_id == case["mask_id"]

@@ -1,0 +1,119 @@
+"""Published folders become runs, are sampled, tuned, and go back."""
+
+import json
+
+import jax
+import numpy as np
+from numpy.testing import assert_allclose
+import pytest
+
+import dllm_jax
+from dllm_jax.cli import main
+from dllm_jax.run import Run
+from tests import golden_cases
+from tests.pretrained.golden import publish
+
+
+def dllm(capsys, *argv):
+  status = main.main(list(argv))
+  lines = capsys.readouterr().out.splitlines()
+  assert status == 0
+  return json.loads(lines[-1])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  path = tmp_path_factory.mktemp("text") / "numbers.txt"
+  rows = np.random.default_rng(0).integers(0, 60, (200, 12))
+  path.write_text("\n".join(" ".join(map(str, row)) for row in rows))
+  return path
+
+
+TUNE = (
+    "--config.training.steps=20",
+    "--config.optimizer.learning_rate=0.01",
+    "--config.optimizer.warmup_steps=0",
+    "--config.logging.progress=false",
+)
+
+
+@pytest.mark.parametrize(
+    "name, change", [("llada_logits", ()), ("dream_logits", (
+        "--config.model.lora_rank=4",))],
+    ids=["whole", "adapters"],
+)  # fmt: skip
+def test_tuned_models_go_back(name, change, text, tmp_path, capsys):
+  source = publish(name, tmp_path / "in")
+  workdir = tmp_path / "run"
+  told = dllm(
+      capsys, "convert", f"--from_hf={source}", f"--workdir={workdir}",
+      "--length=24",
+  )  # fmt: skip
+  theirs = golden_cases.weights(name)
+  assert told["family"] == name.split("_")[0]
+  assert told["tensors_used"] == len(theirs)
+  assert told["tensors_unused"] == []
+  assert told["parameters"] == sum(x.size for x in theirs.values())
+
+  sampled = dllm(
+      capsys, "sample", f"--workdir={workdir}", "--prompt=1 2 3",
+      "--sampler.steps=4", "--length=16",
+  )  # fmt: skip
+  assert sampled["samples"][0].startswith("1 2 3 ")
+
+  data = f"--config.data.path={text}"
+  before = dllm(
+      capsys, "train", f"--workdir={workdir}", data, *TUNE, *change
+  )
+  assert before["step"] == 20
+  figures = dllm(
+      capsys, "evaluate", f"--workdir={workdir}", "--batches=1", "--passes=2"
+  )
+  assert 0 < figures["bits_per_token"] < 10
+
+  dllm(
+      capsys, "convert", f"--to_hf={tmp_path / 'out'}", f"--workdir={workdir}"
+  )
+  back = dllm_jax.load_pretrained(tmp_path / "out")
+  first = dllm_jax.load_pretrained(source)
+  assert back.published == first.published
+  assert set(back.source.dtypes) == set(theirs)
+
+  run = Run.open(workdir)
+  tokens = golden_cases.load(name).arrays["input_ids"]
+  inputs = first._inputs(tokens, None, None, None)
+  out, _ = run.denoiser.apply(run.state.params["model"], inputs, None)
+  tuned = np.asarray(out.hidden @ out.unembed)[..., : out.vocab_size]
+  # Merging adapters is another order of the same float32 products.
+  assert_allclose(back.logits(tokens), tuned, atol=1e-4, rtol=1e-4)
+  assert np.abs(tuned - np.asarray(first.logits(tokens))).max() > 0.1
+  if change:
+    changed = jax.tree.map(
+        lambda a, b: bool((a != b).any()), back.params, first.params
+    )
+    assert not changed["embed"]["embedding"]
+    assert not changed["layers"]["attention"]["q"]["bias"]
+    assert changed["layers"]["attention"]["q"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llada_moe", "llada2_moe", "sdar", "mdlm", "bd3lm", "sedd_absorb",
+     "sedd_uniform"],
+)  # fmt: skip
+def test_there_and_back(name, tmp_path, capsys):
+  source, workdir = publish(name, tmp_path / "in"), tmp_path / "run"
+  dllm(capsys, "convert", f"--from_hf={source}", f"--workdir={workdir}")
+  out = tmp_path / "out"
+  dllm(capsys, "convert", f"--to_hf={out}", f"--workdir={workdir}")
+  from safetensors.numpy import load_file
+
+  theirs, back = golden_cases.weights(name), load_file(out / "model.safetensors")
+  assert set(back) == set(theirs)
+  for key, tensor in theirs.items():
+    assert back[key].tobytes() == tensor.tobytes(), key
+  sampled = dllm(
+      capsys, "sample", f"--workdir={workdir}", "--sampler.steps=2",
+      "--length=32",
+  )  # fmt: skip
+  assert len(sampled["samples"][0].split()) == 32
