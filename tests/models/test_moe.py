@@ -1,0 +1,153 @@
+"""Routers and experts against sums written out, and over meshes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+import pytest
+
+from dllm_jax.core.types import ModelInputs
+from dllm_jax.models import transformer, TransformerConfig
+from dllm_jax.models.moe import choose, Experts
+from dllm_jax.parallel import make_mesh, RULES
+from dllm_jax.parallel.sharding import shardings
+
+CONFIG = TransformerConfig(
+    vocab_size=11, width=16, layers=3, heads=2, mlp_dim=24, experts=8,
+    experts_per_token=2, expert_dim=8, shared_dim=8, dense_layers=(0,),
+    router="sigmoid", router_bias=True, router_groups=4, router_top_groups=2,
+    router_normalised=True, router_scale=2.5, vocab_multiple=4,
+    experts_implementation="ragged",
+)  # fmt: skip
+FIELDS = {
+    "softmax": {"router": "softmax", "router_bias": False, "router_groups": 1,
+                "router_top_groups": 1, "router_normalised": False},
+    "sigmoid": {},
+}  # fmt: skip
+
+
+def config(router, **changes):
+  return dataclasses.replace(CONFIG, **FIELDS[router], **changes)
+
+
+def params_of(c, key=0):
+  x = jnp.zeros((1, 1, c.width))
+  params = Experts(c).init(jax.random.key(key), x, jnp.ones((1, 1), bool))
+  leaves, tree = jax.tree.flatten(params["params"])
+  keys = jax.random.split(jax.random.key(key + 1), len(leaves))
+  return jax.tree.unflatten(
+      tree, [jax.random.normal(k, x.shape) * 0.3 for k, x in zip(keys, leaves)]
+  )
+
+
+def by_hand(params, c, x):
+  """Returns one position's mixture by a loop over experts, in float64."""
+  p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+  logits = x @ p["router"]["kernel"]
+  scores = 1 / (1 + np.exp(-logits))
+  if c.router == "softmax":
+    scores = np.exp(logits) / np.exp(logits).sum()
+  ranked = scores + (p["router"]["expert_bias"] if c.router_bias else 0)
+  groups = ranked.reshape(c.router_groups, -1)
+  best = np.sort(groups, axis=1)[:, -2:].sum(1)
+  allowed = np.argsort(best)[-c.router_top_groups :]
+  size = c.experts // c.router_groups
+  legal = [e for e in range(c.experts) if e // size in allowed]
+  chosen = sorted(legal, key=lambda e: -ranked[e])[: c.experts_per_token]
+  silu = lambda a: a / (1 + np.exp(-a))
+  swiglu = lambda g, u, d: (silu(x @ g) * (x @ u)) @ d
+  total = sum(scores[e] for e in chosen) if c.router_normalised else 1.0
+  y = sum(
+      scores[e] / total * swiglu(*(p["experts"][n][e] for n in ("gate", "up", "down")))
+      for e in chosen
+  )
+  shared = swiglu(*(p["shared"][n]["kernel"] for n in ("gate", "up", "down")))
+  return c.router_scale * y + shared, chosen
+
+
+@pytest.mark.parametrize("implementation", ["ragged", "dense"])
+@pytest.mark.parametrize("router", FIELDS)
+def test_mixture(router, implementation):
+  c = config(router, experts_implementation=implementation)
+  params = params_of(c)
+  x = np.random.default_rng(0).normal(size=(2, 5, c.width)).astype(np.float32)
+  real = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+  y, report = Experts(c).apply({"params": params}, x, real)
+  hits = np.zeros(c.experts)
+  for i, j in np.ndindex(2, 5):
+    expected, chosen = by_hand(params, c, x[i, j].astype(np.float64))
+    assert_allclose(y[i, j], expected, atol=1e-5)
+    hits[chosen] += real[i, j]
+  assert_allclose(report["expert_share"], hits / hits.sum(), atol=1e-6)
+
+
+def test_the_bias_chooses_and_weighs_nothing():
+  scores = jnp.array([[0.1, 0.9, 0.8, 0.2]])
+  assert_array_equal(choose(scores, count=1), [[1]])
+  assert_array_equal(choose(scores + jnp.array([5.0, 0, 0, 0]), count=1), [[0]])
+  # Groups {0, 1} and {2, 3}: the better sum wins, though 1 is the best alone.
+  grouped = jnp.array([[0.1, 0.9, 0.8, 0.7]])
+  picked = choose(grouped, count=2, groups=2, top_groups=1)
+  assert_array_equal(picked, [[2, 3]])
+
+
+def test_balance_is_k_where_all_are_used_alike():
+  c = config("softmax")
+  params = params_of(c)
+  params["router"]["kernel"] = jnp.zeros_like(params["router"]["kernel"])
+  x = jnp.ones((1, 4, c.width))
+  report = Experts(c).apply({"params": params}, x, jnp.ones((1, 4), bool))[1]
+  # All scores are 1/E, whichever are chosen.
+  assert_allclose(report["balance"], c.experts_per_token, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [
+    {"data": 2, "expert": 4}, {"fsdp": 2, "tensor": 2, "expert": 2},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("rows", [8, 1])
+def test_meshes_agree(sizes, rows):
+  c = dataclasses.replace(CONFIG, balance_weight=0.1)
+  network = transformer(c)
+  tokens = jax.random.randint(jax.random.key(0), (rows, 6), 0, 11)
+  inputs = ModelInputs(
+      latent=tokens,
+      positions=jnp.broadcast_to(jnp.arange(6), tokens.shape),
+      segment_ids=jnp.ones_like(tokens).at[0, 4:].set(0),
+  )
+  params = jax.jit(network.init)(jax.random.key(1), inputs)
+
+  @jax.jit
+  def gradient(params):
+    def loss(params):
+      out = network.apply(params, inputs, None)[0]
+      mixed = jnp.sin(out.hidden) * (inputs.segment_ids > 0)[..., None]
+      return jnp.mean(mixed) + out.aux["loss"]
+
+    return jax.value_and_grad(loss)(params)
+
+  alone = jax.device_get(gradient(params))
+  params, inputs = jax.device_get((params, inputs))
+  mesh = make_mesh({"data": 1} | sizes)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(params, shardings(params, mesh, RULES))
+    together = jax.device_get(gradient(params))
+  # Gradients up to 1, summed in another order.
+  jax.tree.map(
+      lambda a, b: assert_allclose(a, b, atol=1e-5), alone, together
+  )
+  bias = alone[1]["run1"]["layers"]["mlp"]["router"]["expert_bias"]
+  assert not bias.any()  # the choice has no gradient
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"router_groups": 3}, "must divide experts 8"),
+    ({"router_top_groups": 5}, "at least router_top_groups 5"),
+    ({"experts_per_token": 5}, "more than the 4 experts"),
+    ({"router": "tanh"}, "softmax, sigmoid"),
+    ({"experts_implementation": "x"}, "ragged, dense"),
+])  # fmt: skip
+def test_refusals(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CONFIG, **change)
