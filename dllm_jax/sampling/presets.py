@@ -1,16 +1,168 @@
-"""Named samplers with the defaults they were published with."""
+"""Named samplers with the defaults they were published with.
 
+A preset is a policy and defaults; every field of `SamplerConfig` overrides one.
+What the network sees is not a preset's choice but its objective's: block-causal
+networks are sampled in their own blocks, autoregressive ones slot by slot.
+"""
+
+from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Any
 
-from dllm_jax.core.types import Objective
+from dllm_jax.core.mask import BlockCausal
+from dllm_jax.core.types import Objective, Policy
+from dllm_jax.sampling.forward import CACHES
+from dllm_jax.sampling.guidance import Guidance
 from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.processors import Temperature, TopK, TopP
+from dllm_jax.sampling.processors import (
+  Banned,
+  Forced,
+  RepetitionPenalty,
+  Temperature,
+  TopK,
+  TopP,
+)
 from dllm_jax.sampling.program import Sampler
-from dllm_jax.sampling.unmasking import Unmasking
+from dllm_jax.sampling.remasking import (
+  Cap,
+  Conf,
+  FlowCorrector,
+  ForwardBackward,
+  Loop,
+  ReMDM,
+  Rescale,
+)
+from dllm_jax.sampling.renoising import Psi, Renoise
+from dllm_jax.sampling.revision import Edit, MaskPredict
+from dllm_jax.sampling.selection import (
+  Chance,
+  CosinePlan,
+  EntropyBound,
+  Even,
+  Everything,
+  Factor,
+  Proportional,
+  Threshold,
+  Truncated,
+)
+from dllm_jax.sampling.unmasking import FirstHitting, Unmasking
 
-PRESETS = {
-    "mdlm": (Ancestral, {"temperature": 1.0}),
-    "llada": (Unmasking, {"temperature": 0.0}),
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """A published sampler.
+
+  Attributes:
+    policy: builds the policy.
+    fields: its own fields of the policy.
+    temperature: divides the logits; 0 takes the best token.
+    top_p: the nucleus.
+    steps: network calls for each block; 0 for one a slot.
+    block_length: slots sampled together; 0 for the whole canvas.
+    cache: what is kept between calls.
+    sharpens: whether confidence is read after temperature, top-k and top-p.
+    stops: whether a row stops at its end of text.
+    capped: whether more steps than slots make no sense.
+  """
+
+  policy: Callable[..., Policy]
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  temperature: float = 1.0
+  top_p: float = 1.0
+  steps: int = 0
+  block_length: int = 0
+  cache: str = "none"
+  sharpens: bool = False
+  stops: bool = False
+  capped: bool = True
+
+
+def _unmasking(**fields: Any) -> Mapping[str, Any]:
+  return {"policy": Unmasking, "temperature": 0.0, "fields": fields}
+
+
+def _remdm(rule: Any, top_p: float = 0.9) -> Preset:
+  return Preset(policy=ReMDM, fields={"rule": rule}, top_p=top_p, capped=False)
+
+
+_QUOTA = Even(of="window")
+PRESETS: dict[str, Preset] = {
+  # The process's own law.
+  "mdlm": Preset(policy=Ancestral),
+  "md4": Preset(policy=Ancestral, fields={"spacing": "cosine"}),
+  "uniform_grid": Preset(policy=Ancestral, fields={"spacing": "uniform"}),
+  "sedd": Preset(policy=Ancestral, capped=False),
+  "udlm": Preset(policy=Ancestral, capped=False),
+  "duo": Preset(policy=Ancestral, capped=False),
+  "psi": Preset(policy=Psi, fields={"kappa": 0.95}, capped=False),
+  "autoregressive": Preset(policy=Ancestral, cache="block", stops=True),
+  "bd3lm": Preset(policy=FirstHitting, top_p=0.9, cache="block", stops=True),
+  # Masks that come back.
+  "remdm": _remdm(Cap(eta=0.04)),
+  "remdm_rescale": _remdm(Rescale(eta=0.04)),
+  "remdm_conf": _remdm(Conf()),
+  "remdm_loop": _remdm(Loop(eta=0.02)),
+  "forward_backward": _remdm(ForwardBackward()),
+  "dfm": _remdm(FlowCorrector()),
+  "mask_predict": Preset(
+    **_unmasking(selection=Everything(), revision=MaskPredict()), steps=10
+  ),
+  # By confidence.
+  "llada": Preset(**_unmasking()),
+  "llada_random": Preset(**_unmasking(score="random")),
+  "dllm": Preset(**_unmasking(selection=Proportional())),
+  "dream": Preset(
+    policy=Unmasking,
+    fields={"score": "entropy", "selection": Truncated()},
+    temperature=0.2,
+    top_p=0.95,
+    sharpens=True,
+  ),
+  "dream_margin": Preset(
+    **_unmasking(score="margin", selection=Truncated()), sharpens=True
+  ),
+  "dream_origin": Preset(
+    **_unmasking(score="random", selection=Chance()), sharpens=True
+  ),
+  "maskgit_plus": Preset(**_unmasking(selection=Truncated()), sharpens=True),
+  "maskgit": Preset(
+    policy=Unmasking,
+    fields={
+      "selection": CosinePlan(),
+      "noise_temperature": 4.5,
+      "log_score": True,
+    },
+    steps=12,
+  ),
+  "fast_dllm": Preset(
+    **_unmasking(selection=Threshold(value=0.9)), block_length=32, cache="dual"
+  ),
+  "fast_dllm_factor": Preset(
+    **_unmasking(selection=Factor(value=1.0)), block_length=32, cache="dual"
+  ),
+  "entropy_bound": Preset(
+    **_unmasking(score="entropy", selection=EntropyBound(value=0.1))
+  ),
+  "sdar": Preset(
+    policy=Unmasking,
+    fields={"selection": Threshold(value=0.85, least=_QUOTA)},
+    cache="block",
+    sharpens=True,
+    stops=True,
+  ),
+  "llada2": Preset(
+    **_unmasking(selection=Threshold(value=0.95, least=_QUOTA)),
+    cache="block",
+    stops=True,
+  ),
+  "llada2_edit": Preset(
+    **_unmasking(
+      selection=Threshold(value=0.95, least=_QUOTA), revision=Edit()
+    ),
+    cache="block",
+    stops=True,
+  ),
+  "diffusion_gemma": Preset(policy=Renoise, steps=48, capped=False),
 }
 
 
@@ -19,14 +171,38 @@ class SamplerConfig:
   """How to sample, as a config or the command line says it.
 
   Attributes:
-    preset: "mdlm" (ancestral: reveals at random, one draw each) or "llada"
-      (reveals where the network is most confident).
-    steps: network calls for each block; 0 for as many as the block has slots.
-    block_length: slots sampled together, left to right; 0 for what the objective
-      asks for, or the whole canvas.
+    preset: a published sampler, whose defaults the other fields override.
+    steps: network calls for each block; 0 for the preset's, or as many as the
+      block has slots.
+    block_length: slots sampled together, left to right, a divisor of the canvas;
+      0 for the preset's, or the objective's own blocks.
     temperature: divides the logits; 0 takes the best token; -1 for the preset's.
     top_k: draw among the k best tokens; 0 for all.
-    top_p: draw among the fewest tokens that hold this probability; 1 for all.
+    top_p: draw among the fewest tokens that hold this probability, in (0, 1];
+      None for the preset's.
+    threshold: reveal all slots at least so sure, in (0, 1]; None for the
+      preset's rule.
+    factor: reveal by confidence factor, above 0; None for the preset's rule.
+    entropy_bound: reveal while entropies sum to no more, nats; None for the
+      preset's rule.
+    eta: how readily tokens are masked again, in [0, 1]; None for the preset's.
+    kappa: share of the posterior in Psi sampling, in [0, 1]; None for the
+      preset's.
+    score_temperature: of noise on the order of slots (Dream's `alg_temp`); None
+      for the preset's.
+    cache: "none", "prefix", "dual", "block"; None for the preset's.
+    refresh: calls between passes over the canvas, for prefix and dual caches; 0
+      for one at each block's entry.
+    cfg_scale: classifier-free guidance; 0 for none.
+    null_label: the label of no class: guidance is then of the class, and else
+      of the prompt.
+    repetition_penalty: above 1 makes tokens that stand already rarer.
+    banned: ids that are never drawn, separated by commas.
+    forced: ids of which every drawn token is one, separated by commas.
+    suppress_end: whether the end of text is never drawn.
+    stop: whether a row stops at its end of text; None for the preset's.
+    extend: whether slots after a block are hidden until it is written.
+    context: slots that are seen at once; 0 for all.
   """
 
   preset: str = "mdlm"
@@ -34,58 +210,221 @@ class SamplerConfig:
   block_length: int = 0
   temperature: float = -1.0
   top_k: int = 0
-  top_p: float = 1.0
+  top_p: float | None = None
+  threshold: float | None = None
+  factor: float | None = None
+  entropy_bound: float | None = None
+  eta: float | None = None
+  kappa: float | None = None
+  score_temperature: float | None = None
+  cache: str | None = None
+  refresh: int = 0
+  cfg_scale: float = 0.0
+  null_label: int | None = None
+  repetition_penalty: float = 1.0
+  banned: str = ""
+  forced: str = ""
+  suppress_end: bool = False
+  stop: bool | None = None
+  extend: bool = False
+  context: int = 0
 
   def __post_init__(self):
     if self.preset not in PRESETS:
       raise ValueError(
-          f"unknown sampler.preset {self.preset!r}; legal: {', '.join(PRESETS)}"
+        f"unknown sampler.preset {self.preset!r}; legal: {', '.join(PRESETS)}"
       )
-    for name in ("steps", "block_length", "top_k"):
+    for name in ("steps", "block_length", "top_k", "refresh", "context"):
       if getattr(self, name) < 0:
         raise ValueError(
-            f"sampler.{name} must be at least 0, not {getattr(self, name)}"
+          f"sampler.{name} must be at least 0, not {getattr(self, name)}"
         )
-    if not 0.0 < self.top_p <= 1.0:
+    for name in ("top_p", "threshold"):
+      value = getattr(self, name)
+      if value is not None and not 0.0 < value <= 1.0:
+        raise ValueError(f"sampler.{name} must lie in (0, 1], not {value}")
+    if not 0 <= self.temperature < float("inf") and self.temperature != -1.0:
       raise ValueError(
-          f"sampler.top_p must lie in (0, 1], not {self.top_p}"
+        "sampler.temperature must be at least 0, or -1 for the preset's, not "
+        f"{self.temperature}"
       )
-    if self.temperature < 0 and self.temperature != -1.0:
+    if self.cache is not None and self.cache not in CACHES:
       raise ValueError(
-          "sampler.temperature must be at least 0, or -1 for the preset's, not "
-          f"{self.temperature}"
+        f"unknown sampler.cache {self.cache!r}; legal: {', '.join(CACHES)}"
       )
+    rules = [n for n in _RULES if getattr(self, n) is not None]
+    if len(rules) > 1:
+      raise ValueError(
+        f"sampler.{rules[0]} and sampler.{rules[1]} are two rules of what is "
+        "revealed; give one"
+      )
+    for name, policies in _OWNERS.items():
+      if getattr(self, name) is not None:
+        _check_owner(name, self.preset, policies)
+    self._processors(PRESETS[self.preset], end=None)
 
-  def build(self, objective: Objective, *, length: int) -> Sampler:
+  def build(
+    self, objective: Objective, *, length: int, eos_id: int | None = None
+  ) -> Sampler:
     """Returns the sampler for a canvas.
 
     Args:
       objective: what the network was trained for.
       length: slots of the canvas.
+      eos_id: the token that ends a text, if there is one.
 
     Raises:
-      ValueError: a field does not fit the canvas.
+      ValueError: a field does not fit the canvas or the objective.
     """
-    policy, defaults = PRESETS[self.preset]
-    temperature = self.temperature
-    if temperature < 0:
-      temperature = defaults["temperature"]
-    processors = [Temperature(temperature)]
-    if self.top_k:
-      processors.append(TopK(self.top_k))
-    if self.top_p < 1.0:
-      processors.append(TopP(self.top_p))
-    block = self.block_length or objective.block_length
-    steps = self.steps or block or length
-    if steps > (block or length):
+    preset = PRESETS[self.preset]
+    block, start = self._block(preset, objective, length)
+    spec = objective.mask_spec
+    exact = isinstance(spec, BlockCausal) or block == 1
+    cache = self.cache
+    if cache is None:
+      cache = "block" if exact and start != "whole" else preset.cache
+      if cache == "block" and not exact:
+        cache = "none"
+      if cache in ("prefix", "dual") and start == "whole":
+        cache = "none"
+    stop = preset.stops if self.stop is None else self.stop
+    if (self.stop or self.suppress_end) and eos_id is None:
       raise ValueError(
-          f"sampler.steps {steps} is more than the {block or length} slots of a "
-          "block; use at most one step a slot"
+        "sampler.stop and sampler.suppress_end need a tokenizer with an end of "
+        "text; leave them out"
       )
     return Sampler(
-        policy=policy(
-            objective=objective, steps=steps, processors=tuple(processors)
-        ),
-        length=length,
-        block_length=block,
+      policy=self._policy(preset, objective, block or length, eos_id),
+      length=length,
+      block_length=block,
+      blocks_from="start" if isinstance(spec, BlockCausal) else "prompt",
+      cache=cache,
+      refresh=self.refresh,
+      guidance=self._guidance(),
+      eos_id=eos_id if stop else None,
+      extend=self.extend,
+      context=self.context or None,
     )
+
+  def _block(
+    self, preset: Preset, objective: Objective, length: int
+  ) -> tuple[int | None, str]:
+    """Returns the block length, and "whole" if that is the canvas."""
+    block = self.block_length or objective.block_length
+    if not block and length % max(preset.block_length, 1) == 0:
+      block = preset.block_length
+    if block and length % block:
+      raise ValueError(
+        f"sampler.block_length {block} does not divide the canvas of {length} "
+        f"slots; legal: a divisor of {length}, or 0 for the whole canvas"
+      )
+    if not block:
+      return None, "whole"
+    return block, "blocks"
+
+  def _guidance(self) -> Guidance | None:
+    if self.cfg_scale == 0.0:
+      return None
+    kind = "prompt" if self.null_label is None else "class"
+    return Guidance(
+      scale=self.cfg_scale, kind=kind, null_label=self.null_label
+    )
+
+  def _policy(
+    self, preset: Preset, objective: Objective, slots: int, end: int | None
+  ) -> Policy:
+    steps = self.steps or preset.steps or slots
+    if not self.steps and preset.capped:
+      steps = min(steps, slots)
+    if steps > slots and preset.capped:
+      raise ValueError(
+        f"sampler.steps {steps} is more than the {slots} slots of a block; use "
+        "at most one step a slot"
+      )
+    filters, processors = self._processors(preset, end=end)
+    fields = dict(preset.fields)
+    if self.threshold is not None:
+      old = fields.get("selection")
+      least = old.least if isinstance(old, Threshold) else None
+      fields["selection"] = Threshold(value=self.threshold, least=least)
+    if self.factor is not None:
+      fields["selection"] = Factor(value=self.factor)
+    if self.entropy_bound is not None:
+      if preset.policy is Renoise:
+        fields["bound"] = self.entropy_bound
+      else:
+        fields["selection"] = EntropyBound(value=self.entropy_bound)
+    if self.eta is not None:
+      fields["rule"] = dataclasses.replace(fields["rule"], eta=self.eta)
+    if self.kappa is not None:
+      fields["kappa"] = self.kappa
+    if self.score_temperature is not None:
+      fields["noise_temperature"] = self.score_temperature
+    return preset.policy(
+      objective=objective,
+      steps=steps,
+      filters=filters,
+      processors=processors,
+      **fields,
+    )
+
+  def _processors(
+    self, preset: Preset, *, end: int | None
+  ) -> tuple[tuple, tuple]:
+    """Returns filters and processors."""
+    banned = _ids("banned", self.banned)
+    if self.suppress_end and end is not None:
+      banned += (end,)
+    filters = [Banned(banned)] if banned else []
+    if self.forced:
+      filters.append(Forced(_ids("forced", self.forced)))
+    if self.repetition_penalty != 1.0:
+      filters.append(RepetitionPenalty(self.repetition_penalty))
+    temperature = self.temperature
+    if temperature < 0:
+      temperature = preset.temperature
+    top_p = preset.top_p if self.top_p is None else self.top_p
+    shape = []
+    if self.top_k:
+      shape.append(TopK(self.top_k))
+    if top_p < 1.0:
+      shape.append(TopP(top_p))
+    if preset.sharpens:
+      # Greedy draws leave the confidence that of the filtered network.
+      heat = [] if temperature in (0.0, 1.0) else [Temperature(temperature)]
+      best = [Temperature(0.0)] if temperature == 0.0 else []
+      return tuple(filters + heat + shape), tuple(best)
+    return tuple(filters), (Temperature(temperature), *shape)
+
+
+_RULES = ("threshold", "factor", "entropy_bound")
+_OWNERS: dict[str, tuple[type, ...]] = {
+  "threshold": (Unmasking,),
+  "factor": (Unmasking,),
+  "entropy_bound": (Unmasking, Renoise),
+  "score_temperature": (Unmasking,),
+  "eta": (ReMDM,),
+  "kappa": (Psi,),
+}
+
+
+def _check_owner(name: str, preset: str, policies: tuple[type, ...]) -> None:
+  def has(candidate: Preset) -> bool:
+    if candidate.policy not in policies:
+      return False
+    return name != "eta" or hasattr(candidate.fields["rule"], "eta")
+
+  if not has(PRESETS[preset]):
+    legal = ", ".join(key for key, value in PRESETS.items() if has(value))
+    raise ValueError(
+      f"sampler.{name} means nothing to sampler.preset {preset!r}; legal: {legal}"
+    )
+
+
+def _ids(name: str, text: str) -> tuple[int, ...]:
+  try:
+    return tuple(int(part) for part in text.split(",") if part.strip())
+  except ValueError:
+    raise ValueError(
+      f"sampler.{name} must be token ids separated by commas, not {text!r}"
+    ) from None

@@ -76,8 +76,11 @@ def build(
         "it, or sample with a longer canvas"
       )
     for j, token in enumerate(row):
-      if token is not None:
-        tokens[i, j], fixed[i, j] = _checked(token, objective, i, j), True
+      if token is None:
+        continue
+      if j or token != objective.begin_id:
+        _check(token, objective, i, j)
+      tokens[i, j], fixed[i, j] = token, True
     valid[i, : len(row)] = True
   return Requests(
     tokens=tokens,
@@ -88,7 +91,7 @@ def build(
   )
 
 
-def _checked(token: int, objective: Objective, row: int, slot: int) -> int:
+def _check(token: int, objective: Objective, row: int, slot: int) -> None:
   if not 0 <= token < objective.vocab_size:
     raise ValueError(
       f"row {row} has token {token} at slot {slot}, outside the vocabulary "
@@ -99,7 +102,35 @@ def _checked(token: int, objective: Objective, row: int, slot: int) -> int:
       f"row {row} has the mask token {token} at slot {slot}: a prompt holds "
       "text only; leave slots to be sampled as None"
     )
-  return token
+
+
+def begun(row: Template, objective: Objective) -> list[int | None]:
+  """Returns a template that begins as the objective wants it to.
+
+  An autoregressive network predicts from the token before: its canvas begins
+  with the token that its training rows do.
+  """
+  begin = objective.begin_id
+  if begin is None or (row and row[0] == begin):
+    return list(row)
+  return [begin, *row]
+
+
+def bucket(slots: int, *, least: int = 32) -> int:
+  """Returns the canvas for a number of slots: 32, 48, 64, 96, 128, ...
+
+  A service that rounds up compiles two programs for each doubling of length,
+  and wastes at most a third of its slots.
+
+  Raises:
+    ValueError: a number is below 1.
+  """
+  if slots < 1 or least < 1:
+    raise ValueError(f"a canvas needs at least 1 slot, not {min(slots, least)}")
+  size = least
+  while size < slots:
+    size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+  return size
 
 
 def continuation(

@@ -119,6 +119,18 @@ class Even(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Everything(_Selection):
+  """Reveals every slot: what stays is the revision's choice."""
+
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    del progress, steps, objective
+    return seen.candidates
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Proportional(_Selection):
   """Reveals a share of what is left: round(n (alpha(s) - alpha(t)) / (1 - alpha(t))).
 

@@ -68,10 +68,10 @@ def test_the_surest_slots_come_first_and_ties_by_slot():
   assert order == [[1], [1, 3], [1, 2, 3], [0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("read", ["network", "processed"])
-def test_confidence_is_read_before_or_after_processors(read):
+@pytest.mark.parametrize("where", ["filters", "processors"])
+def test_confidence_is_read_after_filters_and_before_processors(where):
   policy = Unmasking(
-    objective=OBJECTIVE, steps=1, processors=(Temperature(0.5),), read=read
+    objective=OBJECTIVE, steps=1, **{where: (Temperature(0.5),)}
   )
   logits = jax.random.normal(jax.random.key(3), (1, 4, 6))
   z, active = jnp.full((1, 4), 5), jnp.ones((1, 4), bool)
@@ -83,9 +83,7 @@ def test_confidence_is_read_before_or_after_processors(read):
     policy.init(Process(), z, active),
     active,
   )
-  want = logits
-  if read == "processed":
-    want = 2.0 * logits.at[..., 5].set(-jnp.inf)
+  want = 2.0 * logits if where == "filters" else logits
   want = jnp.take_along_axis(jax.nn.softmax(want), new[..., None], -1)[..., 0]
   np.testing.assert_allclose(info["confidence"], want, rtol=1e-5)  # float32
 
@@ -117,4 +115,4 @@ def test_bad_policies():
   with pytest.raises(ValueError, match="at least 1 step"):
     Ancestral(objective=OBJECTIVE, steps=0)
   with pytest.raises(ValueError, match="score must be one of"):
-    Unmasking(objective=OBJECTIVE, steps=1, score="margin")
+    Unmasking(objective=OBJECTIVE, steps=1, score="wit")

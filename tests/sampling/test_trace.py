@@ -11,7 +11,7 @@ import pytest
 from dllm_jax.core.types import Process
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.launch import Launcher
-from dllm_jax.sampling.policies import Confidence
+from dllm_jax.sampling.unmasking import Unmasking
 from dllm_jax.sampling.program import Sampler
 from dllm_jax.sampling.requests import build
 from dllm_jax.sampling.strip import write_strip
@@ -26,7 +26,7 @@ decode = lambda ids: "".join(TEXT[i] for i in ids)
 @pytest.fixture(name="generation", scope="module")
 def _generation():
   objective = MDLM(vocab_size=MASK + 1, mask_id=MASK)
-  policy = Confidence(objective=objective, steps=3)
+  policy = Unmasking(objective=objective, steps=3)
   spec = Sampler(policy=policy, length=12, block_length=4)
   denoiser = toys.mixer(MASK + 1, 4)
   params = denoiser.init(jax.random.key(0), None)
@@ -41,7 +41,7 @@ def _generation():
 
 def test_a_film_leads_from_the_request_to_the_tokens(generation):
   long, short = films(generation.trace)
-  assert (len(long.steps), len(short.steps)) == (9, 3)
+  assert (len(long.steps), len(short.steps)) == (8, 3)
   assert long.initial == (2, 0) + (None,) * 10
   assert short.initial == (None, None, 3, None)
   for row, film in enumerate((long, short)):
@@ -77,7 +77,7 @@ def test_the_strip_is_valid_and_ends_with_the_text(generation, tmp_path):
   root = ElementTree.fromstring(svg)
   panels = [e for e in root.iter() if e.get("class") == "panel"]
   assert len(panels) == 4
-  assert "step 0 of 9" in svg and "step 9 of 9" in svg
+  assert "step 0 of 8" in svg and "step 8 of 8" in svg
   last = float(panels[-1].get("x"))
   inside = [e for e in root.iter() if float(e.get("x") or 0) > last]
   assert not [e for e in inside if e.get("class") == "hidden"]
