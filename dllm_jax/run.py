@@ -58,6 +58,7 @@ class Sampled:
     new_tokens: tokens that were sampled, over all rows.
     seconds: time of the run, compilation apart.
     compile_seconds: time of compilation.
+    rows: the token ids of each text.
   """
 
   texts: list[str]
@@ -65,6 +66,7 @@ class Sampled:
   new_tokens: int
   seconds: float
   compile_seconds: float
+  rows: list[list[int]]
 
 
 class Run:
@@ -428,18 +430,54 @@ class Run:
       ValueError: a prompt is longer than the canvas, or the sampler is illegal.
     """
     length = length or self.config.data.length
-    sampler = (sampler or self.config.sampler).build(
-        self.objective, length=length
-    )
     encode = lambda text: [int(i) for i in self.tokenizer.encode(text)]
+    begun = lambda row: sampling_requests.begun(row, self.objective)
     if infills:
-      rows = [infill.parse(text, encode) for text in infills]
+      rows = [begun(infill.parse(text, encode)) for text in infills]
     else:
       rows = [
-          sampling_requests.continuation(encode(text), length=length)
+          sampling_requests.continuation(begun(encode(text)), length=length)
           for text in prompts
       ]
-    rows = [row for row in rows for _ in range(num_samples)]
+    return self.sample_rows(
+        [row for row in rows for _ in range(num_samples)],
+        length=length,
+        seed=seed,
+        sampler=sampler,
+        state=state,
+        use_ema=use_ema,
+        trace=trace,
+    )
+
+  def sample_rows(
+      self,
+      rows: Sequence[sampling_requests.Template],
+      *,
+      length: int,
+      seed: int = 0,
+      sampler: SamplerConfig | None = None,
+      state: TrainState | None = None,
+      use_ema: bool = True,
+      trace: bool = False,
+  ) -> Sampled:
+    """Returns samples of templates: token ids, None where one is wanted.
+
+    Args:
+      rows: a template for each sample.
+      length: slots of the canvas.
+      seed: as in `sample`, and so on.
+      sampler: how to sample.
+      state: whose parameters.
+      use_ema: whether to use averaged parameters.
+      trace: whether to keep every step.
+
+    Raises:
+      ValueError: a row does not fit the canvas, or the sampler is illegal.
+    """
+    end = getattr(self.tokenizer, "eos_id", None)
+    sampler = (sampler or self.config.sampler).build(
+        self.objective, length=length, eos_id=end
+    )
     requests = sampling_requests.build(
         rows, objective=self.objective, length=length
     )
@@ -454,17 +492,20 @@ class Run:
       generation = jax.block_until_ready(launcher(*args))
       seconds = time.perf_counter() - start
     tokens = np.asarray(jax.device_get(generation.tokens))
-    texts = [
-        self.tokenizer.decode(row[: len(given)])
-        for row, given in zip(tokens, rows, strict=True)
+    ids = [
+        sampling_requests.text_ids(
+            row, given, begin=self.objective.begin_id, end=sampler.eos_id
+        )
+        for row, given in zip(tokens.tolist(), rows, strict=True)
     ]
     free = np.asarray(requests.valid) & ~np.asarray(requests.fixed)
     return Sampled(
-        texts=texts,
+        texts=[self.tokenizer.decode(row) for row in ids],
         generation=generation,
         new_tokens=int(free.sum()),
         seconds=seconds,
         compile_seconds=compile_seconds,
+        rows=ids,
     )
 
   def _launcher(self, sampler, trace: bool) -> Launcher:

@@ -33,7 +33,13 @@ def _define(values: flags.FlagValues) -> None:
       flag_values=values,
   )
   flags.DEFINE_string(
-      "trace", "", "write an HTML page that plays the unmasking to this file",
+      "trace", "",
+      "write the unmasking to this file: .html plays it, .svg and .png are "
+      "strips, .gif an animation",
+      flag_values=values,
+  )
+  flags.DEFINE_bool(
+      "watch", False, "play the first sample in the terminal",
       flag_values=values,
   )
 
@@ -45,7 +51,10 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     raise commands.UsageError("give --prompt or --infill, not both")
 
   from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
-  from dllm_jax.sampling.trace import write_page  # pylint: disable=g-import-not-at-top
+  from dllm_jax.sampling import watch, write  # pylint: disable=g-import-not-at-top
+
+  if values.trace:
+    write.check(values.trace)
 
   run = Run.open(workdir)
   sampled = run.sample(
@@ -56,12 +65,14 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
       seed=values.seed,
       sampler=commands.sampler(values, argv, run.config.sampler),
       use_ema=values.use_ema,
-      trace=bool(values.trace),
+      trace=bool(values.trace) or values.watch,
   )
+  if values.watch:
+    watch.play(sampled.generation.trace, run.tokenizer.decode)
   for i, text in enumerate(sampled.texts):
     print(f"--- sample {i}\n{text}", flush=True)
   if values.trace:
-    write_page(values.trace, sampled.generation.trace, run.tokenizer.decode)
+    write.trace(values.trace, sampled.generation.trace, run.tokenizer.decode)
     print(f"wrote {values.trace}")
   return {
       "samples": sampled.texts,

@@ -116,6 +116,32 @@ def begun(row: Template, objective: Objective) -> list[int | None]:
   return [begin, *row]
 
 
+def text_ids(
+  tokens: Sequence[int],
+  template: Template,
+  *,
+  begin: int | None = None,
+  end: int | None = None,
+) -> list[int]:
+  """Returns the tokens of a finished row that are its text.
+
+  Args:
+    tokens: the finished canvas.
+    template: what was asked for.
+    begin: the token that a canvas begins with, which is left out.
+    end: the end of text, at which a row stopped; it and what was sampled after
+      it are left out.
+  """
+  kept, over = [], False
+  for slot, (token, given) in enumerate(zip(tokens, template, strict=False)):
+    if slot == 0 and begin is not None and given == begin:
+      continue
+    over |= given is None and token == end
+    if given is not None or not over:
+      kept.append(int(token))
+  return kept
+
+
 def bucket(slots: int, *, least: int = 32) -> int:
   """Returns the canvas for a number of slots: 32, 48, 64, 96, 128, ...
 
@@ -125,8 +151,10 @@ def bucket(slots: int, *, least: int = 32) -> int:
   Raises:
     ValueError: a number is below 1.
   """
-  if slots < 1 or least < 1:
-    raise ValueError(f"a canvas needs at least 1 slot, not {min(slots, least)}")
+  if slots < 1:
+    raise ValueError(f"a canvas needs at least 1 slot, not {slots}")
+  if least < 2 or least & (least - 1):
+    raise ValueError(f"least must be a power of 2 from 2 on, not {least}")
   size = least
   while size < slots:
     size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3

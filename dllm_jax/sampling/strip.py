@@ -10,7 +10,7 @@ import numpy as np
 from dllm_jax.sampling.trace import Event, Film, films, Trace
 
 # Backgrounds from unsure to sure: orange to blue, not red to green.
-_LIGHT = ("#ffc9b0", "#f0d79b", "#c3e2ae", "#a6e3d6", "#aedcff")
+LIGHT = ("#ffc9b0", "#f0d79b", "#c3e2ae", "#a6e3d6", "#aedcff")
 _DARK = ("#7b3f22", "#64501a", "#3a5c2b", "#1a5f57", "#1f567b")
 _ADVANCE, _LINE, _PAD, _GAP = 8.4, 20, 14, 16  # pixels, at 14 px monospace
 
@@ -66,7 +66,7 @@ def write_strip(
     raise ValueError(f"a strip needs at least 2 panels, not {panels}")
   film = samples[sample]
   steps = np.linspace(0, len(film.steps), panels).round().astype(int)
-  cells = _layout(film, decode, columns, lines)
+  cells = layout(film, decode, columns, lines)
   last = film.canvas(len(film.steps))
   width = columns * _ADVANCE + 2 * _PAD
   rows = 1 + max((row for *_, row in cells), default=0)
@@ -111,7 +111,7 @@ def _document(body: list[str], width: float, height: float) -> str:
   ramp = lambda colours: "\n".join(
     f".c{i} {{ fill: {colour}; }}" for i, colour in enumerate(colours)
   )
-  style = _STYLE % (ramp(_LIGHT), ramp(_DARK))
+  style = _STYLE % (ramp(LIGHT), ramp(_DARK))
   return (
     f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 1:.0f}" '
     f'height="{height:.0f}" viewBox="0 0 {width + 1:.0f} {height:.0f}">\n'
@@ -121,7 +121,7 @@ def _document(body: list[str], width: float, height: float) -> str:
   )
 
 
-def _layout(
+def layout(
   film: Film, decode: Callable, columns: int, lines: int
 ) -> list[tuple[int, str, int, int]]:
   """Returns (slot, text, column, row): where the pieces of the end stand.

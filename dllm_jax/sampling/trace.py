@@ -188,6 +188,17 @@ def write_page(
     decode: the tokenizer: token ids to text; called with one id at a time.
     title: the heading of the page.
   """
+  text = page(trace, decode, title=title)
+  pathlib.Path(path).write_text(text, encoding="utf-8")
+
+
+def page(
+  trace: Trace,
+  decode: Callable[[Sequence[int]], str],
+  *,
+  title: str = "Unmasking",
+) -> str:
+  """Returns the page that `write_page` writes."""
   samples = films(trace)
   used = {token for film in samples for token in film.initial}
   used |= {e.token for film in samples for step in film.steps for e in step}
@@ -207,5 +218,4 @@ def write_page(
   }
   # Inside a script element "</" and "<!--" would end or swallow the data.
   text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-  page = PAGE.replace("@DATA@", text)
-  pathlib.Path(path).write_text(page, encoding="utf-8")
+  return PAGE.replace("@DATA@", text)

@@ -1,0 +1,96 @@
+"""`dllm chat`: talks to a model that has a chat template, in the terminal."""
+
+from collections.abc import Mapping
+import sys
+from typing import Any
+
+from absl import flags
+
+from dllm_jax.cli import command as commands
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+      "workdir", None, "the run to talk to", flag_values=values
+  )
+  flags.DEFINE_integer(
+      "new_tokens", 128, "tokens of an answer, at most", lower_bound=1,
+      flag_values=values,
+  )
+  flags.DEFINE_string(
+      "system", "", "what the model is told first", flag_values=values
+  )
+  flags.DEFINE_integer("seed", 0, "seed of the answers", flag_values=values)
+  flags.DEFINE_bool(
+      "use_ema", True, "use averaged parameters where the run has them",
+      flag_values=values,
+  )
+  flags.DEFINE_bool(
+      "watch", False, "play each answer as it was unmasked", flag_values=values
+  )
+
+
+def _run(argv: list[str]) -> Mapping[str, Any]:
+  values = commands.parse(COMMAND, argv)
+  workdir = commands.required(values, "workdir", "runs/llada")
+
+  from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
+  from dllm_jax.sampling import watch  # pylint: disable=g-import-not-at-top
+  from dllm_jax.sampling.requests import bucket  # pylint: disable=g-import-not-at-top
+
+  run = Run.open(workdir)
+  if getattr(run.tokenizer, "chat_template", None) is None:
+    raise commands.UsageError(
+        f"the model in {workdir} has no chat template: use dllm sample, or a "
+        "model that was tuned to talk"
+    )
+  sampler = commands.sampler(values, argv, run.config.sampler)
+  messages = []
+  if values.system:
+    messages.append({"role": "system", "content": values.system})
+  print("Type a message; an empty line or Ctrl-D ends.", file=sys.stderr)
+  answers, calls = [], 0
+  while text := _ask():
+    messages.append({"role": "user", "content": text})
+    row = [int(i) for i in run.tokenizer.chat(messages)]
+    row += [None] * values.new_tokens
+    length = _canvas(bucket(len(row)), sampler, run.objective)
+    sampled = run.sample_rows(
+        [row],
+        length=length,
+        seed=values.seed + len(answers),
+        sampler=sampler,
+        use_ema=values.use_ema,
+        trace=values.watch,
+    )
+    if values.watch:
+      watch.play(sampled.generation.trace, run.tokenizer.decode)
+    prompt = len(row) - values.new_tokens
+    answer = run.tokenizer.decode(sampled.rows[0][prompt:]).strip()
+    messages.append({"role": "assistant", "content": answer})
+    answers.append(answer)
+    calls += int(sampled.generation.function_evaluations[0])
+    print(answer, flush=True)
+  return {"answers": answers, "function_evaluations": calls}
+
+
+def _ask() -> str:
+  """Returns the next message, "" at the end of input."""
+  sys.stderr.write("> ")
+  sys.stderr.flush()
+  return sys.stdin.readline().strip()
+
+
+def _canvas(slots: int, sampler: Any, objective: Any) -> int:
+  """Returns the canvas, up to a whole number of blocks."""
+  block = sampler.block_length or objective.block_length or 1
+  return -(-slots // block) * block
+
+
+COMMAND = commands.Command(
+    name="chat",
+    summary="Talks to a model that has a chat template.",
+    define=_define,
+    run=_run,
+    overrides=("sampler",),
+)
