@@ -31,6 +31,7 @@ def _tiny(name, **fields):
       "data__length": 16,
       "data__held_out": 0.0,
       "model__layers": 1,
+      "optimizer__warmup_steps": 1,  # of fewer steps, the beginning of more
       "training__steps": STEPS,
       "checkpoint__every_steps": STEPS // 2,
   } | fields
