@@ -20,6 +20,7 @@ import traceback
 _COMMANDS = {
     "train": "train a configuration, or resume what is in --workdir",
     "sample": "sample text from a trained model",
+    "chat": "talk to a model that has a chat template",
     "evaluate": "evaluate a trained model on held-out text",
     "compare": "train several configurations at one budget and compare them",
     "convert": "import published weights, or export a run to their layout",
