@@ -8,9 +8,11 @@ at a time. Tables are in `names`, bytes on disk in `files`.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent import futures
 import dataclasses
 import itertools
 import math
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -28,9 +30,12 @@ from dllm_jax.pretrained.table import (
     Table,
 )
 
-_CHUNK_BYTES = 2**24
-_BLOCK_ROWS = 64  # of a transposed copy: what stays in the nearest cache
+_THREADS = min(os.cpu_count() or 1, 8)
+_CHUNK_BYTES = 2**22  # that a thread reads at once
+# Of a transposed copy: what stays in the nearest cache (twice as fast as 64).
+_BLOCK_ROWS = 16
 _EXTRA_BYTES = 2**20
+_ALIGNMENT = 64
 
 
 class Source(NamedTuple):
@@ -286,14 +291,28 @@ def _region(one: Place, tensors, prefix, dtype) -> Region:
 
   def read(index):
     spans = [s.indices(n)[:2] for s, n in zip(index, one.shape, strict=True)]
-    out = np.empty([stop - start for start, stop in spans], dtype)
-    for at in itertools.product(*(range(*span) for span in spans[:stacked])):
+    out = _aligned([stop - start for start, stop in spans], dtype)
+
+    def fill(at):
       target = tuple(i - span[0] for i, span in zip(at, spans, strict=False))
       tensor = tensors[prefix + one.key(at)]
       _copy(one, tensor, out[target], spans[stacked:])
+
+    pieces = itertools.product(*(range(*span) for span in spans[:stacked]))
+    # Reading and copying both leave the interpreter's lock.
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+      list(pool.map(fill, pieces))
     return out
 
   return Region(one.path, one.shape, dtype, read)
+
+
+def _aligned(shape, dtype: np.dtype) -> np.ndarray:
+  """Returns memory that a CPU device takes over without a copy."""
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _raw(array: np.ndarray) -> np.ndarray:
@@ -356,11 +375,13 @@ def _written(parts, flat, dtype) -> np.ndarray:
     else:
       array = array.reshape(-1, *one.kept)
     array = array[: one.rows]
-    block = _BLOCK_ROWS if one.name.contracts else max(one.rows, 1)
-    for a in range(0, one.rows, block):
-      b = min(a + block, one.rows)
+    # Blocks of columns of theirs are rows of ours, which lie together.
+    width = array.shape[1] if array.ndim > 1 else 1
+    block = _BLOCK_ROWS if one.name.contracts else max(width, 1)
+    for a in range(0, width, block):
+      here = np.s_[:, a : a + block] if array.ndim > 1 else np.s_[:]
       if array.dtype == dtype:
-        _raw(target)[a:b] = _raw(array[a:b])
+        _raw(target)[here] = _raw(array)[here]
       else:
-        target[a:b] = array[a:b].astype(dtype)
+        target[here] = array[here].astype(dtype)
   return out

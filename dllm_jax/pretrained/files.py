@@ -6,7 +6,9 @@ and written one after another. Only JSON and raw numbers are read: nothing on
 disk is ever run, and pickles are refused.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 import contextlib
 import dataclasses
 import json
@@ -297,8 +299,10 @@ def _write_file(path, tensors, progress) -> None:
   text += b" " * (-len(text) % 8)
   with path.open("wb") as file:
     file.write(struct.pack("<Q", len(text)) + text)
-    for key, tensor in tensors.items():
-      array = np.ascontiguousarray(tensor.make())
+    for (key, tensor), array in zip(
+        tensors.items(), _made(list(tensors.values())), strict=True
+    ):
+      array = np.ascontiguousarray(array)
       if array.dtype != tensor.dtype or array.shape != tensor.shape:
         raise ValueError(
             f"tensor {key} came out as {array.dtype} {array.shape}, not"
@@ -308,6 +312,19 @@ def _write_file(path, tensors, progress) -> None:
           array.tobytes()
       )
       progress(tensor.nbytes)
+
+
+def _made(tensors: list[Outgoing]) -> Iterable[np.ndarray]:
+  """Yields tensors in order, the next few being made meanwhile."""
+  ahead = min(os.cpu_count() or 1, 8)
+  with futures.ThreadPoolExecutor(ahead) as pool:
+    waiting: collections.deque = collections.deque()
+    for tensor in tensors:
+      waiting.append(pool.submit(tensor.make))
+      if len(waiting) > ahead:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

@@ -87,10 +87,14 @@ class Checkpoints:
         "params": {"model": params, "process": process.params},
         "process_state": process.state,
     }
-    self._checkpointer.save_checkpointables_async(
-        0, {"state": state, "data": {"imported": True}}
-    )
-    self.wait()
+    context = ocp.Context()
+    # Weights hardly compress, and trying takes longer than writing.
+    context.array.saving.use_compression = False
+    with context:
+      self._checkpointer.save_checkpointables_async(
+          0, {"state": state, "data": {"imported": True}}
+      )
+      self.wait()
 
   def restore(
       self, abstract: TrainState
