@@ -5,12 +5,13 @@ import json
 
 import pytest
 
-from dllm_jax import config
+from dllm_jax import config, config_file
+from dllm_jax.data.tokenizer import Characters
 from dllm_jax.data.tokenizer import Bytes
 
 
 def test_every_bundled_config_builds():
-  for name in config.bundled():
+  for name in config_file.bundled():
     resolved = config.load(name)
     parsed = config.parse(resolved)
     objective, denoiser = parsed.build(Bytes())
@@ -21,7 +22,7 @@ def test_every_bundled_config_builds():
 
 
 def test_every_bundled_config_has_a_smoke_size():
-  for name in config.bundled():
+  for name in config_file.bundled():
     parsed = config.parse(config.load(f"{name}:smoke"))
     assert parsed.training.steps <= 30 and parsed.data.path == "shakespeare"
 
@@ -92,3 +93,52 @@ def test_a_name_in_a_file_is_never_imported():
     config.resolve({"objective": {"name": "os"}})
   with pytest.raises(KeyError):
     config.resolve({"objective": {"name": "base"}})
+
+
+CONFIG = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({})"
+
+
+def test_a_base_is_another_file(tmp_path):
+  write = lambda name, given: (tmp_path / f"{name}.py").write_text(
+      CONFIG.replace("{}", repr(given))
+  )
+  write("mine", {
+      "base": "shakespeare",
+      "training": {"steps": 7},
+      "objective": {"name": "mdlm", "time_epsilon": 0.5},
+  })
+  write("next", {"base": "mine", "objective": {"name": "udlm"}})
+  base = config.load("shakespeare")
+  mine = config.load(str(tmp_path / "mine.py"))
+  following = config.load(str(tmp_path / "next.py"))
+  assert mine.model == base.model and mine.training.steps == 7
+  assert mine.objective.time_epsilon == 0.5
+  # Fields of the same objective are kept, those of another are not.
+  assert mine.objective.schedule == base.objective.schedule
+  assert following.training.steps == 7
+  assert following.objective.time_epsilon == 1e-3
+  write("lost", {"base": "nowhere"})
+  with pytest.raises(FileNotFoundError, match="nowhere"):
+    config.load(str(tmp_path / "lost.py"))
+
+
+def test_choices_inside_choices():
+  resolved = config.resolve({
+      "objective": {
+          "name": "gidd",
+          "noise": {"name": "sigmoid", "schedule": "cosine", "slope": 2},
+      }
+  })
+  assert resolved.objective.noise.schedule.name == "cosine"
+  objective, _ = config.parse(resolved).build(Characters("abc"))
+  assert objective.noise.slope == 2.0
+  assert type(objective.noise.schedule).__name__ == "Cosine"
+
+
+@pytest.mark.parametrize("network", ["transformer", "dit"])
+def test_networks_are_told_the_time_where_objectives_need_it(network):
+  given = {"objective": {"name": "md4"}, "model": {"name": network}}
+  config.parse(config.resolve(given)).build(Characters("abc"))
+  given["model"] |= {"name": "dit", "adaptive": False}
+  with pytest.raises(ValueError, match="conditioned True"):
+    config.parse(config.resolve(given)).build(Characters("abc"))
