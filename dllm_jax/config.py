@@ -1,33 +1,28 @@
 """Configurations: one flat file an experiment, read here and nowhere else.
 
 A file under `configs/` defines `get_config() -> ConfigDict` and states only what
-differs from the defaults, or from another file that it names as its `base`. The schema is the frozen dataclasses themselves: their
-fields are the legal fields, their docstrings say units and legal values. Reading
-goes one way: ConfigDict -> dataclasses -> objects; everything below this module
-sees dataclasses.
+differs from the defaults, or from another file that it names as its `base`
+(`config_file` finds and reads them). The schema is the frozen dataclasses
+themselves: their fields are the legal fields, their docstrings say units and
+legal values. Reading goes one way: ConfigDict -> dataclasses -> objects;
+everything below this module sees dataclasses.
 """
 
-import ast
 from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
-import functools
-import importlib
-import importlib.metadata
-import importlib.util
 import json
 import pathlib
-import pkgutil
 import types
 import typing
 from typing import Any
 
 from ml_collections import config_dict, ConfigDict
 
-from dllm_jax import models
+from dllm_jax import config_file, models
 from dllm_jax.core.types import Denoiser, Objective
 from dllm_jax.data import Dataset, Tokenizer
-import dllm_jax.objectives
+from dllm_jax.objectives import registry
 from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.parallel import MeshConfig
 from dllm_jax.sampling.presets import SamplerConfig
@@ -136,7 +131,7 @@ class Config:
         length=self.data.length,
     )
     fields = dict(self.objective)
-    cls = objective_class(fields.pop("name"))
+    cls = registry.objective_class(fields.pop("name"))
     fields = {k: _nested(cls, k, v) for k, v in fields.items()}
     objective = cls.over(space, **fields)
     name = self.model["name"]
@@ -176,86 +171,6 @@ def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:
   return network
 
 
-# ---------------------------------------------------------------- objectives
-
-
-@functools.cache
-def objectives() -> dict[str, str]:
-  """Returns the objectives by name: files of `objectives/`, then entry points.
-
-  Nothing else is ever imported by a name that stands in a file.
-  """
-  package = dllm_jax.objectives
-  found = {
-      m.name: f"{package.__name__}.{m.name}"
-      for m in pkgutil.iter_modules(package.__path__)
-  }
-  for entry in importlib.metadata.entry_points(group="dllm_jax.objectives"):
-    found.setdefault(entry.name, entry.value)
-  return {k: v for k, v in sorted(found.items()) if _class_in(k, v)}
-
-
-def _class_in(name: str, module: str) -> type | None:
-  """Returns the class of a module whose name is the module's, without case."""
-  wanted = name.replace("_", "").lower()
-  for key, value in vars(importlib.import_module(module)).items():
-    if key.lower() == wanted and isinstance(value, type):
-      return value
-  return None
-
-
-def objective_class(name: str) -> type:
-  """Returns the class of an objective.
-
-  Raises:
-    KeyError: there is no such objective.
-  """
-  known = objectives()
-  if name not in known:
-    raise KeyError(
-        f"unknown objective {name!r}; legal: {', '.join(known)}"
-    )
-  return _class_in(name, known[name])
-
-
-# -------------------------------------------------------------------- reading
-
-
-def find(name: str) -> pathlib.Path:
-  """Returns the file of a config: a path, or the name of a bundled one.
-
-  Raises:
-    FileNotFoundError: there is no such config.
-  """
-  path = pathlib.Path(name)
-  if path.is_file():
-    return path
-  for directory in _directories():
-    for candidate in (directory / path.name, directory / f"{path.name}.py"):
-      if candidate.is_file():
-        return candidate
-  raise FileNotFoundError(
-      f"no config {name!r}; give a file, or one of: {', '.join(bundled())}"
-  )
-
-
-def bundled() -> dict[str, str]:
-  """Returns the bundled configs: name -> first line of the docstring."""
-  files = {}
-  for directory in _directories():
-    for path in sorted(directory.glob("*.py")):
-      tree = ast.parse(path.read_text(encoding="utf-8"))
-      doc = ast.get_docstring(tree) or ""
-      files.setdefault(path.stem, doc.split("\n")[0])
-  return files
-
-
-def _directories() -> list[pathlib.Path]:
-  """Returns where bundled configs live: in the wheel, or in a checkout."""
-  here = pathlib.Path(__file__).parent
-  return [d for d in (here / "configs", here.parent / "configs") if d.is_dir()]
-
-
 def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
   """Returns the resolved ConfigDict of a file, every legal field in it.
 
@@ -274,47 +189,14 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
   name, _, size = name.partition(":")
   if size not in ("", "smoke"):
     raise ValueError(f"unknown size {size!r} of config {name!r}; legal: smoke")
-  given = _read(find(name))
+  given = config_file.read(config_file.find(name))
   for section, value in (names or {}).items():
-    given = _merged(given, {section: {"name": value}})
+    given = config_file.merged(given, {section: {"name": value}})
   if size == "smoke":
-    given = _merged(given, _SMOKE)
+    given = config_file.merged(given, _SMOKE)
     for field in ("kv_heads", "head_dim", "mlp_dim"):  # follow from the others
       given["model"].pop(field, None)
   return resolve(given)
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what a file states, on top of the file that it names as `base`.
-
-  Raises:
-    FileNotFoundError: there is no such base.
-    ValueError: the file has no get_config.
-  """
-  spec = importlib.util.spec_from_file_location("_dllm_jax_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ValueError(f"config {path} must define get_config() -> ConfigDict")
-  given = module.get_config().to_dict()
-  base = given.pop("base", None)
-  if base is None:
-    return given
-  beside = path.parent / f"{base}.py"
-  return _merged(_read(beside if beside.is_file() else find(base)), given)
-
-
-def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the sections of `base` with the fields of `given` replaced.
-
-  Where `name` differs, the fields of another class do not apply.
-  """
-  result = {section: dict(fields) for section, fields in base.items()}
-  for section, fields in given.items():
-    old = result.get(section, {})
-    other = "name" in fields and fields["name"] != old.get("name")
-    result[section] = dict(fields) if other else old | dict(fields)
-  return result
 
 
 _SMOKE = {
@@ -341,7 +223,7 @@ def resolve(given: Mapping[str, Any]) -> ConfigDict:
     name = {}
     if section == "objective":
       name = {"name": fields.pop("name", "mdlm")}
-      cls = objective_class(name["name"])
+      cls = registry.objective_class(name["name"])
     elif section == "model":
       name = {"name": fields.pop("name", "transformer")}
       if name["name"] not in _NETWORKS:

@@ -18,6 +18,7 @@ ORDER = (
   {"parallel", "data"},
   {"sampling"},
   {"training", "pretrained"},
+  {"config_file"},
   {"config"},
   {"evaluation"},
   {"run"},
@@ -94,7 +95,7 @@ def test_configs_are_read_in_one_place():
   # The launchers pass a ConfigDict on; only `config` makes dataclasses of it.
   uses = lambda names: any(n.startswith("ml_collections") for n in names)
   users = {room(p) for p, tree in sources().items() if uses(imported(tree))}
-  assert users <= {"config", "run", "benchmark", "compare", "cli"}
+  assert users <= {"config", "config_file", "run", "benchmark", "compare", "cli"}
 
 
 def test_jit_only_where_a_program_is_launched():

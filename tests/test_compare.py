@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import jax
 import pytest
 
-from dllm_jax import compare, config
+from dllm_jax import compare, config_file
 from dllm_jax.evaluation.plot import line_plot
 from tests import runs
 
@@ -82,7 +82,7 @@ def test_refusals(files):
 
 
 def test_twins_read_the_same_data():
-  twins = [n for n in config.bundled() if n.startswith("shakespeare_")]
+  twins = [n for n in config_file.bundled() if n.startswith("shakespeare_")]
   twins = ["shakespeare", *(n for n in twins if n != "shakespeare_gpu")]
   prepared = compare.prepare(twins, budget_tokens=4096, points=1)
   sizes = ("width", "layers", "heads")

@@ -6,8 +6,7 @@ import json
 import pytest
 
 from dllm_jax import config, config_file
-from dllm_jax.data.tokenizer import Characters
-from dllm_jax.data.tokenizer import Bytes
+from dllm_jax.data.tokenizer import Bytes, Characters
 
 
 def test_every_bundled_config_builds():

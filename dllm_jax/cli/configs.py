@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from dllm_jax import config as configs
+from dllm_jax import config_file
 from dllm_jax.cli import command as commands
 
 
@@ -15,7 +15,7 @@ def _define(values: flags.FlagValues) -> None:
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
   commands.parse(COMMAND, argv)
-  found = configs.bundled()
+  found = config_file.bundled()
   width = max(map(len, found), default=0)
   for name, text in found.items():
     print(f"{name:<{width}}  {text}")

@@ -10,6 +10,7 @@ import pytest
 from dllm_jax import config, data
 from dllm_jax.core.axes import AXES, BATCH_AXES
 from dllm_jax.core.types import Denoiser, ModelOutputs
+from dllm_jax.objectives import registry
 from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.parallel import global_batch, make_mesh, RULES, shardings
 from dllm_jax.sampling.presets import SamplerConfig
@@ -17,7 +18,7 @@ from dllm_jax.training.step import Trainer
 from tests import runs
 from tests.objectives import toy
 
-NAMES = sorted(config.objectives())
+NAMES = sorted(registry.objectives())
 SPACE = TokenSpace(vocab_size=7, mask_id=6, length=32)
 STEPS = 2
 
@@ -57,7 +58,7 @@ def test_corruption_frequencies(name):
   Within 4 standard errors of a sum of independent coins, whose times are the
   ones drawn.
   """
-  objective = config.objective_class(name).over(SPACE)
+  objective = registry.objective_class(name).over(SPACE)
   process = objective.init(jax.random.key(0))
   rows = jax.random.randint(jax.random.key(1), (512, SPACE.length), 0, 6)
   batch = toy.batch(rows)
@@ -82,7 +83,7 @@ def test_corruption_frequencies(name):
 
 @each
 def test_prompts_count_nothing(name):
-  objective = config.objective_class(name).over(SPACE)
+  objective = registry.objective_class(name).over(SPACE)
   process = objective.init(jax.random.key(0))
   rows = jax.random.randint(jax.random.key(1), (8, SPACE.length), 0, 6)
   prompt = jnp.arange(SPACE.length) < SPACE.length // 2
@@ -160,7 +161,7 @@ def _small(width: int) -> Denoiser:
 
 @each
 def test_losses_do_not_depend_on_the_mesh(name):
-  objective = config.objective_class(name).over(SPACE)
+  objective = registry.objective_class(name).over(SPACE)
   width = objective.network_fields().get("output_dim", objective.vocab_size)
   settings = config.parse(runs.tiny())
   trainer = Trainer(

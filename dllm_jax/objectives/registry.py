@@ -1,0 +1,51 @@
+"""Which objectives there are: the files of this folder, and entry points.
+
+An objective is found by the name of its module, whose class has the same name
+without case and underscores. Nothing else is ever imported by a name that stands
+in a file.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import pathlib
+import pkgutil
+
+
+@functools.cache
+def objectives() -> dict[str, str]:
+  """Returns the objectives by name: files of `objectives/`, then entry points.
+
+  Nothing else is ever imported by a name that stands in a file.
+  """
+  package = pathlib.Path(__file__).parent
+  found = {
+      m.name: f"dllm_jax.objectives.{m.name}"
+      for m in pkgutil.iter_modules([str(package)])
+  }
+  for entry in importlib.metadata.entry_points(group="dllm_jax.objectives"):
+    found.setdefault(entry.name, entry.value)
+  return {k: v for k, v in sorted(found.items()) if _class_in(k, v)}
+
+
+def _class_in(name: str, module: str) -> type | None:
+  """Returns the class of a module whose name is the module's, without case."""
+  wanted = name.replace("_", "").lower()
+  for key, value in vars(importlib.import_module(module)).items():
+    if key.lower() == wanted and isinstance(value, type):
+      return value
+  return None
+
+
+def objective_class(name: str) -> type:
+  """Returns the class of an objective.
+
+  Raises:
+    KeyError: there is no such objective.
+  """
+  known = objectives()
+  if name not in known:
+    raise KeyError(
+        f"unknown objective {name!r}; legal: {', '.join(known)}"
+    )
+  return _class_in(name, known[name])
