@@ -1,6 +1,6 @@
 """MDLM on tiny Shakespeare, characters: the demo, minutes on two CPU cores.
 
-    dllm train --config=configs/shakespeare.py --workdir=runs/shakespeare
+dllm train --config=configs/shakespeare.py --workdir=runs/shakespeare
 """
 
 from ml_collections import ConfigDict

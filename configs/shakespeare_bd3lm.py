@@ -1,6 +1,6 @@
 """BD3-LM with blocks of 16 tokens on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_bd3lm.py \
+dllm train --config=configs/shakespeare_bd3lm.py \
         --workdir=runs/bd3lm
 """
 

@@ -1,6 +1,6 @@
 """BD3-LM with blocks of 4 tokens on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_bd3lm4.py \
+dllm train --config=configs/shakespeare_bd3lm4.py \
         --workdir=runs/bd3lm4
 """
 

@@ -1,6 +1,6 @@
 """D3PM with absorbing transitions on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_d3pm_absorbing.py \
+dllm train --config=configs/shakespeare_d3pm_absorbing.py \
         --workdir=runs/d3pm_absorbing
 """
 

@@ -1,6 +1,6 @@
 """D3PM with uniform transitions on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_d3pm_uniform.py \
+dllm train --config=configs/shakespeare_d3pm_uniform.py \
         --workdir=runs/d3pm_uniform
 """
 

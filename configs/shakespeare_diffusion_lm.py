@@ -1,6 +1,6 @@
 """Diffusion-LM, embeddings in place of tokens, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_diffusion_lm.py \
+dllm train --config=configs/shakespeare_diffusion_lm.py \
         --workdir=runs/diffusion_lm
 """
 

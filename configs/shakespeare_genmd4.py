@@ -1,6 +1,6 @@
 """GenMD4, learned schedules, on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_genmd4.py \
+dllm train --config=configs/shakespeare_genmd4.py \
         --workdir=runs/genmd4
 """
 

@@ -1,6 +1,6 @@
 """GIDD, masks and uniform noise, on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_gidd.py \
+dllm train --config=configs/shakespeare_gidd.py \
         --workdir=runs/gidd
 """
 

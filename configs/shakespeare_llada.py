@@ -1,6 +1,6 @@
 """LLaDA on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_llada.py \
+dllm train --config=configs/shakespeare_llada.py \
         --workdir=runs/llada
 """
 

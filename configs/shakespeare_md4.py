@@ -1,6 +1,6 @@
 """MD4 on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_md4.py \
+dllm train --config=configs/shakespeare_md4.py \
         --workdir=runs/md4
 """
 

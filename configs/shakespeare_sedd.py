@@ -1,6 +1,6 @@
 """SEDD with the absorbing graph on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_sedd.py \
+dllm train --config=configs/shakespeare_sedd.py \
         --workdir=runs/sedd
 """
 

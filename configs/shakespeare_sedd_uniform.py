@@ -1,6 +1,6 @@
 """SEDD with the uniform graph on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_sedd_uniform.py \
+dllm train --config=configs/shakespeare_sedd_uniform.py \
         --workdir=runs/sedd_uniform
 """
 

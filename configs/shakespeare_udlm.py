@@ -1,6 +1,6 @@
 """UDLM, uniform noise, on tiny Shakespeare, beside shakespeare.py.
 
-    dllm train --config=configs/shakespeare_udlm.py \
+dllm train --config=configs/shakespeare_udlm.py \
         --workdir=runs/udlm
 """
 

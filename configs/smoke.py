@@ -1,6 +1,6 @@
 """MDLM on tiny Shakespeare at a size that trains in seconds, to try things.
 
-    dllm train --config=configs/smoke.py --workdir=runs/smoke
+dllm train --config=configs/smoke.py --workdir=runs/smoke
 """
 
 from ml_collections import ConfigDict

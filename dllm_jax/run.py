@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dllm_jax import config as configs
+from dllm_jax import data
 from dllm_jax.core.axes import BATCH_AXES
 from dllm_jax.core.types import Batch
-from dllm_jax import data
 from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
 from dllm_jax.evaluation import likelihood
 from dllm_jax.parallel import global_batch, make_mesh, RULES

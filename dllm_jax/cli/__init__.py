@@ -1,0 +1,1 @@
+"""The console command: parsing and printing, no logic."""

@@ -12,7 +12,7 @@ import textwrap
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags, ConfigDict
 
 from dllm_jax import config as configs
 

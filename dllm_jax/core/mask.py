@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Int
 class Full:
   """Every slot attends to every slot.
 
-      1 1 1
-      1 1 1
-      1 1 1
+  1 1 1
+  1 1 1
+  1 1 1
   """
 
   def allowed(self, q: Int[Array, "*n"], k: Int[Array, "*n"]):
@@ -29,9 +29,9 @@ class Full:
 class Causal:
   """A slot attends to itself and to earlier ones.
 
-      1 0 0
-      1 1 0
-      1 1 1
+  1 0 0
+  1 1 0
+  1 1 1
   """
 
   def allowed(self, q: Int[Array, "*n"], k: Int[Array, "*n"]):
@@ -41,7 +41,9 @@ class Causal:
 
 @dataclasses.dataclass(frozen=True)
 class BlockCausal:
-  """A slot attends to its own block and to earlier blocks; block 2:
+  """A slot attends to its own block and to earlier blocks.
+
+  With block 2:
 
       1 1 0 0
       1 1 0 0

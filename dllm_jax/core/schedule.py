@@ -91,9 +91,11 @@ class Polynomial(Schedule):
       raise ValueError(f"power must be above 0, not {self.power}")
 
   def curve(self, t: Times) -> Times:
+    """Returns f(t)."""
     return t**self.power
 
   def slope(self, t: Times) -> Times:
+    """Returns f'(t)."""
     return self.power * t ** (self.power - 1.0)
 
 
@@ -102,9 +104,11 @@ class Linear(Schedule):
   """f(t) = t: alpha falls linearly; MD4's and LLaDA's "linear"."""
 
   def curve(self, t: Times) -> Times:
+    """Returns f(t)."""
     return t
 
   def slope(self, t: Times) -> Times:
+    """Returns f'(t)."""
     return jnp.ones_like(t)
 
 
@@ -124,10 +128,12 @@ class Cosine(Schedule):
   r"""alpha(t) = cos(pi t / 2) before clipping (arXiv:2406.07524, app. E.1)."""
 
   def curve(self, t: Times) -> Times:
+    """Returns f(t)."""
     # 1 - cos x = 2 sin^2(x / 2) does not cancel at small t.
     return 2.0 * jnp.sin(math.pi / 4.0 * t) ** 2
 
   def slope(self, t: Times) -> Times:
+    """Returns f'(t)."""
     return math.pi / 2.0 * jnp.sin(math.pi / 2.0 * t)
 
 
@@ -136,9 +142,11 @@ class CosineSquared(Schedule):
   r"""alpha(t) = cos^2(pi t / 2) before clipping (arXiv:2406.07524, app. E.1)."""
 
   def curve(self, t: Times) -> Times:
+    """Returns f(t)."""
     return jnp.sin(math.pi / 2.0 * t) ** 2
 
   def slope(self, t: Times) -> Times:
+    """Returns f'(t)."""
     return math.pi / 2.0 * jnp.sin(math.pi * t)
 
 
@@ -150,9 +158,11 @@ class Sine(Schedule):
   """
 
   def curve(self, t: Times) -> Times:
+    """Returns f(t)."""
     return jnp.sin(math.pi / 2.0 * t)
 
   def slope(self, t: Times) -> Times:
+    """Returns f'(t)."""
     return math.pi / 2.0 * jnp.cos(math.pi / 2.0 * t)
 
 
@@ -161,9 +171,11 @@ class Logarithmic(Schedule):
   r"""f(t) = log2(1 + t): BD3-LM's "log" (arXiv:2503.09573, app. C)."""
 
   def curve(self, t: Times) -> Times:
+    """Returns f(t)."""
     return jnp.log1p(t) / math.log(2.0)
 
   def slope(self, t: Times) -> Times:
+    """Returns f'(t)."""
     return 1.0 / (math.log(2.0) * (1.0 + t))
 
 
@@ -211,9 +223,11 @@ class Geometric(_SigmaSchedule):
   r"""sigma(t) = sigma_min^(1 - t) sigma_max^t (arXiv:2310.16834, sec. 5.1)."""
 
   def sigma(self, t: Times) -> Times:
+    """Returns the total noise."""
     return self.sigma_min ** (1.0 - t) * self.sigma_max**t
 
   def dsigma(self, t: Times) -> Times:
+    """Returns the noise rate."""
     return self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
 
 
@@ -222,9 +236,11 @@ class SigmaLinear(_SigmaSchedule):
   r"""sigma(t) = sigma_min + (sigma_max - sigma_min) t: MDLM's "linear"."""
 
   def sigma(self, t: Times) -> Times:
+    """Returns the total noise."""
     return self.sigma_min + (self.sigma_max - self.sigma_min) * t
 
   def dsigma(self, t: Times) -> Times:
+    """Returns the noise rate."""
     return jnp.full_like(t, self.sigma_max - self.sigma_min)
 
 

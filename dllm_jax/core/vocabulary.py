@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from dllm_jax.core.axes import BATCH_AXES, CONTEXT, axis_size
+from dllm_jax.core.axes import axis_size, BATCH_AXES, CONTEXT
 from dllm_jax.core.types import ModelOutputs
 
 # A chunk has about this many logits on a device (16 MiB in float32), but no

@@ -22,7 +22,7 @@ from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, ModelInputs, Objective
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.data.numbers import Numbers
-from dllm_jax.data.tokenizer import huggingface, HuggingFace, Tokenizer
+from dllm_jax.data.tokenizer import HuggingFace, huggingface, Tokenizer
 from dllm_jax.parallel.sharding import shardings
 from dllm_jax.pretrained import convert, families, files
 from dllm_jax.pretrained.families import Family, Fields, Ids

@@ -205,6 +205,7 @@ class Ancestral(Stepwise):
 
 
 def check_mask(policy: Stepwise) -> None:
+  """Raises ValueError unless the objective has a mask."""
   if policy.objective.mask_id is None:
     raise ValueError(
       f"{type(policy).__name__} needs an objective with a mask token, which "
@@ -213,5 +214,6 @@ def check_mask(policy: Stepwise) -> None:
 
 
 def check_literal(name: str, value: str, legal: tuple[str, ...]) -> None:
+  """Raises ValueError unless the value is among the legal ones."""
   if value not in legal:
     raise ValueError(f"{name} must be one of {', '.join(legal)}, not {value!r}")

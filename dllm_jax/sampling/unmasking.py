@@ -17,7 +17,7 @@ from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.policies import check_literal, check_mask, Stepwise
 from dllm_jax.sampling.processors import compose, Processor
 from dllm_jax.sampling.revision import empty, Memory, Revision, Taken
-from dllm_jax.sampling.score import confidence, entropy, score, Score, SCORES
+from dllm_jax.sampling.score import confidence, entropy, Score, score, SCORES
 from dllm_jax.sampling.selection import Even, Progress, Seen
 
 

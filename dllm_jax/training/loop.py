@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dllm_jax.core.types import Batch
 from dllm_jax.parallel.sharding import global_batch, shardings
-from dllm_jax.training.checkpoint import Checkpoints, abstract_state
+from dllm_jax.training.checkpoint import abstract_state, Checkpoints
 from dllm_jax.training.metrics import Logging, MetricWriter
 from dllm_jax.training.step import Trainer, TrainState
 

@@ -5,8 +5,8 @@ import re
 from typing import Literal
 
 import jax
-import optax
 from jaxtyping import PyTree
+import optax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from dllm_jax.core.noise import Keyed
 from dllm_jax.core.types import ModelOutputs, Process
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.unmasking import Unmasking
 from dllm_jax.sampling.processors import Temperature
+from dllm_jax.sampling.unmasking import Unmasking
 
 OBJECTIVE = MDLM(vocab_size=6, mask_id=5)
 

@@ -11,11 +11,11 @@ import pytest
 from dllm_jax.core.types import Process
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.launch import Launcher
-from dllm_jax.sampling.unmasking import Unmasking
 from dllm_jax.sampling.program import Sampler
 from dllm_jax.sampling.requests import build
 from dllm_jax.sampling.strip import write_strip
 from dllm_jax.sampling.trace import films, write_page
+from dllm_jax.sampling.unmasking import Unmasking
 from tests import toys
 
 TEXT = ["a", "\n", "</script>", "é", '"', " ", ""]
