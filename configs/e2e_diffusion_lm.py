@@ -4,8 +4,7 @@ Rows of 64 words, 16 features, T = 2000 steps, learning rate 1e-4, 200k steps of
 rows (arXiv:2205.14217). As a language model it is weak: perplexity at most 118.62
 on LM1B (arXiv:2406.07524, table 1); what it offers is control by gradients.
 
-    dllm train --config=configs/e2e_diffusion_lm.py --workdir=runs/e2e \
-        --config.data.path='e2e/*.txt'
+    dllm train --config=configs/e2e_diffusion_lm.py --workdir=runs/e2e
 """
 
 from ml_collections import ConfigDict
@@ -16,6 +15,7 @@ def get_config() -> ConfigDict:
   return ConfigDict({
       "data": {
           "path": "e2e/*.txt",
+          "tokenizer": "e2e/tokenizer.json",  # of whole words
           "length": 64,
           "packing": "packed",
           "document_separator": "\n",
