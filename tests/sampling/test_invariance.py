@@ -1,0 +1,316 @@
+"""What a row's tokens do not depend on: caches, neighbours, padding, meshes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.core.types import Process
+from dllm_jax.models.transformer import transformer, TransformerConfig
+from dllm_jax.objectives.autoregressive import Autoregressive
+from dllm_jax.objectives.bd3lm import BD3LM
+from dllm_jax.objectives.dream import Dream
+from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.sampling.guidance import Guidance
+from dllm_jax.sampling.launch import Launcher
+from dllm_jax.sampling.policies import Ancestral
+from dllm_jax.sampling.program import Sampler
+from dllm_jax.sampling.remasking import Cap, ReMDM, Rescale
+from dllm_jax.sampling.requests import build, continuation
+from dllm_jax.sampling.selection import Even, Factor, Threshold
+from dllm_jax.sampling.unmasking import FirstHitting, Unmasking
+from tests.sampling import published
+
+VOCAB, MASK, LENGTH = 20, 19, 24
+TOKENS = {"vocab_size": VOCAB, "mask_id": MASK}
+KEY = jax.random.key(5)
+MDLM_ = MDLM(**TOKENS)
+DREAM = Dream(**TOKENS)
+BLOCKS = BD3LM(**TOKENS, length=LENGTH, block_size=4)
+TIMED = BD3LM(**TOKENS, length=LENGTH, block_size=4, time_conditioning=True)
+AUTOREGRESSIVE = Autoregressive(**TOKENS, bos_id=0)
+
+
+@functools.cache
+def network(conditioned=False, classes=0):
+  """Returns a random transformer whose logits are far apart."""
+  config = TransformerConfig(
+    vocab_size=VOCAB,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    conditioned=conditioned,
+    num_classes=classes,
+  )
+  denoiser = transformer(config)
+  inputs = MDLM_.inputs(
+    None, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 1)), _batch()
+  )
+  params = denoiser.init(jax.random.key(1), inputs)
+  # Fresh networks are nearly constant: larger weights make slots matter.
+  keys = iter(jax.random.split(jax.random.key(2), 99))
+  params = jax.tree.map(
+    lambda x: 2.0 * x + 0.3 * jax.random.normal(next(keys), x.shape), params
+  )
+  return denoiser, params
+
+
+def _batch():
+  from dllm_jax.core.types import Batch
+
+  ones = jnp.ones((1, 4), jnp.int32)
+  return Batch(
+    tokens=ones, loss_mask=ones > 0, segment_ids=ones, positions=ones
+  )
+
+
+def ragged(objective, length=LENGTH, seed=0, rows=4):
+  """Random prompts, budgets and infilled tokens; with a first token each."""
+  rng = np.random.default_rng(seed)
+  made = []
+  for _ in range(rows):
+    prompt = rng.integers(1, MASK, rng.integers(1, 9)).tolist()
+    new = int(rng.integers(5, LENGTH - len(prompt) + 1))
+    row = continuation(prompt, length=LENGTH, new_tokens=new)
+    for slot in range(len(prompt) + 2, len(row)):
+      if rng.random() < 0.1:
+        row[slot] = int(rng.integers(1, MASK))
+    made.append(row)
+  request = rng.permutation(100)[:rows]
+  return build(made, objective=objective, length=length, request=request)
+
+
+def sample(spec, requests, net=None, trace=False):
+  denoiser, params = net or network()
+  args = params, Process(), KEY, jax.tree.map(jnp.asarray, requests)
+  return published.quick(spec, denoiser, *args, trace=trace)
+
+
+def rows(requests, index):
+  return jax.tree.map(lambda x: x[np.asarray(index)], requests)
+
+
+def confidence(objective, steps, **fields):
+  return Unmasking(objective=objective, steps=steps, **fields)
+
+
+EXACT = {
+  "threshold": (
+    BLOCKS,
+    confidence(BLOCKS, 4, selection=Threshold(value=0.5)),
+    4,
+  ),
+  "first_hitting": (BLOCKS, FirstHitting(objective=BLOCKS, steps=4), 4),
+  "timed": (TIMED, Ancestral(objective=TIMED, steps=3), 4),
+  "remdm": (BLOCKS, ReMDM(objective=BLOCKS, steps=3), 4),
+  "autoregressive": (
+    AUTOREGRESSIVE,
+    Ancestral(objective=AUTOREGRESSIVE, steps=1),
+    1,
+  ),
+}
+
+
+def exact(name, cache, **fields):
+  objective, policy, block = EXACT[name]
+  start = "prompt" if name == "autoregressive" else "start"
+  return Sampler(
+    policy=policy,
+    length=LENGTH,
+    block_length=block,
+    blocks_from=start,
+    cache=cache,
+    **fields,
+  )
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_cache_changes_nothing(name):
+  net = network(conditioned=name == "timed")
+  requests = ragged(EXACT[name][0])
+  plain = sample(exact(name, "none"), requests, net)
+  cached = sample(exact(name, "block"), requests, net)
+  np.testing.assert_array_equal(cached.tokens, plain.tokens)
+  assert not (np.asarray(plain.tokens) == MASK).any()
+  more = np.asarray(cached.function_evaluations - plain.function_evaluations)
+  # The pass over the prompt, and one for each block that is kept.
+  if name == "autoregressive":
+    assert (more <= 1).all()
+  else:
+    assert (more >= 1).all()
+
+
+def dual(objective, **fields):
+  policy = confidence(objective, 4, selection=Threshold(value=0.4))
+  return Sampler(policy=policy, length=LENGTH, block_length=4, **fields)
+
+
+ALONE = {
+  "dual": dual(MDLM_, cache="dual"),
+  "prefix": dual(MDLM_, cache="prefix", refresh=2),
+  "shifted": dual(DREAM, cache="dual"),
+  "guided": dual(MDLM_, cache="dual", guidance=Guidance(scale=0.8)),
+  "block": exact("threshold", "block"),
+  "remdm": Sampler(policy=ReMDM(objective=MDLM_, steps=5), length=LENGTH),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_alone_equals_batched_equals_reordered(name):
+  spec = ALONE[name]
+  requests = ragged(spec.objective)
+  batched = sample(spec, requests)
+  order = [2, 0, 3, 1]
+  shuffled = sample(spec, rows(requests, order))
+  np.testing.assert_array_equal(shuffled.tokens, batched.tokens[jnp.array(order)])
+  for row in (0, 3):
+    alone = sample(spec, rows(requests, [row]))
+    np.testing.assert_array_equal(alone.tokens[0], batched.tokens[row])
+    assert alone.function_evaluations[0] == batched.function_evaluations[row]
+
+
+def test_more_padding_changes_a_token_only_on_a_tie():
+  spec = Sampler(policy=confidence(MDLM_, 6), length=LENGTH)
+  wide = dataclasses.replace(spec, length=32)
+  cases = differ = 0
+  for seed in range(3):
+    short = sample(spec, ragged(MDLM_, seed=seed)).tokens
+    padded = sample(wide, ragged(MDLM_, 32, seed=seed)).tokens
+    cases += short.shape[0]
+    differ += int((short != padded[:, :LENGTH]).any(axis=1).sum())
+  print(f"{differ} of {cases} rows differ with other padding")
+  # Margins under 1e-4 come about once in thousands of draws.
+  assert differ == 0
+
+
+@pytest.mark.parametrize("axis", ["data", "tensor"])
+@pytest.mark.parametrize("name", ["dual", "block"])
+def test_meshes_change_nothing(name, axis):
+  spec, requests = ALONE[name], ragged(ALONE[name].objective)
+  denoiser, params = network()
+  mesh = jax.make_mesh(
+    (2,), (axis,), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  with jax.set_mesh(mesh):
+    args = params, Process(), KEY, jax.tree.map(jnp.asarray, requests)
+    spread = published.quick(spec, denoiser, *args)
+  tokens = sample(spec, requests).tokens
+  np.testing.assert_array_equal(spread.tokens, tokens)
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_guidance_of_scale_0_is_none_and_of_another_scale_is_not(cache):
+  requests = ragged(MDLM_)
+  plain = sample(dual(MDLM_, cache=cache), requests)
+  zero = dual(MDLM_, cache=cache, guidance=Guidance(scale=0.0))
+  np.testing.assert_array_equal(sample(zero, requests).tokens, plain.tokens)
+  tiny = dual(MDLM_, cache=cache, guidance=Guidance(scale=1e-7))
+  np.testing.assert_array_equal(sample(tiny, requests).tokens, plain.tokens)
+  strong = dual(MDLM_, cache=cache, guidance=Guidance(scale=4.0))
+  assert (sample(strong, requests).tokens != plain.tokens).any()
+
+
+def test_class_guidance_of_the_null_class_is_none():
+  net = network(classes=3)
+  requests = dataclasses.replace(ragged(MDLM_), cond=np.full(4, 3, np.int32))
+  guided = Guidance(scale=2.0, kind="class", null_label=3)
+  plain = sample(dual(MDLM_), requests, net)
+  same = sample(dual(MDLM_, guidance=guided), requests, net)
+  np.testing.assert_array_equal(same.tokens, plain.tokens)
+  labelled = dataclasses.replace(requests, cond=np.arange(4, dtype=np.int32))
+  other = sample(dual(MDLM_, guidance=guided), labelled, net)
+  assert (other.tokens[:3] != plain.tokens[:3]).any()
+
+
+@pytest.mark.parametrize("rule", [Cap(eta=0.0), Rescale(eta=0.0)])
+def test_remdm_without_remasking_is_mdlm(rule):
+  requests = ragged(MDLM_)
+  plain = Sampler(policy=Ancestral(objective=MDLM_, steps=6), length=LENGTH)
+  remasking = ReMDM(objective=MDLM_, steps=6, rule=rule)
+  spec = Sampler(policy=remasking, length=LENGTH)
+  np.testing.assert_array_equal(
+    sample(spec, requests).tokens, sample(plain, requests).tokens
+  )
+
+
+@pytest.mark.parametrize(
+  ("low", "high"),
+  [
+    (Threshold(value=1.0), Threshold(value=1e-6)),
+    (Factor(value=1e-6), Factor(value=1e6)),
+  ],
+)
+def test_limits_are_one_a_step_and_all_at_once(low, high):
+  requests = ragged(MDLM_)
+  free = np.asarray(requests.valid & ~requests.fixed).sum(axis=1)
+  spec = lambda selection, steps: Sampler(
+    policy=confidence(MDLM_, steps, selection=selection), length=LENGTH
+  )
+  one = sample(spec(low, LENGTH), requests)
+  np.testing.assert_array_equal(one.function_evaluations, free)
+  single = lambda: Even(steps=None)
+  plan = sample(spec(single(), LENGTH), requests)
+  np.testing.assert_array_equal(one.tokens, plan.tokens)
+  everything = sample(spec(high, LENGTH), requests)
+  assert (np.asarray(everything.function_evaluations) == 1).all()
+
+
+def test_a_row_stops_at_its_end_of_text_and_others_go_on():
+  requests = ragged(BLOCKS, seed=1, rows=8)
+  plain = sample(exact("threshold", "block"), requests)
+  tokens = np.asarray(plain.tokens)
+  free = np.asarray(requests.valid & ~requests.fixed)
+  first = np.argmax(free, axis=1)
+  end = int(tokens[0, first[0] + 1])  # Drawn in row 0's first blocks.
+  stopped = sample(exact("threshold", "block", eos_id=end), requests)
+  found = np.asarray(stopped.tokens)
+  for row in range(8):
+    hits = np.flatnonzero(free[row] & (tokens[row] == end))
+    if not len(hits):
+      np.testing.assert_array_equal(found[row], tokens[row])
+      continue
+    after = free[row] & (np.arange(LENGTH) > hits[0])
+    assert (found[row][after] == end).all()
+    np.testing.assert_array_equal(found[row][~after], tokens[row][~after])
+    calls = stopped.function_evaluations[row]
+    assert calls <= plain.function_evaluations[row]
+  assert stopped.function_evaluations[0] < plain.function_evaluations[0]
+
+
+@pytest.mark.parametrize("cache", ["none", "dual", "prefix"])
+def test_a_growing_text_does_not_see_what_follows(cache):
+  spec = dual(MDLM_, cache=cache, extend=True)
+  rows = [continuation([3, 4, 5], length=LENGTH, new_tokens=n) for n in (8, 20)]
+  requests = build(rows, objective=MDLM_, length=LENGTH, request=[7, 7])
+  tokens = np.asarray(sample(spec, requests).tokens)
+  np.testing.assert_array_equal(tokens[0, :11], tokens[1, :11])
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_a_sliding_window_forgets_what_is_left_of_it(cache):
+  spec = dual(MDLM_, cache=cache, extend=True, context=8)
+  prompts = [[1] * 8 + [5, 6, 7, 8], [2] * 8 + [5, 6, 7, 8]]
+  rows = [continuation(p, length=LENGTH) for p in prompts]
+  requests = build(rows, objective=MDLM_, length=LENGTH, request=[7, 7])
+  tokens = np.asarray(sample(spec, requests).tokens)
+  np.testing.assert_array_equal(tokens[0, 12:], tokens[1, 12:])
+  seen = dataclasses.replace(spec, context=None)
+  tokens = np.asarray(sample(seen, requests).tokens)
+  assert (tokens[0, 12:] != tokens[1, 12:]).any()
+
+
+@pytest.mark.parametrize("name", ["dual", "block", "guided"])
+def test_one_dispatch_for_several_blocks(name):
+  spec = ALONE[name]
+  denoiser, params = network()
+  launcher = Launcher(spec, denoiser)
+  args = jax.device_put((params, Process(), KEY, ragged(spec.objective)))
+  launcher.compile(*args)
+  with jax.transfer_guard("disallow"):
+    launcher(*args).tokens.block_until_ready()
+    launcher(*args).tokens.block_until_ready()
+  assert launcher.programs() == 1
