@@ -8,7 +8,9 @@ files) is kept under `published/` and written again on the way out.
 import dataclasses
 import json
 import pathlib
+import resource
 import sys
+import time
 from typing import Any
 
 import jax
@@ -85,6 +87,7 @@ def import_folder(
     FileNotFoundError: a file is missing.
     ValueError: the folder cannot be read; nothing is written then.
   """
+  start = time.perf_counter()
   with files.new_folder(workdir) as temporary:
     model = load_pretrained(
         folder,
@@ -107,7 +110,7 @@ def import_folder(
     process = objective.init(jax.random.key(0))
     checkpoints.save_imported(model.params, process.replace(constants={}))
     checkpoints.close()
-  return _summary(model)
+  return _summary(model, time.perf_counter() - start)
 
 
 def export_run(
@@ -132,6 +135,7 @@ def export_run(
     FileNotFoundError: there is no run.
     ValueError: the run did not begin with an import.
   """
+  start = time.perf_counter()
   run = Run.open(workdir)
   model = _kept(run)
   state = run.state
@@ -139,7 +143,7 @@ def export_run(
   params = merge_adapters(params, run.network)
   model = dataclasses.replace(model, params=params)
   save_pretrained(model, folder, dtype=dtype, progress=_Bar("writing", "B"))
-  return _summary(model)
+  return _summary(model, time.perf_counter() - start)
 
 
 def _mesh(folder):
@@ -158,12 +162,16 @@ def _mesh(folder):
   return mesh
 
 
-def _summary(model: Pretrained) -> dict[str, Any]:
+def _summary(model: Pretrained, seconds: float) -> dict[str, Any]:
+  usage = resource.getrusage(resource.RUSAGE_SELF)
   return {
       "family": model.family.name,
       "parameters": model.parameters,
       "tensors_used": len(model.used),
       "tensors_unused": list(model.unused),
+      "bytes": sum(x.nbytes for x in jax.tree.leaves(model.params)),
+      "seconds": seconds,
+      "peak_bytes": usage.ru_maxrss * 1024,
   }
 
 
