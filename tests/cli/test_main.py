@@ -50,7 +50,8 @@ def test_sample_prompt_infill_and_trace(trained, capsys, tmp_path):
   result = last_line(capsys)
   assert result["samples"][0].startswith("To be")
   assert len(result["samples"][0]) == 64
-  assert result["function_evaluations"] == 4
+  # Fewer where a row has nothing masked left before its last step.
+  assert 3 <= result["function_evaluations"] <= 4
   assert result["tokens_per_second"] > 0 and result["compile_seconds"] >= 0
   text = page.read_text()
   assert "<html" in text and "http" not in text.replace("http-equiv", "")
