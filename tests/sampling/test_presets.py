@@ -1,0 +1,184 @@
+"""Presets: what they build, what they refuse, and that memory is bounded."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.core.types import Process
+from dllm_jax.models.transformer import transformer, TransformerConfig
+from dllm_jax.objectives.autoregressive import Autoregressive
+from dllm_jax.objectives.bd3lm import BD3LM
+from dllm_jax.objectives.dream import Dream
+from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.objectives.udlm import UDLM
+from dllm_jax.sampling.presets import PRESETS, SamplerConfig
+from dllm_jax.sampling.program import generate
+from dllm_jax.sampling.requests import build, Requests
+from tests import jaxprs
+from tests.sampling import published
+
+UNIFORM = ("udlm", "duo", "psi", "diffusion_gemma")
+
+
+def objective_of(name, vocab=20, length=24):
+  tokens = {"vocab_size": vocab, "mask_id": vocab - 1}
+  if name in UNIFORM:
+    return UDLM(vocab_size=vocab)
+  if name == "autoregressive":
+    return Autoregressive(**tokens, bos_id=0)
+  if name in ("bd3lm", "sdar", "llada2", "llada2_edit"):
+    return BD3LM(**tokens, length=length, block_size=length // 4)
+  return (Dream if "dream" in name else MDLM)(**tokens)
+
+
+def network(vocab):
+  return transformer(
+    TransformerConfig(vocab_size=vocab, width=16, layers=1, heads=2)
+  )
+
+
+def requests_of(rows, length):
+  slots = np.arange(length)
+  return Requests(
+    tokens=np.ones((rows, length), np.int32),
+    fixed=np.broadcast_to(slots < 3, (rows, length)),
+    valid=np.ones((rows, length), bool),
+    request=np.arange(rows, dtype=np.int32),
+  )
+
+
+def abstract_inputs(denoiser, objective, length):
+  batch = jax.eval_shape(
+    lambda: objective_batch(1, length)
+  )
+  inputs = jax.eval_shape(
+    lambda batch: objective.inputs(
+      Process(), batch.tokens, jnp.ones((1, 1)), batch
+    ),
+    batch,
+  )
+  return jax.eval_shape(denoiser.init, jax.random.key(0), inputs)
+
+
+def objective_batch(rows, length):
+  from dllm_jax.core.types import Batch
+
+  ones = jnp.ones((rows, length), jnp.int32)
+  return Batch(
+    tokens=ones, loss_mask=ones > 0, segment_ids=ones, positions=ones
+  )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_memory_is_bounded(name):
+  """No value has canvas x vocabulary elements a row, guided and cached."""
+  rows, length, vocab = 2, 512, 50_000
+  objective = objective_of(name, vocab, length)
+  masks = objective.mask_id is not None
+  caches = [None]
+  if type(objective) in (MDLM, Dream) and SamplerConfig(preset=name).build(
+    objective, length=length
+  ).policy.forces:
+    caches = ["none", "prefix", "dual"]
+  for cache in caches:
+    blocks = {} if cache in (None, "none") else {"block_length": 32}
+    spec = SamplerConfig(
+      preset=name,
+      cache=cache,
+      cfg_scale=0.5 if masks else 0.0,
+      repetition_penalty=1.2,
+      top_k=50,
+      banned="3,4",
+      **blocks,
+    ).build(objective, length=length, eos_id=0)
+    denoiser = network(vocab)
+    params = abstract_inputs(denoiser, objective, length)
+    jaxpr = jax.make_jaxpr(
+      lambda params, key, requests, spec=spec, denoiser=denoiser: generate(
+        spec, denoiser, params, Process(), key, requests
+      )
+    )(params, jax.random.key(0), requests_of(rows, length))
+    # Twice the rows under guidance: still less than one row's canvas.
+    assert not jaxprs.larger_than(jaxpr, rows * length * vocab)
+    assert jaxprs.larger_than(jaxpr, 8 * vocab)
+    assert not {"pure_callback", "io_callback"} & jaxprs.primitives(jaxpr)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_fills_the_canvas(name):
+  objective = objective_of(name)
+  spec = SamplerConfig(preset=name).build(objective, length=24)
+  denoiser, params = network_of(20)
+  rows = [[1, 2, 3] + [None] * n for n in (21, 9)]
+  requests = build(rows, objective=objective, length=24)
+  out = published.quick(
+    spec, denoiser, params, Process(), jax.random.key(0), requests
+  )
+  tokens, given = np.asarray(out.tokens), requests.fixed | ~requests.valid
+  np.testing.assert_array_equal(tokens[given], requests.tokens[given])
+  free = tokens[~given]
+  assert ((free >= 0) & (free < objective.vocab_size)).all()
+  assert objective.mask_id is None or (free != objective.mask_id).all()
+  assert (np.asarray(out.function_evaluations) >= 1).all()
+
+
+@functools.cache
+def network_of(vocab):
+  denoiser = network(vocab)
+  objective = objective_of("mdlm", vocab)
+  inputs = objective.inputs(
+    Process(), jnp.ones((1, 4), jnp.int32), jnp.ones((1, 1)),
+    objective_batch(1, 4),
+  )  # fmt: skip
+  return denoiser, denoiser.init(jax.random.key(0), inputs)
+
+
+def refuses(message, *, name="llada", length=24, **fields):
+  with pytest.raises(ValueError, match=message) as caught:
+    SamplerConfig(preset=name, **fields).build(
+      objective_of(name), length=length
+    )
+  assert "\n" not in str(caught.value)
+
+
+def test_what_is_refused_before_compilation():
+  refuses("block_length 7 does not divide the canvas of 24", block_length=7)
+  refuses("steps 25 is more than the 24 slots", steps=25)
+  for threshold in (0.0, -1.0, 1.5):
+    refuses(r"threshold must lie in \(0, 1\]", threshold=threshold)
+  refuses("factor must be above 0", factor=0.0)
+  refuses("legal: none, prefix, dual, block", cache="paged")
+  refuses("'block' needs a block-causal", cache="block", block_length=8)
+  refuses("'dual' needs a block_length", cache="dual")
+  refuses("use cache 'block'", name="sdar", cache="dual")
+  refuses("legal: mdlm, md4", name="nothing")
+  refuses("threshold means nothing to .* 'mdlm'; legal", name="mdlm", threshold=0.5)
+  refuses("eta means nothing to .* 'remdm_conf'", name="remdm_conf", eta=0.1)
+  refuses("two rules", threshold=0.5, factor=1.0)
+  refuses("guidance scale must be 0", cfg_scale=-1.0)
+  refuses("has no mask token: use class", name="udlm", cfg_scale=1.0)
+  refuses("separated by commas", banned="a")
+  refuses("repetition penalty", repetition_penalty=0.0)
+  refuses("context must lie in", context=99)
+  refuses("end of text", stop=True)
+  refuses("top_p must lie in", top_p=0.0)
+
+
+def test_a_cache_that_the_network_lacks_is_refused():
+  objective = objective_of("llada")
+  spec = SamplerConfig(preset="fast_dllm", block_length=8).build(
+    objective, length=24
+  )
+  denoiser, params = network_of(20)
+  bare = denoiser._replace(cache=None)
+  with pytest.raises(ValueError, match="keeps no keys and values"):
+    generate(
+      spec, bare, params, Process(), jax.random.key(0), requests_of(1, 24)
+    )
+  with pytest.raises(ValueError, match="batch of requests is empty"):
+    generate(
+      spec, denoiser, params, Process(), jax.random.key(0), requests_of(0, 24)
+    )
