@@ -117,3 +117,25 @@ def test_there_and_back(name, tmp_path, capsys):
       "--length=32",
   )  # fmt: skip
   assert len(sampled["samples"][0].split()) == 32
+
+
+def test_bfloat16_runs(text, tmp_path, capsys):
+  source, workdir = publish("sdar", tmp_path / "in"), tmp_path / "run"
+  dllm(
+      capsys, "convert", f"--from_hf={source}", f"--workdir={workdir}",
+      "--dtype=bfloat16", "--length=16",
+  )  # fmt: skip
+  params = Run.open(workdir).state.params["model"]
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("bfloat16")}
+  tuned = dllm(
+      capsys, "train", f"--workdir={workdir}", f"--config.data.path={text}",
+      *TUNE, "--config.training.steps=2",
+      "--config.model.param_dtype=float32",
+  )  # fmt: skip
+  assert tuned["step"] == 2
+  params = Run.open(workdir).state.params["model"]
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+  # Once it has trained, a run is itself.
+  other = ["train", f"--workdir={workdir}", "--config.data.length=32"]
+  assert main.main(other) == 2
+  assert "holds a run with another config" in capsys.readouterr().err

@@ -4,6 +4,7 @@ Tolerances are those stated with the recorded arrays: ten times the originals'
 own float32 error and more, for another order of sums.
 """
 
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from numpy.testing import assert_allclose
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import dllm_jax
 from dllm_jax.core.mask import materialise, TwoStream
@@ -173,4 +174,26 @@ def test_autoregressive_families_load(tmp_path):
   causal = np.tri(length, dtype=bool)[None]
   assert_allclose(
       model.logits(a["input_ids"]), sdar.logits(a["input_ids"], causal), atol=1e-5
+  )
+
+
+def test_llama_loads(tmp_path):
+  # Dream's network without its biases is LLaMA's.
+  folder = publish(
+      "dream_logits", tmp_path, model_type="llama", architectures=...
+  )
+  path = folder / "model.safetensors"
+  tensors = load_file(path)
+  save_file({k: v for k, v in tensors.items() if "bias" not in k}, path)
+  model = dllm_jax.load_pretrained(folder)
+  a, dream = loaded("dream_logits")
+  params = jax.tree_util.tree_map_with_path(
+      lambda at, x: 0 * x if at[-1].key == "bias" else x, dream.params
+  )
+  dream = dataclasses.replace(dream, params=params)
+  causal = np.tri(a["input_ids"].shape[1], dtype=bool)[None]
+  assert_allclose(
+      model.logits(a["input_ids"]),
+      dream.logits(a["input_ids"], causal),
+      atol=1e-5,
   )
