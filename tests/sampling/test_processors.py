@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.sampling.processors import compose, Temperature, TopK, TopP
+from dllm_jax.sampling.processors import (
+  Banned,
+  compose,
+  Forced,
+  RepetitionPenalty,
+  Temperature,
+  TopK,
+  TopP,
+)
 
 
 def kept(processor, logits):
@@ -94,3 +102,30 @@ def test_compose_applies_in_order():
 def test_bad_values(make):
   with pytest.raises(ValueError):
     make()
+
+
+def test_repetition_is_penalised_where_a_token_stands():
+  logits = jnp.array([[[2.0, -2.0, 1.0, -1.0]]])
+  counts = jnp.array([[[1, 3, 0, 0]]])
+  got = RepetitionPenalty(2.0)(logits, None, counts)
+  np.testing.assert_array_equal(got, [[[1.0, -4.0, 1.0, -1.0]]])
+  with pytest.raises(ValueError, match="above 0"):
+    RepetitionPenalty(0.0)
+
+
+def test_banned_and_forced_tokens():
+  logits = jnp.zeros((1, 1, 4))
+  inf = np.inf
+  banned = Banned((0, 2))(logits, None, None)
+  np.testing.assert_array_equal(banned, [[[-inf, 0, -inf, 0]]])
+  forced = Forced((0, 2))(logits, None, None)
+  np.testing.assert_array_equal(forced, [[[0, -inf, 0, -inf]]])
+  with pytest.raises(ValueError, match="at least one"):
+    Forced(())
+
+
+def test_a_nucleus_without_the_token_that_crosses_p():
+  logits = jnp.log(jnp.array([[[0.5, 0.3, 0.15, 0.05]]]))
+  kept = lambda p: (TopP(p, crossing=False)(logits, None, None) > -1e9)[0, 0]
+  np.testing.assert_array_equal(kept(0.85), [True, True, False, False])
+  np.testing.assert_array_equal(kept(0.3), [True, False, False, False])

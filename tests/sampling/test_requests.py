@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
+from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.infill import parse
-from dllm_jax.sampling.requests import build, continuation
+from dllm_jax.sampling.requests import (
+  begun,
+  bucket,
+  build,
+  continuation,
+  text_ids,
+)
 
 OBJECTIVE = MDLM(vocab_size=128, mask_id=127)
 encode = lambda text: [ord(c) for c in text]
@@ -57,3 +64,20 @@ def test_bad_rows(rows, message):
   with pytest.raises(ValueError, match=message) as error:
     build(rows, objective=OBJECTIVE, length=8)
   assert "\n" not in str(error.value)
+
+
+def test_buckets_are_few_and_wide_enough():
+  sizes = {bucket(n) for n in range(1, 1025)}
+  assert sorted(sizes) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
+  assert all(n <= bucket(n) < max(1.5 * n, 33) for n in range(1, 1025))
+  with pytest.raises(ValueError, match="at least 1 slot"):
+    bucket(0)
+
+
+def test_a_text_ends_at_its_end_and_begins_after_its_beginning():
+  template = [9, 3, None, None, 5, None]
+  assert text_ids([9, 3, 1, 7, 5, 2], template, begin=9) == [3, 1, 7, 5, 2]
+  assert text_ids([9, 3, 1, 7, 5, 7], template, begin=9, end=7) == [3, 1, 5]
+  autoregressive = Autoregressive(vocab_size=12, mask_id=11, bos_id=9)
+  assert begun([3, None], autoregressive) == [9, 3, None]
+  assert begun([9, 3], autoregressive) == [9, 3]
