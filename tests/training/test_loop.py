@@ -1,5 +1,6 @@
 """The loop: resuming, stopping, and what is left when something goes wrong."""
 
+import dataclasses
 import json
 import os
 import signal
