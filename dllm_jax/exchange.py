@@ -32,7 +32,6 @@ from dllm_jax.pretrained.load import (
 )
 from dllm_jax.pretrained.table import shapes
 from dllm_jax.run import Run
-from dllm_jax.sampling.presets import PRESETS
 from dllm_jax.training.checkpoint import Checkpoints
 
 _ROW = 512  # tokens of a row that fine-tuning begins with
@@ -201,9 +200,7 @@ def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
       "optimizer": {"learning_rate": 1e-5},
       "training": {"batch_size": rows},
       "evaluation": {"batch_size": rows},
-      "sampler": {
-          "preset": model.sampler if model.sampler in PRESETS else "llada"
-      },
+      "sampler": {"preset": model.sampler},
   }
 
 

@@ -352,7 +352,7 @@ FAMILIES: tuple[Family, ...] = (
         network=_sdar_network,
         objective=BD3LM,
         settings=_blocks(4),
-        sampler="llada",
+        sampler="sdar",
         ids=Ids(mask=151669, end=151643, pad=151643),
     ),
     Family(
@@ -373,7 +373,7 @@ FAMILIES: tuple[Family, ...] = (
         network=_llada2_network,
         objective=BD3LM,
         settings=_blocks(32),
-        sampler="llada",
+        sampler="llada2",
         ids=Ids(mask=156895, end=156892, pad=156892),
     ),
     Family(
@@ -383,7 +383,7 @@ FAMILIES: tuple[Family, ...] = (
         architectures=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
         network=_qwen_network,
         objective=Autoregressive,
-        sampler="mdlm",
+        sampler="autoregressive",
         adopts=True,
     ),
     Family(
@@ -395,7 +395,7 @@ FAMILIES: tuple[Family, ...] = (
             f, qkv_bias=f.flag("attention_bias")
         ),
         objective=Autoregressive,
-        sampler="mdlm",
+        sampler="autoregressive",
         adopts=True,
     ),
     Family(
@@ -406,7 +406,7 @@ FAMILIES: tuple[Family, ...] = (
         network=_dit_network,
         objective=BD3LM,
         settings=lambda f: _blocks(16)(f) | _time(f),
-        sampler="mdlm",
+        sampler="bd3lm",
         matches=lambda f: _training_config(f, "bd3lm"),
     ),
     Family(
@@ -428,7 +428,7 @@ FAMILIES: tuple[Family, ...] = (
         network=_dit_network,
         objective=SEDD,
         settings=_sedd_settings,
-        sampler="mdlm",
+        sampler="sedd",
         matches=lambda f: "graph" in f.values and "tokens" in f.values,
         output=lambda objective, logits, z, t: objective.log_score(
             logits, z, t
@@ -465,7 +465,7 @@ def find(fields: Fields) -> Family:
 _ADOPTED = {
     "dream": (Dream, lambda fields: {}, "dream"),
     "llada": (LLaDA, lambda fields: {}, "llada"),
-    "bd3lm": (BD3LM, _blocks(16), "mdlm"),
+    "bd3lm": (BD3LM, _blocks(16), "bd3lm"),
 }
 
 
