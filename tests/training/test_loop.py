@@ -92,11 +92,8 @@ def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
   run = runs.run(tmp_path / "run", checkpoint__every_steps=100)
   events = []
   step, get = run.program.step, jax.device_get
-  program = module.Program(
-      step=lambda *a: (events.append("step"), step(*a))[1],
-      init=run.program.init,
-      constants=run.program.constants,
-      abstract=run.program.abstract,
+  program = dataclasses.replace(
+      run.program, step=lambda *a: (events.append("step"), step(*a))[1]
   )
   monkeypatch.setattr(
       module.jax, "device_get", lambda x: (events.append("read"), get(x))[1]
