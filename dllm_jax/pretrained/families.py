@@ -7,12 +7,10 @@ to a network's config and an objective. Nothing in the folder is ever imported.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import pathlib
 from typing import Any, NamedTuple
 
 from dllm_jax.core.schedule import Geometric, LogLinear
 from dllm_jax.core.types import Objective
-from dllm_jax.models import DiTConfig, TransformerConfig
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.objectives.bd3lm import BD3LM
@@ -20,77 +18,9 @@ from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.sedd import SEDD
-from dllm_jax.pretrained import names
+from dllm_jax.pretrained import names, networks
+from dllm_jax.pretrained.fields import Fields
 from dllm_jax.pretrained.table import Table
-
-
-class Fields:
-  """The fields of a `config.json`, read with their types checked.
-
-  Attributes:
-    values: the fields.
-    path: the file, for messages.
-  """
-
-  def __init__(self, values: Mapping[str, Any], path: pathlib.Path | str):
-    """Wraps the fields of a file."""
-    self.values = dict(values)
-    self.path = path
-
-  def get(self, *names: str, default: Any = None) -> Any:
-    """Returns the first field that is there and not null."""
-    for name in names:
-      if self.values.get(name) is not None:
-        return self.values[name]
-    return default
-
-  def integer(self, *names: str, default: int | None = None) -> int:
-    """Returns a whole number.
-
-    Raises:
-      ValueError: it is missing without a default, or something else.
-    """
-    value = self.get(*names, default=default)
-    if value is None:
-      raise ValueError(f"{self.path} lacks the field {names[0]}")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-      raise ValueError(
-          f"{self.path}: {names[0]} must be a whole number, not {value!r}"
-      )
-    return value
-
-  def number(self, name: str, default: float) -> float:
-    """Returns a number."""
-    value = self.get(name, default=default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      raise ValueError(f"{self.path}: {name} must be a number, not {value!r}")
-    return float(value)
-
-  def flag(self, name: str, default: bool = False) -> bool:
-    """Returns a truth value."""
-    return bool(self.get(name, default=default))
-
-  def section(self, name: str) -> "Fields":
-    """Returns the fields of a nested object."""
-    value = self.values.get(name)
-    if not isinstance(value, Mapping):
-      raise ValueError(f"{self.path} lacks the section {name}")
-    return Fields(value, self.path)
-
-  def only(self, **legal: Any) -> None:
-    """Checks that fields, where given, have values that we can run.
-
-    Raises:
-      ValueError: one has not.
-    """
-    for name, value in legal.items():
-      values = value if isinstance(value, tuple) else (value,)
-      found = self.values.get(name)
-      if found is not None and found not in values:
-        raise ValueError(
-            f"{self.path}: {name}={found!r} is not supported; legal:"
-            f" {', '.join(map(repr, values))}"
-        )
 
 
 class Ids(NamedTuple):
@@ -146,147 +76,7 @@ class Family:
   adopts: bool = False
 
 
-# ------------------------------------------------------------------- networks
-
-
-def _llada_network(f: Fields) -> TransformerConfig:
-  f.only(
-      activation_type="silu", alibi=False, rope=True, block_type="llama",
-      layer_norm_type="rms", include_bias=False, attention_layer_norm=False,
-      input_emb_norm=False, scale_logits=False,
-  )  # fmt: skip
-  width, heads = f.integer("d_model"), f.integer("n_heads")
-  kv_heads = 1 if f.flag("multi_query_attention") else heads
-  return TransformerConfig(
-      vocab_size=f.integer("embedding_size", "vocab_size"),
-      width=width,
-      layers=f.integer("n_layers"),
-      heads=heads,
-      kv_heads=f.integer("n_kv_heads", default=kv_heads),
-      mlp_dim=f.integer("mlp_hidden_size", default=4 * width),
-      norm_eps=f.number("rms_norm_eps", 1e-5),
-      rope_theta=f.number("rope_theta", 10_000.0),
-      qkv_bias=f.flag("include_qkv_bias"),
-      tied=f.flag("weight_tying"),
-  )
-
-
-def _llama_network(f: Fields, **changes: Any) -> TransformerConfig:
-  """Returns the network of configs that are written as LLaMA's."""
-  f.only(
-      hidden_act="silu", mlp_bias=False, use_sliding_window=False,
-      attention_dropout=0.0, use_bias=False,
-  )  # fmt: skip
-  scaling = f.get("rope_scaling", default={})
-  kind = scaling.get("rope_type", scaling.get("type", "default"))
-  if kind != "default":
-    raise ValueError(
-        f"{f.path}: rope_scaling of type {kind!r} is not supported; legal:"
-        " null, 'default'"
-    )
-  width, heads = f.integer("hidden_size"), f.integer("num_attention_heads")
-  head_dim = f.integer("head_dim", default=width // max(heads, 1))
-  share = f.number("partial_rotary_factor", 1.0)
-  return TransformerConfig(**{
-      "vocab_size": f.integer("vocab_size"),
-      "width": width,
-      "layers": f.integer("num_hidden_layers"),
-      "heads": heads,
-      "kv_heads": f.integer("num_key_value_heads", default=heads),
-      "head_dim": head_dim,
-      "rotary_dim": int(head_dim * share),
-      "mlp_dim": f.get("intermediate_size"),
-      "norm_eps": f.number("rms_norm_eps", 1e-6),
-      "rope_theta": f.number("rope_theta", 10_000.0),
-      "tied": f.flag("tie_word_embeddings"),
-  } | changes)
-
-
-def _qwen_network(f: Fields) -> TransformerConfig:
-  third = f.get("model_type") == "qwen3"
-  bias = f.flag("attention_bias", default=not third)
-  return _llama_network(f, qk_norm=third, qkv_bias=bias)
-
-
-def _sdar_network(f: Fields) -> TransformerConfig:
-  f.only(attention_bias=False)
-  return _llama_network(f, qk_norm=True)
-
-
-def _llada_moe_network(f: Fields) -> TransformerConfig:
-  f.only(
-      moe_router_enable_expert_bias=False, moe_router_score_function="softmax",
-      routed_scaling_factor=1, n_group=1, topk_group=1,
-  )  # fmt: skip
-  layers = f.integer("num_hidden_layers")
-  kinds = f.get("moe_layer_freq", default=[1] * layers)
-  if not isinstance(kinds, list) or len(kinds) != layers:
-    raise ValueError(
-        f"{f.path}: moe_layer_freq must name 0 or 1 for each of {layers} layers"
-    )
-  return _llama_network(
-      f,
-      norm_eps=f.number("rms_norm_eps", 1e-5),
-      qk_norm=f.flag("qk_layernorm", default=True),
-      qkv_bias=f.flag("attention_bias"),
-      mlp_dim=f.integer("dense_intermediate_size", "intermediate_size"),
-      dense_layers=tuple(i for i, kind in enumerate(kinds) if not kind),
-      experts=f.integer("num_experts"),
-      experts_per_token=f.integer("num_experts_per_tok"),
-      expert_dim=f.integer("expert_intermediate_size"),
-      shared_dim=f.integer("shared_expert_intermediate_size", default=0),
-      # Deviates: the original ignores norm_topk_prob, and so must we.
-      router_normalised=False,
-      balance_weight=f.number("router_aux_loss_coef", 0.01),
-  )
-
-
-def _llada2_network(f: Fields) -> TransformerConfig:
-  f.only(score_function="sigmoid", norm_topk_prob=True)
-  expert_dim = f.integer("moe_intermediate_size")
-  return _llama_network(
-      f,
-      qk_norm=f.flag("use_qk_norm", default=True),
-      qkv_bias=f.flag("use_qkv_bias"),
-      dense_layers=tuple(range(f.integer("first_k_dense_replace", default=0))),
-      experts=f.integer("num_experts"),
-      experts_per_token=f.integer("num_experts_per_tok"),
-      expert_dim=expert_dim,
-      shared_dim=f.integer("num_shared_experts", default=0) * expert_dim,
-      router="sigmoid",
-      router_bias=True,
-      router_groups=f.integer("n_group", default=1),
-      router_top_groups=f.integer("topk_group", default=1),
-      router_normalised=f.integer("num_experts_per_tok") > 1,
-      router_scale=f.number("routed_scaling_factor", 1.0),
-  )
-
-
-def _dit_network(f: Fields) -> DiTConfig:
-  """Returns the DiT of an exported config, flat, or of a training config."""
-  vocab = f.get("vocab_size", "dim")
-  if vocab is None:
-    vocab = f.integer("tokens") + (not _uniform(f))
-  shape = f.section("model") if "model" in f.values else f
-  adaptive = f.flag("adaln", default=shape.flag("adaln", default=True))
-  return DiTConfig(
-      vocab_size=vocab,
-      width=shape.integer("hidden_dim", "hidden_size"),
-      layers=shape.integer("n_blocks"),
-      heads=shape.integer("n_heads"),
-      cond_dim=shape.integer("cond_dim", default=128),
-      adaptive=adaptive,
-      tied=shape.flag("tie_word_embeddings"),
-      dropout=shape.number("dropout", 0.0),
-  )
-
-
 # ----------------------------------------------------------------- objectives
-
-
-def _uniform(f: Fields) -> bool:
-  graph = f.get("graph", default={})
-  return isinstance(graph, Mapping) and graph.get("type") == "uniform"
 
 
 def _sedd_settings(f: Fields) -> dict[str, Any]:
@@ -298,7 +88,7 @@ def _sedd_settings(f: Fields) -> dict[str, Any]:
         sigma_min=noise.number("sigma_min", 1e-4),
         sigma_max=noise.number("sigma_max", 20.0),
     )
-  uniform = _uniform(f)
+  uniform = networks.has_uniform_noise(f)
   return {
       "schedule": schedule,
       "graph": "uniform" if uniform else "absorbing",
@@ -328,7 +118,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.LLADA,
         model_types=("llada",),
         architectures=("LLaDAModelLM",),
-        network=_llada_network,
+        network=networks.llada,
         objective=LLaDA,
         sampler="llada",
         ids=Ids(mask=126336, end=126081, pad=126081),
@@ -338,7 +128,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.DREAM,
         model_types=("dream",),
         architectures=("DreamModel",),
-        network=lambda f: _llama_network(f, qkv_bias=True),
+        network=lambda f: networks.llama(f, qkv_bias=True),
         objective=Dream,
         sampler="dream",
         ids=Ids(mask=151666, end=151643, pad=151643),
@@ -349,7 +139,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.SDAR,
         model_types=("sdar",),
         architectures=("SDARForCausalLM",),
-        network=_sdar_network,
+        network=networks.sdar,
         objective=BD3LM,
         settings=_blocks(4),
         sampler="sdar",
@@ -360,7 +150,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.LLADA_MOE,
         model_types=("lladamoe", "llada_moe"),
         architectures=("LLaDAMoEModelLM", "LLaDAMoEModel"),
-        network=_llada_moe_network,
+        network=networks.llada_moe,
         objective=LLaDA,
         sampler="llada",
         ids=Ids(mask=156895, end=156892, pad=156892),
@@ -370,7 +160,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.LLADA2_MOE,
         model_types=("llada2_moe",),
         architectures=("LLaDA2MoeModelLM",),
-        network=_llada2_network,
+        network=networks.llada2,
         objective=BD3LM,
         settings=_blocks(32),
         sampler="llada2",
@@ -381,7 +171,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.QWEN,
         model_types=("qwen2", "qwen3"),
         architectures=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
-        network=_qwen_network,
+        network=networks.qwen,
         objective=Autoregressive,
         sampler="autoregressive",
         adopts=True,
@@ -391,7 +181,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.LLAMA,
         model_types=("llama",),
         architectures=("LlamaForCausalLM",),
-        network=lambda f: _llama_network(
+        network=lambda f: networks.llama(
             f, qkv_bias=f.flag("attention_bias")
         ),
         objective=Autoregressive,
@@ -403,7 +193,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.DIT,
         model_types=("bd3lm",),
         architectures=("BD3LM",),
-        network=_dit_network,
+        network=networks.dit,
         objective=BD3LM,
         settings=lambda f: _blocks(16)(f) | _time(f),
         sampler="bd3lm",
@@ -414,7 +204,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.DIT,
         model_types=("mdlm",),
         architectures=("MDLM",),
-        network=_dit_network,
+        network=networks.dit,
         objective=MDLM,
         settings=_time,
         sampler="mdlm",
@@ -425,7 +215,7 @@ FAMILIES: tuple[Family, ...] = (
         table=names.DIT,
         model_types=("sedd",),
         architectures=("SEDD",),
-        network=_dit_network,
+        network=networks.dit,
         objective=SEDD,
         settings=_sedd_settings,
         sampler="sedd",
@@ -532,7 +322,7 @@ def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
     return None
 
   mask = pick("mask", ("mask_token_id", "mask_index"))
-  if _uniform(fields):  # no mask among the tokens: the id after the last
+  if networks.has_uniform_noise(fields):  # the mask is no token: one past them
     return Ids(vocab_size)
   if mask is None:
     mask = vocab_size - 1
@@ -556,7 +346,7 @@ def objective(
   settings = family.settings(fields)
   row = length(fields)
   block = settings.get("block_size", 1)
-  if _uniform(fields):  # noise that has no mask: every token is a real one
+  if networks.has_uniform_noise(fields):  # every token is a real one
     return family.objective(vocab_size=vocab_size, mask_id=None, **settings)
   space = TokenSpace(
       vocab_size=vocab_size,

@@ -1,0 +1,154 @@
+"""From the fields of a published config to the config of our network.
+
+Options that our networks do not have are refused by name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dllm_jax.models import DiTConfig, TransformerConfig
+from dllm_jax.pretrained.fields import Fields
+
+
+
+def llada(f: Fields) -> TransformerConfig:
+  """Returns LLaDA's network."""
+  f.only(
+      activation_type="silu", alibi=False, rope=True, block_type="llama",
+      layer_norm_type="rms", include_bias=False, attention_layer_norm=False,
+      input_emb_norm=False, scale_logits=False,
+  )  # fmt: skip
+  width, heads = f.integer("d_model"), f.integer("n_heads")
+  kv_heads = 1 if f.flag("multi_query_attention") else heads
+  return TransformerConfig(
+      vocab_size=f.integer("embedding_size", "vocab_size"),
+      width=width,
+      layers=f.integer("n_layers"),
+      heads=heads,
+      kv_heads=f.integer("n_kv_heads", default=kv_heads),
+      mlp_dim=f.integer("mlp_hidden_size", default=4 * width),
+      norm_eps=f.number("rms_norm_eps", 1e-5),
+      rope_theta=f.number("rope_theta", 10_000.0),
+      qkv_bias=f.flag("include_qkv_bias"),
+      tied=f.flag("weight_tying"),
+  )
+
+
+def llama(f: Fields, **changes: Any) -> TransformerConfig:
+  """Returns the network of configs that are written as LLaMA's."""
+  f.only(
+      hidden_act="silu", mlp_bias=False, use_sliding_window=False,
+      attention_dropout=0.0, use_bias=False,
+  )  # fmt: skip
+  scaling = f.get("rope_scaling", default={})
+  kind = scaling.get("rope_type", scaling.get("type", "default"))
+  if kind != "default":
+    raise ValueError(
+        f"{f.path}: rope_scaling of type {kind!r} is not supported; legal:"
+        " null, 'default'"
+    )
+  width, heads = f.integer("hidden_size"), f.integer("num_attention_heads")
+  head_dim = f.integer("head_dim", default=width // max(heads, 1))
+  share = f.number("partial_rotary_factor", 1.0)
+  return TransformerConfig(**{
+      "vocab_size": f.integer("vocab_size"),
+      "width": width,
+      "layers": f.integer("num_hidden_layers"),
+      "heads": heads,
+      "kv_heads": f.integer("num_key_value_heads", default=heads),
+      "head_dim": head_dim,
+      "rotary_dim": int(head_dim * share),
+      "mlp_dim": f.get("intermediate_size"),
+      "norm_eps": f.number("rms_norm_eps", 1e-6),
+      "rope_theta": f.number("rope_theta", 10_000.0),
+      "tied": f.flag("tie_word_embeddings"),
+  } | changes)
+
+
+def qwen(f: Fields) -> TransformerConfig:
+  """Returns Qwen 2, 2.5 and 3's network."""
+  third = f.get("model_type") == "qwen3"
+  bias = f.flag("attention_bias", default=not third)
+  return llama(f, qk_norm=third, qkv_bias=bias)
+
+
+def sdar(f: Fields) -> TransformerConfig:
+  """Returns SDAR's network: Qwen 3's."""
+  f.only(attention_bias=False)
+  return llama(f, qk_norm=True)
+
+
+def llada_moe(f: Fields) -> TransformerConfig:
+  """Returns LLaDA-MoE's network."""
+  f.only(
+      moe_router_enable_expert_bias=False, moe_router_score_function="softmax",
+      routed_scaling_factor=1, n_group=1, topk_group=1,
+  )  # fmt: skip
+  layers = f.integer("num_hidden_layers")
+  kinds = f.get("moe_layer_freq", default=[1] * layers)
+  if not isinstance(kinds, list) or len(kinds) != layers:
+    raise ValueError(
+        f"{f.path}: moe_layer_freq must name 0 or 1 for each of {layers} layers"
+    )
+  return llama(
+      f,
+      norm_eps=f.number("rms_norm_eps", 1e-5),
+      qk_norm=f.flag("qk_layernorm", default=True),
+      qkv_bias=f.flag("attention_bias"),
+      mlp_dim=f.integer("dense_intermediate_size", "intermediate_size"),
+      dense_layers=tuple(i for i, kind in enumerate(kinds) if not kind),
+      experts=f.integer("num_experts"),
+      experts_per_token=f.integer("num_experts_per_tok"),
+      expert_dim=f.integer("expert_intermediate_size"),
+      shared_dim=f.integer("shared_expert_intermediate_size", default=0),
+      # Deviates: the original ignores norm_topk_prob, and so must we.
+      router_normalised=False,
+      balance_weight=f.number("router_aux_loss_coef", 0.01),
+  )
+
+
+def llada2(f: Fields) -> TransformerConfig:
+  """Returns LLaDA2's network."""
+  f.only(score_function="sigmoid", norm_topk_prob=True)
+  expert_dim = f.integer("moe_intermediate_size")
+  return llama(
+      f,
+      qk_norm=f.flag("use_qk_norm", default=True),
+      qkv_bias=f.flag("use_qkv_bias"),
+      dense_layers=tuple(range(f.integer("first_k_dense_replace", default=0))),
+      experts=f.integer("num_experts"),
+      experts_per_token=f.integer("num_experts_per_tok"),
+      expert_dim=expert_dim,
+      shared_dim=f.integer("num_shared_experts", default=0) * expert_dim,
+      router="sigmoid",
+      router_bias=True,
+      router_groups=f.integer("n_group", default=1),
+      router_top_groups=f.integer("topk_group", default=1),
+      router_normalised=f.integer("num_experts_per_tok") > 1,
+      router_scale=f.number("routed_scaling_factor", 1.0),
+  )
+
+
+def dit(f: Fields) -> DiTConfig:
+  """Returns the DiT of an exported config, flat, or of a training config."""
+  vocab = f.get("vocab_size", "dim")
+  if vocab is None:
+    vocab = f.integer("tokens") + (not has_uniform_noise(f))
+  shape = f.section("model") if "model" in f.values else f
+  adaptive = f.flag("adaln", default=shape.flag("adaln", default=True))
+  return DiTConfig(
+      vocab_size=vocab,
+      width=shape.integer("hidden_dim", "hidden_size"),
+      layers=shape.integer("n_blocks"),
+      heads=shape.integer("n_heads"),
+      cond_dim=shape.integer("cond_dim", default=128),
+      adaptive=adaptive,
+      tied=shape.flag("tie_word_embeddings"),
+      dropout=shape.number("dropout", 0.0),
+  )
+
+
+def has_uniform_noise(f: Fields) -> bool:
+  """Whether noise replaces tokens by others, so that there is no mask."""
+  graph = f.get("graph", default={})
+  return isinstance(graph, Mapping) and graph.get("type") == "uniform"
