@@ -21,6 +21,7 @@ from dllm_jax.core.types import Batch
 from dllm_jax.parallel import global_batch
 from dllm_jax.parallel.hardware import peak_flops
 from dllm_jax.run import Run
+from dllm_jax.sampling import requests as sampling_requests
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.training.loop import Hooks
 
@@ -146,7 +147,13 @@ def _peak_bytes(compiled) -> int:
 
 
 def sample(
-    run: Run, sampler: SamplerConfig, *, batch_size: int = 8, rounds: int = 5
+    run: Run,
+    sampler: SamplerConfig,
+    *,
+    batch_size: int = 8,
+    rounds: int = 5,
+    prompt_tokens: int | None = None,
+    ragged: bool = False,
 ) -> dict[str, Any]:
   """Returns the speed of the sampler, warm.
 
@@ -155,19 +162,59 @@ def sample(
     sampler: how to sample.
     batch_size: rows sampled together.
     rounds: timed rounds; the median counts.
+    prompt_tokens: random tokens before what is sampled; None for a third of the
+      canvas.
+    ragged: whether prompts have lengths from half of that to all of it, each
+      row with as many new tokens.
+
+  Returns:
+    `tokens_per_second`, `step_milliseconds` (of a network call),
+    `function_evaluations` (the most of a row), `dispatch_milliseconds` (the
+    host's share of a generation: until the one program is under way),
+    `programs`, `compile_seconds`, `batch_size`, `new_tokens`, `device`.
+
+  Raises:
+    ValueError: the prompt leaves nothing to sample.
   """
+  length = run.config.data.length
+  rows = _prompts(run, length, batch_size, prompt_tokens, ragged)
+
   def once(seed):
-    return run.sample(num_samples=batch_size, sampler=sampler, seed=seed)
+    return run.sample_rows(rows, length=length, sampler=sampler, seed=seed)
 
   first = once(0)
-  seconds = [once(seed).seconds for seed in range(1, rounds + 1)]
-  median = float(np.median(seconds))
+  timed = [once(seed) for seed in range(1, rounds + 1)]
+  seconds = float(np.median([sampled.seconds for sampled in timed]))
   steps = int(first.generation.function_evaluations.max())
+  (launcher,) = run.launchers
   return {
-      "tokens_per_second": first.new_tokens / median,
-      "step_milliseconds": 1000 * median / steps,
+      "tokens_per_second": first.new_tokens / seconds,
+      "step_milliseconds": 1000 * seconds / steps,
       "function_evaluations": steps,
+      "dispatch_milliseconds": 1000
+      * float(np.median([sampled.dispatch_seconds for sampled in timed])),
+      "programs": launcher.programs(),
       "compile_seconds": first.compile_seconds,
       "batch_size": batch_size,
+      "new_tokens": first.new_tokens,
       "device": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
   }
+
+
+def _prompts(run, length, batch_size, prompt_tokens, ragged):
+  """Returns templates with random prompts."""
+  prompt = length // 3 if prompt_tokens is None else prompt_tokens
+  if not 0 <= prompt < length:
+    raise ValueError(
+        f"prompt_tokens must lie in [0, {length}), less than the canvas, not "
+        f"{prompt}"
+    )
+  rng = np.random.default_rng(0)
+  legal = np.arange(run.objective.vocab_size)
+  legal = legal[legal != run.objective.mask_id]
+  rows = []
+  for _ in range(batch_size):
+    size = int(rng.integers(prompt // 2, prompt + 1)) if ragged else prompt
+    given = rng.choice(legal, size).tolist()
+    rows.append([*given, *[None] * (length - prompt)])
+  return [sampling_requests.begun(row, run.objective)[:length] for row in rows]

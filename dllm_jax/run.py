@@ -58,6 +58,7 @@ class Sampled:
     new_tokens: tokens that were sampled, over all rows.
     seconds: time of the run, compilation apart.
     compile_seconds: time of compilation.
+    dispatch_seconds: of them, until the one program was under way.
     rows: the token ids of each text.
   """
 
@@ -66,6 +67,7 @@ class Sampled:
   new_tokens: int
   seconds: float
   compile_seconds: float
+  dispatch_seconds: float
   rows: list[list[int]]
 
 
@@ -489,7 +491,9 @@ class Run:
     with jax.set_mesh(self.mesh):
       compile_seconds = launcher.compile(*args)
       start = time.perf_counter()
-      generation = jax.block_until_ready(launcher(*args))
+      generation = launcher(*args)
+      dispatched = time.perf_counter() - start
+      jax.block_until_ready(generation)
       seconds = time.perf_counter() - start
     tokens = np.asarray(jax.device_get(generation.tokens))
     ids = [
@@ -505,8 +509,14 @@ class Run:
         new_tokens=int(free.sum()),
         seconds=seconds,
         compile_seconds=compile_seconds,
+        dispatch_seconds=dispatched,
         rows=ids,
     )
+
+  @property
+  def launchers(self) -> list[Launcher]:
+    """The samplers that were compiled so far."""
+    return list(self._launchers.values())
 
   def _launcher(self, sampler, trace: bool) -> Launcher:
     if (sampler, trace) not in self._launchers:

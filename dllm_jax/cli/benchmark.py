@@ -22,6 +22,15 @@ def _define(values: flags.FlagValues) -> None:
       "batch_size", 8, "rows that are sampled together", lower_bound=1,
       flag_values=values,
   )
+  flags.DEFINE_integer(
+      "prompt_tokens", None,
+      "random tokens before what is sampled; by default a third of the canvas",
+      lower_bound=0, flag_values=values,
+  )
+  flags.DEFINE_bool(
+      "ragged", False, "sample after prompts of different lengths",
+      flag_values=values,
+  )
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
@@ -48,19 +57,32 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     )
     return result
   with tempfile.TemporaryDirectory() as directory:
-    run = Run.create(resolved, pathlib.Path(directory) / "run")
+    run = _untrained(resolved, pathlib.Path(directory) / "run")
     run.start()
     result = benchmark.sample(
         run,
         commands.sampler(values, rest, run.config.sampler),
         batch_size=values.batch_size,
         rounds=values.rounds,
+        prompt_tokens=values.prompt_tokens,
+        ragged=values.ragged,
     )
   print(
       f"{result['tokens_per_second']:,.0f} tokens/s, "
       f"{result['step_milliseconds']:.1f} ms a network call"
   )
   return result
+
+
+def _untrained(resolved: Any, workdir: pathlib.Path) -> Any:
+  """Returns a run; one of numbers needs no text."""
+  from dllm_jax.data.tokenizer import make_tokenizer  # pylint: disable=g-import-not-at-top
+  from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
+
+  name = resolved.data.tokenizer or ""
+  if name.startswith("numbers:"):
+    return Run(workdir, resolved, make_tokenizer(name, []))
+  return Run.create(resolved, workdir)
 
 
 COMMAND = commands.Command(

@@ -405,7 +405,8 @@ def make_tokenizer(
   """Returns a tokenizer by name.
 
   Args:
-    name: "char", "byte", or the path of a `tokenizer.json`.
+    name: "char", "byte", "numbers:N" for N ids of which the last is the mask, or
+      the path of a `tokenizer.json`.
     texts: where the characters of "char" are found; unread by the others.
     mask_token: see `huggingface`.
     path: where the texts are from, for messages.
@@ -420,4 +421,11 @@ def make_tokenizer(
           f"tokenizer {name!r} has a mask of its own; mask_token must be None"
       )
     return characters(texts, path) if name == "char" else Bytes()
+  if name.startswith("numbers:"):
+    size = name.removeprefix("numbers:")
+    if not size.isdigit() or int(size) < 2:
+      raise ValueError(
+          f"tokenizer {name!r} must be numbers:N, with at least 2 ids"
+      )
+    return Numbers(vocab_size=int(size), mask_id=int(size) - 1)
   return huggingface(name, mask_token=mask_token)
