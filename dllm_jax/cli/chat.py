@@ -10,23 +10,26 @@ from dllm_jax.cli import command as commands
 
 
 def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(
-      "workdir", None, "the run to talk to", flag_values=values
-  )
+  flags.DEFINE_string("workdir", None, "the run to talk to", flag_values=values)
   flags.DEFINE_integer(
-      "new_tokens", 128, "tokens of an answer, at most", lower_bound=1,
-      flag_values=values,
+    "new_tokens",
+    128,
+    "tokens of an answer, at most",
+    lower_bound=1,
+    flag_values=values,
   )
   flags.DEFINE_string(
-      "system", "", "what the model is told first", flag_values=values
+    "system", "", "what the model is told first", flag_values=values
   )
   flags.DEFINE_integer("seed", 0, "seed of the answers", flag_values=values)
   flags.DEFINE_bool(
-      "use_ema", True, "use averaged parameters where the run has them",
-      flag_values=values,
+    "use_ema",
+    True,
+    "use averaged parameters where the run has them",
+    flag_values=values,
   )
   flags.DEFINE_bool(
-      "watch", False, "play each answer as it was unmasked", flag_values=values
+    "watch", False, "play each answer as it was unmasked", flag_values=values
   )
 
 
@@ -41,8 +44,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   run = Run.open(workdir)
   if getattr(run.tokenizer, "chat_template", None) is None:
     raise commands.UsageError(
-        f"the model in {workdir} has no chat template: use dllm sample, or a "
-        "model that was tuned to talk"
+      f"the model in {workdir} has no chat template: use dllm sample, or a "
+      "model that was tuned to talk"
     )
   sampler = commands.sampler(values, argv, run.config.sampler)
   messages = []
@@ -56,12 +59,12 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     row += [None] * values.new_tokens
     length = _canvas(bucket(len(row)), sampler, run.objective)
     sampled = run.sample_rows(
-        [row],
-        length=length,
-        seed=values.seed + len(answers),
-        sampler=sampler,
-        use_ema=values.use_ema,
-        trace=values.watch,
+      [row],
+      length=length,
+      seed=values.seed + len(answers),
+      sampler=sampler,
+      use_ema=values.use_ema,
+      trace=values.watch,
     )
     if values.watch:
       watch.play(sampled.generation.trace, run.tokenizer.decode)
@@ -88,9 +91,9 @@ def _canvas(slots: int, sampler: Any, objective: Any) -> int:
 
 
 COMMAND = commands.Command(
-    name="chat",
-    summary="Talks to a model that has a chat template.",
-    define=_define,
-    run=_run,
-    overrides=("sampler",),
+  name="chat",
+  summary="Talks to a model that has a chat template.",
+  define=_define,
+  run=_run,
+  overrides=("sampler",),
 )

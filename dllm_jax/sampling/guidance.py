@@ -72,7 +72,9 @@ class Guidance:
     """Returns both branches' labels."""
     if cond is None:
       return None
-    null = cond if self.kind == "prompt" else jnp.full_like(cond, self.null_label)
+    null = (
+      cond if self.kind == "prompt" else jnp.full_like(cond, self.null_label)
+    )
     return jnp.concatenate([cond, null])
 
   def guide(self) -> Guide:

@@ -7,8 +7,10 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from dllm_jax.core.types import Denoiser, Process
-from dllm_jax.sampling.program import generate, Generation, NoiseAt, Sampler
+from dllm_jax.sampling.loop import NoiseAt
+from dllm_jax.sampling.program import generate, Generation
 from dllm_jax.sampling.requests import Requests
+from dllm_jax.sampling.sampler import Sampler
 
 
 class Launcher:

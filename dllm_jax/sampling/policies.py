@@ -137,9 +137,7 @@ class Ancestral(Stepwise):
 
   def __post_init__(self):
     super().__post_init__()
-    check_literal(
-      "spacing", self.spacing, ("objective", "uniform", "cosine")
-    )
+    check_literal("spacing", self.spacing, ("objective", "uniform", "cosine"))
 
   def grid(self) -> Float[Array, "steps+1"]:
     """Returns the times, from 1 down."""

@@ -220,9 +220,7 @@ class FlowCorrector:
     # alpha is linear here: reveal a dt / t, remask b dt / (1 - t).
     reveal = jnp.where(s > 0.0, jnp.minimum(a * (t - s) / t, 1.0), 1.0)
     remask = b * (t - s) / jnp.maximum(1.0 - t, 1e-9)
-    return Jump(
-      reveal, jnp.where(s > 0.0, jnp.clip(remask, 0.0, 1.0), 0.0), s
-    )
+    return Jump(reveal, jnp.where(s > 0.0, jnp.clip(remask, 0.0, 1.0), 0.0), s)
 
 
 Rule = Cap | Rescale | Conf | Loop | ForwardBackward | FlowCorrector

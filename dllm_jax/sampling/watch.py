@@ -45,7 +45,9 @@ def screens(
       given = film.fixed[slot]
       cell = _cell(text, now.token, now.confidence, given, colour)
       rows.setdefault(row, []).append(cell)
-    body = "\n".join("".join(rows.get(i, [])) for i in range(max(rows, default=0) + 1))
+    body = "\n".join(
+      "".join(rows.get(i, [])) for i in range(max(rows, default=0) + 1)
+    )
     yield f"step {step} of {len(film.steps)}\n\n{body}\n"
 
 

@@ -38,7 +38,9 @@ def prompts(tokens: np.ndarray, mask: np.ndarray | None = None):
   """Returns rows of tokens without their padding on the left."""
   if mask is None:
     mask = np.ones_like(tokens)
-  return [row[keep > 0].tolist() for row, keep in zip(tokens, mask, strict=True)]
+  return [
+    row[keep > 0].tolist() for row, keep in zip(tokens, mask, strict=True)
+  ]
 
 
 @struct.dataclass

@@ -103,9 +103,10 @@ def test_control_raises_the_success_rate(diffusion, classifier):
   wanted = {}
   for name, policy in (
     ("free", Ancestral(objective=DIFFUSION, steps=STEPS)),
-    ("controlled", Controlled(
-      objective=DIFFUSION, steps=STEPS, classify=classify
-    )),
+    (
+      "controlled",
+      Controlled(objective=DIFFUSION, steps=STEPS, classify=classify),
+    ),
   ):
     launcher = Launcher(Sampler(policy=policy, length=LENGTH), denoiser)
     for sign in (0, 1):  # either label: one program

@@ -166,7 +166,9 @@ def test_alone_equals_batched_equals_reordered(name):
   batched = sample(spec, requests)
   order = [2, 0, 3, 1]
   shuffled = sample(spec, rows(requests, order))
-  np.testing.assert_array_equal(shuffled.tokens, batched.tokens[jnp.array(order)])
+  np.testing.assert_array_equal(
+    shuffled.tokens, batched.tokens[jnp.array(order)]
+  )
   for row in (0, 3):
     alone = sample(spec, rows(requests, [row]))
     np.testing.assert_array_equal(alone.tokens[0], batched.tokens[row])
@@ -192,9 +194,7 @@ def test_more_padding_changes_a_token_only_on_a_tie():
 def test_meshes_change_nothing(name, axis):
   spec, requests = ALONE[name], ragged(ALONE[name].objective)
   denoiser, params = network()
-  mesh = jax.make_mesh(
-    (2,), (axis,), axis_types=(jax.sharding.AxisType.Auto,)
-  )
+  mesh = jax.make_mesh((2,), (axis,), axis_types=(jax.sharding.AxisType.Auto,))
   with jax.set_mesh(mesh):
     args = params, Process(), KEY, jax.tree.map(jnp.asarray, requests)
     spread = published.quick(spec, denoiser, *args)

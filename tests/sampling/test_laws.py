@@ -10,7 +10,12 @@ from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.policies import Ancestral
 from dllm_jax.sampling.program import Sampler
-from dllm_jax.sampling.remasking import Cap, FlowCorrector, ForwardBackward, ReMDM
+from dllm_jax.sampling.remasking import (
+  Cap,
+  FlowCorrector,
+  ForwardBackward,
+  ReMDM,
+)
 from dllm_jax.sampling.renoising import Psi
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.selection import Chance, Even

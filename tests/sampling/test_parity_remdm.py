@@ -54,7 +54,9 @@ def moment(run, memory):
   )
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['sampler']}-{run['t']}")
+@pytest.mark.parametrize(
+  "run", RUNS, ids=lambda run: f"{run['sampler']}-{run['t']}"
+)
 def test_probabilities_and_draws(run):
   arrays, i = CASE.arrays, run["run"]
   x, memory = jnp.asarray(arrays["x"]), jnp.asarray(arrays["conf_in"])
@@ -83,9 +85,7 @@ def test_probabilities_and_draws(run):
   possible = np.ones(x.shape, bool)
   if run["sampler"] == "dfm" and run["t"] == 1.0:
     possible = np.asarray(x) == MASK  # Nothing is revealed at t = 1.
-  np.testing.assert_allclose(
-    q[possible], want[possible], rtol=2e-5, atol=1e-6
-  )
+  np.testing.assert_allclose(q[possible], want[possible], rtol=2e-5, atol=1e-6)
   uniform = {Tag.TOKEN: jnp.asarray(arrays["uniform"])}
   noise = Recorded(uniforms=uniform, epsilon=1e-10)
   drawn = noise.categorical(Tag.TOKEN, log_q)

@@ -51,9 +51,7 @@ def requests_of(rows, length):
 
 
 def abstract_inputs(denoiser, objective, length):
-  batch = jax.eval_shape(
-    lambda: objective_batch(1, length)
-  )
+  batch = jax.eval_shape(lambda: objective_batch(1, length))
   inputs = jax.eval_shape(
     lambda batch: objective.inputs(
       Process(), batch.tokens, jnp.ones((1, 1)), batch
@@ -79,9 +77,10 @@ def test_memory_is_bounded(name):
   objective = objective_of(name, vocab, length)
   masks = objective.mask_id is not None
   caches = [None]
-  if type(objective) in (MDLM, Dream) and SamplerConfig(preset=name).build(
-    objective, length=length
-  ).policy.forces:
+  if (
+    type(objective) in (MDLM, Dream)
+    and SamplerConfig(preset=name).build(objective, length=length).policy.forces
+  ):
     caches = ["none", "prefix", "dual"]
   for cache in caches:
     blocks = {} if cache in (None, "none") else {"block_length": 32}
@@ -155,7 +154,9 @@ def test_what_is_refused_before_compilation():
   refuses("'dual' needs a block_length", cache="dual")
   refuses("use cache 'block'", name="sdar", cache="dual")
   refuses("legal: mdlm, md4", name="nothing")
-  refuses("threshold means nothing to .* 'mdlm'; legal", name="mdlm", threshold=0.5)
+  refuses(
+    "threshold means nothing to .* 'mdlm'; legal", name="mdlm", threshold=0.5
+  )
   refuses("eta means nothing to .* 'remdm_conf'", name="remdm_conf", eta=0.1)
   refuses("two rules", threshold=0.5, factor=1.0)
   refuses("guidance scale must be 0", cfg_scale=-1.0)

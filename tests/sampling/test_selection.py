@@ -27,9 +27,7 @@ CANDIDATES = jnp.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], bool)
 
 def seen(**fields):
   return Seen(
-    **(
-      {"candidates": CANDIDATES, "score": SURE, "confidence": SURE} | fields
-    )
+    **({"candidates": CANDIDATES, "score": SURE, "confidence": SURE} | fields)
   )
 
 
@@ -39,7 +37,9 @@ def at(step, rows=2, maskable=5):
 
 
 def chosen(selection, *, step=0, steps=5, maskable=5, **fields):
-  mask = selection(seen(**fields), at(step, maskable=maskable), steps, OBJECTIVE)
+  mask = selection(
+    seen(**fields), at(step, maskable=maskable), steps, OBJECTIVE
+  )
   return [np.flatnonzero(row).tolist() for row in np.asarray(mask)]
 
 
@@ -126,7 +126,9 @@ def test_mask_predict_hides_the_least_sure_also_of_earlier_ones():
     confidence=jnp.array([[0.3, 0.9, 0.0, 0.0]])
   )
   # Two old tokens, two new ones; floor(4 (4 - 1 - 1) / 4) = 2 are hidden.
-  step = taken([1, 2, 4, 4], [1, 2, 3, 0], [9] * 4, [0.1, 0.1, 0.8, 0.2], step=1)
+  step = taken(
+    [1, 2, 4, 4], [1, 2, 3, 0], [9] * 4, [0.1, 0.1, 0.8, 0.2], step=1
+  )
   z, memory = rule(step, memory)
   np.testing.assert_array_equal(z, [[4, 2, 3, 4]])
   np.testing.assert_allclose(memory.confidence, [[0.3, 0.9, 0.8, 0.2]])

@@ -1,0 +1,149 @@
+"""The published samplers by name, with their defaults."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from dllm_jax.core.types import Policy
+from dllm_jax.sampling.policies import Ancestral
+from dllm_jax.sampling.remasking import (
+  Cap,
+  Conf,
+  FlowCorrector,
+  ForwardBackward,
+  Loop,
+  ReMDM,
+  Rescale,
+)
+from dllm_jax.sampling.renoising import Psi, Renoise
+from dllm_jax.sampling.revision import Edit, MaskPredict
+from dllm_jax.sampling.selection import (
+  Chance,
+  CosinePlan,
+  EntropyBound,
+  Even,
+  Everything,
+  Factor,
+  Proportional,
+  Threshold,
+  Truncated,
+)
+from dllm_jax.sampling.unmasking import FirstHitting, Unmasking
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """A published sampler.
+
+  Attributes:
+    policy: builds the policy.
+    fields: its own fields of the policy.
+    temperature: divides the logits; 0 takes the best token.
+    top_p: the nucleus.
+    steps: network calls for each block; 0 for one a slot.
+    block_length: slots sampled together; 0 for the whole canvas.
+    cache: what is kept between calls.
+    sharpens: whether confidence is read after temperature, top-k and top-p.
+    stops: whether a row stops at its end of text.
+    capped: whether more steps than slots make no sense.
+  """
+
+  policy: Callable[..., Policy]
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  temperature: float = 1.0
+  top_p: float = 1.0
+  steps: int = 0
+  block_length: int = 0
+  cache: str = "none"
+  sharpens: bool = False
+  stops: bool = False
+  capped: bool = True
+
+
+def _unmasking(**fields: Any) -> Mapping[str, Any]:
+  return {"policy": Unmasking, "temperature": 0.0, "fields": fields}
+
+
+def _remdm(rule: Any, top_p: float = 0.9) -> Preset:
+  return Preset(policy=ReMDM, fields={"rule": rule}, top_p=top_p, capped=False)
+
+
+_QUOTA = Even(of="window")
+PRESETS: dict[str, Preset] = {
+  # The process's own law.
+  "mdlm": Preset(policy=Ancestral),
+  "md4": Preset(policy=Ancestral, fields={"spacing": "cosine"}),
+  "uniform_grid": Preset(policy=Ancestral, fields={"spacing": "uniform"}),
+  "sedd": Preset(policy=Ancestral, capped=False),
+  "udlm": Preset(policy=Ancestral, capped=False),
+  "duo": Preset(policy=Ancestral, capped=False),
+  "psi": Preset(policy=Psi, fields={"kappa": 0.95}, capped=False),
+  "autoregressive": Preset(policy=Ancestral, cache="block", stops=True),
+  "bd3lm": Preset(policy=FirstHitting, top_p=0.9, cache="block", stops=True),
+  # Masks that come back.
+  "remdm": _remdm(Cap(eta=0.04)),
+  "remdm_rescale": _remdm(Rescale(eta=0.04)),
+  "remdm_conf": _remdm(Conf()),
+  "remdm_loop": _remdm(Loop(eta=0.02)),
+  "forward_backward": _remdm(ForwardBackward()),
+  "dfm": _remdm(FlowCorrector()),
+  "mask_predict": Preset(
+    **_unmasking(selection=Everything(), revision=MaskPredict()), steps=10
+  ),
+  # By confidence.
+  "llada": Preset(**_unmasking()),
+  "llada_random": Preset(**_unmasking(score="random")),
+  "dllm": Preset(**_unmasking(selection=Proportional())),
+  "dream": Preset(
+    policy=Unmasking,
+    fields={"score": "entropy", "selection": Truncated()},
+    temperature=0.2,
+    top_p=0.95,
+    sharpens=True,
+  ),
+  "dream_margin": Preset(
+    **_unmasking(score="margin", selection=Truncated()), sharpens=True
+  ),
+  "dream_origin": Preset(
+    **_unmasking(score="random", selection=Chance()), sharpens=True
+  ),
+  "maskgit_plus": Preset(**_unmasking(selection=Truncated()), sharpens=True),
+  "maskgit": Preset(
+    policy=Unmasking,
+    fields={
+      "selection": CosinePlan(),
+      "noise_temperature": 4.5,
+      "log_score": True,
+    },
+    steps=12,
+  ),
+  "fast_dllm": Preset(
+    **_unmasking(selection=Threshold(value=0.9)), block_length=32, cache="dual"
+  ),
+  "fast_dllm_factor": Preset(
+    **_unmasking(selection=Factor(value=1.0)), block_length=32, cache="dual"
+  ),
+  "entropy_bound": Preset(
+    **_unmasking(score="entropy", selection=EntropyBound(value=0.1))
+  ),
+  "sdar": Preset(
+    policy=Unmasking,
+    fields={"selection": Threshold(value=0.85, least=_QUOTA)},
+    cache="block",
+    sharpens=True,
+    stops=True,
+  ),
+  "llada2": Preset(
+    **_unmasking(selection=Threshold(value=0.95, least=_QUOTA)),
+    cache="block",
+    stops=True,
+  ),
+  "llada2_edit": Preset(
+    **_unmasking(
+      selection=Threshold(value=0.95, least=_QUOTA), revision=Edit()
+    ),
+    cache="block",
+    stops=True,
+  ),
+  "diffusion_gemma": Preset(policy=Renoise, steps=48, capped=False),
+}
