@@ -1,0 +1,62 @@
+"""`dllm chat`: turns of a conversation, and models that cannot talk."""
+
+import io
+import types
+
+import numpy as np
+import pytest
+
+from dllm_jax.cli import chat
+from dllm_jax.run import Run
+from dllm_jax.sampling.presets import SamplerConfig
+
+
+class Tokenizer:
+  chat_template = "{{ messages }}"
+
+  def chat(self, messages, *, answer=True):
+    assert answer
+    return np.arange(3 * len(messages))
+
+  def decode(self, ids):
+    return "".join(chr(97 + i) for i in ids)
+
+
+class Fake:
+  """A run whose answers are the first new slots."""
+
+  tokenizer = Tokenizer()
+  objective = types.SimpleNamespace(block_length=None)
+  config = types.SimpleNamespace(sampler=SamplerConfig(preset="llada"))
+
+  def __init__(self):
+    self.asked = []
+
+  def sample_rows(self, rows, *, length, **_):
+    (row,) = rows
+    self.asked.append((len(row), length))
+    prompt = row.index(None)
+    generation = types.SimpleNamespace(function_evaluations=np.array([4]))
+    return types.SimpleNamespace(
+      rows=[[*row[:prompt], 0, 1, 2]], generation=generation
+    )
+
+
+def test_each_turn_sees_the_ones_before(monkeypatch, capsys):
+  fake = Fake()
+  monkeypatch.setattr(Run, "open", lambda workdir: fake)
+  monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAnd?\n\nnever\n"))
+  argv = ["--workdir=x", "--new_tokens=40", "--system=Be brief."]
+  result = chat.COMMAND.run([*argv, "--sampler.block_length=32"])
+  assert result == {"answers": ["abc", "abc"], "function_evaluations": 8}
+  assert capsys.readouterr().out == "abc\nabc\n"
+  # 2 and 4 messages of 3 ids each, on canvases of whole blocks.
+  assert fake.asked == [(46, 64), (52, 64)]
+
+
+def test_a_model_without_a_template_is_refused(monkeypatch):
+  fake = Fake()
+  fake.tokenizer = object()
+  monkeypatch.setattr(Run, "open", lambda workdir: fake)
+  with pytest.raises(ValueError, match="no chat template"):
+    chat.COMMAND.run(["--workdir=x"])
