@@ -96,12 +96,9 @@ class Network(NamedTuple):
     Both branches of a condition would copy the unembedding at each step;
     nothing of the network itself is left of this call once it is compiled.
     """
-    batch = jax.tree.map(
-      lambda x: x[:1, :1] if x.ndim > 1 else x[:1], self.batch
-    )
-    z = self.objective.clean(self.process, batch.tokens)
-    t = jnp.zeros((1, 1))
-    inputs = self.objective.inputs(self.process, z, t, batch)
+    z = self.objective.clean(self.process, self.batch.tokens)
+    t = jnp.zeros((self.batch.tokens.shape[0], 1))
+    inputs = self.objective.inputs(self.process, z, t, self.batch)
     out, _ = self.denoiser.apply(self.params, inputs, None)
     return self._cut(out.replace(aux={}))
 
