@@ -44,7 +44,6 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   resolved = commands.required(values, "config", "configs/shakespeare.py")
 
   from dllm_jax import benchmark  # pylint: disable=g-import-not-at-top
-  from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
 
   if what == "train":
     result = benchmark.train(

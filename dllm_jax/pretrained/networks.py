@@ -10,7 +10,6 @@ from dllm_jax.models import DiTConfig, TransformerConfig
 from dllm_jax.pretrained.fields import Fields
 
 
-
 def llada(f: Fields) -> TransformerConfig:
   """Returns LLaDA's network."""
   f.only(
