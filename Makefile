@@ -39,10 +39,10 @@ test-all: $(VENV)/.installed  ## runs every test, the long ones too
 	@$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed  ## checks style
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 
 format: $(VENV)/.installed  ## mends what of the style can be mended
-	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## removes the environment, caches and the demo's run
 	@rm -rf $(VENV) .cache $(DEMO) .pytest_cache .ruff_cache build dist

@@ -12,25 +12,25 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the defaults."""
   return ConfigDict({
-      "data": {"path": "tokens", "length": 2048},
-      "objective": {"name": "dream", "token_weights": "cart"},
-      "model": {
-          "width": 3584,
-          "layers": 28,
-          "heads": 28,
-          "kv_heads": 4,
-          "mlp_dim": 18_944,
-          "qkv_bias": True,
-          "rope_theta": 1_000_000.0,
-          "dtype": "bfloat16",
-          "remat": "full",
-      },
-      "optimizer": {
-          "learning_rate": 1e-5,
-          "warmup_steps": 2000,
-          "b2": 0.95,
-          "weight_decay": 0.1,
-      },
-      "training": {"steps": 280_000, "batch_size": 1024},
-      "checkpoint": {"every_steps": 2000},
+    "data": {"path": "tokens", "length": 2048},
+    "objective": {"name": "dream", "token_weights": "cart"},
+    "model": {
+      "width": 3584,
+      "layers": 28,
+      "heads": 28,
+      "kv_heads": 4,
+      "mlp_dim": 18_944,
+      "qkv_bias": True,
+      "rope_theta": 1_000_000.0,
+      "dtype": "bfloat16",
+      "remat": "full",
+    },
+    "optimizer": {
+      "learning_rate": 1e-5,
+      "warmup_steps": 2000,
+      "b2": 0.95,
+      "weight_decay": 0.1,
+    },
+    "training": {"steps": 280_000, "batch_size": 1024},
+    "checkpoint": {"every_steps": 2000},
   })

@@ -15,6 +15,6 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "owt_mdlm",
-      "objective": {"name": "autoregressive"},
+    "base": "owt_mdlm",
+    "objective": {"name": "autoregressive"},
   })

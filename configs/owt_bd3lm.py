@@ -16,6 +16,6 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "owt_mdlm",
-      "objective": {"name": "bd3lm", "block_size": 16},
+    "base": "owt_mdlm",
+    "objective": {"name": "bd3lm", "block_size": 16},
   })

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "owt_mdlm",
-      "objective": {
-          "name": "gidd",
-          "noise": {"name": "bump", "uniform": 0.1},
-          "weight_clip": 2.0,
-      },
+    "base": "owt_mdlm",
+    "objective": {
+      "name": "gidd",
+      "noise": {"name": "bump", "uniform": 0.1},
+      "weight_clip": 2.0,
+    },
   })

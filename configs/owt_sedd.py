@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "owt_mdlm",
-      "objective": {
-          "name": "sedd",
-          "graph": "absorbing",
-          "schedule": {"name": "loglinear", "floor": 1e-3},
-      },
+    "base": "owt_mdlm",
+    "objective": {
+      "name": "sedd",
+      "graph": "absorbing",
+      "schedule": {"name": "loglinear", "floor": 1e-3},
+    },
   })

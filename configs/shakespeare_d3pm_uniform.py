@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "shakespeare",
-      "objective": {
-          "name": "d3pm",
-          "transition": "uniform",
-          "cross_entropy": 0.0,
-      },
+    "base": "shakespeare",
+    "objective": {
+      "name": "d3pm",
+      "transition": "uniform",
+      "cross_entropy": 0.0,
+    },
   })

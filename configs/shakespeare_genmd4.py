@@ -10,6 +10,6 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "shakespeare",
-      "objective": {"name": "genmd4"},
+    "base": "shakespeare",
+    "objective": {"name": "genmd4"},
   })

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "shakespeare",
-      "objective": {
-          "name": "sedd",
-          "graph": "uniform",
-          "scale_by_sigma": False,
-      },
+    "base": "shakespeare",
+    "objective": {
+      "name": "sedd",
+      "graph": "uniform",
+      "scale_by_sigma": False,
+    },
   })

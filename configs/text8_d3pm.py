@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "text8_mdlm",
-      "objective": {
-          "name": "d3pm",
-          "transition": "uniform",
-          "steps": 1000,
-          "cross_entropy": 0.0,
-      },
+    "base": "text8_mdlm",
+    "objective": {
+      "name": "d3pm",
+      "transition": "uniform",
+      "steps": 1000,
+      "cross_entropy": 0.0,
+    },
   })

@@ -17,38 +17,38 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the defaults."""
   return ConfigDict({
-      "data": {"path": "text8_tokens", "length": 256},
-      "objective": {
-          "name": "mdlm",
-          "schedule": {"name": "loglinear", "floor": 1e-3},
-      },
-      "model": {
-          "name": "dit",
-          "width": 768,
-          "layers": 12,
-          "heads": 12,
-          "dropout": 0.05,
-          "dtype": "bfloat16",
-      },
-      "optimizer": {
-          "learning_rate": 3e-4,
-          "schedule": "constant",
-          "warmup_steps": 2500,
-          "b2": 0.999,
-          "clip_norm": 1.0,
-      },
-      "training": {
-          "steps": 1_000_000,
-          "batch_size": 512,
-          "ema_decay": 0.9999,
-          "dropout": True,
-      },
-      "checkpoint": {"every_steps": 5000},
-      "logging": {"every_steps": 100},
-      "evaluation": {
-          "every_steps": 10_000,
-          "batch_size": 512,
-          "batches": 20,
-          "passes": 2,
-      },
+    "data": {"path": "text8_tokens", "length": 256},
+    "objective": {
+      "name": "mdlm",
+      "schedule": {"name": "loglinear", "floor": 1e-3},
+    },
+    "model": {
+      "name": "dit",
+      "width": 768,
+      "layers": 12,
+      "heads": 12,
+      "dropout": 0.05,
+      "dtype": "bfloat16",
+    },
+    "optimizer": {
+      "learning_rate": 3e-4,
+      "schedule": "constant",
+      "warmup_steps": 2500,
+      "b2": 0.999,
+      "clip_norm": 1.0,
+    },
+    "training": {
+      "steps": 1_000_000,
+      "batch_size": 512,
+      "ema_decay": 0.9999,
+      "dropout": True,
+    },
+    "checkpoint": {"every_steps": 5000},
+    "logging": {"every_steps": 100},
+    "evaluation": {
+      "every_steps": 10_000,
+      "batch_size": 512,
+      "batches": 20,
+      "passes": 2,
+    },
   })

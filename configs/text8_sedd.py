@@ -14,6 +14,6 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
-      "base": "text8_mdlm",
-      "objective": {"name": "sedd", "graph": "absorbing"},
+    "base": "text8_mdlm",
+    "objective": {"name": "sedd", "graph": "absorbing"},
   })

@@ -3,9 +3,9 @@
 import importlib
 
 _HOMES = {
-    "load_pretrained": "dllm_jax.pretrained",
-    "Pretrained": "dllm_jax.pretrained",
-    "save_pretrained": "dllm_jax.pretrained",
+  "load_pretrained": "dllm_jax.pretrained",
+  "Pretrained": "dllm_jax.pretrained",
+  "save_pretrained": "dllm_jax.pretrained",
 }
 
 __all__ = ["load_pretrained", "Pretrained", "save_pretrained"]

@@ -27,7 +27,7 @@ from dllm_jax.training.loop import Hooks
 
 
 def train(
-    resolved: ConfigDict, *, steps: int = 20, rounds: int = 5
+  resolved: ConfigDict, *, steps: int = 20, rounds: int = 5
 ) -> dict[str, Any]:
   """Returns the speed of the train step and the cost of the loop around it.
 
@@ -66,22 +66,22 @@ def train(
   kind = run.mesh.devices.flat[0].device_kind
   peak = peak_flops(kind)
   return {
-      "tokens_per_second": batch.tokens.size / seconds,
-      "step_milliseconds": 1000 * seconds,
-      "bare_step_milliseconds": 1000 * float(np.median(bare)) / steps,
-      "outside_step": float(np.median(loop / bare)) - 1.0,
-      "mfu": peak and flops / seconds / (peak * run.mesh.size),
-      "model_flops_per_step": flops,
-      "compile_seconds": compile_seconds,
-      "peak_bytes": _peak_bytes(compiled),
-      "device": f"{run.mesh.size} x {kind}",
+    "tokens_per_second": batch.tokens.size / seconds,
+    "step_milliseconds": 1000 * seconds,
+    "bare_step_milliseconds": 1000 * float(np.median(bare)) / steps,
+    "outside_step": float(np.median(loop / bare)) - 1.0,
+    "mfu": peak and flops / seconds / (peak * run.mesh.size),
+    "model_flops_per_step": flops,
+    "compile_seconds": compile_seconds,
+    "peak_bytes": _peak_bytes(compiled),
+    "device": f"{run.mesh.size} x {kind}",
   }
 
 
 def _first_batch(run: Run) -> Batch:
   training = run.config.training
   batches = data.train_iterator(
-      run.corpus, batch_size=training.batch_size, seed=training.seed
+    run.corpus, batch_size=training.batch_size, seed=training.seed
   )
   return global_batch(next(batches), run.mesh)
 
@@ -139,21 +139,21 @@ def _peak_bytes(compiled) -> int:
   """Returns a device's peak memory of a compiled program, by XLA's analysis."""
   memory = compiled.memory_analysis()
   return int(
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes
-      - memory.alias_size_in_bytes
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
   )
 
 
 def sample(
-    run: Run,
-    sampler: SamplerConfig,
-    *,
-    batch_size: int = 8,
-    rounds: int = 5,
-    prompt_tokens: int | None = None,
-    ragged: bool = False,
+  run: Run,
+  sampler: SamplerConfig,
+  *,
+  batch_size: int = 8,
+  rounds: int = 5,
+  prompt_tokens: int | None = None,
+  ragged: bool = False,
 ) -> dict[str, Any]:
   """Returns the speed of the sampler, warm.
 
@@ -188,16 +188,16 @@ def sample(
   steps = int(first.generation.function_evaluations.max())
   (launcher,) = run.launchers
   return {
-      "tokens_per_second": first.new_tokens / seconds,
-      "step_milliseconds": 1000 * seconds / steps,
-      "function_evaluations": steps,
-      "dispatch_milliseconds": 1000
-      * float(np.median([sampled.dispatch_seconds for sampled in timed])),
-      "programs": launcher.programs(),
-      "compile_seconds": first.compile_seconds,
-      "batch_size": batch_size,
-      "new_tokens": first.new_tokens,
-      "device": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
+    "tokens_per_second": first.new_tokens / seconds,
+    "step_milliseconds": 1000 * seconds / steps,
+    "function_evaluations": steps,
+    "dispatch_milliseconds": 1000
+    * float(np.median([sampled.dispatch_seconds for sampled in timed])),
+    "programs": launcher.programs(),
+    "compile_seconds": first.compile_seconds,
+    "batch_size": batch_size,
+    "new_tokens": first.new_tokens,
+    "device": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
   }
 
 
@@ -206,8 +206,8 @@ def _prompts(run, length, batch_size, prompt_tokens, ragged):
   prompt = length // 3 if prompt_tokens is None else prompt_tokens
   if not 0 <= prompt < length:
     raise ValueError(
-        f"prompt_tokens must lie in [0, {length}), less than the canvas, not "
-        f"{prompt}"
+      f"prompt_tokens must lie in [0, {length}), less than the canvas, not "
+      f"{prompt}"
     )
   rng = np.random.default_rng(0)
   legal = np.arange(run.objective.vocab_size)

@@ -23,7 +23,7 @@ _SAME = ("data", "training.batch_size", "training.seed")
 
 
 def prepare(
-    names: Sequence[str], budget_tokens: int, points: int
+  names: Sequence[str], budget_tokens: int, points: int
 ) -> dict[str, ConfigDict]:
   """Returns the configurations by label, each set to the budget.
 
@@ -54,8 +54,8 @@ def prepare(
       mine, other = _at(resolved, path), _at(first, path)
       if mine != other:
         raise ValueError(
-            f"config.{path} of {label} differs from that of {first_label}: "
-            "configs that are compared must read the same data in the same order"
+          f"config.{path} of {label} differs from that of {first_label}: "
+          "configs that are compared must read the same data in the same order"
         )
     _set_budget(resolved, budget_tokens, points)
   return found
@@ -72,7 +72,7 @@ def _set_budget(resolved: ConfigDict, budget_tokens: int, points: int) -> None:
   batch = resolved.training.batch_size * resolved.data.length
   if budget_tokens < batch:
     raise ValueError(
-        f"budget_tokens {budget_tokens} is less than one batch of {batch} tokens"
+      f"budget_tokens {budget_tokens} is less than one batch of {batch} tokens"
     )
   steps = -(-budget_tokens // batch)
   every = -(-steps // points)
@@ -83,10 +83,10 @@ def _set_budget(resolved: ConfigDict, budget_tokens: int, points: int) -> None:
 
 
 def compare(
-    prepared: dict[str, ConfigDict],
-    output: str | pathlib.Path,
-    *,
-    devices: Sequence[jax.Device] | None = None,
+  prepared: dict[str, ConfigDict],
+  output: str | pathlib.Path,
+  *,
+  devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
   """Trains and evaluates each configuration; writes a table and a plot.
 
@@ -111,9 +111,9 @@ def compare(
     row = _row(label, run, summary)
     rows.append(row)
     print(
-        f"{label}: {row['bits_per_char']:.4f} +- {row['standard_error']:.4f} "
-        "bits per character",
-        flush=True,
+      f"{label}: {row['bits_per_char']:.4f} +- {row['standard_error']:.4f} "
+      "bits per character",
+      flush=True,
     )
   rows.sort(key=lambda row: row["bits_per_char"])
   result: dict[str, Any] = {"rows": rows, "interrupted": stopped}
@@ -134,16 +134,16 @@ def _row(label: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
   per_char = figures["bits_per_char"] / figures["bits_per_token"]
   shapes = jax.tree.leaves(run.program.abstract.params)
   row = {
-      "config": label,
-      "objective": run.resolved.objective.name,
-      "bits_per_char": figures["bits_per_char"],
-      "standard_error": figures["standard_error"] * per_char,
-      "bits_per_token": figures["bits_per_token"],
-      "parameters": sum(leaf.size for leaf in shapes),
-      "step": step,
-      "tokens": step * _batch_tokens(run),
-      "tokens_per_second": summary.get("tokens_per_second"),
-      "curve": _curve(run),
+    "config": label,
+    "objective": run.resolved.objective.name,
+    "bits_per_char": figures["bits_per_char"],
+    "standard_error": figures["standard_error"] * per_char,
+    "bits_per_token": figures["bits_per_token"],
+    "parameters": sum(leaf.size for leaf in shapes),
+    "step": step,
+    "tokens": step * _batch_tokens(run),
+    "tokens_per_second": summary.get("tokens_per_second"),
+    "curve": _curve(run),
   }
   if jax.process_index() == 0:
     path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
@@ -171,36 +171,36 @@ def _curve(run: Run) -> list[tuple[float, float, float]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
   """Returns the rows as Markdown."""
   lines = [
-      "| config | objective | bits per character | standard error | parameters "
-      "| tokens |",
-      "|---|---|---|---|---|---|",
+    "| config | objective | bits per character | standard error | parameters "
+    "| tokens |",
+    "|---|---|---|---|---|---|",
   ]
   for row in rows:
     lines.append(
-        f"| {row['config']} | {row['objective']} | {row['bits_per_char']:.4f} "
-        f"| {row['standard_error']:.4f} | {row['parameters']:,} "
-        f"| {row['tokens']:,} |"
+      f"| {row['config']} | {row['objective']} | {row['bits_per_char']:.4f} "
+      f"| {row['standard_error']:.4f} | {row['parameters']:,} "
+      f"| {row['tokens']:,} |"
     )
   return "\n".join(lines) + "\n"
 
 
 def write(
-    rows: Sequence[dict[str, Any]], output: pathlib.Path
+  rows: Sequence[dict[str, Any]], output: pathlib.Path
 ) -> dict[str, str]:
   """Writes comparison.md, comparison.json and comparison.svg."""
   text = json.dumps({"rows": list(rows)}, indent=2) + "\n"
   (output / "comparison.json").write_text(text, encoding="utf-8")
   (output / "comparison.md").write_text(table(rows), encoding="utf-8")
   finite = {
-      row["config"]: [tuple(p) for p in row["curve"]]
-      for row in rows
-      if any(math.isfinite(p[1]) for p in row["curve"])
+    row["config"]: [tuple(p) for p in row["curve"]]
+    for row in rows
+    if any(math.isfinite(p[1]) for p in row["curve"])
   }
   plot = line_plot(
-      finite, x_label="tokens seen", y_label="bits per character (held out)"
+    finite, x_label="tokens seen", y_label="bits per character (held out)"
   )
   (output / "comparison.svg").write_text(plot, encoding="utf-8")
   return {
-      "table": str(output / "comparison.md"),
-      "plot": str(output / "comparison.svg"),
+    "table": str(output / "comparison.md"),
+    "plot": str(output / "comparison.svg"),
   }

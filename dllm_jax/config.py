@@ -36,8 +36,8 @@ _BUILDERS = {"transformer": models.transformer, "dit": models.dit}
 
 # Filled in from the tokenizer and the objective, never by a config.
 _DERIVED = {
-    "model": {"vocab_size"},
-    "objective": {f.name for f in dataclasses.fields(TokenSpace)},
+  "model": {"vocab_size"},
+  "objective": {f.name for f in dataclasses.fields(TokenSpace)},
 }
 
 # What a second start of a run may change.
@@ -68,24 +68,24 @@ class Evaluation:
   def __post_init__(self):
     if self.passes < 2:
       raise ValueError(
-          "evaluation.passes must be at least 2 (the standard error needs two), "
-          f"not {self.passes}"
+        "evaluation.passes must be at least 2 (the standard error needs two), "
+        f"not {self.passes}"
       )
     if self.batch_size < 1:
       raise ValueError(
-          f"evaluation.batch_size must be at least 1, not {self.batch_size}"
+        f"evaluation.batch_size must be at least 1, not {self.batch_size}"
       )
 
 
 _SECTIONS = {
-    "data": Dataset,
-    "optimizer": Optimizer,
-    "training": Training,
-    "mesh": MeshConfig,
-    "checkpoint": Checkpoint,
-    "logging": Logging,
-    "evaluation": Evaluation,
-    "sampler": SamplerConfig,
+  "data": Dataset,
+  "optimizer": Optimizer,
+  "training": Training,
+  "mesh": MeshConfig,
+  "checkpoint": Checkpoint,
+  "logging": Logging,
+  "evaluation": Evaluation,
+  "sampler": SamplerConfig,
 }
 
 
@@ -124,11 +124,11 @@ class Config:
       ValueError: a field has an illegal value.
     """
     space = TokenSpace(
-        vocab_size=tokenizer.vocab_size,
-        mask_id=tokenizer.mask_id,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        length=self.data.length,
+      vocab_size=tokenizer.vocab_size,
+      mask_id=tokenizer.mask_id,
+      bos_id=tokenizer.bos_id,
+      eos_id=tokenizer.eos_id,
+      length=self.data.length,
     )
     fields = dict(self.objective)
     cls = registry.objective_class(fields.pop("name"))
@@ -157,16 +157,16 @@ def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:
   cls, needs = _NETWORKS[name], objective.network_fields()
   legal = {f.name for f in dataclasses.fields(cls)}
   network = cls(**{
-      **fields,
-      "vocab_size": objective.vocab_size,
-      **{k: v for k, v in needs.items() if k in legal},
+    **fields,
+    "vocab_size": objective.vocab_size,
+    **{k: v for k, v in needs.items() if k in legal},
   })
   for field, value in needs.items():
     if getattr(network, field, None) != value:
       raise ValueError(
-          f"{type(objective).__name__} needs a network with {field} {value}, "
-          f"which config.model ({name}) is not; change its fields, or take "
-          "model.name transformer"
+        f"{type(objective).__name__} needs a network with {field} {value}, "
+        f"which config.model ({name}) is not; change its fields, or take "
+        "model.name transformer"
       )
   return network
 
@@ -200,12 +200,12 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
 
 
 _SMOKE = {
-    "data": {"path": "shakespeare", "tokenizer": "char", "length": 32},
-    "model": {"width": 32, "layers": 2, "heads": 2},
-    "training": {"steps": 20, "batch_size": 8, "microbatches": 1},
-    "evaluation": {"batches": 4, "passes": 2, "every_steps": 0},
-    "checkpoint": {"every_steps": 10},
-    "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1},
+  "data": {"path": "shakespeare", "tokenizer": "char", "length": 32},
+  "model": {"width": 32, "layers": 2, "heads": 2},
+  "training": {"steps": 20, "batch_size": 8, "microbatches": 1},
+  "evaluation": {"batches": 4, "passes": 2, "every_steps": 0},
+  "checkpoint": {"every_steps": 10},
+  "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1},
 }
 
 
@@ -228,7 +228,7 @@ def resolve(given: Mapping[str, Any]) -> ConfigDict:
       name = {"name": fields.pop("name", "transformer")}
       if name["name"] not in _NETWORKS:
         raise ValueError(
-            f"unknown network {name['name']!r}; legal: {', '.join(_NETWORKS)}"
+          f"unknown network {name['name']!r}; legal: {', '.join(_NETWORKS)}"
         )
       cls = _NETWORKS[name["name"]]
     else:
@@ -278,13 +278,15 @@ def _as_fields(value: Any, choices: Mapping[str, type], where: str) -> dict:
   """Returns `{"name": ..., fields}` of one of several dataclasses."""
   if dataclasses.is_dataclass(value):
     name = {v: k for k, v in choices.items()}[type(value)]
-    shallow = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    shallow = {
+      f.name: getattr(value, f.name) for f in dataclasses.fields(value)
+    }
     value = {"name": name} | shallow
   fields = {"name": value} if isinstance(value, str) else dict(value)
   name = fields.pop("name", None)
   if name not in choices:
     raise ValueError(
-        f"{where}: unknown name {name!r}; legal: {', '.join(choices)}"
+      f"{where}: unknown name {name!r}; legal: {', '.join(choices)}"
     )
   return {"name": name} | _complete(where, choices[name], fields)
 
@@ -306,7 +308,7 @@ def _check_names(kind: str, given, legal, where: str) -> None:
       close = difflib.get_close_matches(name, legal, n=1)
       hint = f"did you mean {close[0]!r}? " if close else ""
       raise ValueError(
-          f"unknown {kind} {where}.{name}; {hint}legal: {', '.join(legal)}"
+        f"unknown {kind} {where}.{name}; {hint}legal: {', '.join(legal)}"
       )
 
 
@@ -320,21 +322,21 @@ def stored(workdir: str | pathlib.Path) -> ConfigDict:
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
     raise FileNotFoundError(
-        f"no run in {workdir} (it has no config.json); train one with "
-        "`dllm train --config=... --workdir=...`"
+      f"no run in {workdir} (it has no config.json); train one with "
+      "`dllm train --config=... --workdir=...`"
     )
   try:
     given = json.loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(
-        f"{path} is not valid JSON ({error}); restore it, or use another "
-        "--workdir"
+      f"{path} is not valid JSON ({error}); restore it, or use another "
+      "--workdir"
     ) from error
   return resolve(given)
 
 
 def check_overrides(
-    config: ConfigDict, paths: Sequence[str], root: str = "config"
+  config: ConfigDict, paths: Sequence[str], root: str = "config"
 ) -> None:
   """Checks that `a.b.c` paths name fields of a resolved config.
 
@@ -363,9 +365,9 @@ def parse(config: ConfigDict) -> Config:
   """
   values = config.to_dict()
   return Config(
-      objective=values["objective"],
-      model=values["model"],
-      **{name: cls(**values[name]) for name, cls in _SECTIONS.items()},
+    objective=values["objective"],
+    model=values["model"],
+    **{name: cls(**values[name]) for name, cls in _SECTIONS.items()},
   )
 
 
@@ -380,9 +382,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
       for key in sorted({*a, *b}):
         walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)
     elif a != b and not (
-        isinstance(a, (list, tuple))
-        and isinstance(b, (list, tuple))
-        and list(a) == list(b)
+      isinstance(a, (list, tuple))
+      and isinstance(b, (list, tuple))
+      and list(a) == list(b)
     ):
       found.append(f"config.{path}: {a!r} -> {b!r}")
 

@@ -25,7 +25,7 @@ def find(name: str) -> pathlib.Path:
       if candidate.is_file():
         return candidate
   raise FileNotFoundError(
-      f"no config {name!r}; give a file, or one of: {', '.join(bundled())}"
+    f"no config {name!r}; give a file, or one of: {', '.join(bundled())}"
   )
 
 

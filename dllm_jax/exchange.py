@@ -25,10 +25,10 @@ from dllm_jax.pretrained import families, files
 from dllm_jax.pretrained.adopt import adopt
 from dllm_jax.pretrained.convert import Source
 from dllm_jax.pretrained.load import (
-    copy_companions,
-    load_pretrained,
-    Pretrained,
-    save_pretrained,
+  copy_companions,
+  load_pretrained,
+  Pretrained,
+  save_pretrained,
 )
 from dllm_jax.pretrained.table import shapes
 from dllm_jax.run import Run
@@ -47,12 +47,12 @@ class _Bar:
   def __call__(self, done: int, total: int) -> None:
     if self._bar is None:
       self._bar = tqdm(
-          desc=self._text,
-          unit=self._unit,
-          unit_scale=True,
-          total=total,
-          file=sys.stderr,
-          mininterval=0.1 if sys.stderr.isatty() else 15.0,
+        desc=self._text,
+        unit=self._unit,
+        unit_scale=True,
+        total=total,
+        file=sys.stderr,
+        mininterval=0.1 if sys.stderr.isatty() else 15.0,
       )
     self._bar.update(done - self._bar.n)
     if done == total:
@@ -60,13 +60,13 @@ class _Bar:
 
 
 def import_folder(
-    folder: str | pathlib.Path,
-    workdir: str | pathlib.Path,
-    *,
-    target: str | None = None,
-    dtype: str | None = None,
-    mask_id: int | None = None,
-    length: int | None = None,
+  folder: str | pathlib.Path,
+  workdir: str | pathlib.Path,
+  *,
+  target: str | None = None,
+  dtype: str | None = None,
+  mask_id: int | None = None,
+  length: int | None = None,
 ) -> dict[str, Any]:
   """Makes a working directory of a published folder; returns what was read.
 
@@ -89,11 +89,11 @@ def import_folder(
   start = time.perf_counter()
   with files.new_folder(workdir) as temporary:
     model = load_pretrained(
-        folder,
-        dtype=dtype,
-        mesh=_mesh(folder),
-        mask_id=mask_id,
-        progress=_Bar("reading", " parameters"),
+      folder,
+      dtype=dtype,
+      mesh=_mesh(folder),
+      mask_id=mask_id,
+      progress=_Bar("reading", " parameters"),
     )
     if target is not None:
       model = adopt(model, target)
@@ -102,7 +102,7 @@ def import_folder(
     objective, _ = configs.parse(resolved).build(model.tokenizer)
     (temporary / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     (temporary / "config.json").write_text(
-        resolved.to_json(indent=2), encoding="utf-8"
+      resolved.to_json(indent=2), encoding="utf-8"
     )
     _keep(model, temporary / _PUBLISHED)
     checkpoints = Checkpoints(temporary)
@@ -113,11 +113,11 @@ def import_folder(
 
 
 def export_run(
-    workdir: str | pathlib.Path,
-    folder: str | pathlib.Path,
-    *,
-    use_ema: bool = True,
-    dtype: str | None = None,
+  workdir: str | pathlib.Path,
+  folder: str | pathlib.Path,
+  *,
+  use_ema: bool = True,
+  dtype: str | None = None,
 ) -> dict[str, Any]:
   """Writes a run's newest parameters as its family's folder; tells which.
 
@@ -164,13 +164,13 @@ def _mesh(folder):
 def _summary(model: Pretrained, seconds: float) -> dict[str, Any]:
   usage = resource.getrusage(resource.RUSAGE_SELF)
   return {
-      "family": model.family.name,
-      "parameters": model.parameters,
-      "tensors_used": len(model.used),
-      "tensors_unused": list(model.unused),
-      "bytes": sum(x.nbytes for x in jax.tree.leaves(model.params)),
-      "seconds": seconds,
-      "peak_bytes": usage.ru_maxrss * 1024,
+    "family": model.family.name,
+    "parameters": model.parameters,
+    "tensors_used": len(model.used),
+    "tensors_unused": list(model.unused),
+    "bytes": sum(x.nbytes for x in jax.tree.leaves(model.params)),
+    "seconds": seconds,
+    "peak_bytes": usage.ru_maxrss * 1024,
   }
 
 
@@ -179,14 +179,12 @@ def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
   objective, network = model.objective, model.config
   derived = {f.name for f in dataclasses.fields(TokenSpace)}
   fields = {
-      f.name: getattr(objective, f.name)
-      for f in dataclasses.fields(objective)
-      if f.name not in derived
+    f.name: getattr(objective, f.name)
+    for f in dataclasses.fields(objective)
+    if f.name not in derived
   }
   block = objective.block_length or 1
-  trained = families.length(
-      families.Fields(model.published, "config.json")
-  )
+  trained = families.length(families.Fields(model.published, "config.json"))
   length = length or max(min(trained, _ROW) // block, 1) * block
   name = type(objective).__module__.rsplit(".", 1)[-1]
   kind = type(network).__name__.removesuffix("Config").lower()
@@ -194,13 +192,13 @@ def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
   del shape["vocab_size"]
   rows = 8 * jax.device_count()
   return {
-      "data": {"length": length},
-      "objective": {"name": name, **fields},
-      "model": {"name": kind, **shape},
-      "optimizer": {"learning_rate": 1e-5},
-      "training": {"batch_size": rows},
-      "evaluation": {"batch_size": rows},
-      "sampler": {"preset": model.sampler},
+    "data": {"length": length},
+    "objective": {"name": name, **fields},
+    "model": {"name": kind, **shape},
+    "optimizer": {"learning_rate": 1e-5},
+    "training": {"batch_size": rows},
+    "evaluation": {"batch_size": rows},
+    "sampler": {"preset": model.sampler},
   }
 
 
@@ -212,17 +210,17 @@ def _keep(model: Pretrained, folder: pathlib.Path) -> None:
   source = model.source
   dtypes = {key: str(dtype) for key, dtype in (source.dtypes or {}).items()}
   files.write_json(
-      folder / "source.json",
-      {
-          "prefix": source.prefix,
-          "dtypes": dtypes,
-          "used": list(model.used),
-          "unused": list(model.unused),
-      },
+    folder / "source.json",
+    {
+      "prefix": source.prefix,
+      "dtypes": dtypes,
+      "used": list(model.used),
+      "unused": list(model.unused),
+    },
   )
   extras = {
-      key: files.Outgoing(array.dtype, array.shape, lambda a=array: a)
-      for key, array in (source.extras or {}).items()
+    key: files.Outgoing(array.dtype, array.shape, lambda a=array: a)
+    for key, array in (source.extras or {}).items()
   }
   if extras:
     files.write_tensors(folder, extras, shard_bytes=2**40)
@@ -233,8 +231,8 @@ def _kept(run: Run) -> Pretrained:
   folder = run.workdir / _PUBLISHED
   if not folder.is_dir():
     raise ValueError(
-        f"{run.workdir} was trained from scratch and has no published layout;"
-        " only runs made by `dllm convert --from_hf` go back"
+      f"{run.workdir} was trained from scratch and has no published layout;"
+      " only runs made by `dllm convert --from_hf` go back"
     )
   fields = families.Fields(files.read_config(folder), folder / "config.json")
   family = families.find(fields)
@@ -242,27 +240,27 @@ def _kept(run: Run) -> Pretrained:
   extras = {}
   if (folder / files.SINGLE).is_file():
     extras = {
-        key: np.asarray(tensor)
-        for key, tensor in files.read_tensors(folder).items()
+      key: np.asarray(tensor)
+      for key, tensor in files.read_tensors(folder).items()
     }
   network = dataclasses.replace(run.network, lora_rank=0)
   ids = families.Ids(run.tokenizer.mask_id)
   return Pretrained(
-      family.table.network(network),
-      {},
-      run.objective,
-      run.tokenizer,
-      family.sampler,
-      network,
-      family=family,
-      published=fields.values,
-      ids=ids,
-      source=Source(
-          kept["prefix"],
-          {key: np.dtype(name) for key, name in kept["dtypes"].items()},
-          extras,
-      ),
-      used=tuple(kept["used"]),
-      unused=tuple(kept["unused"]),
-      folder=folder,
+    family.table.network(network),
+    {},
+    run.objective,
+    run.tokenizer,
+    family.sampler,
+    network,
+    family=family,
+    published=fields.values,
+    ids=ids,
+    source=Source(
+      kept["prefix"],
+      {key: np.dtype(name) for key, name in kept["dtypes"].items()},
+      extras,
+    ),
+    used=tuple(kept["used"]),
+    unused=tuple(kept["unused"]),
+    folder=folder,
   )

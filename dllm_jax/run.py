@@ -84,13 +84,13 @@ class Run:
   """
 
   def __init__(
-      self,
-      workdir: pathlib.Path,
-      resolved: ConfigDict,
-      tokenizer: Tokenizer,
-      *,
-      corpus: Any = None,
-      devices: Sequence[jax.Device] | None = None,
+    self,
+    workdir: pathlib.Path,
+    resolved: ConfigDict,
+    tokenizer: Tokenizer,
+    *,
+    corpus: Any = None,
+    devices: Sequence[jax.Device] | None = None,
   ):
     enable_compilation_cache()
     self.workdir = workdir
@@ -106,11 +106,11 @@ class Run:
 
   @classmethod
   def create(
-      cls,
-      resolved: ConfigDict,
-      workdir: str | pathlib.Path,
-      *,
-      devices: Sequence[jax.Device] | None = None,
+    cls,
+    resolved: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
   ) -> "Run":
     """Returns the run of a configuration, new or already begun.
 
@@ -130,21 +130,21 @@ class Run:
       changed = configs.differences(old, json.loads(resolved.to_json()))
       if changed and not _only_imported(workdir):
         raise ValueError(
-            f"{workdir} holds a run with another configuration ("
-            + "; ".join(changed[:3])
-            + "); use another --workdir, or only change mesh, logging, "
-            "checkpoint and training.steps"
+          f"{workdir} holds a run with another configuration ("
+          + "; ".join(changed[:3])
+          + "); use another --workdir, or only change mesh, logging, "
+          "checkpoint and training.steps"
         )
       tokenizer = _read_tokenizer(workdir)
       corpus = data.load(config.data, tokenizer=tokenizer)
     else:
       if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(
-            f"{workdir} is not empty and holds no run; use another --workdir"
+          f"{workdir} is not empty and holds no run; use another --workdir"
         )
       corpus = data.load(config.data)
     run = cls(
-        workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
+      workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
     )
     run._check_batches()
     if jax.process_index() == 0:
@@ -155,11 +155,11 @@ class Run:
 
   @classmethod
   def open(
-      cls,
-      workdir: str | pathlib.Path,
-      *,
-      mesh: Mapping[str, int] | None = None,
-      devices: Sequence[jax.Device] | None = None,
+    cls,
+    workdir: str | pathlib.Path,
+    *,
+    mesh: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
   ) -> "Run":
     """Returns the run that a directory holds.
 
@@ -196,9 +196,9 @@ class Run:
     devices = self.mesh.devices
     kind = devices.flat[0].device_kind
     return (
-        f"{self.resolved.objective.name} on {self.resolved.data.path}: "
-        f"{parameters:,} parameters, vocabulary {self.objective.vocab_size}, "
-        f"{devices.size} x {kind}"
+      f"{self.resolved.objective.name} on {self.resolved.data.path}: "
+      f"{parameters:,} parameters, vocabulary {self.objective.vocab_size}, "
+      f"{devices.size} x {kind}"
     )
 
   # --------------------------------------------------------------- programs
@@ -210,11 +210,11 @@ class Run:
     if self.config.model.get("lora_rank") and not optimizer.train_only:
       optimizer = dataclasses.replace(optimizer, train_only=r".*/lora_[ab]")
     return Trainer(
-        objective=self.objective,
-        denoiser=self.denoiser,
-        optimizer=optimizer.build(training.steps),
-        training=training,
-        trains=optimizer.trains if optimizer.train_only else None,
+      objective=self.objective,
+      denoiser=self.denoiser,
+      optimizer=optimizer.build(training.steps),
+      training=training,
+      trains=optimizer.trains if optimizer.train_only else None,
     )
 
   @functools.cached_property
@@ -222,7 +222,7 @@ class Run:
     """The train step, jitted over the mesh."""
     with jax.set_mesh(self.mesh):
       return compile_program(
-          self.trainer, self._empty_batch(), self.mesh, RULES
+        self.trainer, self._empty_batch(), self.mesh, RULES
       )
 
   def _empty_batch(self) -> Batch:
@@ -230,10 +230,10 @@ class Run:
     tokens = np.zeros(shape, np.int32)
     ones = np.ones(shape, np.int32)
     return Batch(
-        tokens=tokens,
-        loss_mask=ones.astype(bool),
-        segment_ids=ones,
-        positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+      tokens=tokens,
+      loss_mask=ones.astype(bool),
+      segment_ids=ones,
+      positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
     )
 
   def _check_batches(self) -> None:
@@ -244,13 +244,13 @@ class Run:
     training, evaluation = self.config.training, self.config.evaluation
     part = training.batch_size // training.microbatches
     for name, size in (
-        ("training.batch_size / training.microbatches", part),
-        ("evaluation.batch_size", evaluation.batch_size),
+      ("training.batch_size / training.microbatches", part),
+      ("evaluation.batch_size", evaluation.batch_size),
     ):
       if size % rows:
         raise ValueError(
-            f"{name} = {size} is not divisible by the {rows} devices of the mesh "
-            f"axes {', '.join(BATCH_AXES)}; choose a multiple of {rows}"
+          f"{name} = {size} is not divisible by the {rows} devices of the mesh "
+          f"axes {', '.join(BATCH_AXES)}; choose a multiple of {rows}"
         )
 
   @functools.cached_property
@@ -268,7 +268,7 @@ class Run:
         checkpoints.close()
     if restored is None:
       raise FileNotFoundError(
-          f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
+        f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
       )
     return restored[0]
 
@@ -287,17 +287,17 @@ class Run:
     """
     evaluation = self.config.evaluation
     hooks = Hooks(
-        evaluate=self._training_evaluation if self.corpus.held_out else None,
-        evaluate_every=evaluation.every_steps,
-        sample=lambda state: self.sample(state=state).texts,
-        sample_every=evaluation.sample_every,
+      evaluate=self._training_evaluation if self.corpus.held_out else None,
+      evaluate_every=evaluation.every_steps,
+      sample=lambda state: self.sample(state=state).texts,
+      sample_every=evaluation.sample_every,
     )
     with jax.set_mesh(self.mesh):
       state, summary = self.loop(self.workdir, hooks).run()
     self.__dict__["state"] = state
     # A run that had nothing left to do, or was stopped, still says how it stands.
     logged = latest(
-        self.workdir, ("loss_nats_per_token", "eval_", "tokens_per_second")
+      self.workdir, ("loss_nats_per_token", "eval_", "tokens_per_second")
     )
     return logged | summary
 
@@ -305,39 +305,39 @@ class Run:
     """Returns the training loop of this run, writing into a directory."""
     config = self.config
     return Loop(
-        program=self.program,
-        batches=data.train_iterator(
-            self.corpus,
-            batch_size=config.training.batch_size,
-            seed=config.training.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-        checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
-        writer=lambda step: MetricWriter(
-            workdir,
-            config.logging,
-            resumed_step=step,
-            config=self.resolved.to_dict(),
-            active=jax.process_index() == 0,
-        ),
-        steps=config.training.steps,
-        save_every=config.checkpoint.every_steps,
-        logging=config.logging,
-        mesh=self.mesh,
-        hooks=hooks,
-        learning_rate=config.optimizer.learning_rates(config.training.steps),
-        workdir=workdir,
-        profile_steps=config.training.profile_steps,
+      program=self.program,
+      batches=data.train_iterator(
+        self.corpus,
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+      ),
+      checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
+      writer=lambda step: MetricWriter(
+        workdir,
+        config.logging,
+        resumed_step=step,
+        config=self.resolved.to_dict(),
+        active=jax.process_index() == 0,
+      ),
+      steps=config.training.steps,
+      save_every=config.checkpoint.every_steps,
+      logging=config.logging,
+      mesh=self.mesh,
+      hooks=hooks,
+      learning_rate=config.optimizer.learning_rates(config.training.steps),
+      workdir=workdir,
+      profile_steps=config.training.profile_steps,
     )
 
   def _training_evaluation(self, state: TrainState) -> dict[str, float]:
     limit = self.config.evaluation.batches or None
     figures = self.evaluate(state=state, limit=limit)
     return {
-        "eval_bits_per_token": figures["bits_per_token"],
-        "eval_bits_per_char": figures["bits_per_char"],
-        "eval_standard_error": figures["standard_error"],
+      "eval_bits_per_token": figures["bits_per_token"],
+      "eval_bits_per_char": figures["bits_per_char"],
+      "eval_standard_error": figures["standard_error"],
     }
 
   # ------------------------------------------------------------- evaluation
@@ -346,19 +346,19 @@ class Run:
   def _bound_sums(self):
     def sums(params, process, key, batch):
       return likelihood.bound_sums(
-          self.objective, self.denoiser, params, process, key, batch
+        self.objective, self.denoiser, params, process, key, batch
       )
 
     return jax.jit(sums)
 
   def evaluate(
-      self,
-      *,
-      state: TrainState | None = None,
-      use_ema: bool = True,
-      limit: int | None = None,
-      passes: int | None = None,
-      progress: bool = False,
+    self,
+    *,
+    state: TrainState | None = None,
+    use_ema: bool = True,
+    limit: int | None = None,
+    passes: int | None = None,
+    progress: bool = False,
   ) -> dict[str, float]:
     """Returns the likelihood bound of the held-out text.
 
@@ -377,43 +377,43 @@ class Run:
     size = self.corpus.held_out_text
     if size is None:
       raise ValueError(
-          "nothing is held out: set config.data.held_out above 0, or "
-          "config.data.held_out_path"
+        "nothing is held out: set config.data.held_out above 0, or "
+        "config.data.held_out_path"
       )
     batches = data.held_out_batches(
-        self.corpus,
-        batch_size=evaluation.batch_size,
-        limit=limit,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+      self.corpus,
+      batch_size=evaluation.batch_size,
+      limit=limit,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
     )
     params = state.eval_params if use_ema else state.params
     with jax.set_mesh(self.mesh):
       return likelihood.likelihood(
-          lambda key, batch: self._bound_sums(
-              params, state.process, key, global_batch(batch, self.mesh)
-          ),
-          batches,
-          passes=passes or evaluation.passes,
-          seed=evaluation.seed,
-          characters_per_token=size.characters_per_token,
-          progress=progress,
+        lambda key, batch: self._bound_sums(
+          params, state.process, key, global_batch(batch, self.mesh)
+        ),
+        batches,
+        passes=passes or evaluation.passes,
+        seed=evaluation.seed,
+        characters_per_token=size.characters_per_token,
+        progress=progress,
       )
 
   # --------------------------------------------------------------- sampling
 
   def sample(
-      self,
-      prompts: Sequence[str] = ("",),
-      *,
-      infills: Sequence[str] = (),
-      num_samples: int = 1,
-      length: int | None = None,
-      seed: int = 0,
-      sampler: SamplerConfig | None = None,
-      state: TrainState | None = None,
-      use_ema: bool = True,
-      trace: bool = False,
+    self,
+    prompts: Sequence[str] = ("",),
+    *,
+    infills: Sequence[str] = (),
+    num_samples: int = 1,
+    length: int | None = None,
+    seed: int = 0,
+    sampler: SamplerConfig | None = None,
+    state: TrainState | None = None,
+    use_ema: bool = True,
+    trace: bool = False,
   ) -> Sampled:
     """Returns sampled texts, all in one batch and one program.
 
@@ -438,29 +438,29 @@ class Run:
       rows = [begun(infill.parse(text, encode)) for text in infills]
     else:
       rows = [
-          sampling_requests.continuation(begun(encode(text)), length=length)
-          for text in prompts
+        sampling_requests.continuation(begun(encode(text)), length=length)
+        for text in prompts
       ]
     return self.sample_rows(
-        [row for row in rows for _ in range(num_samples)],
-        length=length,
-        seed=seed,
-        sampler=sampler,
-        state=state,
-        use_ema=use_ema,
-        trace=trace,
+      [row for row in rows for _ in range(num_samples)],
+      length=length,
+      seed=seed,
+      sampler=sampler,
+      state=state,
+      use_ema=use_ema,
+      trace=trace,
     )
 
   def sample_rows(
-      self,
-      rows: Sequence[sampling_requests.Template],
-      *,
-      length: int,
-      seed: int = 0,
-      sampler: SamplerConfig | None = None,
-      state: TrainState | None = None,
-      use_ema: bool = True,
-      trace: bool = False,
+    self,
+    rows: Sequence[sampling_requests.Template],
+    *,
+    length: int,
+    seed: int = 0,
+    sampler: SamplerConfig | None = None,
+    state: TrainState | None = None,
+    use_ema: bool = True,
+    trace: bool = False,
   ) -> Sampled:
     """Returns samples of templates: token ids, None where one is wanted.
 
@@ -478,10 +478,10 @@ class Run:
     """
     end = getattr(self.tokenizer, "eos_id", None)
     sampler = (sampler or self.config.sampler).build(
-        self.objective, length=length, eos_id=end
+      self.objective, length=length, eos_id=end
     )
     requests = sampling_requests.build(
-        rows, objective=self.objective, length=length
+      rows, objective=self.objective, length=length
     )
     state = self.state if state is None else state
     params = state.eval_params if use_ema else state.params
@@ -497,20 +497,20 @@ class Run:
       seconds = time.perf_counter() - start
     tokens = np.asarray(jax.device_get(generation.tokens))
     ids = [
-        sampling_requests.text_ids(
-            row, given, begin=self.objective.begin_id, end=sampler.eos_id
-        )
-        for row, given in zip(tokens.tolist(), rows, strict=True)
+      sampling_requests.text_ids(
+        row, given, begin=self.objective.begin_id, end=sampler.eos_id
+      )
+      for row, given in zip(tokens.tolist(), rows, strict=True)
     ]
     free = np.asarray(requests.valid) & ~np.asarray(requests.fixed)
     return Sampled(
-        texts=[self.tokenizer.decode(row) for row in ids],
-        generation=generation,
-        new_tokens=int(free.sum()),
-        seconds=seconds,
-        compile_seconds=compile_seconds,
-        dispatch_seconds=dispatched,
-        rows=ids,
+      texts=[self.tokenizer.decode(row) for row in ids],
+      generation=generation,
+      new_tokens=int(free.sum()),
+      seconds=seconds,
+      compile_seconds=compile_seconds,
+      dispatch_seconds=dispatched,
+      rows=ids,
     )
 
   @property
@@ -521,7 +521,7 @@ class Run:
   def _launcher(self, sampler, trace: bool) -> Launcher:
     if (sampler, trace) not in self._launchers:
       self._launchers[sampler, trace] = Launcher(
-          sampler, self.denoiser, trace=trace
+        sampler, self.denoiser, trace=trace
       )
     return self._launchers[sampler, trace]
 
@@ -539,7 +539,7 @@ def _read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
   path = workdir / "tokenizer.json"
   if not path.exists():
     raise FileNotFoundError(
-        f"{path} is missing; restore it from a copy of the run"
+      f"{path} is missing; restore it from a copy of the run"
     )
   return tokenizer_from_json(path.read_text(encoding="utf-8"))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = pathlib.Path(
-    os.environ.get("DLLM_GOLDEN", pathlib.Path(__file__).parent / "golden")
+  os.environ.get("DLLM_GOLDEN", pathlib.Path(__file__).parent / "golden")
 )
 
 
@@ -50,6 +50,4 @@ def same_draws(found, expected, ratios, *, tie: float = 1e-4) -> None:
   """
   best = np.sort(ratios, axis=-1)
   clear = best[..., -1] - best[..., -2] > tie * best[..., -1]
-  np.testing.assert_array_equal(
-      np.where(clear, found, expected), expected
-  )
+  np.testing.assert_array_equal(np.where(clear, found, expected), expected)

@@ -21,19 +21,19 @@ def tiny(**fields):
   Fields are given as `section__field=value`.
   """
   given = {
-      "data": {"path": "shakespeare", "tokenizer": "char", "length": 32},
-      "model": {"width": 16, "layers": 2, "heads": 2},
-      # Constant, so that a run of fewer steps is the beginning of a longer one.
-      "optimizer": {
-          "learning_rate": 1e-2,
-          "warmup_steps": 2,
-          "schedule": "constant",
-      },
-      "training": {"steps": 6, "batch_size": 8},
-      "checkpoint": {"every_steps": 3},
-      "logging": {"every_steps": 1, "tensorboard": False, "progress": False},
-      "evaluation": {"batch_size": 8, "batches": 2, "passes": 2},
-      "mesh": {"data": 1},
+    "data": {"path": "shakespeare", "tokenizer": "char", "length": 32},
+    "model": {"width": 16, "layers": 2, "heads": 2},
+    # Constant, so that a run of fewer steps is the beginning of a longer one.
+    "optimizer": {
+      "learning_rate": 1e-2,
+      "warmup_steps": 2,
+      "schedule": "constant",
+    },
+    "training": {"steps": 6, "batch_size": 8},
+    "checkpoint": {"every_steps": 3},
+    "logging": {"every_steps": 1, "tensorboard": False, "progress": False},
+    "evaluation": {"batch_size": 8, "batches": 2, "passes": 2},
+    "mesh": {"data": 1},
   }
   for name, value in fields.items():
     section, field = name.split("__")
@@ -57,11 +57,11 @@ def dllm(*args, devices: int = 1, **kwargs) -> subprocess.Popen:
   """Starts `dllm ARGS` in a process of its own, with simulated devices."""
   flag = f"--xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
-      [sys.executable, "-m", "dllm_jax", *map(str, args)],
-      cwd=ROOT,
-      env=os.environ | {"XLA_FLAGS": flag},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      **kwargs,
+    [sys.executable, "-m", "dllm_jax", *map(str, args)],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": flag},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **kwargs,
   )

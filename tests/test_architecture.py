@@ -95,17 +95,27 @@ def test_configs_are_read_in_one_place():
   # The launchers pass a ConfigDict on; only `config` makes dataclasses of it.
   uses = lambda names: any(n.startswith("ml_collections") for n in names)
   users = {room(p) for p, tree in sources().items() if uses(imported(tree))}
-  assert users <= {"config", "config_file", "run", "benchmark", "compare", "cli"}
+  assert users <= {
+    "config",
+    "config_file",
+    "run",
+    "benchmark",
+    "compare",
+    "cli",
+  }
 
 
 def test_jit_only_where_a_program_is_launched():
-  uses = lambda tree: any(
-    isinstance(node, ast.Attribute)
-    and node.attr in ("jit", "pmap", "pjit")
-    and isinstance(node.value, ast.Name)
-    and node.value.id == "jax"
-    for node in ast.walk(tree)
-  ) or imported(tree) & {"jax.jit", "jax.pmap"}
+  uses = lambda tree: (
+    any(
+      isinstance(node, ast.Attribute)
+      and node.attr in ("jit", "pmap", "pjit")
+      and isinstance(node.value, ast.Name)
+      and node.value.id == "jax"
+      for node in ast.walk(tree)
+    )
+    or imported(tree) & {"jax.jit", "jax.pmap"}
+  )
   assert {path for path, tree in sources().items() if uses(tree)} <= LAUNCHERS
 
 
@@ -115,7 +125,10 @@ def test_import_is_light():
     "print(*{'jax', 'grain', 'ml_collections'} & sys.modules.keys())"
   )
   done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=True,
     cwd=ROOT,
   )
   assert done.stdout.split() == []
@@ -133,7 +146,9 @@ def length(function: ast.FunctionDef, lines: list[str]) -> int:
 
 def test_functions_are_short():
   found = {
-    f"{path}: {node.name}": length(node, (PACKAGE / path).read_text().split("\n"))
+    f"{path}: {node.name}": length(
+      node, (PACKAGE / path).read_text().split("\n")
+    )
     for path, tree in sources().items()
     for node in ast.walk(tree)
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))

@@ -59,11 +59,11 @@ def test_compares_and_continues(files, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"data": {"path": "shakespeare", "length": 16}}, "config.data"),
-        ({"training": {"seed": 1, "batch_size": 8}}, "config.training.seed"),
-    ],
+  ("sections", "message"),
+  [
+    ({"data": {"path": "shakespeare", "length": 16}}, "config.data"),
+    ({"training": {"seed": 1, "batch_size": 8}}, "config.training.seed"),
+  ],
 )
 def test_refuses_other_data(files, sections, message):
   names = [files("one"), files("two", **sections)]
@@ -93,7 +93,7 @@ def test_twins_read_the_same_data():
 def test_plot_has_a_curve_for_each_name():
   points = [(0.0, 3.0, 0.1), (1e6, 2.0, float("nan"))]
   svg = line_plot(
-      {"a": points, "b<": points[:1]}, x_label="tokens", y_label="bits"
+    {"a": points, "b<": points[:1]}, x_label="tokens", y_label="bits"
   )
   root = ElementTree.fromstring(svg)
   assert len(root.findall(".//{*}polyline")) == 2

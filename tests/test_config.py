@@ -33,17 +33,17 @@ def test_every_field_is_documented():
 
 
 @pytest.mark.parametrize(
-    "given, words",
-    [
-        ({"traning": {}}, "did you mean 'training'"),
-        ({"training": {"stepz": 3}}, "did you mean 'steps'"),
-        ({"objective": {"name": "mdlm", "block": 3}}, "config.objective.block"),
-        ({"model": {"name": "mamba"}}, "legal: .*transformer"),
-        (
-            {"objective": {"schedule": {"name": "square"}}},
-            "unknown name 'square'; legal: linear",
-        ),
-    ],
+  "given, words",
+  [
+    ({"traning": {}}, "did you mean 'training'"),
+    ({"training": {"stepz": 3}}, "did you mean 'steps'"),
+    ({"objective": {"name": "mdlm", "block": 3}}, "config.objective.block"),
+    ({"model": {"name": "mamba"}}, "legal: .*transformer"),
+    (
+      {"objective": {"schedule": {"name": "square"}}},
+      "unknown name 'square'; legal: linear",
+    ),
+  ],
 )
 def test_unknown_names_are_errors(given, words):
   with pytest.raises(ValueError, match=words):
@@ -56,16 +56,16 @@ def test_unknown_objective_names_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    "given",
-    [
-        {"training": {"steps": 0}},
-        {"training": {"batch_size": 6, "microbatches": 4}},
-        {"training": {"ema_decay": 1.0}},
-        {"evaluation": {"passes": 1}},
-        {"checkpoint": {"keep": 0}},
-        {"sampler": {"top_p": 0.0}},
-        {"sampler": {"preset": "fastest"}},
-    ],
+  "given",
+  [
+    {"training": {"steps": 0}},
+    {"training": {"batch_size": 6, "microbatches": 4}},
+    {"training": {"ema_decay": 1.0}},
+    {"evaluation": {"passes": 1}},
+    {"checkpoint": {"keep": 0}},
+    {"sampler": {"top_p": 0.0}},
+    {"sampler": {"preset": "fastest"}},
+  ],
 )
 def test_illegal_values_are_errors(given):
   with pytest.raises(ValueError):
@@ -74,14 +74,12 @@ def test_illegal_values_are_errors(given):
 
 def test_only_some_fields_may_change():
   old = config.resolve({}).to_dict()
-  new = config.resolve(
-      {
-          "training": {"steps": 7},
-          "mesh": {"fsdp": 2},
-          "checkpoint": {"keep": 5},
-          "logging": {"every_steps": 3},
-      }
-  ).to_dict()
+  new = config.resolve({
+    "training": {"steps": 7},
+    "mesh": {"fsdp": 2},
+    "checkpoint": {"keep": 5},
+    "logging": {"every_steps": 3},
+  }).to_dict()
   assert config.differences(old, new) == []
   new = config.resolve({"training": {"seed": 1}}).to_dict()
   assert config.differences(old, new) == ["config.training.seed: 0 -> 1"]
@@ -99,13 +97,16 @@ CONFIG = "from ml_collections import ConfigDict\ndef get_config():\n  return Con
 
 def test_a_base_is_another_file(tmp_path):
   write = lambda name, given: (tmp_path / f"{name}.py").write_text(
-      CONFIG.replace("{}", repr(given))
+    CONFIG.replace("{}", repr(given))
   )
-  write("mine", {
+  write(
+    "mine",
+    {
       "base": "shakespeare",
       "training": {"steps": 7},
       "objective": {"name": "mdlm", "time_epsilon": 0.5},
-  })
+    },
+  )
   write("next", {"base": "mine", "objective": {"name": "udlm"}})
   base = config.load("shakespeare")
   mine = config.load(str(tmp_path / "mine.py"))
@@ -123,10 +124,10 @@ def test_a_base_is_another_file(tmp_path):
 
 def test_choices_inside_choices():
   resolved = config.resolve({
-      "objective": {
-          "name": "gidd",
-          "noise": {"name": "sigmoid", "schedule": "cosine", "slope": 2},
-      }
+    "objective": {
+      "name": "gidd",
+      "noise": {"name": "sigmoid", "schedule": "cosine", "slope": 2},
+    }
   })
   assert resolved.objective.noise.schedule.name == "cosine"
   objective, _ = config.parse(resolved).build(Characters("abc"))

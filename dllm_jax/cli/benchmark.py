@@ -12,32 +12,42 @@ from dllm_jax.cli import command as commands
 
 def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
-      "rounds", 5, "rounds of which the median counts", lower_bound=1,
-      flag_values=values,
+    "rounds",
+    5,
+    "rounds of which the median counts",
+    lower_bound=1,
+    flag_values=values,
   )
   flags.DEFINE_integer(
-      "steps", 20, "train steps in a round", lower_bound=2, flag_values=values
+    "steps", 20, "train steps in a round", lower_bound=2, flag_values=values
   )
   flags.DEFINE_integer(
-      "batch_size", 8, "rows that are sampled together", lower_bound=1,
-      flag_values=values,
+    "batch_size",
+    8,
+    "rows that are sampled together",
+    lower_bound=1,
+    flag_values=values,
   )
   flags.DEFINE_integer(
-      "prompt_tokens", None,
-      "random tokens before what is sampled; by default a third of the canvas",
-      lower_bound=0, flag_values=values,
+    "prompt_tokens",
+    None,
+    "random tokens before what is sampled; by default a third of the canvas",
+    lower_bound=0,
+    flag_values=values,
   )
   flags.DEFINE_bool(
-      "ragged", False, "sample after prompts of different lengths",
-      flag_values=values,
+    "ragged",
+    False,
+    "sample after prompts of different lengths",
+    flag_values=values,
   )
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
   if not argv or argv[0] not in COMMAND.positional:
     raise commands.UsageError(
-        "say what to measure: dllm benchmark train --config=... or "
-        "dllm benchmark sample --config=..."
+      "say what to measure: dllm benchmark train --config=... or "
+      "dllm benchmark sample --config=..."
     )
   what, *rest = argv
   values = commands.parse(COMMAND, rest)
@@ -46,29 +56,27 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   from dllm_jax import benchmark  # pylint: disable=g-import-not-at-top
 
   if what == "train":
-    result = benchmark.train(
-        resolved, steps=values.steps, rounds=values.rounds
-    )
+    result = benchmark.train(resolved, steps=values.steps, rounds=values.rounds)
     print(
-        f"{result['tokens_per_second']:,.0f} tokens/s, "
-        f"{result['step_milliseconds']:.1f} ms a step, of which "
-        f"{100 * result['outside_step']:.1f} % outside the compiled step"
+      f"{result['tokens_per_second']:,.0f} tokens/s, "
+      f"{result['step_milliseconds']:.1f} ms a step, of which "
+      f"{100 * result['outside_step']:.1f} % outside the compiled step"
     )
     return result
   with tempfile.TemporaryDirectory() as directory:
     run = _untrained(resolved, pathlib.Path(directory) / "run")
     run.start()
     result = benchmark.sample(
-        run,
-        commands.sampler(values, rest, run.config.sampler),
-        batch_size=values.batch_size,
-        rounds=values.rounds,
-        prompt_tokens=values.prompt_tokens,
-        ragged=values.ragged,
+      run,
+      commands.sampler(values, rest, run.config.sampler),
+      batch_size=values.batch_size,
+      rounds=values.rounds,
+      prompt_tokens=values.prompt_tokens,
+      ragged=values.ragged,
     )
   print(
-      f"{result['tokens_per_second']:,.0f} tokens/s, "
-      f"{result['step_milliseconds']:.1f} ms a network call"
+    f"{result['tokens_per_second']:,.0f} tokens/s, "
+    f"{result['step_milliseconds']:.1f} ms a network call"
   )
   return result
 
@@ -85,10 +93,10 @@ def _untrained(resolved: Any, workdir: pathlib.Path) -> Any:
 
 
 COMMAND = commands.Command(
-    name="benchmark",
-    summary="Measures the train step and the loop around it, or the sampler.",
-    define=_define,
-    run=_run,
-    overrides=("config", "sampler"),
-    positional=("train", "sample"),
+  name="benchmark",
+  summary="Measures the train step and the loop around it, or the sampler.",
+  define=_define,
+  run=_run,
+  overrides=("config", "sampler"),
+  positional=("train", "sample"),
 )

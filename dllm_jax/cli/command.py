@@ -85,7 +85,7 @@ def _overridden(argv: Sequence[str], section: str) -> list[str]:
 
 
 def define_section(
-    values: flags.FlagValues, name: str, fields: ConfigDict, argv: Sequence[str]
+  values: flags.FlagValues, name: str, fields: ConfigDict, argv: Sequence[str]
 ) -> None:
   """Makes `--name.path=value` override a field.
 
@@ -94,7 +94,7 @@ def define_section(
   """
   configs.check_overrides(fields, _overridden(argv, name), name)
   config_flags.DEFINE_config_dict(
-      name, fields, flag_values=values, sys_argv=["dllm", *argv]
+    name, fields, flag_values=values, sys_argv=["dllm", *argv]
   )
 
 
@@ -137,8 +137,8 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
         flags.DEFINE_string("config", None, "", flag_values=values)
         if _overridden(rest, "config"):
           raise UsageError(
-              "--config.* fields need a --config to override, for example "
-              "--config=configs/shakespeare.py"
+            "--config.* fields need a --config to override, for example "
+            "--config=configs/shakespeare.py"
           )
     for section in command.overrides:
       if section != "config":
@@ -150,14 +150,14 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
     raise UsageError(f"{message} (see dllm {command.name} --help)") from error
   if left:
     raise UsageError(
-        f"unexpected argument {left[0]!r}; dllm {command.name} takes flags only "
-        f"(see dllm {command.name} --help)"
+      f"unexpected argument {left[0]!r}; dllm {command.name} takes flags only "
+      f"(see dllm {command.name} --help)"
     )
   return values
 
 
 def sampler(
-    values: flags.FlagValues, argv: Sequence[str], configured: Any
+  values: flags.FlagValues, argv: Sequence[str], configured: Any
 ) -> Any:
   """Returns a run's sampler with the fields that the arguments name replaced."""
   names = {path for path in _overridden(argv, "sampler")}
@@ -173,39 +173,41 @@ def help_text(command: Command) -> str:
   command.define(values)
   width = max(40, min(shutil.get_terminal_size().columns, 88))
   lines = [
-      f"usage: dllm {command.name} "
-      + (f"{{{','.join(command.positional)}}} " if command.positional else "")
-      + "[--flag=value ...]",
-      "",
-      *textwrap.wrap(command.summary, width),
-      "",
-      "flags:",
+    f"usage: dllm {command.name} "
+    + (f"{{{','.join(command.positional)}}} " if command.positional else "")
+    + "[--flag=value ...]",
+    "",
+    *textwrap.wrap(command.summary, width),
+    "",
+    "flags:",
   ]
   for name in values:
     flag = values[name]
     lines.append(f"  --{name}")
-    default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+    default = (
+      "" if flag.default in (None, "") else f" (default: {flag.default})"
+    )
     lines += textwrap.wrap(
-        flag.help + default,
-        width,
-        initial_indent="      ",
-        subsequent_indent="      ",
+      flag.help + default,
+      width,
+      initial_indent="      ",
+      subsequent_indent="      ",
     )
   for section in command.overrides:
     if section == "config":
       lines += [
-          "  --config=FILE or a bundled name (see `dllm configs`)",
-          "  --config.path.to.field=value",
-          "      overrides any field of the configuration, for example",
-          "      --config.training.steps=100",
+        "  --config=FILE or a bundled name (see `dllm configs`)",
+        "  --config.path.to.field=value",
+        "      overrides any field of the configuration, for example",
+        "      --config.training.steps=100",
       ]
       continue
     lines.append(f"  --{section}.FIELD=value")
     fields = configs.resolve({})[section].to_dict()
     lines += textwrap.wrap(
-        ", ".join(f"{k}={v}" for k, v in fields.items()),
-        width,
-        initial_indent="      ",
-        subsequent_indent="      ",
+      ", ".join(f"{k}={v}" for k, v in fields.items()),
+      width,
+      initial_indent="      ",
+      subsequent_indent="      ",
     )
   return "\n".join(lines)

@@ -10,21 +10,21 @@ from dllm_jax.cli import command as commands
 
 def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
-      "configs",
-      None,
-      "configurations to compare: files or bundled names, with commas between; "
-      "they must read the same data in the same order",
-      flag_values=values,
+    "configs",
+    None,
+    "configurations to compare: files or bundled names, with commas between; "
+    "they must read the same data in the same order",
+    flag_values=values,
   )
   flags.DEFINE_integer(
       "budget_tokens", None, "tokens that each is trained on", lower_bound=1,
       flag_values=values,
   )  # fmt: skip
   flags.DEFINE_string(
-      "output",
-      "runs/compare",
-      "directory of the runs, the table and the plot; what it holds continues",
-      flag_values=values,
+    "output",
+    "runs/compare",
+    "directory of the runs, the table and the plot; what it holds continues",
+    flag_values=values,
   )
   flags.DEFINE_integer(
       "points", 8, "evaluations along the way", lower_bound=1,
@@ -43,7 +43,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   from dllm_jax import compare  # pylint: disable=g-import-not-at-top
 
   prepared = compare.prepare(
-      [name for name in names.split(",") if name], budget, values.points
+    [name for name in names.split(",") if name], budget, values.points
   )
   result = compare.compare(prepared, values.output)
   if result["interrupted"]:
@@ -53,11 +53,11 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 
 
 COMMAND = commands.Command(
-    name="compare",
-    summary=(
-        "Trains several configurations on the same data and compares their "
-        "bounds on the same held-out text."
-    ),
-    define=_define,
-    run=_run,
+  name="compare",
+  summary=(
+    "Trains several configurations on the same data and compares their "
+    "bounds on the same held-out text."
+  ),
+  define=_define,
+  run=_run,
 )

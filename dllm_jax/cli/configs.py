@@ -23,8 +23,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 
 
 COMMAND = commands.Command(
-    name="configs",
-    summary="Lists the bundled configurations with one line each.",
-    define=_define,
-    run=_run,
+  name="configs",
+  summary="Lists the bundled configurations with one line each.",
+  define=_define,
+  run=_run,
 )

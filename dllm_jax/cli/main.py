@@ -18,32 +18,32 @@ import traceback
 
 # Commands are imported when they are called: `dllm --help` loads no jax.
 _COMMANDS = {
-    "train": "train a configuration, or resume what is in --workdir",
-    "sample": "sample text from a trained model",
-    "chat": "talk to a model that has a chat template",
-    "evaluate": "evaluate a trained model on held-out text",
-    "compare": "train several configurations at one budget and compare them",
-    "convert": "import published weights, or export a run to their layout",
-    "prepare": "tokenise a corpus once into ArrayRecord files",
-    "benchmark": "measure the train step or the sampler",
-    "configs": "list the bundled configurations",
+  "train": "train a configuration, or resume what is in --workdir",
+  "sample": "sample text from a trained model",
+  "chat": "talk to a model that has a chat template",
+  "evaluate": "evaluate a trained model on held-out text",
+  "compare": "train several configurations at one budget and compare them",
+  "convert": "import published weights, or export a run to their layout",
+  "prepare": "tokenise a corpus once into ArrayRecord files",
+  "benchmark": "measure the train step or the sampler",
+  "configs": "list the bundled configurations",
 }
 
 
 def _usage() -> str:
   lines = [
-      "dllm trains, evaluates and samples diffusion language models.",
-      "",
-      "usage: dllm COMMAND [--flag=value ...]",
-      "",
-      "commands:",
+    "dllm trains, evaluates and samples diffusion language models.",
+    "",
+    "usage: dllm COMMAND [--flag=value ...]",
+    "",
+    "commands:",
   ]
   lines += [f"  {name:<10} {text}" for name, text in _COMMANDS.items()]
   lines += [
-      "",
-      "`dllm COMMAND --help` lists a command's flags. To begin:",
-      "  dllm train --config=configs/shakespeare.py --workdir=runs/shakespeare",
-      "  dllm sample --workdir=runs/shakespeare --prompt='ROMEO:'",
+    "",
+    "`dllm COMMAND --help` lists a command's flags. To begin:",
+    "  dllm train --config=configs/shakespeare.py --workdir=runs/shakespeare",
+    "  dllm sample --workdir=runs/shakespeare --prompt='ROMEO:'",
   ]
   return "\n".join(lines)
 
@@ -56,7 +56,9 @@ def _callers_mistake(error: BaseException) -> bool:
   """
   if not isinstance(error, (ValueError, KeyError, TypeError, OSError)):
     return False
-  if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)):
+  if isinstance(
+    error, (FileNotFoundError, NotADirectoryError, PermissionError)
+  ):
     return True
   package = pathlib.Path(__file__).parent.parent
   frames = traceback.extract_tb(error.__traceback__)
@@ -101,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       traceback.print_exc()
     if _disk_is_full(error):
       return _fail(
-          "the disk is full; free some space and run the same command again: it "
-          "continues from the last complete checkpoint",
-          1,
+        "the disk is full; free some space and run the same command again: it "
+        "continues from the last complete checkpoint",
+        1,
       )
     if _callers_mistake(error):
       return _fail(_message(error), 2)

@@ -10,40 +10,59 @@ from dllm_jax.cli import command as commands
 
 def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
-      "input", None, "text, JSONL or Parquet: a file, a directory or a glob",
-      flag_values=values,
+    "input",
+    None,
+    "text, JSONL or Parquet: a file, a directory or a glob",
+    flag_values=values,
   )
   flags.DEFINE_string(
-      "tokenizer", "byte", "char, byte, or the path of a tokenizer.json",
-      flag_values=values,
+    "tokenizer",
+    "byte",
+    "char, byte, or the path of a tokenizer.json",
+    flag_values=values,
   )
   flags.DEFINE_string(
-      "output", None, "directory of the token records; an interrupted "
-      "preparation continues", flag_values=values,
+    "output",
+    None,
+    "directory of the token records; an interrupted preparation continues",
+    flag_values=values,
   )
   flags.DEFINE_integer(
-      "length", 1024, "tokens in a record", lower_bound=2, flag_values=values
+    "length", 1024, "tokens in a record", lower_bound=2, flag_values=values
   )
   flags.DEFINE_enum(
-      "packing", "slices", ("slices", "packed"),
-      "slices cuts one stream of tokens; packed keeps documents apart",
-      flag_values=values,
+    "packing",
+    "slices",
+    ("slices", "packed"),
+    "slices cuts one stream of tokens; packed keeps documents apart",
+    flag_values=values,
   )
   flags.DEFINE_integer(
-      "workers", 0, "processes; 0 for one a core", lower_bound=0,
-      flag_values=values,
+    "workers",
+    0,
+    "processes; 0 for one a core",
+    lower_bound=0,
+    flag_values=values,
   )
   flags.DEFINE_float(
-      "held_out", 0.1, "fraction of the text to hold out", lower_bound=0.0,
-      upper_bound=0.9, flag_values=values,
+    "held_out",
+    0.1,
+    "fraction of the text to hold out",
+    lower_bound=0.0,
+    upper_bound=0.9,
+    flag_values=values,
   )
   flags.DEFINE_string(
-      "text_field", "text", "field of the text in JSONL and Parquet",
-      flag_values=values,
+    "text_field",
+    "text",
+    "field of the text in JSONL and Parquet",
+    flag_values=values,
   )
   flags.DEFINE_string(
-      "mask_token", None, "the token of tokenizer.json that is the mask",
-      flag_values=values,
+    "mask_token",
+    None,
+    "the token of tokenizer.json that is the mask",
+    flag_values=values,
   )
 
 
@@ -55,27 +74,27 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   from dllm_jax import data  # pylint: disable=g-import-not-at-top
 
   result = data.prepare(
-      source,
-      values.tokenizer,
-      output,
-      length=values.length,
-      packing=values.packing,
-      workers=values.workers or None,
-      held_out=values.held_out,
-      text_field=values.text_field,
-      mask_token=values.mask_token,
+    source,
+    values.tokenizer,
+    output,
+    length=values.length,
+    packing=values.packing,
+    workers=values.workers or None,
+    held_out=values.held_out,
+    text_field=values.text_field,
+    mask_token=values.mask_token,
   )
   print(
-      f"{result['documents']} documents, {result['tokens']} tokens in "
-      f"{result['files']} files under {output}; train on them with "
-      f"--config.data.path={output}"
+    f"{result['documents']} documents, {result['tokens']} tokens in "
+    f"{result['files']} files under {output}; train on them with "
+    f"--config.data.path={output}"
   )
   return result
 
 
 COMMAND = commands.Command(
-    name="prepare",
-    summary="Tokenises a corpus once into ArrayRecord files, in parallel.",
-    define=_define,
-    run=_run,
+  name="prepare",
+  summary="Tokenises a corpus once into ArrayRecord files, in parallel.",
+  define=_define,
+  run=_run,
 )

@@ -11,36 +11,47 @@ from dllm_jax.cli import command as commands
 def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "the run to sample", flag_values=values)
   flags.DEFINE_multi_string(
-      "prompt", [], "text to continue; may be repeated", flag_values=values
+    "prompt", [], "text to continue; may be repeated", flag_values=values
   )
   flags.DEFINE_multi_string(
-      "infill",
-      [],
-      "text with spans to fill in, such as 'To be [MASK*8] not'; may be repeated",
-      flag_values=values,
+    "infill",
+    [],
+    "text with spans to fill in, such as 'To be [MASK*8] not'; may be repeated",
+    flag_values=values,
   )
   flags.DEFINE_integer(
-      "num_samples", 1, "samples of each prompt", lower_bound=1,
-      flag_values=values,
+    "num_samples",
+    1,
+    "samples of each prompt",
+    lower_bound=1,
+    flag_values=values,
   )
   flags.DEFINE_integer("seed", 0, "seed of the samples", flag_values=values)
   flags.DEFINE_integer(
-      "length", 0, "slots of the canvas; 0 for the training length",
-      lower_bound=0, flag_values=values,
+    "length",
+    0,
+    "slots of the canvas; 0 for the training length",
+    lower_bound=0,
+    flag_values=values,
   )
   flags.DEFINE_bool(
-      "use_ema", True, "use averaged parameters where the run has them",
-      flag_values=values,
+    "use_ema",
+    True,
+    "use averaged parameters where the run has them",
+    flag_values=values,
   )
   flags.DEFINE_string(
-      "trace", "",
-      "write the unmasking to this file: .html plays it, .svg and .png are "
-      "strips, .gif an animation",
-      flag_values=values,
+    "trace",
+    "",
+    "write the unmasking to this file: .html plays it, .svg and .png are "
+    "strips, .gif an animation",
+    flag_values=values,
   )
   flags.DEFINE_bool(
-      "watch", False, "play the first sample in the terminal",
-      flag_values=values,
+    "watch",
+    False,
+    "play the first sample in the terminal",
+    flag_values=values,
   )
 
 
@@ -58,14 +69,14 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 
   run = Run.open(workdir)
   sampled = run.sample(
-      values.prompt or [""],
-      infills=values.infill,
-      num_samples=values.num_samples,
-      length=values.length or None,
-      seed=values.seed,
-      sampler=commands.sampler(values, argv, run.config.sampler),
-      use_ema=values.use_ema,
-      trace=bool(values.trace) or values.watch,
+    values.prompt or [""],
+    infills=values.infill,
+    num_samples=values.num_samples,
+    length=values.length or None,
+    seed=values.seed,
+    sampler=commands.sampler(values, argv, run.config.sampler),
+    use_ema=values.use_ema,
+    trace=bool(values.trace) or values.watch,
   )
   if values.watch:
     watch.play(sampled.generation.trace, run.tokenizer.decode)
@@ -75,19 +86,17 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     write.trace(values.trace, sampled.generation.trace, run.tokenizer.decode)
     print(f"wrote {values.trace}")
   return {
-      "samples": sampled.texts,
-      "function_evaluations": int(
-          sampled.generation.function_evaluations.max()
-      ),
-      "tokens_per_second": sampled.new_tokens / sampled.seconds,
-      "compile_seconds": sampled.compile_seconds,
+    "samples": sampled.texts,
+    "function_evaluations": int(sampled.generation.function_evaluations.max()),
+    "tokens_per_second": sampled.new_tokens / sampled.seconds,
+    "compile_seconds": sampled.compile_seconds,
   }
 
 
 COMMAND = commands.Command(
-    name="sample",
-    summary="Samples text from a trained model.",
-    define=_define,
-    run=_run,
-    overrides=("sampler",),
+  name="sample",
+  summary="Samples text from a trained model.",
+  define=_define,
+  run=_run,
+  overrides=("sampler",),
 )

@@ -12,11 +12,11 @@ from dllm_jax.cli import command as commands
 
 def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
-      "workdir",
-      None,
-      "directory of the run; an existing run continues from its newest "
-      "checkpoint",
-      flag_values=values,
+    "workdir",
+    None,
+    "directory of the run; an existing run continues from its newest "
+    "checkpoint",
+    flag_values=values,
   )
 
 
@@ -27,8 +27,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   if resolved is None:
     if not (workdir / "config.json").exists():
       raise commands.UsageError(
-          f"--config must be given, for example --config=configs/shakespeare.py "
-          f"({workdir} holds no run to resume)"
+        f"--config must be given, for example --config=configs/shakespeare.py "
+        f"({workdir} holds no run to resume)"
       )
     resolved = configs.stored(workdir)
 
@@ -42,17 +42,17 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   summary = run.train()
   if summary["interrupted"]:
     print(
-        f"stopped at step {summary['step']} and saved; the same command "
-        "continues from there",
-        flush=True,
+      f"stopped at step {summary['step']} and saved; the same command "
+      "continues from there",
+      flush=True,
     )
   return {"workdir": str(workdir), **summary}
 
 
 COMMAND = commands.Command(
-    name="train",
-    summary="Trains a configuration, or resumes what is in --workdir.",
-    define=_define,
-    run=_run,
-    overrides=("config",),
+  name="train",
+  summary="Trains a configuration, or resumes what is in --workdir.",
+  define=_define,
+  run=_run,
+  overrides=("config",),
 )

@@ -5,11 +5,11 @@ import math
 import jax
 
 DATA, FSDP, TENSOR, CONTEXT, EXPERT = (
-    "data",
-    "fsdp",
-    "tensor",
-    "context",
-    "expert",
+  "data",
+  "fsdp",
+  "tensor",
+  "context",
+  "expert",
 )
 AXES = (DATA, FSDP, TENSOR, CONTEXT, EXPERT)
 BATCH_AXES = (DATA, FSDP, EXPERT)

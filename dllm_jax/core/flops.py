@@ -37,10 +37,10 @@ def _equation(eqn: core.JaxprEqn) -> int:
     inner = math.prod(left[i] for i in contract)
     return 2 * inner * math.prod(eqn.outvars[0].aval.shape)
   inside = [
-      _count(sub.jaxpr if isinstance(sub, core.ClosedJaxpr) else sub)
-      for value in eqn.params.values()
-      for sub in (value if isinstance(value, (tuple, list)) else (value,))
-      if isinstance(sub, (core.Jaxpr, core.ClosedJaxpr))
+    _count(sub.jaxpr if isinstance(sub, core.ClosedJaxpr) else sub)
+    for value in eqn.params.values()
+    for sub in (value if isinstance(value, (tuple, list)) else (value,))
+    if isinstance(sub, (core.Jaxpr, core.ClosedJaxpr))
   ]
   if name == "cond":
     return max(inside, default=0)

@@ -89,7 +89,7 @@ class TwoStream:
   def __post_init__(self):
     if self.block < 1 or self.length % self.block:
       raise ValueError(
-          f"block {self.block} must divide the length {self.length}"
+        f"block {self.block} must divide the length {self.length}"
       )
 
   def allowed(self, q: Int[Array, "*n"], k: Int[Array, "*n"]):
@@ -107,13 +107,13 @@ MaskSpec = Full | Causal | BlockCausal | TwoStream
 
 
 def materialise(
-    spec: MaskSpec,
-    q_slots: Int[Array, "B T"] | Int[Array, "T"],
-    k_slots: Int[Array, "S"],
-    *,
-    q_segments: Int[Array, "B T"],
-    k_segments: Int[Array, "B S"],
-    extra: Bool[Array, "*B T S"] | None = None,
+  spec: MaskSpec,
+  q_slots: Int[Array, "B T"] | Int[Array, "T"],
+  k_slots: Int[Array, "S"],
+  *,
+  q_segments: Int[Array, "B T"],
+  k_segments: Int[Array, "B S"],
+  extra: Bool[Array, "*B T S"] | None = None,
 ) -> Bool[Array, "B T S"]:
   """Returns the mask of a spec, segments and an extra mask together.
 

@@ -39,12 +39,12 @@ class Keyed:
 
   @classmethod
   def at(
-      cls,
-      key: Key[Array, ""],
-      *,
-      request: Int[Array, "B"],
-      step: Int[Array, "B"],
-      position: Int[Array, "B T"],
+    cls,
+    key: Key[Array, ""],
+    *,
+    request: Int[Array, "B"],
+    step: Int[Array, "B"],
+    position: Int[Array, "B T"],
   ) -> "Keyed":
     """Returns the noise of each row's step at the given canvas positions."""
 
@@ -69,7 +69,7 @@ class Keyed:
     return (bits.astype(jnp.float32) + 0.5) * 2.0**-23
 
   def categorical(
-      self, tag: int, logits: Float[Array, "B T V"]
+    self, tag: int, logits: Float[Array, "B T V"]
   ) -> Int[Array, "B T"]:
     """Returns one exact draw a position from softmax(logits)."""
     return inverse_cdf(self._bits(tag, 2), logits)
@@ -93,7 +93,7 @@ class Recorded:
     return self.uniforms[tag][..., :n]
 
   def categorical(
-      self, tag: int, logits: Float[Array, "B T V"]
+    self, tag: int, logits: Float[Array, "B T V"]
   ) -> Int[Array, "B T"]:
     """Returns argmax(logits - log(eps - log(u + eps))), as the originals do."""
     u = self.uniforms[tag]
@@ -105,7 +105,7 @@ _UNITS = 2.0**30  # total mass of the integer distribution below
 
 
 def inverse_cdf(
-    bits: UInt32[Array, "*n 2"], logits: Float[Array, "*n V"]
+  bits: UInt32[Array, "*n 2"], logits: Float[Array, "*n V"]
 ) -> Int[Array, "*n"]:
   r"""Returns draws from softmax(logits) by a two-level inverse CDF in integers.
 
@@ -133,7 +133,7 @@ def inverse_cdf(
 
 
 def _pick(
-    bits: UInt32[Array, "*n"], mass: Float[Array, "*n G"]
+  bits: UInt32[Array, "*n"], mass: Float[Array, "*n G"]
 ) -> Int[Array, "*n"]:
   """Returns the index whose share of the integer mass the word falls into."""
   share = mass / jnp.sum(mass, axis=-1, keepdims=True)
@@ -143,7 +143,7 @@ def _pick(
 
 
 def _multiply_high(
-    a: UInt32[Array, "*n"], b: UInt32[Array, "*n"]
+  a: UInt32[Array, "*n"], b: UInt32[Array, "*n"]
 ) -> UInt32[Array, "*n"]:
   """Returns floor(a b / 2^32), exactly: a word in [0, b)."""
   a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF

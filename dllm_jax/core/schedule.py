@@ -34,8 +34,8 @@ class Schedule:
   def __post_init__(self):
     if not 0.0 <= self.floor < self.ceiling <= 1.0:
       raise ValueError(
-          "a schedule needs 0 <= floor < ceiling <= 1, not floor "
-          f"{self.floor} and ceiling {self.ceiling}"
+        "a schedule needs 0 <= floor < ceiling <= 1, not floor "
+        f"{self.floor} and ceiling {self.ceiling}"
       )
 
   def curve(self, t: Times) -> Times:
@@ -189,8 +189,8 @@ class _SigmaSchedule:
   def __post_init__(self):
     if not 0.0 < self.sigma_min < self.sigma_max:
       raise ValueError(
-          "a schedule needs 0 < sigma_min < sigma_max, not sigma_min "
-          f"{self.sigma_min} and sigma_max {self.sigma_max}"
+        "a schedule needs 0 < sigma_min < sigma_max, not sigma_min "
+        f"{self.sigma_min} and sigma_max {self.sigma_max}"
       )
 
   def sigma(self, t: Times) -> Times:
@@ -245,13 +245,13 @@ class SigmaLinear(_SigmaSchedule):
 
 
 SCHEDULES = {
-    "linear": Linear,
-    "loglinear": LogLinear,
-    "cosine": Cosine,
-    "cosine_squared": CosineSquared,
-    "sine": Sine,
-    "logarithmic": Logarithmic,
-    "polynomial": Polynomial,
-    "geometric": Geometric,
-    "sigma_linear": SigmaLinear,
+  "linear": Linear,
+  "loglinear": LogLinear,
+  "cosine": Cosine,
+  "cosine_squared": CosineSquared,
+  "sine": Sine,
+  "logarithmic": Logarithmic,
+  "polynomial": Polynomial,
+  "geometric": Geometric,
+  "sigma_linear": SigmaLinear,
 }

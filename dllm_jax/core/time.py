@@ -14,7 +14,7 @@ TimeRule = Literal["independent", "stratified", "shared_offset"]
 
 
 def draw_times(
-    key: Key[Array, ""], shape: tuple[int, ...], rule: TimeRule
+  key: Key[Array, ""], shape: tuple[int, ...], rule: TimeRule
 ) -> Float[Array, "*shape"]:
   r"""Returns times in [0, 1), one for each entry of shape.
 
@@ -39,7 +39,7 @@ def draw_times(
     t = jax.random.uniform(key, ()) + stratum / n
   else:
     raise ValueError(
-        f"unknown time rule {rule!r}; legal: independent, stratified, "
-        "shared_offset"
+      f"unknown time rule {rule!r}; legal: independent, stratified, "
+      "shared_offset"
     )
   return (t % 1.0).reshape(shape)

@@ -122,8 +122,8 @@ class Denoiser(NamedTuple):
 
   init: Callable[[Key[Array, ""], ModelInputs], PyTree]
   apply: Callable[
-      [PyTree, ModelInputs, KVCache | None],
-      tuple[ModelOutputs, KVCache | None],
+    [PyTree, ModelInputs, KVCache | None],
+    tuple[ModelOutputs, KVCache | None],
   ]
   cache: Callable[[int, int], KVCache] | None = None
 
@@ -181,7 +181,7 @@ class Noise(Protocol):
     """Returns n uniforms in (0, 1) a position."""
 
   def categorical(
-      self, tag: int, logits: Float[Array, "B T V"]
+    self, tag: int, logits: Float[Array, "B T V"]
   ) -> Int[Array, "B T"]:
     """Returns one draw a position from softmax(logits)."""
 
@@ -222,12 +222,12 @@ class Objective(Protocol):
     """Returns the process under which `Loss.bound` is a likelihood bound."""
 
   def draw(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> PyTree:
     """Returns all the randomness of a loss: times, corrupted rows, coins.
 
@@ -236,18 +236,18 @@ class Objective(Protocol):
     """
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: PyTree,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: PyTree,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the training loss, a deterministic function of what was drawn."""
 
   def corruption(
-      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B L"] | None:
     """Returns the probability that a token of z_t differs from x0's.
 
@@ -255,17 +255,17 @@ class Objective(Protocol):
     """
 
   def inputs(
-      self, process: Process, z: PyTree, t: Float[Array, "B #T"], batch: Batch
+    self, process: Process, z: PyTree, t: Float[Array, "B #T"], batch: Batch
   ) -> ModelInputs:
     """Returns what the network sees for the latent z at time t."""
 
   def log_x0(
-      self, process: Process, logits: Array, z: PyTree, t: Array
+    self, process: Process, logits: Array, z: PyTree, t: Array
   ) -> Float[Array, "B T V"]:
     """Returns log p(x0 | z_t) on a chunk of positions."""
 
   def posterior(
-      self, process: Process, logits: Array, z: PyTree, t: Array, s: Array
+    self, process: Process, logits: Array, z: PyTree, t: Array, s: Array
   ) -> Float[Array, "B T V"]:
     """Returns log p(z_s | z_t) on a chunk: the primitive of every sampler."""
 
@@ -282,16 +282,16 @@ class Objective(Protocol):
     """Returns the sampling times, from 1 down, noise removal last."""
 
   def reverse(
-      self,
-      process: Process,
-      noise: Noise,
-      out: ModelOutputs | tuple[ModelOutputs, ...],
-      z: PyTree,
-      t: Array,
-      s: Array,
-      *,
-      guide: Guide | None = None,
-      window: Int[Array, "B W"] | None = None,
+    self,
+    process: Process,
+    noise: Noise,
+    out: ModelOutputs | tuple[ModelOutputs, ...],
+    z: PyTree,
+    t: Array,
+    s: Array,
+    *,
+    guide: Guide | None = None,
+    window: Int[Array, "B W"] | None = None,
   ) -> PyTree:
     """Returns z_s given z_t; by default a draw from `posterior`.
 
@@ -317,7 +317,9 @@ class Policy(Protocol):
   counts: bool
   forces: bool
 
-  def init(self, process: Process, z: PyTree, window: Bool[Array, "B W"]) -> Any:
+  def init(
+    self, process: Process, z: PyTree, window: Bool[Array, "B W"]
+  ) -> Any:
     """Returns the state at a window's start, leaves `[B, ...]`.
 
     `window` is True at the slots that may change.
@@ -327,23 +329,23 @@ class Policy(Protocol):
     """Returns the time that the network is told."""
 
   def done(
-      self, process: Process, z: PyTree, state: Any, window: Bool[Array, "B W"]
+    self, process: Process, z: PyTree, state: Any, window: Bool[Array, "B W"]
   ) -> Bool[Array, "B"]:
     """Returns which rows need no further network call for this window."""
 
   def step(
-      self,
-      process: Process,
-      noise: Noise,
-      out: ModelOutputs | tuple[ModelOutputs, ...],
-      z: PyTree,
-      state: Any,
-      active: Bool[Array, "B W"],
-      *,
-      window: Int[Array, "B W"] | None = None,
-      guide: Guide | None = None,
-      counts: Int[Array, "B 1 V"] | None = None,
-      must: Bool[Array, "B W"] | None = None,
+    self,
+    process: Process,
+    noise: Noise,
+    out: ModelOutputs | tuple[ModelOutputs, ...],
+    z: PyTree,
+    state: Any,
+    active: Bool[Array, "B W"],
+    *,
+    window: Int[Array, "B W"] | None = None,
+    guide: Guide | None = None,
+    counts: Int[Array, "B 1 V"] | None = None,
+    must: Bool[Array, "B W"] | None = None,
   ) -> tuple[PyTree, Any, Mapping[str, Array]]:
     """Returns (z, state, info) after one network evaluation.
 

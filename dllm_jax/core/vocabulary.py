@@ -58,9 +58,9 @@ def _logits(out: ModelOutputs, hidden: Array) -> Float[Array, "*n V"]:
   logits = _wide(hidden)
   if out.unembed is not None:
     logits = jnp.matmul(
-        hidden,
-        out.unembed.astype(hidden.dtype),
-        preferred_element_type=logits.dtype,
+      hidden,
+      out.unembed.astype(hidden.dtype),
+      preferred_element_type=logits.dtype,
     )
   if out.bias is not None:
     logits = logits + out.bias.astype(logits.dtype)
@@ -76,11 +76,11 @@ def _slices(x: Array, shards: int, start: Array, size: int) -> Array:
 
 
 def reduce(
-    fn: Callable[..., PyTree],
-    outs: ModelOutputs | tuple[ModelOutputs, ...],
-    *per_position: PyTree,
-    window: Int[Array, "B W"] | None = None,
-    live: int = 1,
+  fn: Callable[..., PyTree],
+  outs: ModelOutputs | tuple[ModelOutputs, ...],
+  *per_position: PyTree,
+  window: Int[Array, "B W"] | None = None,
+  live: int = 1,
 ) -> PyTree:
   """Returns fn(logits, *per_position), computed on chunks of positions.
 
@@ -125,7 +125,7 @@ def reduce(
       return x if whole else _slices(x, shards, start, size)
 
     logits = tuple(
-        _logits(out, cut(h)) for out, h in zip(outs, hidden, strict=True)
+      _logits(out, cut(h)) for out, h in zip(outs, hidden, strict=True)
     )
     args = jax.tree.unflatten(treedef, [cut(x) for x in leaves])
     return fn(logits if several else logits[0], *args)
@@ -137,7 +137,7 @@ def reduce(
   # The last chunk overlaps the one before it where size does not divide span.
   def body(_, i):
     return None, jax.checkpoint(chunk, prevent_cse=False)(
-        jnp.minimum(i * size, span - size)
+      jnp.minimum(i * size, span - size)
     )
 
   _, parts = lax.scan(body, None, jnp.arange(chunks))
@@ -146,7 +146,7 @@ def reduce(
     part = part.reshape(chunks, batch, shards, size, *part.shape[3:])
     part = jnp.moveaxis(part, 0, 2)  # [B, shards, chunks, size, ...]
     head = part[:, :, :-1].reshape(
-        batch, shards, (chunks - 1) * size, *part.shape[4:]
+      batch, shards, (chunks - 1) * size, *part.shape[4:]
     )
     tail = part[:, :, -1, chunks * size - span :]
     whole = jnp.concatenate([head, tail], axis=2)
@@ -156,9 +156,9 @@ def reduce(
 
 
 def cross_entropy(
-    out: ModelOutputs,
-    targets: Int[Array, "B T"],
-    weights: Float[Array, "B T"],
+  out: ModelOutputs,
+  targets: Int[Array, "B T"],
+  weights: Float[Array, "B T"],
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
   r"""Returns the weighted sum of -log softmax(logits)[target], and each term.
 
@@ -187,7 +187,7 @@ def cross_entropy(
     total = jnp.sum(weights * terms)
   else:
     total, terms = _cross_entropy(
-        out.hidden, out.unembed, bias, targets, weights.astype(jnp.float32)
+      out.hidden, out.unembed, bias, targets, weights.astype(jnp.float32)
     )
   return total, lax.stop_gradient(terms)
 
@@ -208,7 +208,7 @@ def _cross_entropy(hidden, unembed, bias, targets, weights):
 
 def _forward(hidden, unembed, bias, targets, weights):
   total, terms, *gradients = _sharded(
-      hidden, unembed, bias, targets, weights, gradients=True
+    hidden, unembed, bias, targets, weights, gradients=True
   )
   gradients[1] = gradients[1].astype(unembed.dtype)
   return (total, terms), (*gradients, terms)
@@ -242,12 +242,12 @@ def _sharded(hidden, unembed, bias, targets, weights, *, gradients):
   here = jax.P(tuple(a for a in BATCH_AXES if a in axes), CONTEXT)
   everywhere = jax.P()
   return jax.shard_map(
-      summed,
-      axis_names=set(axes),
-      in_specs=(here, everywhere, everywhere, here, here),
-      out_specs=(everywhere, here)
-      + ((here, everywhere, everywhere) if gradients else ()),
-      check_vma=False,
+    summed,
+    axis_names=set(axes),
+    in_specs=(here, everywhere, everywhere, here, here),
+    out_specs=(everywhere, here)
+    + ((here, everywhere, everywhere) if gradients else ()),
+    check_vma=False,
   )(hidden, unembed, bias, targets, weights)
 
 
@@ -287,24 +287,24 @@ def _local(hidden, unembed, bias, targets, weights, *, gradients):
     def body(i, carry):
       at = lax.dynamic_slice_in_dim(order, i * size, size)
       term, d_h, d_w, d_bias = chunk(
-          take(hidden, at), take(targets, at), take(weights, at)
+        take(hidden, at), take(targets, at), take(weights, at)
       )
       terms, *grads = carry
       terms = terms.at[at].set(term, mode="drop")
       if gradients:
         grads = [
-            grads[0].at[at].set(d_h, mode="drop"),
-            grads[1] + d_w,
-            grads[2] + d_bias,
+          grads[0].at[at].set(d_h, mode="drop"),
+          grads[1] + d_w,
+          grads[2] + d_bias,
         ]
       return (terms, *grads)
 
     carry = (jnp.zeros((n,), jnp.float32),)
     if gradients:
       carry += (
-          jnp.zeros_like(hidden),
-          jnp.zeros(unembed.shape, jnp.float32),
-          jnp.zeros((width,), jnp.float32),
+        jnp.zeros_like(hidden),
+        jnp.zeros(unembed.shape, jnp.float32),
+        jnp.zeros((width,), jnp.float32),
       )
     terms, *grads = lax.fori_loop(0, active, body, carry)
 

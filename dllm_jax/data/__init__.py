@@ -7,24 +7,24 @@ import this package, start without jax and grain.
 import importlib
 
 _HOMES = {
-    "batches": (
-        "BatchIterator",
-        "HeldOut",
-        "held_out_batches",
-        "merge_states",
-        "train_iterator",
-    ),
-    "corpus": ("Corpus", "Dataset", "load"),
-    "packing": ("TextSize",),
-    "record": ("prepare",),
-    "tokenizer": (
-        "Bytes",
-        "Characters",
-        "HuggingFace",
-        "Tokenizer",
-        "make_tokenizer",
-        "tokenizer_from_json",
-    ),
+  "batches": (
+    "BatchIterator",
+    "HeldOut",
+    "held_out_batches",
+    "merge_states",
+    "train_iterator",
+  ),
+  "corpus": ("Corpus", "Dataset", "load"),
+  "packing": ("TextSize",),
+  "record": ("prepare",),
+  "tokenizer": (
+    "Bytes",
+    "Characters",
+    "HuggingFace",
+    "Tokenizer",
+    "make_tokenizer",
+    "tokenizer_from_json",
+  ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

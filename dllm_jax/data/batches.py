@@ -24,12 +24,12 @@ _AHEAD = 4  # Batches that wait, so that the device never does.
 
 
 def train_iterator(
-    corpus: Corpus,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+  corpus: Corpus,
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> "BatchIterator":
   """Returns the endless iterator of training batches.
 
@@ -46,29 +46,29 @@ def train_iterator(
   rows = _share(batch_size, process_index, process_count)
   if isinstance(corpus.train, stream.Stream):
     dataset = grain.experimental.ThreadPrefetchIterDataset(
-        corpus.train.train(
-            batch_size=batch_size,
-            seed=_seed(seed),
-            process_index=process_index,
-            process_count=process_count,
-        ).map(lambda arrays: _batch(*arrays)),
-        prefetch_buffer_size=_AHEAD,
+      corpus.train.train(
+        batch_size=batch_size,
+        seed=_seed(seed),
+        process_index=process_index,
+        process_count=process_count,
+      ).map(lambda arrays: _batch(*arrays)),
+      prefetch_buffer_size=_AHEAD,
     )
   else:
     source = _Batches(corpus.train, batch_size, rows, _seed(seed))
     dataset = grain.MapDataset.source(source).to_iter_dataset(
-        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+      grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     )
   return BatchIterator(iter(dataset))
 
 
 def held_out_batches(
-    corpus: Corpus,
-    *,
-    batch_size: int,
-    limit: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+  corpus: Corpus,
+  *,
+  batch_size: int,
+  limit: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> "HeldOut":
   """Returns the batches of the held-out text, which can be gone through again.
 
@@ -98,8 +98,8 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
   batches = sorted({state["batch"] for state in states})
   if len(batches) != 1:
     raise ValueError(
-        f"data states of different batches ({batches}) cannot be merged; save "
-        "all processes at the same step"
+      f"data states of different batches ({batches}) cannot be merged; save "
+      "all processes at the same step"
     )
   merged = {"batch": batches[0]}
   shards = {k: v for s in states for k, v in s.get("shards", {}).items()}
@@ -133,8 +133,8 @@ class BatchIterator(Iterator[Batch]):
     random_access = "next_index" in self._iterator.get_state()
     if random_access == ("shards" in state) or "batch" not in state:
       raise ValueError(
-          "the saved data state is of another kind of data; restore with the "
-          "data settings it was saved with"
+        "the saved data state is of another kind of data; restore with the "
+        "data settings it was saved with"
       )
     if random_access:
       state = {"next_index": state["batch"]}
@@ -188,10 +188,10 @@ class HeldOut:
 
 def _batch(tokens: np.ndarray, segments: np.ndarray) -> Batch:
   return Batch(
-      tokens=tokens.astype(np.int32),
-      loss_mask=segments > 0,
-      segment_ids=segments.astype(np.int32),
-      positions=packing.positions(segments),
+    tokens=tokens.astype(np.int32),
+    loss_mask=segments > 0,
+    segment_ids=segments.astype(np.int32),
+    positions=packing.positions(segments),
   )
 
 
@@ -199,12 +199,12 @@ def _share(batch_size: int, process_index: int, process_count: int) -> range:
   """Returns the rows of a process."""
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
-        f"batch_size {batch_size} is not a multiple of {process_count} "
-        "processes; choose one that is"
+      f"batch_size {batch_size} is not a multiple of {process_count} "
+      "processes; choose one that is"
     )
   if not 0 <= process_index < process_count:
     raise ValueError(
-        f"process_index is {process_index}; legal are 0 to {process_count - 1}"
+      f"process_index is {process_index}; legal are 0 to {process_count - 1}"
     )
   share = batch_size // process_count
   return range(process_index * share, (process_index + 1) * share)
@@ -220,7 +220,7 @@ class _Batches:
   """One process's rows of batch k, by k."""
 
   def __init__(
-      self, rows: RandomAccess, batch_size: int, own: range, seed: int
+    self, rows: RandomAccess, batch_size: int, own: range, seed: int
   ):
     self._rows, self._batch_size, self._own = rows, batch_size, own
     self._order = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat()

@@ -33,7 +33,7 @@ def read_template(folder: str | pathlib.Path) -> str | None:
     found = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
   except (ValueError, AttributeError) as error:
     raise ValueError(
-        f"{path} is not JSON ({error}); mend or remove it"
+      f"{path} is not JSON ({error}); mend or remove it"
     ) from error
   if isinstance(found, list):
     named = {one.get("name"): one.get("template") for one in found}
@@ -44,11 +44,11 @@ def read_template(folder: str | pathlib.Path) -> str | None:
 
 
 def render(
-    template: str,
-    messages: Sequence[Message],
-    *,
-    answer: bool = True,
-    **tokens: Any,
+  template: str,
+  messages: Sequence[Message],
+  *,
+  answer: bool = True,
+  **tokens: Any,
 ) -> str:
   """Returns messages as one text.
 
@@ -67,28 +67,28 @@ def render(
   for message in messages:
     if not {"role", "content"} <= set(message):
       raise ValueError(
-          f"a message needs a role and a content, not {sorted(message)}"
+        f"a message needs a role and a content, not {sorted(message)}"
       )
 
   def refuse(text):
     raise jinja2.TemplateError(text)
 
   environment = sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True,
-      lstrip_blocks=True,
-      extensions=["jinja2.ext.loopcontrols"],
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=["jinja2.ext.loopcontrols"],
   )
   environment.globals["raise_exception"] = refuse
   environment.filters["tojson"] = lambda x, **kw: json.dumps(
-      x, ensure_ascii=False, indent=kw.get("indent")
+    x, ensure_ascii=False, indent=kw.get("indent")
   )
   try:
     return environment.from_string(template).render(
-        messages=[dict(message) for message in messages],
-        add_generation_prompt=answer,
-        **tokens,
+      messages=[dict(message) for message in messages],
+      add_generation_prompt=answer,
+      **tokens,
     )
   except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
     raise ValueError(
-        f"the chat template refuses these messages: {' '.join(str(error).split())}"
+      f"the chat template refuses these messages: {' '.join(str(error).split())}"
     ) from error

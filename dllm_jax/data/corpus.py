@@ -62,14 +62,14 @@ class Dataset:
     packing_lib.check(self.packing, self.length, self.held_out)
     if self.virtual_shards < 1:
       raise ValueError(
-          f"virtual_shards is {self.virtual_shards}; at least one is needed"
+        f"virtual_shards is {self.virtual_shards}; at least one is needed"
       )
 
   @property
   def format(self) -> source.Format:
     """How documents lie in the files."""
     return source.Format(
-        text_field=self.text_field, document_separator=self.document_separator
+      text_field=self.text_field, document_separator=self.document_separator
     )
 
 
@@ -114,14 +114,14 @@ class Records:
   """
 
   def __init__(
-      self, folder: str, side: str, manifest: dict[str, Any], length: int
+    self, folder: str, side: str, manifest: dict[str, Any], length: int
   ):
     counts = manifest[side]
     files = [pathlib.Path(folder, f) for f in counts["files"]]
     missing = [f for f in files if not f.exists()]
     if missing:
       raise FileNotFoundError(
-          f"{missing[0]} is missing; remove {folder} and run dllm prepare again"
+        f"{missing[0]} is missing; remove {folder} and run dllm prepare again"
       )
     self._manifest = manifest
     self._length = length
@@ -129,8 +129,8 @@ class Records:
     self._source = grain.sources.ArrayRecordDataSource([str(f) for f in files])
     if len(self._source) != counts["records"]:
       raise ValueError(
-          f"{folder} has {len(self._source)} {side} records where its manifest "
-          f"counts {counts['records']}; remove it and run dllm prepare again"
+        f"{folder} has {len(self._source)} {side} records where its manifest "
+        f"counts {counts['records']}; remove it and run dllm prepare again"
       )
     # Only the last record of a file is padded: rows of padding alone, at its
     # end, are left out.
@@ -147,7 +147,7 @@ class Records:
     inside = index - (self._rows[file - 1] if file else 0)
     at, part = divmod(int(inside), self._slices)
     tokens, segments = record.decode(
-        self._source[int(self._first_record[file]) + at], self._manifest
+      self._source[int(self._first_record[file]) + at], self._manifest
     )
     cut = slice(part * self._length, (part + 1) * self._length)
     tokens, segments = tokens[cut], segments[cut]
@@ -157,7 +157,7 @@ class Records:
 
 
 def load(
-    dataset: Dataset, *, tokenizer: tokenizer_lib.Tokenizer | None = None
+  dataset: Dataset, *, tokenizer: tokenizer_lib.Tokenizer | None = None
 ) -> Corpus:
   """Returns the tokenised text that a dataset names.
 
@@ -177,21 +177,20 @@ def load(
   files = source.find(dataset.path)
   if tokenizer is None:
     tokenizer = tokenizer_lib.make_tokenizer(
-        dataset.tokenizer or "char",
-        (d.text for d in source.documents(files, dataset.format)),
-        mask_token=dataset.mask_token,
-        path=dataset.path,
+      dataset.tokenizer or "char",
+      (d.text for d in source.documents(files, dataset.format)),
+      mask_token=dataset.mask_token,
+      path=dataset.path,
     )
   if (
-      dataset.packing == "packed"
-      and source.size(files) > dataset.in_memory_bytes
+    dataset.packing == "packed" and source.size(files) > dataset.in_memory_bytes
   ):
     return _load_stream(dataset, files, tokenizer)
   return _load_memory(dataset, files, tokenizer)
 
 
 def _load_memory(
-    dataset: Dataset, files: list[str], tokenizer: tokenizer_lib.Tokenizer
+  dataset: Dataset, files: list[str], tokenizer: tokenizer_lib.Tokenizer
 ) -> Corpus:
   fraction = 0.0 if dataset.held_out_path else dataset.held_out
   count = packing_lib.Counter(tokenizer, fraction)
@@ -204,12 +203,12 @@ def _load_memory(
     raise source.empty(dataset.path)
   if not sides[0]:
     raise ValueError(
-        f"{dataset.path}: nothing is left to train on ({count.documents} "
-        f"documents, held_out {fraction}); lower held_out or give held_out_path"
+      f"{dataset.path}: nothing is left to train on ({count.documents} "
+      f"documents, held_out {fraction}); lower held_out or give held_out_path"
     )
   train, held_out = (
-      packing_lib.Rows(side, length=dataset.length, packing=dataset.packing)
-      for side in sides
+    packing_lib.Rows(side, length=dataset.length, packing=dataset.packing)
+    for side in sides
   )
   size = count.held_out
   if dataset.held_out_path:
@@ -217,23 +216,23 @@ def _load_memory(
   elif fraction and not len(held_out):
     raise _nothing_held_out(dataset)
   return Corpus(
-      tokenizer=tokenizer,
-      length=dataset.length,
-      train=train,
-      held_out=held_out if len(held_out) else None,
-      held_out_text=size if size.tokens else None,
+    tokenizer=tokenizer,
+    length=dataset.length,
+    train=train,
+    held_out=held_out if len(held_out) else None,
+    held_out_text=size if size.tokens else None,
   )
 
 
 def _nothing_held_out(dataset: Dataset) -> ValueError:
   return ValueError(
-      f"{dataset.path}: held_out {dataset.held_out} of so few documents is "
-      "none; raise it, give held_out_path, or set it to 0 for no evaluation"
+    f"{dataset.path}: held_out {dataset.held_out} of so few documents is "
+    "none; raise it, give held_out_path, or set it to 0 for no evaluation"
   )
 
 
 def _load_held_out(
-    dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer
+  dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer
 ) -> tuple[packing_lib.Rows, packing_lib.TextSize]:
   """Returns the rows and the size of a held-out text of its own."""
   path = dataset.held_out_path
@@ -248,27 +247,29 @@ def _load_held_out(
 
 
 def _load_prepared(
-    dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer | None
+  dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer | None
 ) -> Corpus:
   path = dataset.path
   manifest = record.read_manifest(path)
   own = tokenizer_lib.tokenizer_from_json(manifest["tokenizer"])
   if tokenizer is None and dataset.tokenizer not in (None, "char"):
     tokenizer = tokenizer_lib.make_tokenizer(
-        dataset.tokenizer, [], mask_token=dataset.mask_token
+      dataset.tokenizer, [], mask_token=dataset.mask_token
     )
   char = dataset.tokenizer == "char"
-  if char and not isinstance(own, tokenizer_lib.Characters) or (
-      tokenizer is not None and tokenizer != own
+  if (
+    char
+    and not isinstance(own, tokenizer_lib.Characters)
+    or (tokenizer is not None and tokenizer != own)
   ):
     raise ValueError(
-        f"{path} was prepared with another tokenizer; set tokenizer to None "
-        "for its own, or prepare the text again"
+      f"{path} was prepared with another tokenizer; set tokenizer to None "
+      "for its own, or prepare the text again"
     )
   if manifest["length"] % dataset.length:
     raise ValueError(
-        f"{path} has records of {manifest['length']} tokens, which length "
-        f"{dataset.length} does not divide; choose a divisor or prepare again"
+      f"{path} has records of {manifest['length']} tokens, which length "
+      f"{dataset.length} does not divide; choose a divisor or prepare again"
     )
   if not manifest["train"]["records"]:
     raise ValueError(f"{path} has no training records; prepare more text")
@@ -281,26 +282,26 @@ def _load_prepared(
     fields = (f.name for f in dataclasses.fields(packing_lib.TextSize))
     size = packing_lib.TextSize(**{f: manifest["held_out"][f] for f in fields})
   return Corpus(
-      tokenizer=own,
-      length=dataset.length,
-      train=train,
-      held_out=held_out,
-      held_out_text=size,
+    tokenizer=own,
+    length=dataset.length,
+    train=train,
+    held_out=held_out,
+    held_out_text=size,
   )
 
 
 def _load_stream(
-    dataset: Dataset, files: list[str], tokenizer: tokenizer_lib.Tokenizer
+  dataset: Dataset, files: list[str], tokenizer: tokenizer_lib.Tokenizer
 ) -> Corpus:
   fraction = 0.0 if dataset.held_out_path else dataset.held_out
   train = stream.Stream(
-      path=dataset.path,
-      files=tuple(files),
-      form=dataset.format,
-      tokenizer=tokenizer,
-      length=dataset.length,
-      held_out=fraction,
-      virtual_shards=dataset.virtual_shards,
+    path=dataset.path,
+    files=tuple(files),
+    form=dataset.format,
+    tokenizer=tokenizer,
+    length=dataset.length,
+    held_out=fraction,
+    virtual_shards=dataset.virtual_shards,
   )
   held_out = size = None
   if dataset.held_out_path:
@@ -311,11 +312,11 @@ def _load_stream(
     if not size.tokens:
       raise _nothing_held_out(dataset)
   return Corpus(
-      tokenizer=tokenizer,
-      length=dataset.length,
-      train=train,
-      held_out=held_out,
-      held_out_text=size,
+    tokenizer=tokenizer,
+    length=dataset.length,
+    train=train,
+    held_out=held_out,
+    held_out_text=size,
   )
 
 

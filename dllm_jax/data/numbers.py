@@ -36,9 +36,9 @@ class Numbers:
       legal = word.isascii() and word.isdigit() and int(word) < self.vocab_size
       if not legal or int(word) == self.mask_id:
         raise ValueError(
-            f"{word[:20]!r} is no token: this model has no tokenizer, so text is"
-            f" numbers from 0 to {self.vocab_size - 1}, without the mask"
-            f" {self.mask_id}; or put a tokenizer.json beside its weights"
+          f"{word[:20]!r} is no token: this model has no tokenizer, so text is"
+          f" numbers from 0 to {self.vocab_size - 1}, without the mask"
+          f" {self.mask_id}; or put a tokenizer.json beside its weights"
         )
     return np.array([int(word) for word in words], np.int32)
 
@@ -52,8 +52,8 @@ class Numbers:
     for i in ids:
       if not 0 <= i < self.vocab_size:
         raise ValueError(
-            f"token id {i} is not in the vocabulary; legal ids are 0 to"
-            f" {self.vocab_size - 1}"
+          f"token id {i} is not in the vocabulary; legal ids are 0 to"
+          f" {self.vocab_size - 1}"
         )
     return " ".join(mask if i == self.mask_id else str(i) for i in ids)
 

@@ -31,14 +31,14 @@ def check(packing: str, length: int, held_out: float) -> None:
   """Raises ValueError if a setting that every reader shares is not legal."""
   if packing not in ("slices", "packed"):
     raise ValueError(
-        f"packing {packing!r} is unknown; legal are 'slices' (a text cut into "
-        "rows) and 'packed' (documents kept apart)"
+      f"packing {packing!r} is unknown; legal are 'slices' (a text cut into "
+      "rows) and 'packed' (documents kept apart)"
     )
   if length < 1:
     raise ValueError(f"length is {length}; a row has at least one token")
   if not 0 <= held_out < 1:
     raise ValueError(
-        f"held_out is {held_out}; it is a fraction from 0 to below 1"
+      f"held_out is {held_out}; it is a fraction from 0 to below 1"
     )
 
 
@@ -58,9 +58,9 @@ class TextSize:
 
   def __add__(self, other: "TextSize") -> "TextSize":
     return TextSize(
-        self.tokens + other.tokens,
-        self.characters + other.characters,
-        self.bytes + other.bytes,
+      self.tokens + other.tokens,
+      self.characters + other.characters,
+      self.bytes + other.bytes,
     )
 
   @property
@@ -75,7 +75,7 @@ class TextSize:
 
 
 def tokenise(
-    text: str, path: str, tokenizer: Tokenizer
+  text: str, path: str, tokenizer: Tokenizer
 ) -> Int[np.ndarray, "n"]:
   """Returns the ids of a document, ended by the tokenizer's eos if it has one.
 
@@ -112,15 +112,15 @@ class Rows:
   """
 
   def __init__(
-      self, documents: Iterable[np.ndarray], *, length: int, packing: Packing
+    self, documents: Iterable[np.ndarray], *, length: int, packing: Packing
   ):
     documents = [d for d in documents if len(d)]
     ends = np.cumsum([len(d) for d in documents], dtype=np.int64)
     self.length = length
     self.tokens = (
-        np.concatenate(documents).astype(np.int32)
-        if documents
-        else np.zeros((0,), np.int32)
+      np.concatenate(documents).astype(np.int32)
+      if documents
+      else np.zeros((0,), np.int32)
     )
     # Where a segment begins, the start of a row aside.
     self.starts = ends[:-1] if packing == "packed" else ends[:0]
@@ -177,7 +177,7 @@ class Counter:
     self.train = self.held_out = TextSize()
 
   def __call__(
-      self, document: source.Document
+    self, document: source.Document
   ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Returns the ids for training and the held-out ones, None for no text."""
     if not document.text.strip():
@@ -186,8 +186,8 @@ class Counter:
     self.documents += 1
     parts = source.split(document, self._fraction)
     train, held_out = (
-        tokenise(part, document.path, self._tokenizer) if part else None
-        for part in parts
+      tokenise(part, document.path, self._tokenizer) if part else None
+      for part in parts
     )
     if train is not None:
       self.train += text_size(parts[0], train)

@@ -39,18 +39,18 @@ _SIDES = ("train", "held_out")
 
 
 def prepare(
-    input: str,  # The command line's own word for it.
-    tokenizer: str,
-    output: str,
-    *,
-    length: int = 1024,
-    packing: packing_lib.Packing = "slices",
-    held_out: float = 0.1,
-    mask_token: str | None = None,
-    text_field: str = "text",
-    document_separator: str | None = None,
-    workers: int | None = None,
-    shard_bytes: int = 2**25,
+  input: str,  # The command line's own word for it.
+  tokenizer: str,
+  output: str,
+  *,
+  length: int = 1024,
+  packing: packing_lib.Packing = "slices",
+  held_out: float = 0.1,
+  mask_token: str | None = None,
+  text_field: str = "text",
+  document_separator: str | None = None,
+  workers: int | None = None,
+  shard_bytes: int = 2**25,
 ) -> dict[str, int]:
   """Writes a corpus as token records; resumes what was interrupted.
 
@@ -79,42 +79,42 @@ def prepare(
   if workers is not None and workers < 1:
     raise ValueError(f"workers is {workers}; at least one process is needed")
   form = source.Format(
-      text_field=text_field, document_separator=document_separator
+    text_field=text_field, document_separator=document_separator
   )
   files = source.find(input)
   shards = _shards(source.spans(files, form, shard_bytes), shard_bytes)
   made = tokenizer_lib.make_tokenizer(
-      tokenizer,
-      (d.text for d in source.documents(files, form)),
-      mask_token=mask_token,
-      path=input,
+    tokenizer,
+    (d.text for d in source.documents(files, form)),
+    mask_token=mask_token,
+    path=input,
   )
   plan = {
-      "version": _VERSION,
-      "tokenizer": made.to_json(),
-      "length": length,
-      "packing": packing,
-      "held_out": held_out,
-      "token_type": "uint16" if made.vocab_size <= 2**16 else "uint32",
-      "segment_type": "uint16" if length < 2**16 else "uint32",
-      "format": dataclasses.asdict(form),
-      "shards": [[dataclasses.astuple(s) for s in spans] for spans in shards],
-      "sizes": [source.size([f]) for f in files],
+    "version": _VERSION,
+    "tokenizer": made.to_json(),
+    "length": length,
+    "packing": packing,
+    "held_out": held_out,
+    "token_type": "uint16" if made.vocab_size <= 2**16 else "uint32",
+    "segment_type": "uint16" if length < 2**16 else "uint32",
+    "format": dataclasses.asdict(form),
+    "shards": [[dataclasses.astuple(s) for s in spans] for spans in shards],
+    "sizes": [source.size([f]) for f in files],
   }
   folder = pathlib.Path(output)
   manifest = _execute(folder, plan, workers or os.cpu_count() or 1)
   if not manifest["documents"]:
     raise source.empty(input)
   return {
-      "documents": manifest["documents"],
-      "empty_documents": manifest["empty_documents"],
-      "tokens": sum(manifest[s]["tokens"] for s in _SIDES),
-      "files": sum(len(manifest[s]["files"]) for s in _SIDES),
+    "documents": manifest["documents"],
+    "empty_documents": manifest["empty_documents"],
+    "tokens": sum(manifest[s]["tokens"] for s in _SIDES),
+    "files": sum(len(manifest[s]["files"]) for s in _SIDES),
   }
 
 
 def _execute(
-    folder: pathlib.Path, plan: dict[str, Any], workers: int
+  folder: pathlib.Path, plan: dict[str, Any], workers: int
 ) -> dict[str, Any]:
   """Carries out what is left of a plan and returns the manifest."""
   fingerprint = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
@@ -146,13 +146,13 @@ def read_manifest(path: str) -> dict[str, Any]:
     version = manifest["version"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
-        f"{file} is not the manifest of prepared data ({error!r}); "
-        "run dllm prepare again"
+      f"{file} is not the manifest of prepared data ({error!r}); "
+      "run dllm prepare again"
     ) from error
   if version != _VERSION:
     raise ValueError(
-        f"{file} is of version {version}, this package reads {_VERSION}; run "
-        "dllm prepare again"
+      f"{file} is of version {version}, this package reads {_VERSION}; run "
+      "dllm prepare again"
     )
   return manifest
 
@@ -166,7 +166,7 @@ def is_prepared(path: str) -> bool:
   folder = pathlib.Path(path)
   if (folder / _PLAN).exists() and not (folder / MANIFEST).exists():
     raise ValueError(
-        f"{path} was not finished; run the same dllm prepare again to resume it"
+      f"{path} was not finished; run the same dllm prepare again to resume it"
     )
   return (folder / MANIFEST).exists()
 
@@ -177,13 +177,13 @@ def decode(data: bytes, manifest: dict[str, Any]) -> packing_lib.Row:
   token_type = np.dtype(manifest["token_type"])
   cut = length * token_type.itemsize
   return (
-      np.frombuffer(data[:cut], token_type).astype(np.int32),
-      np.frombuffer(data[cut:], manifest["segment_type"]).astype(np.int32),
+    np.frombuffer(data[:cut], token_type).astype(np.int32),
+    np.frombuffer(data[cut:], manifest["segment_type"]).astype(np.int32),
   )
 
 
 def _shards(
-    spans: Sequence[source.Span], shard_bytes: int
+  spans: Sequence[source.Span], shard_bytes: int
 ) -> list[list[source.Span]]:
   """Returns pieces gathered into shards of about as many bytes."""
   shards, room = [], 0
@@ -198,7 +198,7 @@ def _shards(
 
 
 def _begin(
-    folder: pathlib.Path, plan: dict[str, Any], fingerprint: str
+  folder: pathlib.Path, plan: dict[str, Any], fingerprint: str
 ) -> None:
   """Makes the directory, or checks that it holds the same work unfinished."""
   file = folder / _PLAN
@@ -208,8 +208,8 @@ def _begin(
     return
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise ValueError(
-        f"{folder} holds something else; give an empty or a new directory as "
-        "output"
+      f"{folder} holds something else; give an empty or a new directory as "
+      "output"
     )
   folder.mkdir(parents=True, exist_ok=True)
   _write(file, json.dumps(plan | {"fingerprint": fingerprint}))
@@ -218,8 +218,8 @@ def _begin(
 def _check_same(folder: pathlib.Path, held: str, wanted: str) -> None:
   if held != wanted:
     raise ValueError(
-        f"{folder} holds data prepared from other input or settings; give "
-        "another output, or remove it"
+      f"{folder} holds data prepared from other input or settings; give "
+      "another output, or remove it"
     )
 
 
@@ -229,27 +229,27 @@ def _run(folder: pathlib.Path, shards: int, workers: int) -> list[dict]:
   alone = workers == 1 or len(missing) == 1
   write = write_shard if alone else _write_shard_apart
   with (
-      concurrent.futures.ThreadPoolExecutor(1 if alone else workers) as pool,
-      tqdm.tqdm(
-          total=shards,
-          initial=shards - len(missing),
-          desc="prepare",
-          unit="shard",
-          file=sys.stderr,
-      ) as bar,
+    concurrent.futures.ThreadPoolExecutor(1 if alone else workers) as pool,
+    tqdm.tqdm(
+      total=shards,
+      initial=shards - len(missing),
+      desc="prepare",
+      unit="shard",
+      file=sys.stderr,
+    ) as bar,
   ):
     try:
-      for future in concurrent.futures.as_completed(
-          [pool.submit(write, str(folder), i) for i in missing]
-      ):
+      for future in concurrent.futures.as_completed([
+        pool.submit(write, str(folder), i) for i in missing
+      ]):
         future.result()
         bar.update()
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
   return [
-      json.loads(_done(folder, i).read_text(encoding="utf-8"))
-      for i in range(shards)
+    json.loads(_done(folder, i).read_text(encoding="utf-8"))
+    for i in range(shards)
   ]
 
 
@@ -266,12 +266,12 @@ def _write_shard_apart(folder: str, shard: int) -> None:
   root = str(pathlib.Path(__file__).parents[2])
   path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
   done = subprocess.run(
-      [sys.executable, "-m", "dllm_jax.data.record", folder, str(shard)],
-      env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      check=False,
+    [sys.executable, "-m", "dllm_jax.data.record", folder, str(shard)],
+    env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   if done.returncode == 2:
     raise ValueError(done.stdout.strip())
@@ -279,8 +279,8 @@ def _write_shard_apart(folder: str, shard: int) -> None:
     raise OSError(errno.ENOSPC, done.stdout.strip())
   if done.returncode:
     raise RuntimeError(
-        f"tokenising shard {shard} ended with status {done.returncode}: "
-        f"{done.stderr.strip()[-1000:]}"
+      f"tokenising shard {shard} ended with status {done.returncode}: "
+      f"{done.stderr.strip()[-1000:]}"
     )
 
 
@@ -300,16 +300,16 @@ def write_shard(folder: str, shard: int) -> None:
   counts = {"documents": count.documents, "empty_documents": count.empty}
   for name, side in zip(_SIDES, sides, strict=True):
     rows = packing_lib.Rows(
-        side, length=plan["length"], packing=plan["packing"]
+      side, length=plan["length"], packing=plan["packing"]
     )
     file = f"{name}-{shard:05d}-of-{len(plan['shards']):05d}.array_record"
     if len(rows):
       _write_records(root / file, _records(rows, plan), len(rows))
     size = getattr(count, name)
     counts[name] = {
-        "files": [file] if len(rows) else [],
-        "records": len(rows),
-        **dataclasses.asdict(size),
+      "files": [file] if len(rows) else [],
+      "records": len(rows),
+      **dataclasses.asdict(size),
     }
   _write(_done(root, shard), json.dumps(counts))
 
@@ -317,20 +317,21 @@ def write_shard(folder: str, shard: int) -> None:
 def _records(rows: packing_lib.Rows, plan: dict[str, Any]) -> Iterator[bytes]:
   for i in range(len(rows)):
     tokens, segments = rows[i]
-    yield tokens.astype(plan["token_type"]).tobytes() + segments.astype(
-        plan["segment_type"]
-    ).tobytes()
+    yield (
+      tokens.astype(plan["token_type"]).tobytes()
+      + segments.astype(plan["segment_type"]).tobytes()
+    )
 
 
 def _write_records(
-    path: pathlib.Path, records: Iterator[bytes], expected: int
+  path: pathlib.Path, records: Iterator[bytes], expected: int
 ) -> None:
   from array_record.python import array_record_module  # noqa: PLC0415
 
   temporary = path.with_suffix(f".{os.getpid()}.tmp")
   try:
     writer = array_record_module.ArrayRecordWriter(
-        str(temporary), "group_size:1"
+      str(temporary), "group_size:1"
     )
     for record in records:
       writer.write(record)
@@ -344,7 +345,7 @@ def _write_records(
   except RuntimeError as error:
     if "No space left" in str(error):
       raise OSError(
-          errno.ENOSPC, "the disk is full; make room and run again", str(path)
+        errno.ENOSPC, "the disk is full; make room and run again", str(path)
       ) from error
     raise
   finally:
@@ -364,17 +365,15 @@ def _write(path: pathlib.Path, text: str) -> None:
 def _total(counts: Sequence[dict]) -> dict[str, Any]:
   """Returns the counts of all shards together."""
   total = {
-      k: sum(c[k] for c in counts) for k in ("documents", "empty_documents")
+    k: sum(c[k] for c in counts) for k in ("documents", "empty_documents")
   }
   for side in _SIDES:
     total[side] = {
-        "files": [f for c in counts for f in c[side]["files"]],
-        "file_tokens": [
-            c[side]["tokens"] for c in counts if c[side]["files"]
-        ],
+      "files": [f for c in counts for f in c[side]["files"]],
+      "file_tokens": [c[side]["tokens"] for c in counts if c[side]["files"]],
     } | {
-        k: sum(c[side][k] for c in counts)
-        for k in ("records", "tokens", "characters", "bytes")
+      k: sum(c[side][k] for c in counts)
+      for k in ("records", "tokens", "characters", "bytes")
     }
   return total
 

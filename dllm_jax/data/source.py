@@ -68,8 +68,8 @@ class Format:
   def __post_init__(self):
     if self.document_separator == "":
       raise ValueError(
-          "document_separator is empty; give the text that stands between "
-          "documents, or None for one document a file"
+        "document_separator is empty; give the text that stands between "
+        "documents, or None for one document a file"
       )
 
 
@@ -101,8 +101,8 @@ def find(path: str) -> list[str]:
     named = sorted(map(pathlib.Path, found))
   if not named:
     raise FileNotFoundError(
-        f"data path {path!r} does not exist; give a file, a directory, a glob, "
-        f"or a bundled text ({', '.join(bundled)})"
+      f"data path {path!r} does not exist; give a file, a directory, a glob, "
+      f"or a bundled text ({', '.join(bundled)})"
     )
   files = []
   for entry in named:
@@ -112,8 +112,8 @@ def find(path: str) -> list[str]:
       files += sorted(p for p in entry.rglob("*") if _is_data(p, entry))
   if not files:
     raise ValueError(
-        f"no data in {path!r}; legal are {_LEGAL}, or a directory that dllm "
-        "prepare made"
+      f"no data in {path!r}; legal are {_LEGAL}, or a directory that dllm "
+      "prepare made"
     )
   return list(dict.fromkeys(map(str, files)))
 
@@ -169,9 +169,7 @@ def _delimiter(path: str, form: Format) -> bytes | None:
 
 def _overlaps(delimiter: bytes) -> bool:
   """Whether two occurrences may overlap, so that midway entry is ambiguous."""
-  return any(
-      delimiter[:n] == delimiter[-n:] for n in range(1, len(delimiter))
-  )
+  return any(delimiter[:n] == delimiter[-n:] for n in range(1, len(delimiter)))
 
 
 def read(span: Span, form: Format) -> Iterator[Document]:
@@ -199,8 +197,7 @@ def read(span: Span, form: Format) -> Iterator[Document]:
           yield Document(_json_text(record, span.path, at, form), span.path)
   except _DAMAGED as error:
     raise ValueError(
-        f"{span.path} is damaged ({error}); it does not decompress, "
-        "get it again"
+      f"{span.path} is damaged ({error}); it does not decompress, get it again"
     ) from error
 
 
@@ -233,8 +230,8 @@ def _text(data: bytes, path: str, at: int) -> str:
     return data.decode()
   except UnicodeDecodeError as error:
     raise ValueError(
-        f"{path} is not UTF-8 text (byte {at + error.start}); convert it, or "
-        f"give {_LEGAL}"
+      f"{path} is not UTF-8 text (byte {at + error.start}); convert it, or "
+      f"give {_LEGAL}"
     ) from error
 
 
@@ -243,15 +240,15 @@ def _json_text(record: bytes, path: str, at: int, form: Format) -> str:
     fields = json.loads(_text(record, path, at))
   except json.JSONDecodeError as error:
     raise ValueError(
-        f"{path} is not JSONL: the line at byte {at} is not JSON "
-        f"({error.msg}); write one JSON object a line"
+      f"{path} is not JSONL: the line at byte {at} is not JSON "
+      f"({error.msg}); write one JSON object a line"
     ) from error
   value = fields.get(form.text_field) if isinstance(fields, dict) else None
   if not isinstance(value, str):
     known = ", ".join(fields) if isinstance(fields, dict) else "none"
     raise ValueError(
-        f"{path}: the line at byte {at} has no text in field "
-        f"{form.text_field!r}; its fields are: {known}; set text_field"
+      f"{path}: the line at byte {at} has no text in field "
+      f"{form.text_field!r}; its fields are: {known}; set text_field"
     )
   return value
 
@@ -261,13 +258,13 @@ def _parquet(path: str):
     import pyarrow.parquet  # noqa: PLC0415  An extra: only Parquet needs it.
   except ImportError as error:
     raise ImportError(
-        f"{path} is Parquet, which needs pyarrow: pip install pyarrow"
+      f"{path} is Parquet, which needs pyarrow: pip install pyarrow"
     ) from error
   try:
     return pyarrow.parquet.ParquetFile(path)
   except pyarrow.ArrowInvalid as error:
     raise ValueError(
-        f"{path} is not a Parquet file; legal files are {_LEGAL}"
+      f"{path} is not a Parquet file; legal files are {_LEGAL}"
     ) from error
 
 
@@ -276,19 +273,19 @@ def _read_parquet(span: Span, form: Format) -> Iterator[Document]:
     names = file.schema_arrow.names
     if form.text_field not in names:
       raise ValueError(
-          f"{span.path} has no column {form.text_field!r}; its columns are: "
-          f"{', '.join(names)}; set text_field"
+        f"{span.path} has no column {form.text_field!r}; its columns are: "
+        f"{', '.join(names)}; set text_field"
       )
     groups = range(span.start, span.stop or file.num_row_groups)
     batches = file.iter_batches(
-        row_groups=list(groups), columns=[form.text_field]
+      row_groups=list(groups), columns=[form.text_field]
     )
     for batch in batches:
       for value in batch.column(0).to_pylist():
         if value is not None and not isinstance(value, str):
           raise ValueError(
-              f"{span.path}: column {form.text_field!r} holds "
-              f"{type(value).__name__}, not text; set text_field"
+            f"{span.path}: column {form.text_field!r} holds "
+            f"{type(value).__name__}, not text; set text_field"
           )
         yield Document(value or "", span.path)
 
@@ -319,7 +316,7 @@ def split(document: Document, held_out: float) -> tuple[str, str]:
     cut = int(len(text) * (1 - held_out))
     return text[:cut], text[cut:]
   digest = hashlib.blake2b(
-      text.encode(errors="surrogatepass"), digest_size=8
+    text.encode(errors="surrogatepass"), digest_size=8
   ).digest()
   if int.from_bytes(digest) < held_out * 2**64:
     return "", text

@@ -56,12 +56,12 @@ class Stream:
     return math.gcd(self.virtual_shards, batch_size)
 
   def train(
-      self,
-      *,
-      batch_size: int,
-      seed: int,
-      process_index: int,
-      process_count: int,
+    self,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
   ) -> grain.IterDataset:
     """Returns this process's rows of each batch, endlessly.
 
@@ -73,15 +73,15 @@ class Stream:
     shards = self.shards(batch_size)
     if shards % process_count:
       raise ValueError(
-          f"{process_count} processes cannot share {shards} virtual shards "
-          f"(virtual_shards {self.virtual_shards}, batch_size {batch_size}); "
-          "make both a multiple of the processes"
+        f"{process_count} processes cannot share {shards} virtual shards "
+        f"(virtual_shards {self.virtual_shards}, batch_size {batch_size}); "
+        "make both a multiple of the processes"
       )
     units = _units(self.files, self.form, shards)
     own = shards // process_count
     datasets = {
-        shard: self._packed(units[shard::shards], seed=(seed, shard))
-        for shard in range(process_index * own, (process_index + 1) * own)
+      shard: self._packed(units[shard::shards], seed=(seed, shard))
+      for shard in range(process_index * own, (process_index + 1) * own)
     }
     return _Interleaved(datasets, rows=batch_size // shards)
 
@@ -93,7 +93,7 @@ class Stream:
 
   def _packed(self, units, seed) -> grain.IterDataset:
     return grain.experimental.ConcatThenSplitIterDataset(
-        _Documents(self, units, seed), length_struct={"tokens": self.length}
+      _Documents(self, units, seed), length_struct={"tokens": self.length}
     )
 
 
@@ -111,7 +111,7 @@ class _Unit:
 
 
 def _units(
-    files: Sequence[str], form: source.Format, shards: int
+  files: Sequence[str], form: source.Format, shards: int
 ) -> list[_Unit]:
   """Returns the pieces to deal, at least one a shard.
 
@@ -129,10 +129,10 @@ class _Documents(grain.IterDataset):
   """The tokenised documents of some units; endless if there is a seed."""
 
   def __init__(
-      self,
-      stream: Stream,
-      units: Sequence[_Unit],
-      seed: tuple[int, int] | None,
+    self,
+    stream: Stream,
+    units: Sequence[_Unit],
+    seed: tuple[int, int] | None,
   ):
     super().__init__()
     self.stream, self.units, self.seed = stream, units, seed
@@ -151,9 +151,9 @@ class _DocumentIterator(grain.DatasetIterator):
 
   def get_state(self) -> dict[str, int]:
     return {
-        "epoch": self._epoch,
-        "unit": self._unit,
-        "document": self._document,
+      "epoch": self._epoch,
+      "unit": self._unit,
+      "document": self._document,
     }
 
   def set_state(self, state: dict[str, int]) -> None:
@@ -188,9 +188,9 @@ class _DocumentIterator(grain.DatasetIterator):
       raise StopIteration
     if self._barren >= len(self._dataset.units):
       raise ValueError(
-          f"{stream.path} has too few documents for virtual shard "
-          f"{self._dataset.seed[1]}; lower virtual_shards, or raise "
-          "in_memory_bytes or run dllm prepare, which need no shards"
+        f"{stream.path} has too few documents for virtual shard "
+        f"{self._dataset.seed[1]}; lower virtual_shards, or raise "
+        "in_memory_bytes or run dllm prepare, which need no shards"
       )
     self._epoch, self._unit = self._epoch + 1, 0
 
@@ -228,7 +228,6 @@ class _Interleaved(grain.IterDataset):
 
 
 class _InterleavedIterator(grain.DatasetIterator):
-
   def __init__(self, dataset: _Interleaved):
     super().__init__()
     self._rows = dataset.rows
@@ -237,9 +236,9 @@ class _InterleavedIterator(grain.DatasetIterator):
 
   def __next__(self) -> packing_lib.Row:
     rows = [
-        _row(next(shard))
-        for shard in self._shards.values()
-        for _ in range(self._rows)
+      _row(next(shard))
+      for shard in self._shards.values()
+      for _ in range(self._rows)
     ]
     self._batch += 1
     tokens, segments = zip(*rows, strict=True)
@@ -247,17 +246,17 @@ class _InterleavedIterator(grain.DatasetIterator):
 
   def get_state(self) -> dict[str, Any]:
     return {
-        "batch": self._batch,
-        "shards": {str(s): i.get_state() for s, i in self._shards.items()},
+      "batch": self._batch,
+      "shards": {str(s): i.get_state() for s, i in self._shards.items()},
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
     missing = [s for s in self._shards if str(s) not in state["shards"]]
     if missing:
       raise ValueError(
-          f"the saved data state has no virtual shard {missing[0]}; merge the "
-          "states of all processes and restore with the same batch_size and "
-          "virtual_shards"
+        f"the saved data state has no virtual shard {missing[0]}; merge the "
+        "states of all processes and restore with the same batch_size and "
+        "virtual_shards"
       )
     self._batch = state["batch"]
     for shard, iterator in self._shards.items():

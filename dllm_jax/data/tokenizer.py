@@ -23,9 +23,9 @@ MASK_GLYPH = "▁"
 # of one call grow faster than the text.
 _PIECE_CHARACTERS = 2**20
 _ROLES = {
-    "pad": ("<pad>", "[PAD]", "<|pad|>"),
-    "eos": ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]"),
-    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]"),
+  "pad": ("<pad>", "[PAD]", "<|pad|>"),
+  "eos": ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]"),
+  "bos": ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]"),
 }
 
 
@@ -60,14 +60,14 @@ def _legal(ids: Sequence[int], vocab_size: int) -> np.ndarray:
   ids = np.asarray(ids, np.int64).reshape(-1)
   if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
     raise ValueError(
-        f"token id {ids.max() if ids.min() >= 0 else ids.min()} is not in the "
-        f"vocabulary; legal ids are 0 to {vocab_size - 1}"
+      f"token id {ids.max() if ids.min() >= 0 else ids.min()} is not in the "
+      f"vocabulary; legal ids are 0 to {vocab_size - 1}"
     )
   return ids
 
 
 def _unmasked(
-    ids: np.ndarray, mask_id: int
+  ids: np.ndarray, mask_id: int
 ) -> Iterable[tuple[bool, list[int]]]:
   """Yields (whether they are masks, ids) for each run of ids."""
   for masked, run in itertools.groupby(ids.tolist(), lambda i: i == mask_id):
@@ -87,11 +87,11 @@ class Characters:
 
   def __post_init__(self):
     if not self.vocabulary or list(self.vocabulary) != sorted(
-        set(self.vocabulary)
+      set(self.vocabulary)
     ):
       raise ValueError(
-          "a character vocabulary must be distinct characters in order, at "
-          f"least one; got {self.vocabulary[:40]!r}"
+        "a character vocabulary must be distinct characters in order, at "
+        f"least one; got {self.vocabulary[:40]!r}"
       )
 
   @property
@@ -120,9 +120,9 @@ class Characters:
     if not known.all():
       at = int(np.argmin(known))
       raise ValueError(
-          f"character {text[at]!r} at position {at} is not among the "
-          f"{len(self._points)} of the vocabulary; remove it, or train with a "
-          "text that has it or with tokenizer 'byte'"
+        f"character {text[at]!r} at position {at} is not among the "
+        f"{len(self._points)} of the vocabulary; remove it, or train with a "
+        "text that has it or with tokenizer 'byte'"
       )
     return ids
 
@@ -157,8 +157,8 @@ class Bytes:
     """Returns the text of ids; bytes that are not UTF-8 become U+FFFD."""
     runs = _unmasked(_legal(ids, self.vocab_size), self.mask_id)
     return "".join(
-        mask * len(run) if masked else bytes(run).decode(errors="replace")
-        for masked, run in runs
+      mask * len(run) if masked else bytes(run).decode(errors="replace")
+      for masked, run in runs
     )
 
   def to_json(self) -> str:
@@ -217,15 +217,15 @@ class HuggingFace:
       ValueError: the text contains the mask token.
     """
     encodings = self._tokenizer.encode_batch_fast(
-        list(_pieces(text)), add_special_tokens=False
+      list(_pieces(text)), add_special_tokens=False
     )
     ids = [np.asarray(e.ids, np.int32) for e in encodings]
     ids = np.concatenate(ids) if ids else np.zeros((0,), np.int32)
     if (ids == self.mask_id).any():
       raise ValueError(
-          "a text contains the mask token "
-          f"{self._tokenizer.id_to_token(self.mask_id)!r}; remove it from the "
-          "text or choose another mask_token"
+        "a text contains the mask token "
+        f"{self._tokenizer.id_to_token(self.mask_id)!r}; remove it from the "
+        "text or choose another mask_token"
       )
     return ids
 
@@ -233,12 +233,12 @@ class HuggingFace:
     """Returns the text of ids, masks as `mask`, special tokens left out."""
     runs = _unmasked(_legal(ids, self.vocab_size), self.mask_id)
     return "".join(
-        mask * len(run) if masked else self._tokenizer.decode(run)
-        for masked, run in runs
+      mask * len(run) if masked else self._tokenizer.decode(run)
+      for masked, run in runs
     )
 
   def chat(
-      self, messages: Sequence[chat.Message], *, answer: bool = True
+    self, messages: Sequence[chat.Message], *, answer: bool = True
   ) -> np.ndarray:
     """Returns the int32 ids of a conversation, by the chat template.
 
@@ -251,16 +251,16 @@ class HuggingFace:
     """
     if self.chat_template is None:
       raise ValueError(
-          "this tokenizer has no chat template; use a model with a"
-          " chat_template in its tokenizer_config.json"
+        "this tokenizer has no chat template; use a model with a"
+        " chat_template in its tokenizer_config.json"
       )
     roles = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
     token = lambda i: "" if i is None else self._tokenizer.id_to_token(i)
     text = chat.render(
-        self.chat_template,
-        messages,
-        answer=answer,
-        **{f"{role}_token": token(i) for role, i in roles.items()},
+      self.chat_template,
+      messages,
+      answer=answer,
+      **{f"{role}_token": token(i) for role, i in roles.items()},
     )
     import tokenizers  # noqa: PLC0415
 
@@ -293,17 +293,17 @@ def tokenizer_from_json(text: str) -> Tokenizer:
     ValueError: the text is something else.
   """
   kinds = {
-      "char": Characters,
-      "byte": Bytes,
-      "huggingface": HuggingFace,
-      "numbers": Numbers,
+    "char": Characters,
+    "byte": Bytes,
+    "huggingface": HuggingFace,
+    "numbers": Numbers,
   }
   try:
     fields = json.loads(text)
     return kinds[fields.pop("kind")](**fields)
   except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
     raise ValueError(
-        f"not a saved tokenizer ({error}); legal kinds are: {', '.join(kinds)}"
+      f"not a saved tokenizer ({error}); legal kinds are: {', '.join(kinds)}"
     ) from error
 
 
@@ -342,37 +342,37 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
   file = file / "tokenizer.json" if file.is_dir() else file
   if not file.is_file():
     raise FileNotFoundError(
-        f"tokenizer {str(path)!r} does not exist; legal are 'char', 'byte' or "
-        "the path of a tokenizer.json"
+      f"tokenizer {str(path)!r} does not exist; legal are 'char', 'byte' or "
+      "the path of a tokenizer.json"
     )
   try:
     definition = file.read_text(encoding="utf-8")
     tokenizer = tokenizers.Tokenizer.from_str(definition)
   except Exception as error:  # The package raises bare Exception.
     raise ValueError(
-        f"{file} is not a tokenizer.json ({error}); give the file that the "
-        "tokenizers package saves"
+      f"{file} is not a tokenizer.json ({error}); give the file that the "
+      "tokenizers package saves"
     ) from error
   vocabulary = tokenizer.get_vocab(with_added_tokens=True)
   named = _named_roles(file.with_name("tokenizer_config.json"))
   if mask_token is not None and mask_token not in vocabulary:
     raise ValueError(
-        f"{file} has no mask token {mask_token!r}; name one of its tokens, or "
-        "None for a new one"
+      f"{file} has no mask token {mask_token!r}; name one of its tokens, or "
+      "None for a new one"
     )
   mask_token = mask_token or named.get("mask")
   ids = {}
   for role, usual in _ROLES.items():
     names = [named[role]] if role in named else usual
     ids[f"{role}_id"] = next(
-        (vocabulary[n] for n in names if n in vocabulary), None
+      (vocabulary[n] for n in names if n in vocabulary), None
     )
   appended = max(vocabulary.values()) + 1
   return HuggingFace(
-      definition=definition,
-      mask_id=vocabulary.get(mask_token, appended),
-      chat_template=chat.read_template(file.parent),
-      **ids,
+    definition=definition,
+    mask_id=vocabulary.get(mask_token, appended),
+    chat_template=chat.read_template(file.parent),
+    **ids,
   )
 
 
@@ -384,7 +384,7 @@ def _named_roles(path: pathlib.Path) -> dict[str, str]:
     fields = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise ValueError(
-        f"{path} is not JSON ({error}); mend or remove it"
+      f"{path} is not JSON ({error}); mend or remove it"
     ) from error
   roles = {}
   for role in (*_ROLES, "mask"):
@@ -396,11 +396,11 @@ def _named_roles(path: pathlib.Path) -> dict[str, str]:
 
 
 def make_tokenizer(
-    name: str,
-    texts: Iterable[str],
-    *,
-    mask_token: str | None = None,
-    path: str = "the text",
+  name: str,
+  texts: Iterable[str],
+  *,
+  mask_token: str | None = None,
+  path: str = "the text",
 ) -> Tokenizer:
   """Returns a tokenizer by name.
 
@@ -418,14 +418,14 @@ def make_tokenizer(
   if name in ("char", "byte"):
     if mask_token is not None:
       raise ValueError(
-          f"tokenizer {name!r} has a mask of its own; mask_token must be None"
+        f"tokenizer {name!r} has a mask of its own; mask_token must be None"
       )
     return characters(texts, path) if name == "char" else Bytes()
   if name.startswith("numbers:"):
     size = name.removeprefix("numbers:")
     if not size.isdigit() or int(size) < 2:
       raise ValueError(
-          f"tokenizer {name!r} must be numbers:N, with at least 2 ids"
+        f"tokenizer {name!r} must be numbers:N, with at least 2 ids"
       )
     return Numbers(vocab_size=int(size), mask_id=int(size) - 1)
   return huggingface(name, mask_token=mask_token)

@@ -20,12 +20,12 @@ from dllm_jax.core.types import Batch, Denoiser, Objective, Process
 
 
 def bound_sums(
-    objective: Objective,
-    denoiser: Denoiser,
-    params: PyTree,
-    process: Process,
-    key: Key[Array, ""],
-    batch: Batch,
+  objective: Objective,
+  denoiser: Denoiser,
+  params: PyTree,
+  process: Process,
+  key: Key[Array, ""],
+  batch: Batch,
 ) -> Float[Array, "2"]:
   """Returns (nats, tokens) of one batch: a pure function, to be jitted."""
   process = objective.unbiased(process.replace(params=params["process"]))
@@ -41,13 +41,13 @@ def bound_sums(
 
 
 def likelihood(
-    sums: Callable[[Key[Array, ""], Batch], Float[Array, "2"]],
-    batches: Iterable[Batch],
-    *,
-    passes: int,
-    seed: int,
-    characters_per_token: float,
-    progress: bool = False,
+  sums: Callable[[Key[Array, ""], Batch], Float[Array, "2"]],
+  batches: Iterable[Batch],
+  *,
+  passes: int,
+  seed: int,
+  characters_per_token: float,
+  progress: bool = False,
 ) -> dict[str, float]:
   """Returns the bound over all batches and its standard error.
 
@@ -73,8 +73,8 @@ def likelihood(
     for i in range(passes):
       # Sums stay on the device until the pass ends: nothing waits.
       parts = [
-          sums(jax.random.fold_in(jax.random.fold_in(key, i), j), batch)
-          for j, batch in enumerate(batches)
+        sums(jax.random.fold_in(jax.random.fold_in(key, i), j), batch)
+        for j, batch in enumerate(batches)
       ]
       if not parts:
         raise ValueError("the held-out text is empty: raise data.held_out")
@@ -87,10 +87,10 @@ def likelihood(
   error = float(np.std(bits, ddof=1) / math.sqrt(passes))
   mean = float(np.mean(bits))
   return {
-      "bits_per_token": mean,
-      "bits_per_char": mean / characters_per_token,
-      "perplexity": float(2.0**mean),
-      "standard_error": error,
-      "tokens": int(tokens),
-      "passes": passes,
+    "bits_per_token": mean,
+    "bits_per_char": mean / characters_per_token,
+    "perplexity": float(2.0**mean),
+    "standard_error": error,
+    "tokens": int(tokens),
+    "passes": passes,
   }

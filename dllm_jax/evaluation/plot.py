@@ -15,7 +15,7 @@ _COLOURS = (
 
 
 def line_plot(
-    series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str
+  series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str
 ) -> str:
   """Returns an SVG of one curve a name, in the order given.
 
@@ -28,34 +28,35 @@ def line_plot(
   xs, ys = _ticks([p[0] for p in points], 0.0), _ticks([p[1] for p in points])
   right, top = _WIDTH - _LEGEND, 16
   across = lambda x: _LEFT + (x - xs[0]) / (xs[-1] - xs[0]) * (right - _LEFT)
-  up = lambda y: (_HEIGHT - _BOTTOM) - (y - ys[0]) / (ys[-1] - ys[0]) * (
-      _HEIGHT - _BOTTOM - top
+  up = lambda y: (
+    (_HEIGHT - _BOTTOM)
+    - (y - ys[0]) / (ys[-1] - ys[0]) * (_HEIGHT - _BOTTOM - top)
   )
   parts = [
-      f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
-      f'{_HEIGHT}" font-family="sans-serif" font-size="12">',
-      f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
+    f'{_HEIGHT}" font-family="sans-serif" font-size="12">',
+    f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
   ]
   for x in xs:
     parts.append(_text(across(x), _HEIGHT - _BOTTOM + 18, f"{x:.3g}", "middle"))
   for y in ys:
     parts.append(
-        f'<path d="M{_LEFT} {up(y):.1f}H{right}" stroke="#ddd"/>'
-        + _text(_LEFT - 8, up(y) + 4, f"{y:.3g}", "end")
+      f'<path d="M{_LEFT} {up(y):.1f}H{right}" stroke="#ddd"/>'
+      + _text(_LEFT - 8, up(y) + 4, f"{y:.3g}", "end")
     )
   parts.append(_text((_LEFT + right) / 2, _HEIGHT - 8, x_label, "middle"))
   parts.append(
-      f'<g transform="translate(14 {_HEIGHT / 2}) rotate(-90)">'
-      + _text(0, 0, y_label, "middle")
-      + "</g>"
+    f'<g transform="translate(14 {_HEIGHT / 2}) rotate(-90)">'
+    + _text(0, 0, y_label, "middle")
+    + "</g>"
   )
   for i, (name, line) in enumerate(series.items()):
     colour = _COLOURS[i % len(_COLOURS)]
     parts.append(_curve(line, across, up, colour))
     y = top + 12 + 18 * i
     parts.append(
-        f'<path d="M{right + 14} {y - 4}h18" stroke="{colour}" '
-        'stroke-width="2"/>' + _text(right + 38, y, name, "start")
+      f'<path d="M{right + 14} {y - 4}h18" stroke="{colour}" '
+      'stroke-width="2"/>' + _text(right + 38, y, name, "start")
     )
   return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -63,19 +64,19 @@ def line_plot(
 def _curve(line: Sequence[Point], across, up, colour: str) -> str:
   """Returns one polyline with a bar of a standard error either way."""
   line = [
-      (x, y, e if math.isfinite(e) else 0.0)
-      for x, y, e in line
-      if math.isfinite(y)
+    (x, y, e if math.isfinite(e) else 0.0)
+    for x, y, e in line
+    if math.isfinite(y)
   ]
   path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y, _ in line)
   bars = "".join(
-      f'<path d="M{across(x):.1f} {up(y - e):.1f}V{up(y + e):.1f}"/>'
-      f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="2" fill="{colour}"/>'
-      for x, y, e in line
+    f'<path d="M{across(x):.1f} {up(y - e):.1f}V{up(y + e):.1f}"/>'
+    f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="2" fill="{colour}"/>'
+    for x, y, e in line
   )
   return (
-      f'<g stroke="{colour}" stroke-width="1.5" fill="none">'
-      f'<polyline points="{path}"/>{bars}</g>'
+    f'<g stroke="{colour}" stroke-width="1.5" fill="none">'
+    f'<polyline points="{path}"/>{bars}</g>'
   )
 
 
@@ -91,6 +92,6 @@ def _ticks(values: Sequence[float], low: float | None = None) -> list[float]:
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
   return (
-      f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-      f"{escape(text)}</text>"
+    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+    f"{escape(text)}</text>"
   )

@@ -7,11 +7,11 @@ from dllm_jax.models.merge import merge_adapters
 from dllm_jax.models.transformer import transformer, TransformerConfig
 
 __all__ = [
-    "attention",
-    "dit",
-    "DiTConfig",
-    "empty_cache",
-    "merge_adapters",
-    "transformer",
-    "TransformerConfig",
+  "attention",
+  "dit",
+  "DiTConfig",
+  "empty_cache",
+  "merge_adapters",
+  "transformer",
+  "TransformerConfig",
 ]

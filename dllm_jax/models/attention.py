@@ -27,22 +27,22 @@ def check_implementation(name: str | None) -> None:
   """Raises ValueError unless `attention` knows the implementation."""
   if name not in IMPLEMENTATIONS:
     raise ValueError(
-        f"attention implementation {name!r} is unknown; choose one of"
-        f" {', '.join(map(str, IMPLEMENTATIONS))}"
+      f"attention implementation {name!r} is unknown; choose one of"
+      f" {', '.join(map(str, IMPLEMENTATIONS))}"
     )
 
 
 def attention(
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B S G K"],
-    v: Float[Array, "B S G K"],
-    *,
-    mask: MaskSpec,
-    q_segments: Int[Array, "B T"],
-    k_segments: Int[Array, "B S"],
-    q_slots: Int[Array, "*B T"] | None = None,
-    extra: Bool[Array, "*B T S"] | None = None,
-    implementation: Implementation = None,
+  q: Float[Array, "B T H K"],
+  k: Float[Array, "B S G K"],
+  v: Float[Array, "B S G K"],
+  *,
+  mask: MaskSpec,
+  q_segments: Int[Array, "B T"],
+  k_segments: Int[Array, "B S"],
+  q_slots: Int[Array, "*B T"] | None = None,
+  extra: Bool[Array, "*B T S"] | None = None,
+  implementation: Implementation = None,
 ) -> Float[Array, "B T H K"]:
   """Returns softmax(q k^T / sqrt(K)) v over the keys that each query may see.
 
@@ -70,23 +70,23 @@ def attention(
   if implementation == "splash":
     if not whole:
       raise ValueError(
-          "attention 'splash' takes no cache and no extra mask; use 'xla'"
+        "attention 'splash' takes no cache and no extra mask; use 'xla'"
       )
     return splash.attention(q, k, v, mask, q_segments, k_segments)
   if implementation != "cudnn" and whole and isinstance(mask, TwoStream):
     return _two_stream(q, k, v, mask, q_segments, k_segments)
   slots = jnp.arange(q.shape[1]) if q_slots is None else q_slots
   allowed = materialise(
-      mask,
-      slots,
-      jnp.arange(k.shape[1]),
-      q_segments=q_segments,
-      k_segments=k_segments,
-      extra=extra,
+    mask,
+    slots,
+    jnp.arange(k.shape[1]),
+    q_segments=q_segments,
+    k_segments=k_segments,
+    extra=extra,
   )
   if implementation == "cudnn":
     return jax.nn.dot_product_attention(
-        q, k, v, mask=allowed[:, None], implementation="cudnn"
+      q, k, v, mask=allowed[:, None], implementation="cudnn"
     )
   scores = _scores(q, k, allowed[:, None, None])
   p = jnp.exp(scores - _row_max(scores))
@@ -112,10 +112,10 @@ def _scores(q, k, allowed) -> Float[Array, "B G R T S"]:
   q = (q * width**-0.5).reshape(batch, length, groups, -1, width)
   q = jnp.transpose(q, (0, 2, 3, 1, 4)).reshape(batch, groups, -1, width)
   scores = jnp.einsum(
-      "bgnk,bgsk->bgns",
-      q,
-      jnp.swapaxes(k, 1, 2),
-      preferred_element_type=jnp.float32,
+    "bgnk,bgsk->bgns",
+    q,
+    jnp.swapaxes(k, 1, 2),
+    preferred_element_type=jnp.float32,
   )
   scores = scores.reshape(batch, groups, heads // groups, length, -1)
   return jnp.where(allowed, scores, _MASKED)
@@ -124,10 +124,10 @@ def _scores(q, k, allowed) -> Float[Array, "B G R T S"]:
 def _mix(p, v) -> Float[Array, "B G R T K"]:
   batch, groups, repeat, length, _ = p.shape
   mixed = jnp.einsum(
-      "bgns,bgsk->bgnk",
-      p.astype(v.dtype).reshape(batch, groups, repeat * length, -1),
-      jnp.swapaxes(v, 1, 2),
-      preferred_element_type=jnp.float32,
+    "bgns,bgsk->bgnk",
+    p.astype(v.dtype).reshape(batch, groups, repeat * length, -1),
+    jnp.swapaxes(v, 1, 2),
+    preferred_element_type=jnp.float32,
   )
   return mixed.reshape(batch, groups, repeat, length, -1)
 
@@ -147,17 +147,17 @@ def _two_stream(q, k, v, mask, q_segments, k_segments):
   length, block = mask.length, mask.block
   if q.shape[1] != 2 * length or k.shape[1] != 2 * length:
     raise ValueError(
-        f"a two-stream mask of length {length} needs {2 * length} positions,"
-        f" not {q.shape[1]}: pass [z ; x0]"
+      f"a two-stream mask of length {length} needs {2 * length} positions,"
+      f" not {q.shape[1]}: pass [z ; x0]"
     )
   noisy, clean = slice(None, length), slice(length, None)
   out_clean = attention(
-      q[:, clean],
-      k[:, clean],
-      v[:, clean],
-      mask=BlockCausal(block),
-      q_segments=q_segments[:, clean],
-      k_segments=k_segments[:, clean],
+    q[:, clean],
+    k[:, clean],
+    v[:, clean],
+    mask=BlockCausal(block),
+    q_segments=q_segments[:, clean],
+    k_segments=k_segments[:, clean],
   )
 
   blocks = jnp.arange(length) // block
@@ -167,8 +167,8 @@ def _two_stream(q, k, v, mask, q_segments, k_segments):
 
   # Own blocks become rows: [B * L / block, block, heads, K].
   own_q, own_k, own_v, own_qs, own_ks = (
-      x[:, noisy].reshape(-1, block, *x.shape[2:])
-      for x in (q, k, v, q_segments, k_segments)
+    x[:, noisy].reshape(-1, block, *x.shape[2:])
+    for x in (q, k, v, q_segments, k_segments)
   )
   own = own_qs[:, :, None] == own_ks[:, None, :]
   own_scores = _scores(own_q, own_k, own[:, None, None])

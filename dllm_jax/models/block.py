@@ -90,15 +90,15 @@ def layer_runs(routed: Sequence[bool]) -> tuple[Run, ...]:
 
 
 def trunk(
-    config: Any,
-    x: Float[Array, "B T D"],
-    inputs: ModelInputs,
-    cache: KVCache | None,
-    conditioning: Float[Array, "B #T C"] | None,
-    *,
-    norm: type,
-    mlp: type,
-    experts: type | None = None,
+  config: Any,
+  x: Float[Array, "B T D"],
+  inputs: ModelInputs,
+  cache: KVCache | None,
+  conditioning: Float[Array, "B #T C"] | None,
+  *,
+  norm: type,
+  mlp: type,
+  experts: type | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Array]]:
   """Returns the hidden states after the last norm, the cache, and `aux`.
 
@@ -119,11 +119,11 @@ def trunk(
     slots = query_slots(inputs)
     key_segments = write(cache.segment_ids, inputs.segment_ids, slots)
   shared = Shared(
-      inputs.replace(dropout_key=None),
-      rotary_tables(inputs.positions, dim=c.rotary_dim, theta=c.rope_theta),
-      conditioning,
-      slots,
-      key_segments,
+    inputs.replace(dropout_key=None),
+    rotary_tables(inputs.positions, dim=c.rotary_dim, theta=c.rope_theta),
+    conditioning,
+    slots,
+    key_segments,
   )
   own = None if cache is None else (cache.key, cache.value)
   kept, aux = [], {}
@@ -153,9 +153,7 @@ def trunk(
 
 
 def _stack(config, norm: type, mlp: type, layers: int):
-  blocks = stack(
-      Block, layers=layers, remat=config.remat, unroll=config.unroll
-  )
+  blocks = stack(Block, layers=layers, remat=config.remat, unroll=config.unroll)
   return blocks(config, norm, mlp, name="layers")
 
 
@@ -175,12 +173,12 @@ class _Stack(nn.Module):
 def _modulation(config, parts: int, name: str) -> Linear:
   """Returns the adaLN-zero map: all changes are zero at first."""
   return Linear(
-      (config.cond_dim,),
-      (parts * config.width,),
-      bias=True,
-      dtype=config.dtype,
-      kernel_init=nn.initializers.zeros,
-      name=name,
+    (config.cond_dim,),
+    (parts * config.width,),
+    bias=True,
+    dtype=config.dtype,
+    kernel_init=nn.initializers.zeros,
+    name=name,
   )
 
 
@@ -231,12 +229,12 @@ class Attention(nn.Module):
 
     def project(name, heads):
       return Linear(
-          (c.width,),
-          (heads, c.head_dim),
-          bias=c.qkv_bias,
-          dtype=c.dtype,
-          adapter=adapter(c),
-          name=name,
+        (c.width,),
+        (heads, c.head_dim),
+        bias=c.qkv_bias,
+        dtype=c.dtype,
+        adapter=adapter(c),
+        name=name,
       )(x)
 
     q = project("q", c.heads)
@@ -249,22 +247,22 @@ class Attention(nn.Module):
       own = write(own[0], k, shared.slots), write(own[1], v, shared.slots)
       k, v = (a.astype(q.dtype) for a in own)
     y = attention(
-        q,
-        k,
-        v,
-        mask=inputs.mask,
-        q_segments=inputs.segment_ids,
-        k_segments=shared.key_segments,
-        q_slots=shared.slots,
-        extra=inputs.extra_mask,
-        implementation=c.attention,
+      q,
+      k,
+      v,
+      mask=inputs.mask,
+      q_segments=inputs.segment_ids,
+      k_segments=shared.key_segments,
+      q_slots=shared.slots,
+      extra=inputs.extra_mask,
+      implementation=c.attention,
     )
     out = Linear(
-        (c.heads, c.head_dim),
-        (c.width,),
-        dtype=c.dtype,
-        kernel_init=scaled_normal((2 * c.layers) ** -0.5),
-        adapter=adapter(c),
-        name="o",
+      (c.heads, c.head_dim),
+      (c.width,),
+      dtype=c.dtype,
+      kernel_init=scaled_normal((2 * c.layers) ** -0.5),
+      adapter=adapter(c),
+      name="o",
     )
     return out(y), own

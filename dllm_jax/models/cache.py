@@ -11,14 +11,14 @@ from dllm_jax.core.types import KVCache, ModelInputs
 
 
 def empty_cache(
-    *, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype
+  *, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype
 ) -> KVCache:
   """Returns a cache of zeros in which every slot is empty (segment 0)."""
   shape = (layers, batch, slots, kv_heads, head_dim)
   return KVCache(
-      key=jnp.zeros(shape, dtype),
-      value=jnp.zeros(shape, dtype),
-      segment_ids=jnp.zeros((batch, slots), jnp.int32),
+    key=jnp.zeros(shape, dtype),
+    value=jnp.zeros(shape, dtype),
+    segment_ids=jnp.zeros((batch, slots), jnp.int32),
   )
 
 
@@ -30,12 +30,12 @@ def query_slots(inputs: ModelInputs) -> Int[Array, "B T"]:
 
 
 def write(
-    old: Float[Array, "B S *rest"],
-    new: Float[Array, "B T *rest"],
-    slots: Int[Array, "B T"],
+  old: Float[Array, "B S *rest"],
+  new: Float[Array, "B T *rest"],
+  slots: Int[Array, "B T"],
 ) -> Float[Array, "B S *rest"]:
   """Returns old with new in the given slots; slots past the end are dropped."""
   rows = jnp.arange(old.shape[0])[:, None]
   return old.at[rows, slots].set(
-      new.astype(old.dtype), mode="drop", unique_indices=True
+    new.astype(old.dtype), mode="drop", unique_indices=True
   )

@@ -94,12 +94,12 @@ class DiTConfig:
     layers.check_at_least(self, 0, "num_classes", "lora_rank")
     if self.width % (2 * self.heads):
       raise ValueError(
-          f"width {self.width} must be a multiple of twice the heads"
-          f" {self.heads}, so that a head's features pair up"
+        f"width {self.width} must be a multiple of twice the heads"
+        f" {self.heads}, so that a head's features pair up"
       )
     if self.num_classes and not self.adaptive:
       raise ValueError(
-          "num_classes needs adaptive=True: labels enter by adaptive norms"
+        "num_classes needs adaptive=True: labels enter by adaptive norms"
       )
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
@@ -145,12 +145,12 @@ class DiTConfig:
   def cache(self, batch: int, slots: int) -> KVCache:
     """Returns an empty cache for this network."""
     return empty_cache(
-        layers=self.layers,
-        batch=batch,
-        slots=slots,
-        kv_heads=self.kv_heads,
-        head_dim=self.head_dim,
-        dtype=self.dtype,
+      layers=self.layers,
+      batch=batch,
+      slots=slots,
+      kv_heads=self.kv_heads,
+      head_dim=self.head_dim,
+      dtype=self.dtype,
     )
 
 
@@ -172,26 +172,26 @@ class _DiT(nn.Module):
     c = self.config
     if inputs.latent.ndim != 2:
       raise ValueError(
-          f"a DiT takes tokens [B, T], not latents {inputs.latent.shape}; use"
-          " the transformer with latent_dim"
+        f"a DiT takes tokens [B, T], not latents {inputs.latent.shape}; use"
+        " the transformer with latent_dim"
       )
     shape = (c.padded_vocab, c.width)
     embedding = Weight("embedding", shape, name="embed")()
     x, cache, _ = trunk(
-        c,
-        embedding[inputs.latent],
-        inputs,
-        cache,
-        self._conditioning(inputs),
-        norm=LayerNorm,
-        mlp=GeluMlp,
+      c,
+      embedding[inputs.latent],
+      inputs,
+      cache,
+      self._conditioning(inputs),
+      norm=LayerNorm,
+      mlp=GeluMlp,
     )
     kernel, bias = _Unembed(c, name="unembed")()
     out = ModelOutputs(
-        hidden=x,
-        unembed=embedding.T if c.tied else kernel,
-        bias=bias,
-        vocab_size=c.vocab_size,
+      hidden=x,
+      unembed=embedding.T if c.tied else kernel,
+      bias=bias,
+      vocab_size=c.vocab_size,
     )
     return out, cache
 

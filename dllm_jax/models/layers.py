@@ -19,10 +19,10 @@ DTYPES = ("float32", "bfloat16")
 
 _POLICIES = jax.checkpoint_policies
 REMAT: Mapping[str, Callable | None] = types.MappingProxyType({
-    "none": None,
-    "full": _POLICIES.nothing_saveable,
-    "dots": _POLICIES.dots_saveable,
-    "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
+  "none": None,
+  "full": _POLICIES.nothing_saveable,
+  "dots": _POLICIES.dots_saveable,
+  "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
 })
 """What a layer keeps for its backward pass, by name.
 
@@ -184,7 +184,7 @@ class TimeEmbedding(nn.Module):
     x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     x = Linear((self.features,), (self.width,), bias=True, name="hidden")(x)
     return Linear((self.width,), (self.width,), bias=True, name="out")(
-        nn.silu(x)
+      nn.silu(x)
     )
 
 
@@ -202,17 +202,15 @@ def stack(block: type, *, layers: int, remat: str, unroll: int) -> type:
   if remat != "none":
     # A loop keeps the two passes apart; unrolled whole, the compiler would find
     # what is computed twice and keep it after all.
-    block = nn.remat(
-        block, policy=REMAT[remat], prevent_cse=unroll >= layers
-    )
+    block = nn.remat(block, policy=REMAT[remat], prevent_cse=unroll >= layers)
   return nn.scan(
-      block,
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast, 0),
-      out_axes=0,
-      length=layers,
-      unroll=min(unroll, layers),
+    block,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast, 0),
+    out_axes=0,
+    length=layers,
+    unroll=min(unroll, layers),
   )
 
 
@@ -220,7 +218,7 @@ def check_choice(what: str, value, choices) -> None:
   """Raises ValueError unless value is among the choices."""
   if value not in choices:
     raise ValueError(
-        f"{what} {value!r} is unknown; choose one of {', '.join(choices)}"
+      f"{what} {value!r} is unknown; choose one of {', '.join(choices)}"
     )
 
 
@@ -230,5 +228,5 @@ def check_at_least(config, low: int, *fields: str) -> None:
     value = getattr(config, field)
     if value is not None and value < low:
       raise ValueError(
-          f"{type(config).__name__}.{field} must be at least {low}, not {value}"
+        f"{type(config).__name__}.{field} must be at least {low}, not {value}"
       )

@@ -15,17 +15,17 @@ def merge_adapters(params: PyTree, config: Any) -> PyTree:
   if not isinstance(params, dict):
     return params
   merged = {
-      name: merge_adapters(value, config)
-      for name, value in params.items()
-      if name not in ("lora_a", "lora_b")
+    name: merge_adapters(value, config)
+    for name, value in params.items()
+    if name not in ("lora_a", "lora_b")
   }
   if "lora_a" in params:
     kernel = params["kernel"]
     change = params["lora_a"].astype("float32") @ params["lora_b"].astype(
-        "float32"
+      "float32"
     )
     change *= config.lora_alpha / config.lora_rank
     merged["kernel"] = (
-        kernel.astype("float32") + change.reshape(kernel.shape)
+      kernel.astype("float32") + change.reshape(kernel.shape)
     ).astype(kernel.dtype)
   return merged

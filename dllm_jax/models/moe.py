@@ -32,11 +32,11 @@ IMPLEMENTATIONS = (None, "ragged", "dense")
 
 
 def choose(
-    scores: Float[Array, "*n E"],
-    *,
-    count: int,
-    groups: int = 1,
-    top_groups: int = 1,
+  scores: Float[Array, "*n E"],
+  *,
+  count: int,
+  groups: int = 1,
+  top_groups: int = 1,
 ) -> Int[Array, "*n k"]:
   """Returns the `count` best experts, all in the `top_groups` best groups.
 
@@ -68,10 +68,10 @@ class Experts(nn.Module):
     c = self.config
     scores, bias = _Router(c, name="router")(x)
     chosen = choose(
-        lax.stop_gradient(scores) + bias,
-        count=c.experts_per_token,
-        groups=c.router_groups,
-        top_groups=c.router_top_groups,
+      lax.stop_gradient(scores) + bias,
+      count=c.experts_per_token,
+      groups=c.router_groups,
+      top_groups=c.router_top_groups,
     )
     weights = jnp.take_along_axis(scores, chosen, axis=-1)
     if c.router_normalised:
@@ -117,8 +117,8 @@ class _Kernels(nn.Module):
     shapes = {"gate": wide, "up": wide, "down": wide[::-1]}
     scales = {"gate": 1.0, "up": 1.0, "down": deep}
     kernels = (
-        self.param(name, _per_expert(scales[name]), (c.experts, *shape))
-        for name, shape in shapes.items()
+      self.param(name, _per_expert(scales[name]), (c.experts, *shape))
+      for name, shape in shapes.items()
     )
     return tuple(kernel.astype(c.dtype) for kernel in kernels)
 
@@ -138,8 +138,8 @@ def _report(scores, chosen, real) -> dict[str, Array]:
   share = scores / jnp.sum(scores, axis=-1, keepdims=True)
   mean = jnp.sum(share * real[..., None], axis=(0, 1)) / count
   return {
-      "balance": experts * jnp.sum(used * mean),
-      "expert_share": used / chosen.shape[-1],
+    "balance": experts * jnp.sum(used * mean),
+    "expert_share": used / chosen.shape[-1],
   }
 
 
@@ -162,8 +162,8 @@ def _divided(x, chosen, weights, kernels, config):
   def local(x, chosen, weights, *kernels):
     if several and rows:
       x, chosen, weights = (
-          lax.all_gather(a, EXPERT, axis=0, tiled=True)
-          for a in (x, chosen, weights)
+        lax.all_gather(a, EXPERT, axis=0, tiled=True)
+        for a in (x, chosen, weights)
       )
     first = lax.axis_index(EXPERT) * kernels[0].shape[0] if several else 0
     y = mix(x, chosen, weights, kernels, first)

@@ -29,15 +29,15 @@ class SwiGLU(nn.Module):
     c = self.config
     dim = self.dim or c.mlp_dim
     wide = lambda name: Linear(
-        (c.width,), (dim,), dtype=c.dtype, adapter=adapter(c), name=name
+      (c.width,), (dim,), dtype=c.dtype, adapter=adapter(c), name=name
     )
     down = Linear(
-        (dim,),
-        (c.width,),
-        dtype=c.dtype,
-        kernel_init=scaled_normal((2 * c.layers) ** -0.5),
-        adapter=adapter(c),
-        name="down",
+      (dim,),
+      (c.width,),
+      dtype=c.dtype,
+      kernel_init=scaled_normal((2 * c.layers) ** -0.5),
+      adapter=adapter(c),
+      name="down",
     )
     return down(nn.silu(wide("gate")(x)) * wide("up")(x)), {}
 
@@ -53,12 +53,12 @@ class GeluMlp(nn.Module):
     del real
     c = self.config
     linear = lambda inputs, outputs, name: Linear(
-        (inputs,),
-        (outputs,),
-        bias=True,
-        dtype=c.dtype,
-        adapter=adapter(c),
-        name=name,
+      (inputs,),
+      (outputs,),
+      bias=True,
+      dtype=c.dtype,
+      adapter=adapter(c),
+      name=name,
     )
     x = nn.gelu(linear(c.width, c.mlp_dim, "up")(x), approximate=True)
     return linear(c.mlp_dim, c.width, "down")(x), {}

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int
 
 
 def rotary_tables(
-    positions: Int[Array, "B T"], *, dim: int, theta: float
+  positions: Int[Array, "B T"], *, dim: int, theta: float
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
   """Returns float32 cosines and sines of positions times theta^(-2i / dim).
 
@@ -20,8 +20,8 @@ def rotary_tables(
 
 
 def rotate(
-    x: Float[Array, "B T H K"],
-    tables: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]],
+  x: Float[Array, "B T H K"],
+  tables: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]],
 ) -> Float[Array, "B T H K"]:
   """Returns x with its first 2 half features rotated, in float32 inside.
 

@@ -51,29 +51,31 @@ def attention(q, k, v, spec, q_segments, k_segments, *, interpret=False):
   """
   if not interpret and _platform() != "tpu":
     raise ValueError(
-        f"attention 'splash' needs a TPU, not {_platform()}; use 'xla'"
+      f"attention 'splash' needs a TPU, not {_platform()}; use 'xla'"
     )
   size = (q.shape[1], k.shape[1])
   if size[0] % _TILE or size[1] % _TILE:
     raise ValueError(
-        f"attention 'splash' needs lengths that are multiples of {_TILE}, not"
-        f" {size[0]} and {size[1]}; use 'xla'"
+      f"attention 'splash' needs lengths that are multiples of {_TILE}, not"
+      f" {size[0]} and {size[1]}; use 'xla'"
     )
   heads = q.shape[2] // axis_size(TENSOR)
   kernel = kernels.make_splash_mha(
-      kernels.MultiHeadMask([_mask(spec, size)] * heads),
-      block_sizes=_block_sizes(*size),
-      head_shards=1,
-      q_seq_shards=1,
-      interpret=interpret,
+    kernels.MultiHeadMask([_mask(spec, size)] * heads),
+    block_sizes=_block_sizes(*size),
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
   )
 
   def local(q, k, v, q_segments, k_segments):
     q = q * q.shape[-1] ** -0.5
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    out = jax.vmap(lambda q, k, v, a, b: kernel(
+    out = jax.vmap(
+      lambda q, k, v, a, b: kernel(
         q, k, v, segment_ids=kernels.SegmentIds(a, b)
-    ))(q, k, v, q_segments, k_segments)
+      )
+    )(q, k, v, q_segments, k_segments)
     return jnp.swapaxes(out, 1, 2)
 
   mesh = jax.sharding.get_abstract_mesh()
@@ -83,10 +85,10 @@ def attention(q, k, v, spec, q_segments, k_segments, *, interpret=False):
   tensor = TENSOR if TENSOR in mesh.shape else None
   here = jax.P(rows, None, tensor)
   return jax.shard_map(
-      local,
-      in_specs=(here, here, here, jax.P(rows), jax.P(rows)),
-      out_specs=here,
-      check_vma=False,
+    local,
+    in_specs=(here, here, here, jax.P(rows), jax.P(rows)),
+    out_specs=here,
+    check_vma=False,
   )(q, k, v, q_segments, k_segments)
 
 
@@ -97,14 +99,14 @@ def _block_sizes(q_length: int, k_length: int):
 
   q, k = largest(q_length), largest(k_length)
   return kernels.BlockSizes(
-      block_q=q,
-      block_kv=k,
-      block_kv_compute=k,
-      block_q_dkv=q,
-      block_kv_dkv=k,
-      block_kv_dkv_compute=k,
-      block_q_dq=q,
-      block_kv_dq=k,
+    block_q=q,
+    block_kv=k,
+    block_kv_compute=k,
+    block_q_dkv=q,
+    block_kv_dkv=k,
+    block_kv_dkv_compute=k,
+    block_q_dq=q,
+    block_kv_dq=k,
   )
 
 

@@ -150,26 +150,26 @@ class TransformerConfig:
     layers.check_at_least(self, 0, "num_classes", "lora_rank")
     if self.head_dim is None and self.width % self.heads:
       raise ValueError(
-          f"width {self.width} is no multiple of heads {self.heads}; change one"
-          " or set head_dim"
+        f"width {self.width} is no multiple of heads {self.heads}; change one"
+        " or set head_dim"
       )
     if self.heads % (self.kv_heads or self.heads):
       raise ValueError(
-          f"kv_heads {self.kv_heads} must divide heads {self.heads}"
+        f"kv_heads {self.kv_heads} must divide heads {self.heads}"
       )
     head_dim = self.head_dim or self.width // self.heads
     rotary_dim = head_dim if self.rotary_dim is None else self.rotary_dim
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
       raise ValueError(
-          f"rotated features {rotary_dim} of a head of {head_dim} must be even,"
-          " above 0 and no more than the head has; set head_dim or rotary_dim"
+        f"rotated features {rotary_dim} of a head of {head_dim} must be even,"
+        " above 0 and no more than the head has; set head_dim or rotary_dim"
       )
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
     if self.tied and (self.latent_dim or self.output_dim):
       raise ValueError(
-          "tied=True needs token inputs and logits: unset latent_dim and"
-          " output_dim, or set tied=False"
+        "tied=True needs token inputs and logits: unset latent_dim and"
+        " output_dim, or set tied=False"
       )
     self._check_experts()
     layers.check_choice("dtype", self.dtype, layers.DTYPES)
@@ -177,11 +177,11 @@ class TransformerConfig:
     layers.check_choice("remat", self.remat, layers.REMAT)
     check_implementation(self.attention)
     fill = dict(
-        kv_heads=self.kv_heads or self.heads,
-        head_dim=head_dim,
-        rotary_dim=rotary_dim,
-        mlp_dim=self.mlp_dim or -(-8 * self.width // (3 * 64)) * 64,
-        dense_layers=tuple(self.dense_layers),
+      kv_heads=self.kv_heads or self.heads,
+      head_dim=head_dim,
+      rotary_dim=rotary_dim,
+      mlp_dim=self.mlp_dim or -(-8 * self.width // (3 * 64)) * 64,
+      dense_layers=tuple(self.dense_layers),
     )
     fill["expert_dim"] = self.expert_dim or fill["mlp_dim"]
     for name, value in fill.items():
@@ -196,29 +196,29 @@ class TransformerConfig:
     layers.check_choice("router", self.router, moe.ROUTERS)
     if self.experts_implementation not in moe.IMPLEMENTATIONS:
       raise ValueError(
-          f"experts_implementation {self.experts_implementation!r} is unknown;"
-          f" choose one of {', '.join(map(str, moe.IMPLEMENTATIONS))}"
+        f"experts_implementation {self.experts_implementation!r} is unknown;"
+        f" choose one of {', '.join(map(str, moe.IMPLEMENTATIONS))}"
       )
     if not self.experts:
       return
     groups, top = self.router_groups, self.router_top_groups
     if self.experts % groups or top > groups:
       raise ValueError(
-          f"router_groups {groups} must divide experts {self.experts} and be at"
-          f" least router_top_groups {top}"
+        f"router_groups {groups} must divide experts {self.experts} and be at"
+        f" least router_top_groups {top}"
       )
     if self.experts_per_token > self.experts // groups * top:
       raise ValueError(
-          f"experts_per_token {self.experts_per_token} is more than the"
-          f" {self.experts // groups * top} experts a position may choose from"
+        f"experts_per_token {self.experts_per_token} is more than the"
+        f" {self.experts // groups * top} experts a position may choose from"
       )
 
   @property
   def runs(self) -> tuple[Run, ...]:
     """The stacks of layers: one, or one for each run of equal layers."""
     return layer_runs([
-        self.experts > 0 and i not in self.dense_layers
-        for i in range(self.layers)
+      self.experts > 0 and i not in self.dense_layers
+      for i in range(self.layers)
     ])
 
   @property
@@ -234,12 +234,12 @@ class TransformerConfig:
   def cache(self, batch: int, slots: int) -> KVCache:
     """Returns an empty cache for this network."""
     return empty_cache(
-        layers=self.layers,
-        batch=batch,
-        slots=slots,
-        kv_heads=self.kv_heads,
-        head_dim=self.head_dim,
-        dtype=self.dtype,
+      layers=self.layers,
+      batch=batch,
+      slots=slots,
+      kv_heads=self.kv_heads,
+      head_dim=self.head_dim,
+      dtype=self.dtype,
     )
 
 
@@ -274,15 +274,14 @@ class _Transformer(nn.Module):
     if c.latent_dim is not None:
       if latent.ndim != 3 or latent.shape[-1] != c.latent_dim:
         raise ValueError(
-            f"a network with latent_dim {c.latent_dim} takes vectors"
-            f" [B, T, {c.latent_dim}], not {latent.shape}"
+          f"a network with latent_dim {c.latent_dim} takes vectors"
+          f" [B, T, {c.latent_dim}], not {latent.shape}"
         )
       linear = Linear((c.latent_dim,), (c.width,), bias=True, name="input")
       return linear(latent), None
     if latent.ndim != 2:
       raise ValueError(
-          "a network without latent_dim takes tokens [B, T], not"
-          f" {latent.shape}"
+        f"a network without latent_dim takes tokens [B, T], not {latent.shape}"
       )
     shape = (c.padded_vocab, c.width)
     embedding = Weight("embedding", shape, name="embed")()

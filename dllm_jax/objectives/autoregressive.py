@@ -17,12 +17,12 @@ from dllm_jax.core.mask import Causal, MaskSpec
 from dllm_jax.core.types import Batch, Denoise, Loss, Process
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
-    begins_segment,
-    Discrete,
-    Drawn,
-    evenly,
-    subs,
-    TokenSpace,
+  begins_segment,
+  Discrete,
+  Drawn,
+  evenly,
+  subs,
+  TokenSpace,
 )
 
 
@@ -45,14 +45,14 @@ class Autoregressive(Discrete):
       raise ValueError("the canvas of sampling needs a mask_id")
     if self.bos_id is not None and not 0 <= self.bos_id < self.vocab_size:
       raise ValueError(
-          f"bos_id {self.bos_id} must lie in [0, {self.vocab_size}) or be None"
+        f"bos_id {self.bos_id} must lie in [0, {self.vocab_size}) or be None"
       )
 
   @classmethod
   def over(cls, space: TokenSpace, **fields) -> "Autoregressive":
     """Returns the objective over a token space and its bos token."""
     fields = {"bos_id": space.bos_id} | {
-        k: v for k, v in fields.items() if k != "bos_id" or v is not None
+      k: v for k, v in fields.items() if k != "bos_id" or v is not None
     }
     return cls(vocab_size=space.vocab_size, mask_id=space.mask_id, **fields)
 
@@ -72,30 +72,28 @@ class Autoregressive(Discrete):
     return 1
 
   def draw(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Drawn:
     """Returns x0 moved on by one, a bos at each segment; nothing is random."""
     del process, key, step
     x0 = batch.tokens
     before = jnp.pad(x0[:, :-1], ((0, 0), (1, 0)))
-    z = jnp.where(
-        begins_segment(batch.segment_ids), self.begin_id, before
-    )
+    z = jnp.where(begins_segment(batch.segment_ids), self.begin_id, before)
     return Drawn(t=jnp.ones((x0.shape[0], 1)), z=z)
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Drawn,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Drawn,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the exact negative log-likelihood, nats."""
     del step
@@ -106,29 +104,29 @@ class Autoregressive(Discrete):
     out = forbid(out, self.mask_id)
     total, terms = cross_entropy(out, batch.tokens, weight)
     return Loss(
-        total=total,
-        weight=jnp.sum(weight),
-        bound=terms * batch.loss_mask,
+      total=total,
+      weight=jnp.sum(weight),
+      bound=terms * batch.loss_mask,
     )
 
   def log_x0(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns the next token's log-probabilities; known tokens are copied."""
     del process, t
     return subs(logits, z, self.mask_id)
 
   def posterior(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
-      s: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
+    s: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns the same: a step reveals what it reaches, whatever its times."""
     del s

@@ -22,14 +22,14 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from dllm_jax.core.mask import Full, MaskSpec
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import (
-    Batch,
-    Denoise,
-    Guide,
-    Loss,
-    ModelInputs,
-    ModelOutputs,
-    Noise,
-    Process,
+  Batch,
+  Denoise,
+  Guide,
+  Loss,
+  ModelInputs,
+  ModelOutputs,
+  Noise,
+  Process,
 )
 from dllm_jax.core.vocabulary import cross_entropy, forbid, reduce
 
@@ -99,8 +99,8 @@ class Discrete:
       raise ValueError(f"vocab_size must be at least 2, not {self.vocab_size}")
     if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
       raise ValueError(
-          f"mask_id {self.mask_id} must lie in [0, {self.vocab_size}), the "
-          "vocabulary with its mask"
+        f"mask_id {self.mask_id} must lie in [0, {self.vocab_size}), the "
+        "vocabulary with its mask"
       )
 
   @classmethod
@@ -163,7 +163,7 @@ class Discrete:
     return None
 
   def corruption(
-      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B L"] | None:
     """Returns the probability that a token of z_t differs from x0's.
 
@@ -173,31 +173,31 @@ class Discrete:
     return None
 
   def inputs(
-      self,
-      process: Process,
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      batch: Batch,
+    self,
+    process: Process,
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    batch: Batch,
   ) -> ModelInputs:
     """Returns what the network sees for the latent z at time t."""
     del process
     return ModelInputs(
-        latent=z,
-        conditioning=self.conditioning(t),
-        positions=batch.positions,
-        segment_ids=batch.segment_ids,
-        cond=batch.cond,
-        mask=self.mask_spec,
+      latent=z,
+      conditioning=self.conditioning(t),
+      positions=batch.positions,
+      segment_ids=batch.segment_ids,
+      cond=batch.cond,
+      mask=self.mask_spec,
     )
 
   def score(
-      self,
-      process: Process,
-      out: ModelOutputs,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      weights: Weights,
+    self,
+    process: Process,
+    out: ModelOutputs,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    weights: Weights,
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss and the bound, from a weighted cross-entropy."""
     del process, z, t
@@ -205,12 +205,12 @@ class Discrete:
     return total, weights.bound * terms
 
   def draw(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Drawn:
     """Returns times and corrupted rows; unsupervised tokens stay clean."""
     del step
@@ -220,13 +220,13 @@ class Discrete:
     return Drawn(t=t, z=jnp.where(batch.loss_mask, z, batch.tokens))
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Drawn,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Drawn,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the loss of one network evaluation.
 
@@ -240,14 +240,14 @@ class Discrete:
     if batch.loss_weight is not None:
       row = batch.loss_weight[:, None]
       weights = weights._replace(
-          loss=weights.loss * row, count=weights.count * row
+        loss=weights.loss * row, count=weights.count * row
       )
     total, bound = self.score(process, out, x0, z, t, weights)
     return Loss(
-        total=total,
-        weight=jnp.sum(weights.count),
-        bound=jax.lax.stop_gradient(bound),
-        metrics={"corrupted": jnp.mean(z != x0, where=batch.loss_mask)},
+      total=total,
+      weight=jnp.sum(weights.count),
+      bound=jax.lax.stop_gradient(bound),
+      metrics={"corrupted": jnp.mean(z != x0, where=batch.loss_mask)},
     )
 
   def prior(self, noise: Noise, shape: tuple[int, int]) -> Int[Array, "B T"]:
@@ -266,16 +266,16 @@ class Discrete:
     return z
 
   def reverse(
-      self,
-      process: Process,
-      noise: Noise,
-      out: ModelOutputs | tuple[ModelOutputs, ...],
-      z: Int[Array, "B T"],
-      t: Float[Array, "B #T"],
-      s: Float[Array, "B #T"],
-      *,
-      guide: Guide | None = None,
-      window: Int[Array, "B T"] | None = None,
+    self,
+    process: Process,
+    noise: Noise,
+    out: ModelOutputs | tuple[ModelOutputs, ...],
+    z: Int[Array, "B T"],
+    t: Float[Array, "B #T"],
+    s: Float[Array, "B #T"],
+    *,
+    guide: Guide | None = None,
+    window: Int[Array, "B T"] | None = None,
   ) -> Int[Array, "B T"]:
     """Returns a draw from `posterior`, chunk by chunk."""
 
@@ -289,10 +289,10 @@ class Discrete:
 
 
 def corrupt_to(
-    key: Key[Array, ""],
-    x0: Int[Array, "B L"],
-    probability: Float[Array, "B #L"],
-    noise_token: int | Int[Array, "B L"],
+  key: Key[Array, ""],
+  x0: Int[Array, "B L"],
+  probability: Float[Array, "B #L"],
+  noise_token: int | Int[Array, "B L"],
 ) -> Int[Array, "B L"]:
   """Returns x0 with each token replaced with the given probability."""
   u = jax.random.uniform(key, x0.shape)
@@ -300,7 +300,7 @@ def corrupt_to(
 
 
 def subs(
-    logits: Float[Array, "B c V"], z: Int[Array, "B c"], mask_id: int
+  logits: Float[Array, "B c V"], z: Int[Array, "B c"], mask_id: int
 ) -> Float[Array, "B c V"]:
   """Returns SUBS log-probabilities (arXiv:2406.07524, sec. 3.2.3).
 
@@ -322,9 +322,9 @@ Normalisation = Literal["token", "sequence", "batch", "masked"]
 
 
 def normalise(
-    weights: Weights,
-    rule: Normalisation,
-    loss_mask: Bool[Array, "B L"],
+  weights: Weights,
+  rule: Normalisation,
+  loss_mask: Bool[Array, "B L"],
 ) -> Weights:
   """Returns weights whose loss is an average of the named kind.
 
@@ -339,7 +339,7 @@ def normalise(
   share = loss_mask / jnp.maximum(jnp.sum(loss_mask, 1, keepdims=True), 1)
   if rule == "sequence":
     weights = weights._replace(
-        loss=weights.loss * jnp.max(share, axis=1, keepdims=True)
+      loss=weights.loss * jnp.max(share, axis=1, keepdims=True)
     )
   return weights._replace(count=share)
 
@@ -352,9 +352,7 @@ def check_choice(name: str, value: str, legal: object) -> None:
   """
   choices = get_args(legal)
   if value not in choices:
-    raise ValueError(
-        f"unknown {name} {value!r}; legal: {', '.join(choices)}"
-    )
+    raise ValueError(f"unknown {name} {value!r}; legal: {', '.join(choices)}")
 
 
 def evenly(loss_mask: Bool[Array, "B L"]) -> Float[Array, "B L"]:

@@ -62,9 +62,9 @@ class BlockCosine(Cosine):
 
 
 _SCHEDULES = SCHEDULES | {
-    "square": Square,
-    "square_root": SquareRoot,
-    "block_cosine": BlockCosine,
+  "square": Square,
+  "square_root": SquareRoot,
+  "block_cosine": BlockCosine,
 }
 
 _REDRAWS = 32
@@ -90,7 +90,7 @@ class BD3LM(MDLM):
   length: int
   block_size: int = 16
   schedule: Schedule = dataclasses.field(
-      default=Linear(), metadata={"choices": _SCHEDULES}
+    default=Linear(), metadata={"choices": _SCHEDULES}
   )
   clip_low: float = 1e-3
   clip_high: float = 1.0
@@ -101,28 +101,28 @@ class BD3LM(MDLM):
     super().__post_init__()
     if self.block_size < 1 or self.length % self.block_size:
       raise ValueError(
-          f"block_size {self.block_size} must be at least 1 and divide the "
-          f"length {self.length}"
+        f"block_size {self.block_size} must be at least 1 and divide the "
+        f"length {self.length}"
       )
     if not 0.0 <= self.clip_low < self.clip_high <= 1.0:
       raise ValueError(
-          "clip_low and clip_high must be 0 <= low < high <= 1, not "
-          f"{self.clip_low} and {self.clip_high}"
+        "clip_low and clip_high must be 0 <= low < high <= 1, not "
+        f"{self.clip_low} and {self.clip_high}"
       )
     if self.steps is not None or self.time_change != "none":
       raise ValueError(
-          "bd3lm is of continuous, unchanged time: leave steps None and "
-          'time_change "none"'
+        "bd3lm is of continuous, unchanged time: leave steps None and "
+        'time_change "none"'
       )
 
   @classmethod
   def over(cls, space: TokenSpace, **fields) -> "BD3LM":
     """Returns the objective over a token space and its row length."""
     return cls(
-        vocab_size=space.vocab_size,
-        mask_id=space.mask_id,
-        length=space.length,
-        **fields,
+      vocab_size=space.vocab_size,
+      mask_id=space.mask_id,
+      length=space.length,
+      **fields,
     )
 
   @property
@@ -145,7 +145,7 @@ class BD3LM(MDLM):
     return self.clipped(Process(), (self.clip_low, self.clip_high))
 
   def clipped(
-      self, process: Process, interval: tuple[float, float] | Float[Array, "2"]
+    self, process: Process, interval: tuple[float, float] | Float[Array, "2"]
   ) -> Process:
     """Returns the process with another clip interval; nothing recompiles."""
     if self.block_size == 1:
@@ -158,7 +158,7 @@ class BD3LM(MDLM):
     return self.clipped(process, (self.time_epsilon, 1.0))
 
   def block_times(
-      self, process: Process, key: Key[Array, ""], shape: tuple[int, int]
+    self, process: Process, key: Key[Array, ""], shape: tuple[int, int]
   ) -> Float[Array, "B L"]:
     """Returns a time for each block, low-discrepancy over batch x blocks."""
     low, high = process.state["clip"]
@@ -168,12 +168,12 @@ class BD3LM(MDLM):
     return jnp.repeat(t, self.block_size, axis=1)
 
   def draw(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Drawn:
     """Returns times and corrupted rows; unsupervised tokens stay clean."""
     del step
@@ -213,7 +213,7 @@ class BD3LM(MDLM):
     return batch.loss_mask.at[:, 0].set(False)
 
   def two_streams(
-      self, z: Int[Array, "B L"], t: Float[Array, "B L"], batch: Batch
+    self, z: Int[Array, "B L"], t: Float[Array, "B L"], batch: Batch
   ) -> ModelInputs:
     """Returns what the network sees in training: [z ; x0], positions twice.
 
@@ -229,16 +229,16 @@ class BD3LM(MDLM):
       sigma = jnp.broadcast_to(sigma, z.shape)
       sigma = jnp.concatenate([sigma, jnp.zeros_like(sigma)], axis=1)
     return ModelInputs(
-        latent=jnp.concatenate([z, batch.tokens], axis=1),
-        conditioning=sigma,
-        positions=twice(batch.positions),
-        segment_ids=twice(batch.segment_ids),
-        cond=batch.cond,
-        mask=TwoStream(z.shape[1], self.block_size),
+      latent=jnp.concatenate([z, batch.tokens], axis=1),
+      conditioning=sigma,
+      positions=twice(batch.positions),
+      segment_ids=twice(batch.segment_ids),
+      cond=batch.cond,
+      mask=TwoStream(z.shape[1], self.block_size),
     )
 
   def emphasis(
-      self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B #L"]:
     """Returns MDLM's factor at each token's time; 1 under heavy masking."""
     factor = super().emphasis(process, z, t)
@@ -246,13 +246,13 @@ class BD3LM(MDLM):
     return jnp.where(heavy, 1.0, factor)
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Drawn,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Drawn,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the loss of one pass over two streams; the noisy one predicts."""
 
@@ -272,9 +272,9 @@ class BD3LM(MDLM):
 
 
 def clip_candidates(
-    objective: BD3LM,
-    widths: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
-    stride: float = 0.05,
+  objective: BD3LM,
+  widths: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
+  stride: float = 0.05,
 ) -> Float[Array, "C 2"]:
   """Returns the intervals that a search compares: all times, then windows."""
   found = [(objective.time_epsilon, 1.0)]
@@ -287,12 +287,12 @@ def clip_candidates(
 
 
 def clip_variances(
-    objective: BD3LM,
-    process: Process,
-    denoise: Denoise,
-    key: Key[Array, ""],
-    batch: Batch,
-    candidates: Float[Array, "C 2"],
+  objective: BD3LM,
+  process: Process,
+  denoise: Denoise,
+  key: Key[Array, ""],
+  batch: Batch,
+  candidates: Float[Array, "C 2"],
 ) -> Float[Array, "C"]:
   """Returns the variance of block losses under each interval, for one batch.
 
@@ -316,10 +316,10 @@ def clip_variances(
 
 
 def choose_clip(
-    objective: BD3LM,
-    process: Process,
-    candidates: Float[Array, "C 2"],
-    variances: Float[Array, "C"],
+  objective: BD3LM,
+  process: Process,
+  candidates: Float[Array, "C 2"],
+  variances: Float[Array, "C"],
 ) -> Process:
   """Returns the process clipped to the interval of least summed variance."""
   return objective.clipped(process, candidates[jnp.argmin(variances)])

@@ -110,7 +110,7 @@ class ContinuousMixture(Discrete):
     return corrupt_by(key, x0, self.parts(t), self.vocab_size, self.mask_id)
 
   def corruption(
-      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
     del process

@@ -183,7 +183,7 @@ class D3PM(Discrete):
     return inverse_cdf(jax.random.bits(key, (*x0.shape, 2)), log_p)
 
   def corruption(
-      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
     clean = one_hot_log(x0, self.vocab_size)

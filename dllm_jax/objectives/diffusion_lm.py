@@ -104,13 +104,13 @@ class DiffusionLM(Discrete):
     super().__post_init__()
     if self.mask_id is not None:
       raise ValueError(
-          f"Diffusion-LM has no mask: mask_id {self.mask_id} may not lie inside "
-          f"its vocabulary of {self.vocab_size}; leave mask_id out"
+        f"Diffusion-LM has no mask: mask_id {self.mask_id} may not lie inside "
+        f"its vocabulary of {self.vocab_size}; leave mask_id out"
       )
     if self.features < 1 or self.steps < 2:
       raise ValueError(
-          "Diffusion-LM needs features of at least 1 and at least 2 steps (T), "
-          f"not {self.features} and {self.steps}"
+        "Diffusion-LM needs features of at least 1 and at least 2 steps (T), "
+        f"not {self.features} and {self.steps}"
       )
     if not 0.0 <= self.eta <= 1.0:
       raise ValueError(f"eta must lie in [0, 1], not {self.eta}")
@@ -125,7 +125,7 @@ class DiffusionLM(Discrete):
   def over(cls, space: TokenSpace, **fields: Any) -> Self:
     """Returns the objective over a token space, its mask left out."""
     return cls(
-        vocab_size=vocabulary_without_mask(space, "Diffusion-LM"), **fields
+      vocab_size=vocabulary_without_mask(space, "Diffusion-LM"), **fields
     )
 
   @property
@@ -136,20 +136,20 @@ class DiffusionLM(Discrete):
   def network_fields(self) -> dict[str, Any]:
     """Returns that the network maps vectors to vectors, told the time."""
     return {
-        "conditioned": True,
-        "latent_dim": self.features,
-        "output_dim": self.features,
+      "conditioned": True,
+      "latent_dim": self.features,
+      "output_dim": self.features,
     }
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns embeddings ~ N(0, 1), the bias of the head, and the schedule."""
     shape = (self.vocab_size, self.features)
     return Process(
-        params={
-            "embedding": jax.random.normal(key, shape),
-            "bias": jnp.zeros((self.vocab_size,)),
-        },
-        constants=tables(self.schedule, self.steps),
+      params={
+        "embedding": jax.random.normal(key, shape),
+        "bias": jnp.zeros((self.vocab_size,)),
+      },
+      constants=tables(self.schedule, self.steps),
     )
 
   def step(self, t: Float[Array, "*n"]) -> Int[Array, "*n"]:
@@ -162,17 +162,17 @@ class DiffusionLM(Discrete):
     return (self.step(t) - 1) * (_SCALE / self.steps)
 
   def start(
-      self,
-      process: Process,
-      tokens: Int[Array, "B L"],
-      noise: Float[Array, "B L E"],
+    self,
+    process: Process,
+    tokens: Int[Array, "B L"],
+    noise: Float[Array, "B L E"],
   ) -> Float[Array, "B L E"]:
     """Returns x_start = emb(w) + sqrt(1 - a_1) noise."""
     spread = jnp.sqrt(process.constants["lost"][1])
     return self.clean(process, tokens) + spread * noise
 
   def noisy(
-      self, process: Process, drawn: Gaussian, batch: Batch
+    self, process: Process, drawn: Gaussian, batch: Batch
   ) -> Float[Array, "B L E"]:
     """Returns z_n; unsupervised tokens stay at their embeddings."""
     kept, lost = (x[..., None] for x in self._levels(process, drawn.t))
@@ -187,12 +187,12 @@ class DiffusionLM(Discrete):
     return tables["kept"][n], tables["lost"][n]
 
   def draw(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Gaussian:
     """Returns one uniform n in 1 ... T a row, and noise."""
     del process, step
@@ -200,19 +200,19 @@ class DiffusionLM(Discrete):
     u = draw_times(key_t, (batch.tokens.shape[0], 1), self.time_rule)
     shape = (*batch.tokens.shape, self.features)
     return Gaussian(
-        t=(jnp.floor(u * self.steps) + 1.0) / self.steps,
-        start=jax.random.normal(key_start, shape),
-        noise=jax.random.normal(key_noise, shape),
+      t=(jnp.floor(u * self.steps) + 1.0) / self.steps,
+      start=jax.random.normal(key_start, shape),
+      noise=jax.random.normal(key_noise, shape),
     )
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Gaussian,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Gaussian,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns error, rounding and end terms of one network evaluation.
 
@@ -234,30 +234,30 @@ class DiffusionLM(Discrete):
     error = jnp.where(first, average(mean - guess), average(target - said))
     end = process.constants["kept"][-1] * average(start)
     said_back, nats = cross_entropy(
-        rounding.head(process.params, start), batch.tokens, weight
+      rounding.head(process.params, start), batch.tokens, weight
     )
     bound = nats + jax.lax.stop_gradient(
-        prior_divergence(process.constants, start)
-        + self.steps * self.divergence(process, mean, start, guess, t)
+      prior_divergence(process.constants, start)
+      + self.steps * self.divergence(process, mean, start, guess, t)
     )
     return Loss(
-        total=jnp.sum(weight * (error + end)) + said_back,
-        weight=jnp.sum(weight),
-        bound=supervised * bound,
-        metrics={
-            "error": jnp.mean(error, where=batch.loss_mask),
-            "rounding": jnp.mean(nats, where=batch.loss_mask),
-            "end": jnp.mean(end, where=batch.loss_mask),
-        },
+      total=jnp.sum(weight * (error + end)) + said_back,
+      weight=jnp.sum(weight),
+      bound=supervised * bound,
+      metrics={
+        "error": jnp.mean(error, where=batch.loss_mask),
+        "rounding": jnp.mean(nats, where=batch.loss_mask),
+        "end": jnp.mean(end, where=batch.loss_mask),
+      },
     )
 
   def divergence(
-      self,
-      process: Process,
-      mean: Float[Array, "B L E"],
-      start: Float[Array, "B L E"],
-      guess: Float[Array, "B L E"],
-      t: Float[Array, "B 1"],
+    self,
+    process: Process,
+    mean: Float[Array, "B L E"],
+    start: Float[Array, "B L E"],
+    guess: Float[Array, "B L E"],
+    t: Float[Array, "B 1"],
   ) -> Float[Array, "B L"]:
     """Returns one step's term of the bound, nats per token.
 
@@ -272,11 +272,11 @@ class DiffusionLM(Discrete):
     return jnp.where(n == 1, last, step)
 
   def x_start(
-      self,
-      process: Process,
-      said: Float[Array, "B L E"],
-      z: Float[Array, "B L E"],
-      t: Float[Array, "B #L"],
+    self,
+    process: Process,
+    said: Float[Array, "B L E"],
+    z: Float[Array, "B L E"],
+    t: Float[Array, "B #L"],
   ) -> Float[Array, "B L E"]:
     """Returns the x_start that the network's output says, float32."""
     said = said.astype(jnp.float32)
@@ -286,11 +286,11 @@ class DiffusionLM(Discrete):
     return (z - jnp.sqrt(lost) * said) / jnp.sqrt(kept)
 
   def log_x0(
-      self,
-      process: Process,
-      logits: Float[Array, "B c E"],
-      z: Float[Array, "B c E"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c E"],
+    z: Float[Array, "B c E"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns log p(w | x_hat); the network's vectors stand for logits."""
     guess = self.x_start(process, logits, z, t)
@@ -300,13 +300,13 @@ class DiffusionLM(Discrete):
     return jax.nn.log_softmax(guess @ params["embedding"].T + params["bias"])
 
   def clean(
-      self, process: Process, tokens: Int[Array, "B T"]
+    self, process: Process, tokens: Int[Array, "B T"]
   ) -> Float[Array, "B T E"]:
     """Returns the embeddings of tokens."""
     return process.params["embedding"][tokens]
 
   def decode(
-      self, process: Process, z: Float[Array, "B T E"]
+    self, process: Process, z: Float[Array, "B T E"]
   ) -> Int[Array, "B T"]:
     """Returns the most probable tokens."""
     if self.readout == "distance":
@@ -314,18 +314,18 @@ class DiffusionLM(Discrete):
     return rounding.best(rounding.head(process.params, z))
 
   def prior(
-      self, noise: Noise, shape: tuple[int, int]
+    self, noise: Noise, shape: tuple[int, int]
   ) -> Float[Array, "B T E"]:
     """Returns standard normal vectors."""
     return jnp.broadcast_to(
-        normal(noise, Tag.PRIOR, self.features), (*shape, self.features)
+      normal(noise, Tag.PRIOR, self.features), (*shape, self.features)
     )
 
   def grid(self, steps: int) -> Float[Array, "steps+1"]:
     """Returns times from 1 to 0, each a multiple of 1 / T."""
     if not 1 <= steps <= self.steps:
       raise ValueError(
-          f"Diffusion-LM samples in 1 to T = {self.steps} steps, not {steps}"
+        f"Diffusion-LM samples in 1 to T = {self.steps} steps, not {steps}"
       )
     return jnp.round(jnp.linspace(self.steps, 0, steps + 1)) / self.steps
 
@@ -336,14 +336,14 @@ class DiffusionLM(Discrete):
     return jnp.where(one.variance > 0, one.variance, one.large)
 
   def step_law(
-      self,
-      process: Process,
-      out: ModelOutputs,
-      z: Float[Array, "B T E"],
-      t: Float[Array, "B #T"],
-      s: Float[Array, "B #T"],
-      *,
-      window: Int[Array, "B T"] | None = None,
+    self,
+    process: Process,
+    out: ModelOutputs,
+    z: Float[Array, "B T E"],
+    t: Float[Array, "B #T"],
+    s: Float[Array, "B #T"],
+    *,
+    window: Int[Array, "B T"] | None = None,
   ) -> tuple[Float[Array, "B T E"], Float[Array, "B #T 1"]]:
     """Returns mean and variance of p(z_s | z_t)."""
     said = out.hidden
@@ -363,11 +363,11 @@ class DiffusionLM(Discrete):
     return of_x * guess + of_z * z, variance
 
   def perturb(
-      self,
-      noise: Noise,
-      mean: Float[Array, "B T E"],
-      variance: Float[Array, "B #T 1"],
-      s: Float[Array, "B #T"],
+    self,
+    noise: Noise,
+    mean: Float[Array, "B T E"],
+    variance: Float[Array, "B #T 1"],
+    s: Float[Array, "B #T"],
   ) -> Float[Array, "B T E"]:
     """Returns a draw around a mean; the step to time 0 adds no noise."""
     draw = normal(noise, Tag.TOKEN, self.features)
@@ -375,16 +375,16 @@ class DiffusionLM(Discrete):
     return mean + spread * draw
 
   def reverse(
-      self,
-      process: Process,
-      noise: Noise,
-      out: ModelOutputs,
-      z: Float[Array, "B T E"],
-      t: Float[Array, "B #T"],
-      s: Float[Array, "B #T"],
-      *,
-      guide: Guide | None = None,
-      window: Int[Array, "B T"] | None = None,
+    self,
+    process: Process,
+    noise: Noise,
+    out: ModelOutputs,
+    z: Float[Array, "B T E"],
+    t: Float[Array, "B #T"],
+    s: Float[Array, "B #T"],
+    *,
+    guide: Guide | None = None,
+    window: Int[Array, "B T"] | None = None,
   ) -> Float[Array, "B T E"]:
     """Returns z_s. No logits are drawn from, so that a `guide` has no part."""
     del guide

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
 from dllm_jax.objectives.base import (
-    begins_segment,
-    check_choice,
-    Normalisation,
+  begins_segment,
+  check_choice,
+  Normalisation,
 )
 from dllm_jax.objectives.llada import Cut, LLaDA
 
@@ -67,21 +67,19 @@ class Dream(LLaDA):
     super().__post_init__()
     check_choice("token_weights", self.token_weights, TokenWeights)
     if not 0.0 < self.cart_decay < 1.0:
-      raise ValueError(
-          f"cart_decay must lie in (0, 1), not {self.cart_decay}"
-      )
+      raise ValueError(f"cart_decay must lie in (0, 1), not {self.cart_decay}")
     if self.anneal_steps < 0:
       raise ValueError(
-          f"anneal_steps must be at least 0, not {self.anneal_steps}"
+        f"anneal_steps must be at least 0, not {self.anneal_steps}"
       )
 
   def draw(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Annealed:
     """Returns times, corrupted rows and the key of the attention mask."""
     key_rest, key_mask = jax.random.split(key)
@@ -89,14 +87,14 @@ class Dream(LLaDA):
     words = jax.random.key_data(key_mask)
     rows = batch.tokens.shape[0]
     return Annealed(
-        t=cut.t,
-        z=cut.z,
-        length=cut.length,
-        attention=jnp.broadcast_to(words, (rows, *words.shape)),
+      t=cut.t,
+      z=cut.z,
+      length=cut.length,
+      attention=jnp.broadcast_to(words, (rows, *words.shape)),
     )
 
   def annealed_mask(
-      self, attention: UInt32[Array, "B words"], length: int, step: Array
+    self, attention: UInt32[Array, "B words"], length: int, step: Array
   ) -> Bool[Array, "L L"]:
     """Returns who may attend to whom: the past, and some of the future."""
     key = jax.random.wrap_key_data(attention[0])
@@ -105,13 +103,13 @@ class Dream(LLaDA):
     return seen | jnp.tri(length, dtype=bool)
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Annealed,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Annealed,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the loss of shifted predictions.
 
@@ -135,7 +133,7 @@ class Dream(LLaDA):
     return super().loss(process, shifted, drawn, batch, step=step)
 
   def emphasis(
-      self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B #L"]:
     """Returns context weights, or the factor that `weighting` names."""
     if self.token_weights == "time":
@@ -151,7 +149,7 @@ class Dream(LLaDA):
 
 
 def context_weights(
-    known: Bool[Array, "B L"], decay: float
+  known: Bool[Array, "B L"], decay: float
 ) -> Float[Array, "B L"]:
   """Returns sum_{j known, j != i} (p / 2) (1 - p)^(|i - j| - 1), p = decay.
 
@@ -166,7 +164,7 @@ def context_weights(
   def one_side(x, reverse):
     factors = jnp.full(x.shape, keep)
     _, total = jax.lax.associative_scan(
-        join, (factors, x), axis=1, reverse=reverse
+      join, (factors, x), axis=1, reverse=reverse
     )
     return total
 

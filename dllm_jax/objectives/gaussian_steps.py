@@ -36,8 +36,8 @@ def tables(schedule: Spread, steps: int) -> Tables:
   products = np.cumprod(1.0 - betas(schedule, steps))
   kept = np.concatenate([[1.0], products])
   return {
-      "kept": jnp.asarray(kept, jnp.float32),
-      "lost": jnp.asarray(1.0 - kept, jnp.float32),
+    "kept": jnp.asarray(kept, jnp.float32),
+    "lost": jnp.asarray(1.0 - kept, jnp.float32),
   }
 
 
@@ -63,15 +63,15 @@ def law(table: Tables, n: Int[Array, "*n"], m: Int[Array, "*n"]) -> Law:
   kept_m, lost_m = table["kept"][m], table["lost"][m]
   large = (lost_n - lost_m) / kept_m
   return Law(
-      of_x=large * jnp.sqrt(kept_m) / lost_n,
-      of_z=lost_m * jnp.sqrt(kept_n / kept_m) / lost_n,
-      variance=large * lost_m / lost_n,
-      large=large,
+    of_x=large * jnp.sqrt(kept_m) / lost_n,
+    of_z=lost_m * jnp.sqrt(kept_n / kept_m) / lost_n,
+    variance=large * lost_m / lost_n,
+    large=large,
   )
 
 
 def implicit(
-    table: Tables, n: Int[Array, "*n"], m: Int[Array, "*n"], eta: float
+  table: Tables, n: Int[Array, "*n"], m: Int[Array, "*n"], eta: float
 ) -> Law:
   """Returns DDIM's law (arXiv:2010.02502, eq. 12); eta 0 is deterministic."""
   kept_n, lost_n = table["kept"][n], table["lost"][n]
@@ -80,15 +80,15 @@ def implicit(
   variance = eta**2 * lost_m / lost_n * large
   rest = jnp.sqrt(jnp.maximum(lost_m - variance, 0.0) / lost_n)
   return Law(
-      of_x=jnp.sqrt(kept_m) - rest * jnp.sqrt(kept_n),
-      of_z=rest,
-      variance=variance,
-      large=large,
+    of_x=jnp.sqrt(kept_m) - rest * jnp.sqrt(kept_n),
+    of_z=rest,
+    variance=variance,
+    large=large,
   )
 
 
 def divergence(
-    one: Law, variance: Float[Array, "*n"], gap: Float[Array, "*n L E"]
+  one: Law, variance: Float[Array, "*n"], gap: Float[Array, "*n L E"]
 ) -> Float[Array, "*n L"]:
   """Returns KL(q(z_m | z_n, x) || N(mean of x + gap, variance)), in nats.
 
@@ -104,7 +104,7 @@ def divergence(
 
 
 def prior_divergence(
-    table: Tables, x: Float[Array, "*n E"]
+  table: Tables, x: Float[Array, "*n E"]
 ) -> Float[Array, "*n"]:
   """Returns KL(q(z_T | x) || N(0, I)), in nats."""
   kept, lost = table["kept"][-1], table["lost"][-1]

@@ -64,8 +64,8 @@ class GenMD4(Discrete):
       raise ValueError("masked diffusion needs a mask_id")
     if not 0.0 < self.epsilon < 1.0 or not 0.0 < self.time_epsilon < 1.0:
       raise ValueError(
-          "epsilon and time_epsilon must lie in (0, 1), not "
-          f"{self.epsilon} and {self.time_epsilon}"
+        "epsilon and time_epsilon must lie in (0, 1), not "
+        f"{self.epsilon} and {self.time_epsilon}"
       )
     if self.power <= 0.0:
       raise ValueError(f"power must be above 0, not {self.power}")
@@ -86,18 +86,18 @@ class GenMD4(Discrete):
     return jax.nn.softplus(process.params["omega"])
 
   def masked(
-      self, w: Float[Array, "*n"], t: Float[Array, "*n"]
+    self, w: Float[Array, "*n"], t: Float[Array, "*n"]
   ) -> Float[Array, "*n"]:
     """Returns 1 - alpha(t) for tokens with powers w."""
     return (1.0 - self.epsilon) * t**w
 
   def draw(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Pair:
     """Returns times and two corruptions; unsupervised tokens stay clean."""
     del step
@@ -108,24 +108,24 @@ class GenMD4(Discrete):
     rate = self.masked(self.powers(process)[x0], t)
     rate = jnp.where(batch.loss_mask, rate, 0.0)
     return Pair(
-        t=t,
-        z=corrupt_to(key_1, x0, rate, self.mask_id),
-        z2=corrupt_to(key_2, x0, rate, self.mask_id),
+      t=t,
+      z=corrupt_to(key_1, x0, rate, self.mask_id),
+      z2=corrupt_to(key_2, x0, rate, self.mask_id),
     )
 
   def corruption(
-      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
     return self.masked(self.powers(process)[x0], t)
 
   def terms(
-      self,
-      process: Process,
-      out: ModelOutputs,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B 1"],
+    self,
+    process: Process,
+    out: ModelOutputs,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B 1"],
   ) -> Float[Array, "B L"]:
     """Returns each position's term of L(z), nats; 0 where z is not masked."""
     w = self.powers(process)
@@ -142,11 +142,11 @@ class GenMD4(Discrete):
     return reduce(fn, out, x0, z, t)
 
   def log_q(
-      self,
-      process: Process,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B 1"],
+    self,
+    process: Process,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B 1"],
   ) -> Float[Array, "B L"]:
     """Returns log q(z_t | x0) of each position, nats."""
     w = self.powers(process)[x0]
@@ -155,7 +155,7 @@ class GenMD4(Discrete):
     return jnp.where(z == self.mask_id, log_masked, log_kept)
 
   def reconstruction(
-      self, process: Process, x0: Int[Array, "B L"]
+    self, process: Process, x0: Int[Array, "B L"]
   ) -> Float[Array, "B L"]:
     r"""Returns the reconstruction term at t_1 = time_epsilon, nats.
 
@@ -170,13 +170,13 @@ class GenMD4(Discrete):
     return -(1.0 - self.epsilon) * jnp.exp(mine) * (mine - total)
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Pair,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Pair,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the mean of two corruptions, with the leave-one-out gradient."""
     del step
@@ -201,33 +201,33 @@ class GenMD4(Discrete):
     # the original drops this term.
     prior = keep(self.epsilon * jnp.log(self.vocab_size - 1.0))
     return Loss(
-        total=jnp.sum(row * per_row),
-        weight=jnp.sum(row * sums(batch.loss_mask)),
-        bound=jax.lax.stop_gradient(0.5 * (first + second) + end + prior),
-        metrics={
-            "corrupted": jnp.mean(drawn.z != x0, where=batch.loss_mask),
-            "mean_power": jnp.mean(self.powers(process)),
-        },
+      total=jnp.sum(row * per_row),
+      weight=jnp.sum(row * sums(batch.loss_mask)),
+      bound=jax.lax.stop_gradient(0.5 * (first + second) + end + prior),
+      metrics={
+        "corrupted": jnp.mean(drawn.z != x0, where=batch.loss_mask),
+        "mean_power": jnp.mean(self.powers(process)),
+      },
     )
 
   def log_x0(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns SUBS log-probabilities."""
     del process, t
     return subs(logits, z, self.mask_id)
 
   def posterior(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
-      s: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
+    s: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     r"""Returns log p(z_s | z_t).
 

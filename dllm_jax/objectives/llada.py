@@ -44,7 +44,7 @@ class LLaDA(MDLM):
   """
 
   schedule: Schedule = dataclasses.field(
-      default=Linear(), metadata={"choices": SCHEDULES}
+    default=Linear(), metadata={"choices": SCHEDULES}
   )
   time_rule: TimeRule = "independent"
   parameterisation: Parameterisation = "softmax"
@@ -54,7 +54,7 @@ class LLaDA(MDLM):
     super().__post_init__()
     if not 0.0 <= self.random_length <= 1.0:
       raise ValueError(
-          f"random_length is a probability, not {self.random_length}"
+        f"random_length is a probability, not {self.random_length}"
       )
 
   def init(self, key: Key[Array, ""]) -> Process:
@@ -67,12 +67,12 @@ class LLaDA(MDLM):
     return process.replace(state={"random_length": jnp.float32(0.0)})
 
   def draw(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Cut:
     """Returns times, corrupted rows and the length that is used of them."""
     key_rest, key_coin, key_length = jax.random.split(key, 3)
@@ -84,20 +84,20 @@ class LLaDA(MDLM):
     return Cut(t=drawn.t, z=drawn.z, length=length)
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Cut,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Cut,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the loss of the rows' first tokens, as many as were drawn."""
     if drawn.length is not None:
       used = jnp.arange(batch.tokens.shape[1]) < drawn.length[:, None]
       batch = batch.replace(
-          loss_mask=batch.loss_mask & used,
-          segment_ids=jnp.where(used, batch.segment_ids, 0),
+        loss_mask=batch.loss_mask & used,
+        segment_ids=jnp.where(used, batch.segment_ids, 0),
       )
     return super().loss(process, denoise, drawn, batch, step=step)
 

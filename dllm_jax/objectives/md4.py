@@ -49,8 +49,8 @@ class MD4(MDLM):
   """
 
   schedule: Schedule = dataclasses.field(
-      default=Linear(floor=1e-4, ceiling=1.0 - 1e-4),
-      metadata={"choices": SCHEDULES},
+    default=Linear(floor=1e-4, ceiling=1.0 - 1e-4),
+    metadata={"choices": SCHEDULES},
   )
   time_rule: TimeRule = "shared_offset"
   time_epsilon: float = 0.0
@@ -64,12 +64,12 @@ class MD4(MDLM):
     check_choice("reverse_draw", self.reverse_draw, Draw)
     if self.time_change != "none":
       raise ValueError(
-          f"time_change {self.time_change!r} belongs to mdlm; md4 keeps none"
+        f"time_change {self.time_change!r} belongs to mdlm; md4 keeps none"
       )
     if not isinstance(self.schedule, Schedule) or self.schedule.ceiling >= 1.0:
       raise ValueError(
-          "md4 needs a schedule with a ceiling below 1, such as 0.9999: its "
-          "weights are infinite at t = 0 otherwise"
+        "md4 needs a schedule with a ceiling below 1, such as 0.9999: its "
+        "weights are infinite at t = 0 otherwise"
       )
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
@@ -88,13 +88,13 @@ class MD4(MDLM):
     return (ends[0] + 1.0 - ends[1]) * jnp.log(self.vocab_size - 1.0)
 
   def loss(
-      self,
-      process: Process,
-      denoise: Denoise,
-      drawn: Drawn,
-      batch: Batch,
-      *,
-      step: Int[Array, ""],
+    self,
+    process: Process,
+    denoise: Denoise,
+    drawn: Drawn,
+    batch: Batch,
+    *,
+    step: Int[Array, ""],
   ) -> Loss:
     """Returns the loss of one network evaluation, end terms in the bound."""
     loss = super().loss(process, denoise, drawn, batch, step=step)
@@ -114,21 +114,21 @@ class MD4(MDLM):
     return times.at[-1].set(0.0)
 
   def reverse(
-      self,
-      process: Process,
-      noise: Noise,
-      out: ModelOutputs | tuple[ModelOutputs, ...],
-      z: Int[Array, "B T"],
-      t: Float[Array, "B #T"],
-      s: Float[Array, "B #T"],
-      *,
-      guide: Guide | None = None,
-      window: Int[Array, "B T"] | None = None,
+    self,
+    process: Process,
+    noise: Noise,
+    out: ModelOutputs | tuple[ModelOutputs, ...],
+    z: Int[Array, "B T"],
+    t: Float[Array, "B #T"],
+    s: Float[Array, "B #T"],
+    *,
+    guide: Guide | None = None,
+    window: Int[Array, "B T"] | None = None,
   ) -> Int[Array, "B T"]:
     """Returns z_s, drawn as `reverse_draw` says."""
     if self.reverse_draw == "ancestral":
       return super().reverse(
-          process, noise, out, z, t, s, guide=guide, window=window
+        process, noise, out, z, t, s, guide=guide, window=window
       )
 
     def draw(logits, z, t, noise):

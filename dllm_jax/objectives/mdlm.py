@@ -65,7 +65,7 @@ class MDLM(Discrete):
   """
 
   schedule: Schedule = dataclasses.field(
-      default=LogLinear(), metadata={"choices": SCHEDULES}
+    default=LogLinear(), metadata={"choices": SCHEDULES}
   )
   time_rule: TimeRule = "stratified"
   time_epsilon: float = 1e-3
@@ -83,16 +83,16 @@ class MDLM(Discrete):
       raise ValueError("masked diffusion needs a mask_id")
     if not 0.0 <= self.time_epsilon < 1.0:
       raise ValueError(
-          f"time_epsilon must lie in [0, 1), not {self.time_epsilon}"
+        f"time_epsilon must lie in [0, 1), not {self.time_epsilon}"
       )
     if not 0.0 <= self.sampling_epsilon < 1.0:
       raise ValueError(
-          f"sampling_epsilon must lie in [0, 1), not {self.sampling_epsilon}"
+        f"sampling_epsilon must lie in [0, 1), not {self.sampling_epsilon}"
       )
     if self.steps is not None and self.steps < 1:
       raise ValueError(
-          f"steps (T) must be at least 1, or None for continuous time, not "
-          f"{self.steps}"
+        f"steps (T) must be at least 1, or None for continuous time, not "
+        f"{self.steps}"
       )
     check_choice("time rule", self.time_rule, TimeRule)
     check_choice("parameterisation", self.parameterisation, Parameterisation)
@@ -105,17 +105,17 @@ class MDLM(Discrete):
   def _check_time_change(self) -> None:
     if self.steps is not None:
       raise ValueError(
-          f"{self.time_change} is of continuous time: set steps to None"
+        f"{self.time_change} is of continuous time: set steps to None"
       )
     if not isinstance(self.schedule, (Linear, SigmaLinear)):
       raise ValueError(
-          f"{self.time_change} supports the schedules linear and loglinear "
-          f"with a floor, and sigma_linear, not {type(self.schedule).__name__}"
+        f"{self.time_change} supports the schedules linear and loglinear "
+        f"with a floor, and sigma_linear, not {type(self.schedule).__name__}"
       )
     if isinstance(self.schedule, Linear) and self.schedule.floor <= 0.0:
       raise ValueError(
-          f"{self.time_change} needs a schedule with a floor above 0, the "
-          "smallest sigma that it visits"
+        f"{self.time_change} needs a schedule with a floor above 0, the "
+        "smallest sigma that it visits"
       )
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
@@ -151,7 +151,7 @@ class MDLM(Discrete):
     return self.steps * (later - earlier) / later
 
   def time(
-      self, key: Key[Array, ""], shape: tuple[int, int]
+    self, key: Key[Array, ""], shape: tuple[int, int]
   ) -> Float[Array, "B 1"]:
     """Returns one time a row: t = (1 - eps) u + eps, then changed as asked."""
     u = draw_times(key, (shape[0], 1), self.time_rule)
@@ -175,30 +175,30 @@ class MDLM(Discrete):
     return masked / (1.0 - s.floor)
 
   def corrupt(
-      self,
-      process: Process,
-      key: Key[Array, ""],
-      x0: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
+    self,
+    process: Process,
+    key: Key[Array, ""],
+    x0: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
   ) -> Int[Array, "B L"]:
     """Returns z_t: each token is masked with probability 1 - alpha(t)."""
     del process
     return corrupt_to(key, x0, self.masked(t), self.mask_id)
 
   def corruption(
-      self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
     del process
     return jnp.broadcast_to(self.masked(t), x0.shape)
 
   def weigh(
-      self,
-      process: Process,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      loss_mask: Bool[Array, "B L"],
+    self,
+    process: Process,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    loss_mask: Bool[Array, "B L"],
   ) -> Weights:
     """Returns -alpha' / (1 - alpha) at masked positions (eq. 10)."""
     del x0
@@ -209,7 +209,7 @@ class MDLM(Discrete):
     return normalise(weights, self.normalisation, loss_mask)
 
   def emphasis(
-      self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B #L"]:
     """Returns the factor of a masked token's cross-entropy in the loss."""
     del process, z
@@ -218,13 +218,13 @@ class MDLM(Discrete):
     return jnp.ones_like(t) if self.weighting == "uniform" else 1.0 - t
 
   def score(
-      self,
-      process: Process,
-      out: ModelOutputs,
-      x0: Int[Array, "B L"],
-      z: Int[Array, "B L"],
-      t: Float[Array, "B #L"],
-      weights: Weights,
+    self,
+    process: Process,
+    out: ModelOutputs,
+    x0: Int[Array, "B L"],
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    weights: Weights,
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss and the bound, from a weighted cross-entropy."""
     del process, z, t
@@ -234,23 +234,23 @@ class MDLM(Discrete):
     return total, weights.bound * terms
 
   def log_x0(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     """Returns SUBS log-probabilities (sec. 3.2.3)."""
     del process, t
     return subs(logits, z, self.mask_id)
 
   def posterior(
-      self,
-      process: Process,
-      logits: Float[Array, "B c V"],
-      z: Int[Array, "B c"],
-      t: Float[Array, "B #c"],
-      s: Float[Array, "B #c"],
+    self,
+    process: Process,
+    logits: Float[Array, "B c V"],
+    z: Int[Array, "B c"],
+    t: Float[Array, "B #c"],
+    s: Float[Array, "B #c"],
   ) -> Float[Array, "B c V"]:
     r"""Returns log p(z_s | z_t) (eq. 7).
 
@@ -265,7 +265,7 @@ class MDLM(Discrete):
     return jnp.where((z == self.mask_id)[..., None], revealed, log_x0)
 
   def stay(
-      self, t: Float[Array, "B #T"], s: Float[Array, "B #T"]
+    self, t: Float[Array, "B #T"], s: Float[Array, "B #T"]
   ) -> Float[Array, "B #T"]:
     """Returns the probability that a mask of time t is still there at s."""
     return jnp.where(s > 0.0, self.masked(s) / self.masked(t), 0.0)

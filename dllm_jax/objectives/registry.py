@@ -20,8 +20,8 @@ def objectives() -> dict[str, str]:
   """
   package = pathlib.Path(__file__).parent
   found = {
-      m.name: f"dllm_jax.objectives.{m.name}"
-      for m in pkgutil.iter_modules([str(package)])
+    m.name: f"dllm_jax.objectives.{m.name}"
+    for m in pkgutil.iter_modules([str(package)])
   }
   for entry in importlib.metadata.entry_points(group="dllm_jax.objectives"):
     found.setdefault(entry.name, entry.value)
@@ -45,7 +45,5 @@ def objective_class(name: str) -> type:
   """
   known = objectives()
   if name not in known:
-    raise KeyError(
-        f"unknown objective {name!r}; legal: {', '.join(known)}"
-    )
+    raise KeyError(f"unknown objective {name!r}; legal: {', '.join(known)}")
   return _class_in(name, known[name])

@@ -19,7 +19,7 @@ Params = Mapping[str, Array]
 def head(params: Params, x: Float[Array, "B L E"]) -> ModelOutputs:
   """Returns log p(w | x) of the linear head, as a network's outputs."""
   return ModelOutputs(
-      hidden=x, unembed=params["embedding"].T, bias=params["bias"]
+    hidden=x, unembed=params["embedding"].T, bias=params["bias"]
   )
 
 
@@ -36,7 +36,7 @@ def nearest(params: Params, x: Float[Array, "B L E"]) -> Int[Array, "B L"]:
 
 
 def log_by_distance(
-    params: Params, x: Float[Array, "B c E"]
+  params: Params, x: Float[Array, "B c E"]
 ) -> Float[Array, "B c V"]:
   """Returns log softmax(-|x - emb(w)|)."""
   table = params["embedding"]

@@ -21,7 +21,7 @@ def called_for(environment: Mapping[str, str]) -> bool:
       return True
   hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
   return len(hosts.split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in (
-      environment
+    environment
   )
 
 
@@ -41,8 +41,8 @@ def initialise() -> None:
   arguments = {}
   if environment.get("JAX_COORDINATOR_ADDRESS"):
     names = {
-        "num_processes": "JAX_NUM_PROCESSES",
-        "process_id": "JAX_PROCESS_ID",
+      "num_processes": "JAX_NUM_PROCESSES",
+      "process_id": "JAX_PROCESS_ID",
     }
     arguments["coordinator_address"] = environment["JAX_COORDINATOR_ADDRESS"]
     for argument, name in names.items():
@@ -50,7 +50,7 @@ def initialise() -> None:
         arguments[argument] = int(environment[name])
     if len(arguments) == 2:
       raise ValueError(
-          "JAX_COORDINATOR_ADDRESS needs both JAX_NUM_PROCESSES and"
-          " JAX_PROCESS_ID, or neither under Slurm or Open MPI"
+        "JAX_COORDINATOR_ADDRESS needs both JAX_NUM_PROCESSES and"
+        " JAX_PROCESS_ID, or neither under Slurm or Open MPI"
       )
   jax.distributed.initialize(**arguments)

@@ -36,8 +36,8 @@ class MeshConfig:
 
 
 def make_mesh(
-    sizes: Mapping[str, int] | MeshConfig = MeshConfig(),
-    devices: Sequence[jax.Device] | None = None,
+  sizes: Mapping[str, int] | MeshConfig = MeshConfig(),
+  devices: Sequence[jax.Device] | None = None,
 ) -> jax.sharding.Mesh:
   """Returns a mesh over the axes `core.axes.AXES`, for `jax.set_mesh`.
 
@@ -59,17 +59,17 @@ def make_mesh(
   slices = {getattr(device, "slice_index", 0) for device in devices}
   if len(slices) == 1:
     return jax.make_mesh(
-        tuple(shape.values()), AXES, axis_types=types, devices=devices
+      tuple(shape.values()), AXES, axis_types=types, devices=devices
     )
   if shape[DATA] % len(slices):
     raise ValueError(
-        f"mesh axis data has size {shape[DATA]}, which {len(slices)} slices do"
-        " not divide; give it a multiple of the number of slices"
+      f"mesh axis data has size {shape[DATA]}, which {len(slices)} slices do"
+      " not divide; give it a multiple of the number of slices"
     )
   inside = {**shape, DATA: shape[DATA] // len(slices)}
   across = {**dict.fromkeys(AXES, 1), DATA: len(slices)}
   array = mesh_utils.create_hybrid_device_mesh(
-      tuple(inside.values()), tuple(across.values()), devices
+    tuple(inside.values()), tuple(across.values()), devices
   )
   return jax.sharding.Mesh(array, AXES, axis_types=types)
 
@@ -79,27 +79,27 @@ def _fill(sizes: dict[str, int], devices: int) -> dict[str, int]:
   for name, size in sizes.items():
     if name not in AXES:
       raise ValueError(
-          f"mesh axis {name!r} is unknown; the axes are {', '.join(AXES)}"
+        f"mesh axis {name!r} is unknown; the axes are {', '.join(AXES)}"
       )
     if size < 1 and size != _FILL:
       raise ValueError(
-          f"mesh axis {name} has size {size}; give at least 1, or -1 to fill"
+        f"mesh axis {name} has size {size}; give at least 1, or -1 to fill"
       )
   shape = {name: sizes.get(name, 1) for name in AXES}
   free = [name for name in AXES if shape[name] == _FILL]
   if len(free) > 1:
     raise ValueError(
-        f"mesh axes {' and '.join(free)} are all -1; only one can be filled in"
+      f"mesh axes {' and '.join(free)} are all -1; only one can be filled in"
     )
   known = math.prod(size for size in shape.values() if size != _FILL)
   if free and devices % known == 0:
     shape[free[0]] = devices // known
   elif known != devices or free:
     given = " x ".join(
-        f"{name} {size}" for name, size in shape.items() if size != 1
+      f"{name} {size}" for name, size in shape.items() if size != 1
     )
     raise ValueError(
-        f"mesh {given or 'data 1'} does not fit {devices} devices: sizes must"
-        f" multiply to {devices}; change one, or set one to -1"
+      f"mesh {given or 'data 1'} does not fit {devices} devices: sizes must"
+      f" multiply to {devices}; change one, or set one to -1"
     )
   return shape

@@ -20,28 +20,28 @@ from dllm_jax.core.axes import BATCH_AXES, CONTEXT, EXPERT, FSDP, TENSOR
 Rule = tuple[str, jax.sharding.PartitionSpec]
 
 RULES: tuple[Rule, ...] = tuple(
-    (f"(.*/)?{path}" if path != ".*" else path, jax.P(*spec))
-    for path, spec in (
-        ("embed/embedding", (TENSOR, FSDP)),
-        ("unembed/kernel", (FSDP, TENSOR)),
-        ("unembed/bias", (TENSOR,)),
-        ("layers/attention/[qkv]/kernel", (None, FSDP, TENSOR, None)),
-        ("layers/attention/[qkv]/bias", (None, TENSOR, None)),
-        ("layers/attention/o/kernel", (None, TENSOR, None, FSDP)),
-        ("layers/mlp/(gate|up)/kernel", (None, FSDP, TENSOR)),
-        ("layers/mlp/(gate|up)/bias", (None, TENSOR)),
-        ("layers/mlp/down/kernel", (None, TENSOR, FSDP)),
-        ("layers/mlp/shared/(gate|up)/kernel", (None, FSDP, TENSOR)),
-        ("layers/mlp/shared/down/kernel", (None, TENSOR, FSDP)),
-        ("layers/mlp/experts/(gate|up)", (None, EXPERT, FSDP, TENSOR)),
-        ("layers/mlp/experts/down", (None, EXPERT, TENSOR, FSDP)),
-        ("layers/mlp/router/kernel", (None, FSDP, None)),
-        ("layers/modulation/kernel", (None, None, FSDP)),
-        ("final_modulation/kernel", (None, FSDP)),
-        (".*/lora_a", (None, FSDP, None)),
-        (".*/lora_b", (None, None, FSDP)),
-        (".*", ()),
-    )
+  (f"(.*/)?{path}" if path != ".*" else path, jax.P(*spec))
+  for path, spec in (
+    ("embed/embedding", (TENSOR, FSDP)),
+    ("unembed/kernel", (FSDP, TENSOR)),
+    ("unembed/bias", (TENSOR,)),
+    ("layers/attention/[qkv]/kernel", (None, FSDP, TENSOR, None)),
+    ("layers/attention/[qkv]/bias", (None, TENSOR, None)),
+    ("layers/attention/o/kernel", (None, TENSOR, None, FSDP)),
+    ("layers/mlp/(gate|up)/kernel", (None, FSDP, TENSOR)),
+    ("layers/mlp/(gate|up)/bias", (None, TENSOR)),
+    ("layers/mlp/down/kernel", (None, TENSOR, FSDP)),
+    ("layers/mlp/shared/(gate|up)/kernel", (None, FSDP, TENSOR)),
+    ("layers/mlp/shared/down/kernel", (None, TENSOR, FSDP)),
+    ("layers/mlp/experts/(gate|up)", (None, EXPERT, FSDP, TENSOR)),
+    ("layers/mlp/experts/down", (None, EXPERT, TENSOR, FSDP)),
+    ("layers/mlp/router/kernel", (None, FSDP, None)),
+    ("layers/modulation/kernel", (None, None, FSDP)),
+    ("final_modulation/kernel", (None, FSDP)),
+    (".*/lora_a", (None, FSDP, None)),
+    (".*/lora_b", (None, None, FSDP)),
+    (".*", ()),
+  )
 )
 """The placement of `models.transformer` and `models.dit`."""
 
@@ -49,9 +49,9 @@ _LARGE = 4 * 2**20  # bytes
 
 
 def shardings(
-    tree: PyTree,
-    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
-    rules: Sequence[Rule] = RULES,
+  tree: PyTree,
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+  rules: Sequence[Rule] = RULES,
 ) -> PyTree:
   """Returns the sharding of each array in a tree.
 
@@ -86,7 +86,7 @@ def _match(compiled, path):
     if pattern.fullmatch(path):
       return spec
   raise ValueError(
-      f"no sharding rule matches {path!r}; end the rules with ('.*', P())"
+    f"no sharding rule matches {path!r}; end the rules with ('.*', P())"
   )
 
 
@@ -108,17 +108,17 @@ def _check(path, leaf, spec, mesh):
     whole *= parts
     if leaf.shape[axis] % parts:
       raise ValueError(
-          f"{path}: dimension {axis} of shape {tuple(leaf.shape)} does not"
-          f" divide over mesh axis {names} of size {parts}; change the mesh or"
-          " the model"
+        f"{path}: dimension {axis} of shape {tuple(leaf.shape)} does not"
+        f" divide over mesh axis {names} of size {parts}; change the mesh or"
+        " the model"
       )
   size = math.prod(leaf.shape) * leaf.dtype.itemsize
   axes = tuple(a for a in (FSDP, TENSOR, EXPERT) if a in mesh.shape)
   divided = _parts(axes, mesh)
   if whole == 1 and divided > 1 and size > _LARGE:
     raise ValueError(
-        f"{path}: {size / 2**20:.1f} MiB would be replicated on a mesh that"
-        f" divides parameters by {divided}; add a sharding rule for this path"
+      f"{path}: {size / 2**20:.1f} MiB would be replicated on a mesh that"
+      f" divides parameters by {divided}; add a sharding rule for this path"
     )
 
 
@@ -147,17 +147,17 @@ def global_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     total = leaf.shape[0] * jax.process_count()
     if total % rows:
       raise ValueError(
-          f"a batch of {total} rows does not divide over the {rows} devices of"
-          f" mesh axes {', '.join(BATCH_AXES)}; change the batch size or the"
-          " mesh"
+        f"a batch of {total} rows does not divide over the {rows} devices of"
+        f" mesh axes {', '.join(BATCH_AXES)}; change the batch size or the"
+        " mesh"
       )
     if leaf.ndim > 1 and leaf.shape[1] % context:
       raise ValueError(
-          f"rows of {leaf.shape[1]} positions do not divide over mesh axis"
-          f" context of size {context}; change the length or the mesh"
+        f"rows of {leaf.shape[1]} positions do not divide over mesh axis"
+        f" context of size {context}; change the length or the mesh"
       )
     return jax.make_array_from_process_local_data(
-        sharding if leaf.ndim > 1 else by_row, leaf
+      sharding if leaf.ndim > 1 else by_row, leaf
     )
 
   return jax.tree.map(place, batch)

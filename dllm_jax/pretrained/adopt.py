@@ -35,19 +35,19 @@ def adopt(model: Pretrained, target: str) -> Pretrained:
   """
   if target not in TARGETS:
     raise ValueError(
-        f"unknown objective {target!r} to adopt; legal: {', '.join(TARGETS)}"
+      f"unknown objective {target!r} to adopt; legal: {', '.join(TARGETS)}"
     )
   if not model.family.adopts:
     raise ValueError(
-        f"{model.folder} holds a {model.family.name} model, which diffuses"
-        " already; leave --as out"
+      f"{model.folder} holds a {model.family.name} model, which diffuses"
+      " already; leave --as out"
     )
   mask, config, params = _with_mask(model)
   published = {
-      **model.published,
-      "vocab_size": config.vocab_size,
-      "mask_token_id": mask,
-      FIELD: target,
+    **model.published,
+    "vocab_size": config.vocab_size,
+    "mask_token_id": mask,
+    FIELD: target,
   }
   if target == "dream" and model.published.get("model_type") == "qwen2":
     # The original's own layout: its code then loads what is written.
@@ -57,24 +57,25 @@ def adopt(model: Pretrained, target: str) -> Pretrained:
   family = families.find(fields)
   ids = model.ids._replace(mask=mask)
   tokenizer = dataclasses.replace(
-      model.tokenizer,
-      mask_id=mask,
-      **{
-          "size" if isinstance(model.tokenizer, HuggingFace) else "vocab_size":
-          config.vocab_size
-      },
+    model.tokenizer,
+    mask_id=mask,
+    **{
+      "size"
+      if isinstance(model.tokenizer, HuggingFace)
+      else "vocab_size": config.vocab_size
+    },
   )
   return dataclasses.replace(
-      model,
-      denoiser=family.table.network(config),
-      params=params,
-      objective=families.objective(family, fields, config.vocab_size, ids),
-      tokenizer=tokenizer,
-      sampler=family.sampler,
-      config=config,
-      family=family,
-      published=published,
-      ids=ids,
+    model,
+    denoiser=family.table.network(config),
+    params=params,
+    objective=families.objective(family, fields, config.vocab_size, ids),
+    tokenizer=tokenizer,
+    sampler=family.sampler,
+    config=config,
+    family=family,
+    published=published,
+    ids=ids,
   )
 
 

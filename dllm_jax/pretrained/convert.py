@@ -23,11 +23,11 @@ import numpy as np
 
 from dllm_jax.pretrained.files import Outgoing
 from dllm_jax.pretrained.table import (
-    expected,
-    flatten,
-    Place,
-    places_of,
-    Table,
+  expected,
+  flatten,
+  Place,
+  places_of,
+  Table,
 )
 
 _THREADS = min(os.cpu_count() or 1, 8)
@@ -90,12 +90,12 @@ class Region:
 
 
 def to_ours(
-    table: Table,
-    tensors: Mapping[str, Any],
-    config: Any,
-    *,
-    dtype: np.dtype | None = None,
-    place: Callable[[Region], Any] | None = None,
+  table: Table,
+  tensors: Mapping[str, Any],
+  config: Any,
+  *,
+  dtype: np.dtype | None = None,
+  place: Callable[[Region], Any] | None = None,
 ) -> Converted:
   """Returns our parameters, filled from published tensors.
 
@@ -119,22 +119,22 @@ def to_ours(
     _check_unused(table, key, tensors, prefix, config)
   place = place or Region.whole
   flat = {
-      path: place(_region(one, tensors, prefix, dtype))
-      for path, one in places.items()
+    path: place(_region(one, tensors, prefix, dtype))
+    for path, one in places.items()
   }
   small = {
-      key: np.asarray(tensors[key])
-      for key in unused
-      if math.prod(tensors[key].shape) * 8 <= _EXTRA_BYTES
+    key: np.asarray(tensors[key])
+    for key in unused
+    if math.prod(tensors[key].shape) * 8 <= _EXTRA_BYTES
   }
   dtypes = {key: np.dtype(tensor.dtype) for key, tensor in tensors.items()}
   return Converted(
-      _unflatten(flat), tuple(used), unused, Source(prefix, dtypes, small)
+    _unflatten(flat), tuple(used), unused, Source(prefix, dtypes, small)
   )
 
 
 def to_theirs(
-    table: Table, params: PyTree, config: Any, *, source: Source = Source()
+  table: Table, params: PyTree, config: Any, *, source: Source = Source()
 ) -> dict[str, Outgoing]:
   """Returns published tensors by name, the inverse of `to_ours`.
 
@@ -156,7 +156,7 @@ def to_theirs(
     found = flat[path].shape if path in flat else "absent"
     if found != one.shape:
       raise ValueError(
-          f"{table.family}: parameter {path} must be {one.shape}, not {found}"
+        f"{table.family}: parameter {path} must be {one.shape}, not {found}"
       )
     for key, index in one.keys():
       grouped.setdefault(key, []).append((one, index))
@@ -169,9 +169,9 @@ def to_theirs(
     own = np.dtype(flat[parts[0][0].path].dtype)
     dtype = (source.dtypes or {}).get(full, own)
     tensors[full] = Outgoing(
-        dtype,
-        (rows, *parts[0][0].their_rest),
-        lambda parts=parts, dtype=dtype: _written(parts, flat, dtype),
+      dtype,
+      (rows, *parts[0][0].their_rest),
+      lambda parts=parts, dtype=dtype: _written(parts, flat, dtype),
     )
   _add_copies(table, tensors, config, source)
   return tensors
@@ -230,15 +230,15 @@ def _check(table, places, tensors, prefix) -> dict[str, None]:
       some = next(iter(tensors.values()), None)
       folder = getattr(some, "file", None)
       raise ValueError(
-          (f"{folder.parent}: " if folder else "")
-          + f"{table.family}: tensor {key} is missing, which parameter"
-          f" {owner[name]} needs; check that the config describes these weights"
+        (f"{folder.parent}: " if folder else "")
+        + f"{table.family}: tensor {key} is missing, which parameter"
+        f" {owner[name]} needs; check that the config describes these weights"
       )
     if tuple(tensors[key].shape) != shape:
       raise ValueError(
-          f"{_where(tensors[key])}tensor {key} has shape"
-          f" {tuple(tensors[key].shape)}, but the config gives {shape}; check"
-          " that it describes these weights"
+        f"{_where(tensors[key])}tensor {key} has shape"
+        f" {tuple(tensors[key].shape)}, but the config gives {shape}; check"
+        " that it describes these weights"
       )
     used[key] = None
   return used
@@ -251,24 +251,24 @@ def _check_unused(table, full, tensors, prefix, config):
     original = tensors[prefix + table.tied[1]]
     if not _same(tensor, original):
       raise ValueError(
-          f"{_where(tensor)}tensor {key} differs from {table.tied[1]}, but the"
-          " config ties them; set tied=False"
+        f"{_where(tensor)}tensor {key} differs from {table.tied[1]}, but the"
+        " config ties them; set tied=False"
       )
     return
   if key in table.derived:
     right = table.derived[key](config)
     if tuple(tensor.shape) != right.shape or not np.allclose(
-        np.asarray(tensor).astype(np.float32), right, rtol=1e-2
+      np.asarray(tensor).astype(np.float32), right, rtol=1e-2
     ):
       raise ValueError(
-          f"{_where(tensor)}tensor {key} does not follow from the config; check"
-          " its sizes and rope_theta"
+        f"{_where(tensor)}tensor {key} does not follow from the config; check"
+        " its sizes and rope_theta"
       )
     return
   if not any(re.fullmatch(pattern, key) for pattern in table.ignored):
     raise ValueError(
-        f"{_where(tensor)}tensor {full} has no place in a {table.family}"
-        " network of this config; check that the config describes these weights"
+      f"{_where(tensor)}tensor {full} has no place in a {table.family}"
+      " network of this config; check that the config describes these weights"
     )
 
 
@@ -277,8 +277,8 @@ def _same(a, b) -> bool:
     return False
   rows = max(1, _CHUNK_BYTES // max(4 * math.prod(a.shape[1:]), 1))
   return all(
-      np.array_equal(a[i : i + rows], b[i : i + rows])
-      for i in range(0, a.shape[0], rows)
+    np.array_equal(a[i : i + rows], b[i : i + rows])
+    for i in range(0, a.shape[0], rows)
   )
 
 

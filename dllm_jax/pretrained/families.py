@@ -85,14 +85,14 @@ def _sedd_settings(f: Fields) -> dict[str, Any]:
   schedule = LogLinear()
   if noise.get("type") == "geometric":
     schedule = Geometric(
-        sigma_min=noise.number("sigma_min", 1e-4),
-        sigma_max=noise.number("sigma_max", 20.0),
+      sigma_min=noise.number("sigma_min", 1e-4),
+      sigma_max=noise.number("sigma_max", 20.0),
     )
   uniform = networks.has_uniform_noise(f)
   return {
-      "schedule": schedule,
-      "graph": "uniform" if uniform else "absorbing",
-      "scale_by_sigma": f.section("model").flag("scale_by_sigma", not uniform),
+    "schedule": schedule,
+    "graph": "uniform" if uniform else "absorbing",
+    "scale_by_sigma": f.section("model").flag("scale_by_sigma", not uniform),
   }
 
 
@@ -113,117 +113,113 @@ def _training_config(f: Fields, kind: str) -> bool:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family(
-        name="llada",
-        table=names.LLADA,
-        model_types=("llada",),
-        architectures=("LLaDAModelLM",),
-        network=networks.llada,
-        objective=LLaDA,
-        sampler="llada",
-        ids=Ids(mask=126336, end=126081, pad=126081),
-    ),
-    Family(
-        name="dream",
-        table=names.DREAM,
-        model_types=("dream",),
-        architectures=("DreamModel",),
-        network=lambda f: networks.llama(f, qkv_bias=True),
-        objective=Dream,
-        sampler="dream",
-        ids=Ids(mask=151666, end=151643, pad=151643),
-        counts_padding=False,
-    ),
-    Family(
-        name="sdar",
-        table=names.SDAR,
-        model_types=("sdar",),
-        architectures=("SDARForCausalLM",),
-        network=networks.sdar,
-        objective=BD3LM,
-        settings=_blocks(4),
-        sampler="sdar",
-        ids=Ids(mask=151669, end=151643, pad=151643),
-    ),
-    Family(
-        name="llada_moe",
-        table=names.LLADA_MOE,
-        model_types=("lladamoe", "llada_moe"),
-        architectures=("LLaDAMoEModelLM", "LLaDAMoEModel"),
-        network=networks.llada_moe,
-        objective=LLaDA,
-        sampler="llada",
-        ids=Ids(mask=156895, end=156892, pad=156892),
-    ),
-    Family(
-        name="llada2_moe",
-        table=names.LLADA2_MOE,
-        model_types=("llada2_moe",),
-        architectures=("LLaDA2MoeModelLM",),
-        network=networks.llada2,
-        objective=BD3LM,
-        settings=_blocks(32),
-        sampler="llada2",
-        ids=Ids(mask=156895, end=156892, pad=156892),
-    ),
-    Family(
-        name="qwen",
-        table=names.QWEN,
-        model_types=("qwen2", "qwen3"),
-        architectures=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
-        network=networks.qwen,
-        objective=Autoregressive,
-        sampler="autoregressive",
-        adopts=True,
-    ),
-    Family(
-        name="llama",
-        table=names.LLAMA,
-        model_types=("llama",),
-        architectures=("LlamaForCausalLM",),
-        network=lambda f: networks.llama(
-            f, qkv_bias=f.flag("attention_bias")
-        ),
-        objective=Autoregressive,
-        sampler="autoregressive",
-        adopts=True,
-    ),
-    Family(
-        name="bd3lm",
-        table=names.DIT,
-        model_types=("bd3lm",),
-        architectures=("BD3LM",),
-        network=networks.dit,
-        objective=BD3LM,
-        settings=lambda f: _blocks(16)(f) | _time(f),
-        sampler="bd3lm",
-        matches=lambda f: _training_config(f, "bd3lm"),
-    ),
-    Family(
-        name="mdlm",
-        table=names.DIT,
-        model_types=("mdlm",),
-        architectures=("MDLM",),
-        network=networks.dit,
-        objective=MDLM,
-        settings=_time,
-        sampler="mdlm",
-        matches=lambda f: _training_config(f, "mdlm"),
-    ),
-    Family(
-        name="sedd",
-        table=names.DIT,
-        model_types=("sedd",),
-        architectures=("SEDD",),
-        network=networks.dit,
-        objective=SEDD,
-        settings=_sedd_settings,
-        sampler="sedd",
-        matches=lambda f: "graph" in f.values and "tokens" in f.values,
-        output=lambda objective, logits, z, t: objective.log_score(
-            logits, z, t
-        ),
-    ),
+  Family(
+    name="llada",
+    table=names.LLADA,
+    model_types=("llada",),
+    architectures=("LLaDAModelLM",),
+    network=networks.llada,
+    objective=LLaDA,
+    sampler="llada",
+    ids=Ids(mask=126336, end=126081, pad=126081),
+  ),
+  Family(
+    name="dream",
+    table=names.DREAM,
+    model_types=("dream",),
+    architectures=("DreamModel",),
+    network=lambda f: networks.llama(f, qkv_bias=True),
+    objective=Dream,
+    sampler="dream",
+    ids=Ids(mask=151666, end=151643, pad=151643),
+    counts_padding=False,
+  ),
+  Family(
+    name="sdar",
+    table=names.SDAR,
+    model_types=("sdar",),
+    architectures=("SDARForCausalLM",),
+    network=networks.sdar,
+    objective=BD3LM,
+    settings=_blocks(4),
+    sampler="sdar",
+    ids=Ids(mask=151669, end=151643, pad=151643),
+  ),
+  Family(
+    name="llada_moe",
+    table=names.LLADA_MOE,
+    model_types=("lladamoe", "llada_moe"),
+    architectures=("LLaDAMoEModelLM", "LLaDAMoEModel"),
+    network=networks.llada_moe,
+    objective=LLaDA,
+    sampler="llada",
+    ids=Ids(mask=156895, end=156892, pad=156892),
+  ),
+  Family(
+    name="llada2_moe",
+    table=names.LLADA2_MOE,
+    model_types=("llada2_moe",),
+    architectures=("LLaDA2MoeModelLM",),
+    network=networks.llada2,
+    objective=BD3LM,
+    settings=_blocks(32),
+    sampler="llada2",
+    ids=Ids(mask=156895, end=156892, pad=156892),
+  ),
+  Family(
+    name="qwen",
+    table=names.QWEN,
+    model_types=("qwen2", "qwen3"),
+    architectures=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
+    network=networks.qwen,
+    objective=Autoregressive,
+    sampler="autoregressive",
+    adopts=True,
+  ),
+  Family(
+    name="llama",
+    table=names.LLAMA,
+    model_types=("llama",),
+    architectures=("LlamaForCausalLM",),
+    network=lambda f: networks.llama(f, qkv_bias=f.flag("attention_bias")),
+    objective=Autoregressive,
+    sampler="autoregressive",
+    adopts=True,
+  ),
+  Family(
+    name="bd3lm",
+    table=names.DIT,
+    model_types=("bd3lm",),
+    architectures=("BD3LM",),
+    network=networks.dit,
+    objective=BD3LM,
+    settings=lambda f: _blocks(16)(f) | _time(f),
+    sampler="bd3lm",
+    matches=lambda f: _training_config(f, "bd3lm"),
+  ),
+  Family(
+    name="mdlm",
+    table=names.DIT,
+    model_types=("mdlm",),
+    architectures=("MDLM",),
+    network=networks.dit,
+    objective=MDLM,
+    settings=_time,
+    sampler="mdlm",
+    matches=lambda f: _training_config(f, "mdlm"),
+  ),
+  Family(
+    name="sedd",
+    table=names.DIT,
+    model_types=("sedd",),
+    architectures=("SEDD",),
+    network=networks.dit,
+    objective=SEDD,
+    settings=_sedd_settings,
+    sampler="sedd",
+    matches=lambda f: "graph" in f.values and "tokens" in f.values,
+    output=lambda objective, logits, z, t: objective.log_score(logits, z, t),
+  ),
 )
 
 
@@ -237,9 +233,9 @@ def find(fields: Fields) -> Family:
   classes = fields.get("architectures", default=[])
   classes = classes if isinstance(classes, list) else [classes]
   tests = (
-      lambda one: isinstance(kind, str) and kind.lower() in one.model_types,
-      lambda one: any(name in one.architectures for name in classes),
-      lambda one: kind is None and one.matches(fields),
+    lambda one: isinstance(kind, str) and kind.lower() in one.model_types,
+    lambda one: any(name in one.architectures for name in classes),
+    lambda one: kind is None and one.matches(fields),
   )
   for test in tests:
     for family in FAMILIES:
@@ -247,15 +243,15 @@ def find(fields: Fields) -> Family:
         return _adopted(family, fields)
   known = ", ".join(t for family in FAMILIES for t in family.model_types)
   raise ValueError(
-      f"{fields.path}: model_type {kind!r} with architectures {classes} is"
-      f" unknown; known model_types: {known}"
+    f"{fields.path}: model_type {kind!r} with architectures {classes} is"
+    f" unknown; known model_types: {known}"
   )
 
 
 _ADOPTED = {
-    "dream": (Dream, lambda fields: {}, "dream"),
-    "llada": (LLaDA, lambda fields: {}, "llada"),
-    "bd3lm": (BD3LM, _blocks(16), "bd3lm"),
+  "dream": (Dream, lambda fields: {}, "dream"),
+  "llada": (LLaDA, lambda fields: {}, "llada"),
+  "bd3lm": (BD3LM, _blocks(16), "bd3lm"),
 }
 
 
@@ -266,16 +262,16 @@ def _adopted(family: Family, fields: Fields) -> Family:
     return family
   if target not in _ADOPTED:
     raise ValueError(
-        f"{fields.path}: diffusion_objective {target!r} is unknown; legal:"
-        f" {', '.join(_ADOPTED)}"
+      f"{fields.path}: diffusion_objective {target!r} is unknown; legal:"
+      f" {', '.join(_ADOPTED)}"
     )
   objective, settings, sampler = _ADOPTED[target]
   return dataclasses.replace(
-      family,
-      objective=objective,
-      settings=settings,
-      sampler=sampler,
-      adopts=False,
+    family,
+    objective=objective,
+    settings=settings,
+    sampler=sampler,
+    adopts=False,
   )
 
 
@@ -328,19 +324,19 @@ def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
     mask = vocab_size - 1
   if not isinstance(mask, int) or not 0 <= mask < vocab_size:
     raise ValueError(
-        f"{fields.path}: the vocabulary of {vocab_size} tokens is smaller than"
-        f" the mask id {mask}; mend vocab_size or mask_token_id"
+      f"{fields.path}: the vocabulary of {vocab_size} tokens is smaller than"
+      f" the mask id {mask}; mend vocab_size or mask_token_id"
     )
   return Ids(
-      mask,
-      pick("end", ("eos_token_id",)),
-      pick("pad", ("pad_token_id",)),
-      pick("begin", ("bos_token_id",)),
+    mask,
+    pick("end", ("eos_token_id",)),
+    pick("pad", ("pad_token_id",)),
+    pick("begin", ("bos_token_id",)),
   )
 
 
 def objective(
-    family: Family, fields: Fields, vocab_size: int, special: Ids
+  family: Family, fields: Fields, vocab_size: int, special: Ids
 ) -> Objective:
   """Returns the objective that a family was trained with."""
   settings = family.settings(fields)
@@ -349,11 +345,11 @@ def objective(
   if networks.has_uniform_noise(fields):  # every token is a real one
     return family.objective(vocab_size=vocab_size, mask_id=None, **settings)
   space = TokenSpace(
-      vocab_size=vocab_size,
-      mask_id=special.mask,
-      bos_id=special.begin,
-      eos_id=special.end,
-      length=max(row // block, 1) * block,
+    vocab_size=vocab_size,
+    mask_id=special.mask,
+    bos_id=special.begin,
+    eos_id=special.end,
+    length=max(row // block, 1) * block,
   )
   return family.objective.over(space, **settings)
 
@@ -363,6 +359,6 @@ def length(fields: Fields) -> int:
   inner = fields.get("model", default={})
   nested = inner.get("length") if isinstance(inner, Mapping) else None
   found = fields.get(
-      "max_sequence_length", "max_position_embeddings", "model_length", "length"
+    "max_sequence_length", "max_position_embeddings", "model_length", "length"
   )
   return found or nested or 1024

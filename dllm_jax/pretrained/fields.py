@@ -36,7 +36,7 @@ class Fields:
       raise ValueError(f"{self.path} lacks the field {names[0]}")
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
       raise ValueError(
-          f"{self.path}: {names[0]} must be a whole number, not {value!r}"
+        f"{self.path}: {names[0]} must be a whole number, not {value!r}"
       )
     return value
 
@@ -69,6 +69,6 @@ class Fields:
       found = self.values.get(name)
       if found is not None and found not in values:
         raise ValueError(
-            f"{self.path}: {name}={found!r} is not supported; legal:"
-            f" {', '.join(map(repr, values))}"
+          f"{self.path}: {name}={found!r} is not supported; legal:"
+          f" {', '.join(map(repr, values))}"
         )

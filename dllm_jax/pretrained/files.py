@@ -23,16 +23,16 @@ import ml_dtypes
 import numpy as np
 
 _DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "I64": np.dtype(np.int64),
+  "I32": np.dtype(np.int32),
+  "I16": np.dtype(np.int16),
+  "I8": np.dtype(np.int8),
+  "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -62,10 +62,10 @@ class Stored:
     start, stop, _ = rows.indices(self.shape[0])
     width = math.prod(self.shape[1:])
     numbers = np.fromfile(
-        self.file,
-        self.dtype,
-        count=(stop - start) * width,
-        offset=self.offset + start * width * self.dtype.itemsize,
+      self.file,
+      self.dtype,
+      count=(stop - start) * width,
+      offset=self.offset + start * width * self.dtype.itemsize,
     )
     return numbers.reshape(stop - start, *self.shape[1:])
 
@@ -73,7 +73,7 @@ class Stored:
     """Returns the whole tensor."""
     del copy
     numbers = np.fromfile(
-        self.file, self.dtype, math.prod(self.shape), offset=self.offset
+      self.file, self.dtype, math.prod(self.shape), offset=self.offset
     )
     return numbers.reshape(self.shape).astype(dtype or self.dtype, copy=False)
 
@@ -88,15 +88,15 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   folder = pathlib.Path(folder)
   if folder.is_file():
     raise ValueError(
-        f"{folder} is a file; give the folder that holds config.json and"
-        f" {SINGLE}" + _pickle_hint(folder)
+      f"{folder} is a file; give the folder that holds config.json and"
+      f" {SINGLE}" + _pickle_hint(folder)
     )
   if not folder.is_dir():
     raise FileNotFoundError(f"{folder} does not exist; give a folder")
   path = folder / "config.json"
   if not path.is_file():
     raise FileNotFoundError(
-        f"{path} is missing; a published folder holds config.json and {SINGLE}"
+      f"{path} is missing; a published folder holds config.json and {SINGLE}"
     )
   return read_json(path)
 
@@ -140,7 +140,7 @@ def read_tensors(folder: str | pathlib.Path) -> dict[str, Stored]:
     return read_file(files[0])
   if files:
     raise FileNotFoundError(
-        f"{index} is missing, which says what is in {len(files)} shards"
+      f"{index} is missing, which says what is in {len(files)} shards"
     )
   pickles = [p for p in sorted(folder.iterdir()) if p.suffix in _PICKLES]
   if pickles:
@@ -163,7 +163,7 @@ def _read_shards(folder: pathlib.Path, index: pathlib.Path):
         raise ValueError(f"{path} is refused{_pickle_hint(path)}")
       if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing, which holds tensor {key}; fetch the shard"
+          f"{path} is missing, which holds tensor {key}; fetch the shard"
         )
       shards[name] = read_file(path)
     if key not in shards[name]:
@@ -197,8 +197,8 @@ def read_file(path: pathlib.Path) -> dict[str, Stored]:
     raise ValueError(f"{path} is not a safetensors file")
   header.pop("__metadata__", None)
   return {
-      key: _entry(path, key, value, 8 + length, size)
-      for key, value in header.items()
+    key: _entry(path, key, value, 8 + length, size)
+    for key, value in header.items()
   }
 
 
@@ -214,17 +214,17 @@ def _entry(path, key, value, base: int, size: int) -> Stored:
     raise ValueError(f"{path}: tensor {key} is described wrongly")
   if name not in _DTYPES:
     raise ValueError(
-        f"{path}: tensor {key} is of type {name}; legal: {', '.join(_DTYPES)}"
+      f"{path}: tensor {key} is of type {name}; legal: {', '.join(_DTYPES)}"
     )
   dtype = _DTYPES[name]
   if end - begin != math.prod(shape) * dtype.itemsize:
     raise ValueError(
-        f"{path}: tensor {key} has {end - begin} bytes, which is not"
-        f" {name} of shape {shape}"
+      f"{path}: tensor {key} has {end - begin} bytes, which is not"
+      f" {name} of shape {shape}"
     )
   if base + end > size:
     raise ValueError(
-        f"{path} is truncated: tensor {key} ends at byte {base + end} of {size}"
+      f"{path} is truncated: tensor {key} ends at byte {base + end} of {size}"
     )
   return Stored(path, dtype, shape, base + begin)
 
@@ -250,11 +250,11 @@ class Outgoing:
 
 
 def write_tensors(
-    folder: pathlib.Path,
-    tensors: Mapping[str, Outgoing],
-    *,
-    shard_bytes: int,
-    progress: Callable[[int], None] = lambda n: None,
+  folder: pathlib.Path,
+  tensors: Mapping[str, Outgoing],
+  *,
+  shard_bytes: int,
+  progress: Callable[[int], None] = lambda n: None,
 ) -> None:
   """Writes tensors as one safetensors file, or as shards with an index.
 
@@ -290,9 +290,9 @@ def _write_file(path, tensors, progress) -> None:
   offset = 0
   for key, tensor in tensors.items():
     header[key] = {
-        "dtype": _NAMES[tensor.dtype],
-        "shape": list(tensor.shape),
-        "data_offsets": [offset, offset + tensor.nbytes],
+      "dtype": _NAMES[tensor.dtype],
+      "shape": list(tensor.shape),
+      "data_offsets": [offset, offset + tensor.nbytes],
     }
     offset += tensor.nbytes
   text = json.dumps(header, separators=(",", ":")).encode()
@@ -300,16 +300,16 @@ def _write_file(path, tensors, progress) -> None:
   with path.open("wb") as file:
     file.write(struct.pack("<Q", len(text)) + text)
     for (key, tensor), array in zip(
-        tensors.items(), _made(list(tensors.values())), strict=True
+      tensors.items(), _made(list(tensors.values())), strict=True
     ):
       array = np.ascontiguousarray(array)
       if array.dtype != tensor.dtype or array.shape != tensor.shape:
         raise ValueError(
-            f"tensor {key} came out as {array.dtype} {array.shape}, not"
-            f" {tensor.dtype} {tensor.shape}"
+          f"tensor {key} came out as {array.dtype} {array.shape}, not"
+          f" {tensor.dtype} {tensor.shape}"
         )
       array.view(np.uint8).tofile(file) if array.ndim else file.write(
-          array.tobytes()
+        array.tobytes()
       )
       progress(tensor.nbytes)
 

@@ -73,9 +73,7 @@ class Pretrained:
   used: tuple[str, ...] = dataclasses.field(kw_only=True, repr=False)
   unused: tuple[str, ...] = dataclasses.field(kw_only=True, repr=False)
   folder: pathlib.Path | None = dataclasses.field(default=None, kw_only=True)
-  mesh: jax.sharding.Mesh | None = dataclasses.field(
-      default=None, kw_only=True
-  )
+  mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, kw_only=True)
 
   @property
   def parameters(self) -> int:
@@ -96,12 +94,12 @@ class Pretrained:
     return jax.jit(logits)
 
   def logits(
-      self,
-      tokens: Int[Array, "B T"],
-      attention_mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None = None,
-      time: Float[Array, "B"] | float | None = None,
-      *,
-      positions: Int[Array, "B T"] | None = None,
+    self,
+    tokens: Int[Array, "B T"],
+    attention_mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None = None,
+    time: Float[Array, "B"] | float | None = None,
+    *,
+    positions: Int[Array, "B T"] | None = None,
   ) -> Float[Array, "B T V"]:
     """Returns what the original network returns for tokens, unshifted.
 
@@ -138,8 +136,8 @@ class Pretrained:
         spec, extra = Full(), jnp.broadcast_to(mask, (rows, length, length))
       else:
         raise ValueError(
-            f"attention_mask must be {tokens.shape} or {(rows, length, length)},"
-            f" not {mask.shape}"
+          f"attention_mask must be {tokens.shape} or {(rows, length, length)},"
+          f" not {mask.shape}"
         )
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
@@ -150,12 +148,12 @@ class Pretrained:
     if time is not None:
       conditioning = self.objective.conditioning(_column(time, rows))
     return ModelInputs(
-        latent=tokens,
-        conditioning=conditioning,
-        positions=jnp.asarray(positions, jnp.int32),
-        segment_ids=real,
-        mask=spec,
-        extra_mask=extra,
+      latent=tokens,
+      conditioning=conditioning,
+      positions=jnp.asarray(positions, jnp.int32),
+      segment_ids=real,
+      mask=spec,
+      extra_mask=extra,
     )
 
 
@@ -165,12 +163,12 @@ def _column(time, rows: int) -> Float[Array, "B 1"]:
 
 
 def load_pretrained(
-    path: str | pathlib.Path,
-    *,
-    dtype: str | None = None,
-    mesh: jax.sharding.Mesh | None = None,
-    mask_id: int | None = None,
-    progress: Progress | None = None,
+  path: str | pathlib.Path,
+  *,
+  dtype: str | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  mask_id: int | None = None,
+  progress: Progress | None = None,
 ) -> Pretrained:
   """Returns a published model, read from a folder onto its devices.
 
@@ -206,27 +204,27 @@ def load_pretrained(
   kind = "bfloat16" if low else "float32"
   config = dataclasses.replace(config, dtype=kind, param_dtype=kind)
   converted = convert.to_ours(
-      family.table,
-      tensors,
-      config,
-      dtype=dtype,
-      place=_placer(family, config, mesh, progress),
+    family.table,
+    tensors,
+    config,
+    dtype=dtype,
+    place=_placer(family, config, mesh, progress),
   )
   return Pretrained(
-      family.table.network(config),
-      converted.params,
-      objective,
-      tokenizer,
-      family.sampler,
-      config,
-      family=family,
-      published=fields.values,
-      ids=ids,
-      source=converted.source,
-      used=converted.used,
-      unused=converted.unused,
-      folder=folder,
-      mesh=mesh,
+    family.table.network(config),
+    converted.params,
+    objective,
+    tokenizer,
+    family.sampler,
+    config,
+    family=family,
+    published=fields.values,
+    ids=ids,
+    source=converted.source,
+    used=converted.used,
+    unused=converted.unused,
+    folder=folder,
+    mesh=mesh,
   )
 
 
@@ -254,7 +252,7 @@ def _dtype(tensors, name: str | None) -> np.dtype | None:
   if name is not None:
     if name not in ("float32", "bfloat16"):
       raise ValueError(
-          f"dtype {name!r} is unknown; legal: float32, bfloat16, or None"
+        f"dtype {name!r} is unknown; legal: float32, bfloat16, or None"
       )
     return np.dtype(jnp.dtype(name))
   ours = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
@@ -290,7 +288,7 @@ def _placer(family, config, mesh, progress):
       done += int(np.prod(region.shape))
       progress(done, total)
     return jax.make_array_from_single_device_arrays(
-        region.shape, sharding, arrays
+      region.shape, sharding, arrays
     )
 
   return place
@@ -307,7 +305,7 @@ def _read_tokenizer(folder) -> tuple[Ids, HuggingFace | None]:
   named = tokenizer.mask_id <= tokenizer.last_id
   mask = tokenizer.mask_id if named else None
   return Ids(mask, tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id), (
-      tokenizer
+    tokenizer
   )
 
 
@@ -324,13 +322,13 @@ def _fit_tokenizer(tokenizer, hint: Ids, ids: Ids, vocab_size, fields):
   where = f"{fields.path.parent / 'tokenizer.json'}"
   if tokenizer.last_id >= vocab_size:
     raise ValueError(
-        f"{where} has tokens up to {tokenizer.last_id}, but {fields.path} gives"
-        f" {vocab_size}; they belong to different models"
+      f"{where} has tokens up to {tokenizer.last_id}, but {fields.path} gives"
+      f" {vocab_size}; they belong to different models"
     )
   if hint.mask not in (None, ids.mask):
     raise ValueError(
-        f"{where} has the mask {hint.mask}, but {fields.path} says {ids.mask};"
-        " mend one of them"
+      f"{where} has the mask {hint.mask}, but {fields.path} says {ids.mask};"
+      " mend one of them"
     )
   for role in ("end", "pad"):
     ours, theirs = getattr(ids, role), getattr(hint, role)
@@ -338,12 +336,12 @@ def _fit_tokenizer(tokenizer, hint: Ids, ids: Ids, vocab_size, fields):
     legal = stated if isinstance(stated, list) else [ours]
     if theirs is not None and ours is not None and theirs not in legal:
       warnings.warn(
-          f"{where} has the {role} token {theirs}, but {fields.path} says"
-          f" {ours}, which is used",
-          stacklevel=3,
+        f"{where} has the {role} token {theirs}, but {fields.path} says"
+        f" {ours}, which is used",
+        stacklevel=3,
       )
   return dataclasses.replace(
-      tokenizer, mask_id=ids.mask, size=vocab_size, **roles
+    tokenizer, mask_id=ids.mask, size=vocab_size, **roles
   )
 
 
@@ -351,13 +349,13 @@ def _fit_tokenizer(tokenizer, hint: Ids, ids: Ids, vocab_size, fields):
 
 
 def save_pretrained(
-    model: Pretrained,
-    path: str | pathlib.Path,
-    *,
-    params: PyTree | None = None,
-    dtype: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
+  model: Pretrained,
+  path: str | pathlib.Path,
+  *,
+  params: PyTree | None = None,
+  dtype: str | None = None,
+  shard_bytes: int = SHARD_BYTES,
+  progress: Progress | None = None,
 ) -> None:
   """Writes a folder that the original code loads.
 
@@ -382,10 +380,10 @@ def save_pretrained(
     dtypes = dict.fromkeys(source.dtypes or {}, kind)
     source = source._replace(dtypes=dtypes)
   tensors = convert.to_theirs(
-      model.family.table,
-      model.params if params is None else params,
-      model.config,
-      source=source,
+    model.family.table,
+    model.params if params is None else params,
+    model.config,
+    source=source,
   )
   total = sum(tensor.nbytes for tensor in tensors.values())
   done = 0
@@ -399,14 +397,14 @@ def save_pretrained(
   with files.new_folder(path) as folder:
     files.write_json(folder / "config.json", model.published)
     files.write_tensors(
-        folder, tensors, shard_bytes=shard_bytes, progress=report
+      folder, tensors, shard_bytes=shard_bytes, progress=report
     )
     if model.folder is not None:
       copy_companions(model.folder, folder)
 
 
 def copy_companions(
-    source: str | os.PathLike, target: str | os.PathLike
+  source: str | os.PathLike, target: str | os.PathLike
 ) -> None:
   """Copies what a folder holds besides its config and weights."""
   for pattern in _COMPANIONS:

@@ -20,16 +20,16 @@ def llada(f: Fields) -> TransformerConfig:
   width, heads = f.integer("d_model"), f.integer("n_heads")
   kv_heads = 1 if f.flag("multi_query_attention") else heads
   return TransformerConfig(
-      vocab_size=f.integer("embedding_size", "vocab_size"),
-      width=width,
-      layers=f.integer("n_layers"),
-      heads=heads,
-      kv_heads=f.integer("n_kv_heads", default=kv_heads),
-      mlp_dim=f.integer("mlp_hidden_size", default=4 * width),
-      norm_eps=f.number("rms_norm_eps", 1e-5),
-      rope_theta=f.number("rope_theta", 10_000.0),
-      qkv_bias=f.flag("include_qkv_bias"),
-      tied=f.flag("weight_tying"),
+    vocab_size=f.integer("embedding_size", "vocab_size"),
+    width=width,
+    layers=f.integer("n_layers"),
+    heads=heads,
+    kv_heads=f.integer("n_kv_heads", default=kv_heads),
+    mlp_dim=f.integer("mlp_hidden_size", default=4 * width),
+    norm_eps=f.number("rms_norm_eps", 1e-5),
+    rope_theta=f.number("rope_theta", 10_000.0),
+    qkv_bias=f.flag("include_qkv_bias"),
+    tied=f.flag("weight_tying"),
   )
 
 
@@ -43,13 +43,14 @@ def llama(f: Fields, **changes: Any) -> TransformerConfig:
   kind = scaling.get("rope_type", scaling.get("type", "default"))
   if kind != "default":
     raise ValueError(
-        f"{f.path}: rope_scaling of type {kind!r} is not supported; legal:"
-        " null, 'default'"
+      f"{f.path}: rope_scaling of type {kind!r} is not supported; legal:"
+      " null, 'default'"
     )
   width, heads = f.integer("hidden_size"), f.integer("num_attention_heads")
   head_dim = f.integer("head_dim", default=width // max(heads, 1))
   share = f.number("partial_rotary_factor", 1.0)
-  return TransformerConfig(**{
+  return TransformerConfig(
+    **{
       "vocab_size": f.integer("vocab_size"),
       "width": width,
       "layers": f.integer("num_hidden_layers"),
@@ -61,7 +62,9 @@ def llama(f: Fields, **changes: Any) -> TransformerConfig:
       "norm_eps": f.number("rms_norm_eps", 1e-6),
       "rope_theta": f.number("rope_theta", 10_000.0),
       "tied": f.flag("tie_word_embeddings"),
-  } | changes)
+    }
+    | changes
+  )
 
 
 def qwen(f: Fields) -> TransformerConfig:
@@ -87,22 +90,22 @@ def llada_moe(f: Fields) -> TransformerConfig:
   kinds = f.get("moe_layer_freq", default=[1] * layers)
   if not isinstance(kinds, list) or len(kinds) != layers:
     raise ValueError(
-        f"{f.path}: moe_layer_freq must name 0 or 1 for each of {layers} layers"
+      f"{f.path}: moe_layer_freq must name 0 or 1 for each of {layers} layers"
     )
   return llama(
-      f,
-      norm_eps=f.number("rms_norm_eps", 1e-5),
-      qk_norm=f.flag("qk_layernorm", default=True),
-      qkv_bias=f.flag("attention_bias"),
-      mlp_dim=f.integer("dense_intermediate_size", "intermediate_size"),
-      dense_layers=tuple(i for i, kind in enumerate(kinds) if not kind),
-      experts=f.integer("num_experts"),
-      experts_per_token=f.integer("num_experts_per_tok"),
-      expert_dim=f.integer("expert_intermediate_size"),
-      shared_dim=f.integer("shared_expert_intermediate_size", default=0),
-      # Deviates: the original ignores norm_topk_prob, and so must we.
-      router_normalised=False,
-      balance_weight=f.number("router_aux_loss_coef", 0.01),
+    f,
+    norm_eps=f.number("rms_norm_eps", 1e-5),
+    qk_norm=f.flag("qk_layernorm", default=True),
+    qkv_bias=f.flag("attention_bias"),
+    mlp_dim=f.integer("dense_intermediate_size", "intermediate_size"),
+    dense_layers=tuple(i for i, kind in enumerate(kinds) if not kind),
+    experts=f.integer("num_experts"),
+    experts_per_token=f.integer("num_experts_per_tok"),
+    expert_dim=f.integer("expert_intermediate_size"),
+    shared_dim=f.integer("shared_expert_intermediate_size", default=0),
+    # Deviates: the original ignores norm_topk_prob, and so must we.
+    router_normalised=False,
+    balance_weight=f.number("router_aux_loss_coef", 0.01),
   )
 
 
@@ -111,20 +114,20 @@ def llada2(f: Fields) -> TransformerConfig:
   f.only(score_function="sigmoid", norm_topk_prob=True)
   expert_dim = f.integer("moe_intermediate_size")
   return llama(
-      f,
-      qk_norm=f.flag("use_qk_norm", default=True),
-      qkv_bias=f.flag("use_qkv_bias"),
-      dense_layers=tuple(range(f.integer("first_k_dense_replace", default=0))),
-      experts=f.integer("num_experts"),
-      experts_per_token=f.integer("num_experts_per_tok"),
-      expert_dim=expert_dim,
-      shared_dim=f.integer("num_shared_experts", default=0) * expert_dim,
-      router="sigmoid",
-      router_bias=True,
-      router_groups=f.integer("n_group", default=1),
-      router_top_groups=f.integer("topk_group", default=1),
-      router_normalised=f.integer("num_experts_per_tok") > 1,
-      router_scale=f.number("routed_scaling_factor", 1.0),
+    f,
+    qk_norm=f.flag("use_qk_norm", default=True),
+    qkv_bias=f.flag("use_qkv_bias"),
+    dense_layers=tuple(range(f.integer("first_k_dense_replace", default=0))),
+    experts=f.integer("num_experts"),
+    experts_per_token=f.integer("num_experts_per_tok"),
+    expert_dim=expert_dim,
+    shared_dim=f.integer("num_shared_experts", default=0) * expert_dim,
+    router="sigmoid",
+    router_bias=True,
+    router_groups=f.integer("n_group", default=1),
+    router_top_groups=f.integer("topk_group", default=1),
+    router_normalised=f.integer("num_experts_per_tok") > 1,
+    router_scale=f.number("routed_scaling_factor", 1.0),
   )
 
 
@@ -136,14 +139,14 @@ def dit(f: Fields) -> DiTConfig:
   shape = f.section("model") if "model" in f.values else f
   adaptive = f.flag("adaln", default=shape.flag("adaln", default=True))
   return DiTConfig(
-      vocab_size=vocab,
-      width=shape.integer("hidden_dim", "hidden_size"),
-      layers=shape.integer("n_blocks"),
-      heads=shape.integer("n_heads"),
-      cond_dim=shape.integer("cond_dim", default=128),
-      adaptive=adaptive,
-      tied=shape.flag("tie_word_embeddings"),
-      dropout=shape.number("dropout", 0.0),
+    vocab_size=vocab,
+    width=shape.integer("hidden_dim", "hidden_size"),
+    layers=shape.integer("n_blocks"),
+    heads=shape.integer("n_heads"),
+    cond_dim=shape.integer("cond_dim", default=128),
+    adaptive=adaptive,
+    tied=shape.flag("tie_word_embeddings"),
+    dropout=shape.number("dropout", 0.0),
   )
 
 

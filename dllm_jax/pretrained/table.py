@@ -76,7 +76,7 @@ class Table:
   prefixes: tuple[str, ...] = ()
   tied: tuple[str, str] | None = None
   derived: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(
-      default_factory=dict
+    default_factory=dict
   )
   ignored: tuple[str, ...] = ()
 
@@ -149,7 +149,7 @@ def places_of(table: Table, config: Any) -> dict[str, Place]:
   """
   found = shapes(table, config)
   stacks = [
-      (f"{run.name}/" if run.name else "", run.first) for run in config.runs
+    (f"{run.name}/" if run.name else "", run.first) for run in config.runs
   ]
   places = {}
   for name in table.names:
@@ -183,8 +183,7 @@ def expected(places: Mapping[str, Place]) -> dict[str, tuple[int, ...]]:
 def parameters(table: Table, config: Any) -> int:
   """Returns the number of published parameters; tied ones count once."""
   return sum(
-      math.prod(shape)
-      for shape in expected(places_of(table, config)).values()
+    math.prod(shape) for shape in expected(places_of(table, config)).values()
   )
 
 
@@ -199,6 +198,6 @@ def shapes(table: Table, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def flatten(tree: PyTree) -> dict[str, Any]:
   """Returns the leaves of a tree by path."""
   return {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }

@@ -98,13 +98,11 @@ def _legend(right: float) -> str:
   """Returns the scale of colours, at the right above the last panel."""
   text = '<text class="head" x="{:.1f}" y="14" text-anchor="end">{}</text>'
   swatch = '<rect class="c{}" x="{:.1f}" y="4" width="14" height="11"/>'
-  return "".join(
-    [
-      text.format(right, "sure"),
-      *(swatch.format(i, right - 102 + 14 * i) for i in range(5)),
-      text.format(right - 106, "unsure"),
-    ]
-  )
+  return "".join([
+    text.format(right, "sure"),
+    *(swatch.format(i, right - 102 + 14 * i) for i in range(5)),
+    text.format(right - 106, "unsure"),
+  ])
 
 
 def _document(body: list[str], width: float, height: float) -> str:

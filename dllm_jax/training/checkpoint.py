@@ -36,8 +36,8 @@ class Checkpoint:
   def __post_init__(self):
     if self.every_steps < 1 or self.keep < 1:
       raise ValueError(
-          "checkpoint.every_steps and checkpoint.keep must be at least 1, not "
-          f"{self.every_steps} and {self.keep}"
+        "checkpoint.every_steps and checkpoint.keep must be at least 1, not "
+        f"{self.every_steps} and {self.keep}"
       )
 
 
@@ -53,10 +53,10 @@ class Checkpoints:
     """
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
     self._checkpointer = ocp.training.Checkpointer(
-        directory,
-        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-        save_decision_policy=_Always(),
-        cleanup_tmp_directories=True,
+      directory,
+      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      save_decision_policy=_Always(),
+      cleanup_tmp_directories=True,
     )
     self._directory = directory
 
@@ -70,7 +70,7 @@ class Checkpoints:
     if step in self.steps():
       return
     self._checkpointer.save_checkpointables_async(
-        step, {"state": _saved(state), "data": data_state}
+      step, {"state": _saved(state), "data": data_state}
     )
 
   def save_imported(self, params: PyTree, process: Process) -> None:
@@ -83,21 +83,21 @@ class Checkpoints:
       process: the fresh process; its learned part is saved with them.
     """
     state = {
-        "step": jnp.zeros((), jnp.int32),
-        "params": {"model": params, "process": process.params},
-        "process_state": process.state,
+      "step": jnp.zeros((), jnp.int32),
+      "params": {"model": params, "process": process.params},
+      "process_state": process.state,
     }
     context = ocp.Context()
     # Weights hardly compress, and trying takes longer than writing.
     context.array.saving.use_compression = False
     with context:
       self._checkpointer.save_checkpointables_async(
-          0, {"state": state, "data": {"imported": True}}
+        0, {"state": state, "data": {"imported": True}}
       )
       self.wait()
 
   def restore(
-      self, abstract: TrainState
+    self, abstract: TrainState
   ) -> tuple[TrainState, dict[str, Any]] | None:
     """Returns the newest readable state and its data state, None if none was.
 
@@ -117,16 +117,16 @@ class Checkpoints:
         imported = step == 0 and self._imported(step)
         wanted = _imported(abstract) if imported else _saved(abstract)
         loaded = self._checkpointer.load_checkpointables(
-            step, {"state": wanted, "data": None}
+          step, {"state": wanted, "data": None}
         )
       except Exception as error:  # pylint: disable=broad-except
         # Orbax and tensorstore raise many types for a damaged file.
         reason = " ".join(str(error).split())[:200]
         _LOGGER.warning(
-            "checkpoint %d in %s cannot be read and is skipped: %s",
-            step,
-            self._directory,
-            reason,
+          "checkpoint %d in %s cannot be read and is skipped: %s",
+          step,
+          self._directory,
+          reason,
         )
         continue
       saved = loaded["state"]
@@ -136,9 +136,9 @@ class Checkpoints:
       return state, {} if imported else loaded["data"]
     if steps:
       raise ValueError(
-          f"no checkpoint in {self._directory} can be read (steps "
-          f"{', '.join(map(str, steps))}); restore the directory from a copy or "
-          "start in an empty --workdir"
+        f"no checkpoint in {self._directory} can be read (steps "
+        f"{', '.join(map(str, steps))}); restore the directory from a copy or "
+        "start in an empty --workdir"
       )
     return None
 
@@ -155,9 +155,7 @@ class Checkpoints:
     self._checkpointer.close()
 
 
-class _Always(
-    ocp.training.save_decision_policies.SaveDecisionPolicy
-):
+class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
   """Saves whenever the loop says so: cadence is decided in one place."""
 
   def should_save(self, step, previous_steps, *, context) -> bool:
@@ -168,11 +166,11 @@ class _Always(
 def _saved(state: TrainState) -> dict[str, PyTree]:
   """Returns what goes to disk: constants are rebuilt, never saved."""
   return {
-      "step": state.step,
-      "params": state.params,
-      "process_state": state.process.state,
-      "ema_params": state.ema_params if state.ema_params is not None else {},
-      "opt_state": state.opt_state,
+    "step": state.step,
+    "params": state.params,
+    "process_state": state.process.state,
+    "ema_params": state.ema_params if state.ema_params is not None else {},
+    "opt_state": state.opt_state,
   }
 
 
@@ -182,9 +180,9 @@ def _imported(abstract: TrainState) -> dict[str, PyTree]:
   params = dict(saved["params"])
   params["model"] = _without_adapters(params["model"])
   return {
-      "step": saved["step"],
-      "params": params,
-      "process_state": saved["process_state"],
+    "step": saved["step"],
+    "params": params,
+    "process_state": saved["process_state"],
   }
 
 
@@ -192,16 +190,16 @@ def _without_adapters(params: PyTree) -> PyTree:
   if not isinstance(params, dict):
     return params
   return {
-      name: _without_adapters(value)
-      for name, value in params.items()
-      if name not in ("lora_a", "lora_b")
+    name: _without_adapters(value)
+    for name, value in params.items()
+    if name not in ("lora_a", "lora_b")
   }
 
 
 def _unsaved(abstract: TrainState, saved: dict[str, PyTree]) -> dict[str, Any]:
   fields = dict(saved)
   fields["process"] = abstract.process.replace(
-      state=fields.pop("process_state")
+    state=fields.pop("process_state")
   )
   if abstract.ema_params is None:
     fields["ema_params"] = None
@@ -211,7 +209,7 @@ def _unsaved(abstract: TrainState, saved: dict[str, PyTree]) -> dict[str, Any]:
 def abstract_state(state: TrainState, shardings: PyTree) -> TrainState:
   """Returns shapes and types of a state, with the shardings to restore onto."""
   return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      state,
-      shardings,
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    state,
+    shardings,
   )

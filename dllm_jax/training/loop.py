@@ -69,7 +69,7 @@ class Program:
   abstract: TrainState
 
   def restore(
-      self, checkpoints: Checkpoints, *, to_train: bool = True
+    self, checkpoints: Checkpoints, *, to_train: bool = True
   ) -> tuple[TrainState, dict[str, Any]] | None:
     """Returns the newest saved state and its data state, None if none was.
 
@@ -96,11 +96,11 @@ def _evaluable(state: TrainState, abstract: TrainState) -> TrainState:
   """Returns imported parameters, with adapters that change nothing."""
   have = _paths(state.params)
   zeros = lambda leaf: jax.device_put(
-      jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding
+    jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding
   )
   params = jax.tree_util.tree_map_with_path(
-      lambda path, leaf: have[path] if path in have else zeros(leaf),
-      abstract.params,
+    lambda path, leaf: have[path] if path in have else zeros(leaf),
+    abstract.params,
   )
   return state.replace(params=params)
 
@@ -125,26 +125,24 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
   def adopt(state: TrainState) -> TrainState:
     fresh, have = trainer.init(empty), _paths(state.params)
     params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: have.get(path, leaf), fresh.params
+      lambda path, leaf: have.get(path, leaf), fresh.params
     )
     averaged = None if fresh.ema_params is None else params
     return state.replace(
-        params=params,
-        ema_params=averaged,
-        opt_state=trainer.optimizer.init(params),
+      params=params,
+      ema_params=averaged,
+      opt_state=trainer.optimizer.init(params),
     )
 
   return Program(
-      step=jax.jit(
-          trainer.step, donate_argnums=0, out_shardings=(placed, None)
-      ),
-      init=jax.jit(lambda: trainer.init(empty), out_shardings=placed),
-      constants=jax.jit(
-          lambda: trainer.init_process().constants,
-          out_shardings=placed.process.constants,
-      ),
-      adopt=jax.jit(adopt, out_shardings=placed),
-      abstract=abstract_state(shapes, placed),
+    step=jax.jit(trainer.step, donate_argnums=0, out_shardings=(placed, None)),
+    init=jax.jit(lambda: trainer.init(empty), out_shardings=placed),
+    constants=jax.jit(
+      lambda: trainer.init_process().constants,
+      out_shardings=placed.process.constants,
+    ),
+    adopt=jax.jit(adopt, out_shardings=placed),
+    abstract=abstract_state(shapes, placed),
   )
 
 
@@ -224,13 +222,13 @@ class Loop:
     start = int(state.step)
     writer = self.writer(start)
     bar = tqdm(
-        total=self.steps,
-        initial=start,
-        unit="step",
-        disable=not self.logging.progress or jax.process_index() != 0,
-        dynamic_ncols=True,
-        # A log file gets a line now and then, a terminal a smooth bar.
-        mininterval=0.1 if sys.stderr.isatty() else 15.0,
+      total=self.steps,
+      initial=start,
+      unit="step",
+      disable=not self.logging.progress or jax.process_index() != 0,
+      dynamic_ncols=True,
+      # A log file gets a line now and then, a terminal a smooth bar.
+      mininterval=0.1 if sys.stderr.isatty() else 15.0,
     )
     try:
       with contextlib.closing(writer), bar, _Stop() as stop:
@@ -240,10 +238,10 @@ class Loop:
 
   def _steps(self, state, start, writer, bar, stop):
     log = _Log(
-        writer,
-        bar,
-        lambda step: step % self.logging.every_steps == 0 or step == self.steps,
-        self.learning_rate,
+      writer,
+      bar,
+      lambda step: step % self.logging.every_steps == 0 or step == self.steps,
+      self.learning_rate,
     )
     summary: dict[str, Any] = {}
     step, saved, batch = start, start, None
@@ -269,10 +267,10 @@ class Loop:
     self._profile(None)
     self.checkpoints.wait()
     return state, {
-        "step": step,
-        **log.summary,
-        **summary,
-        "interrupted": step < self.steps,
+      "step": step,
+      **log.summary,
+      **summary,
+      "interrupted": step < self.steps,
     }
 
   def _next(self) -> Batch:
@@ -341,9 +339,9 @@ class _Log:
     loss, norm = metrics["loss_nats_per_token"], metrics["gradient_norm"]
     if not np.isfinite(loss) or not np.isfinite(norm):
       raise NonFiniteLossError(
-          f"the loss is not finite at step {step} (loss {loss}, gradient norm "
-          f"{norm}); the last checkpoint before it is kept: lower "
-          "optimizer.learning_rate or set optimizer.clip_norm, then run again"
+        f"the loss is not finite at step {step} (loss {loss}, gradient norm "
+        f"{norm}); the last checkpoint before it is kept: lower "
+        "optimizer.learning_rate or set optimizer.clip_norm, then run again"
       )
     now = time.perf_counter()
     if not self._warm:  # The first step's time is compilation.
@@ -354,17 +352,17 @@ class _Log:
     rate = self._tokens / seconds if seconds > 0 else 0.0
     bits = metrics["bound_nats_per_token"] / np.log(2.0)
     self._bar.set_postfix_str(
-        f"{bits:.3f} bits/token, {rate:,.0f} token/s", refresh=False
+      f"{bits:.3f} bits/token, {rate:,.0f} token/s", refresh=False
     )
     self._bar.update(1)
     self.summary = {
-        "loss_nats_per_token": loss,
-        "tokens_per_second": rate,
+      "loss_nats_per_token": loss,
+      "tokens_per_second": rate,
     }
     if self._due(step):
       rates = {
-          "learning_rate": float(self._learning_rate(step - 1)),
-          "tokens_per_second": rate,
+        "learning_rate": float(self._learning_rate(step - 1)),
+        "tokens_per_second": rate,
       }
       self._writer.write(step, {**metrics, **rates})
 
@@ -379,7 +377,7 @@ class _Log:
   def show(self, values: dict[str, Any]) -> None:
     """Prints an evaluation above the bar."""
     text = ", ".join(
-        f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, float)
+      f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, float)
     )
     self._print(f"evaluation: {text}")
 

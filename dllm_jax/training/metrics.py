@@ -34,7 +34,7 @@ class Logging:
   def __post_init__(self):
     if self.every_steps < 1:
       raise ValueError(
-          f"logging.every_steps must be at least 1, not {self.every_steps}"
+        f"logging.every_steps must be at least 1, not {self.every_steps}"
       )
 
 
@@ -42,13 +42,13 @@ class MetricWriter:
   """Writes scalars and texts by step."""
 
   def __init__(
-      self,
-      workdir: str | pathlib.Path,
-      logging: Logging,
-      *,
-      resumed_step: int = 0,
-      config: dict[str, Any] | None = None,
-      active: bool = True,
+    self,
+    workdir: str | pathlib.Path,
+    logging: Logging,
+    *,
+    resumed_step: int = 0,
+    config: dict[str, Any] | None = None,
+    active: bool = True,
   ):
     """Opens the run's files for appending.
 
@@ -70,18 +70,18 @@ class MetricWriter:
     self._file = path.open("a", encoding="utf-8", buffering=1)
     if logging.tensorboard:
       self._events = SummaryWriter(
-          str(path.parent / "tensorboard"), purge_step=resumed_step + 1
+        str(path.parent / "tensorboard"), purge_step=resumed_step + 1
       )
     if logging.wandb:
       try:
         import wandb  # pylint: disable=g-import-not-at-top
       except ImportError as error:
         raise ValueError(
-            "logging.wandb is set and wandb is not installed; pip install wandb "
-            "or set logging.wandb to ''"
+          "logging.wandb is set and wandb is not installed; pip install wandb "
+          "or set logging.wandb to ''"
         ) from error
       self._wandb = wandb.init(
-          project=logging.wandb, dir=str(workdir), config=config, resume="allow"
+        project=logging.wandb, dir=str(workdir), config=config, resume="allow"
       )
 
   def write(self, step: int, values: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def latest(workdir: str | pathlib.Path, prefixes: Sequence[str]) -> dict:
     for line in path.read_text(encoding="utf-8").splitlines():
       values = json.loads(line)
       found |= {
-          k: v for k, v in values.items() if k.startswith(tuple(prefixes))
+        k: v for k, v in values.items() if k.startswith(tuple(prefixes))
       }
   return found
 

@@ -49,16 +49,16 @@ class Optimizer:
   def __post_init__(self):
     if self.name not in _RULES:
       raise ValueError(
-          f"unknown optimizer {self.name!r}; legal: {', '.join(_RULES)}"
+        f"unknown optimizer {self.name!r}; legal: {', '.join(_RULES)}"
       )
     if self.schedule not in ("constant", "cosine", "wsd"):
       raise ValueError(
-          f"unknown schedule {self.schedule!r}; legal: constant, cosine, wsd"
+        f"unknown schedule {self.schedule!r}; legal: constant, cosine, wsd"
       )
     if self.learning_rate <= 0 or self.warmup_steps < 0:
       raise ValueError(
-          "learning_rate must be above 0 and warmup_steps at least 0, not "
-          f"{self.learning_rate} and {self.warmup_steps}"
+        "learning_rate must be above 0 and warmup_steps at least 0, not "
+        f"{self.learning_rate} and {self.warmup_steps}"
       )
 
   def learning_rates(self, steps: int) -> optax.Schedule:
@@ -73,7 +73,7 @@ class Optimizer:
     else:
       decay = min(self.decay_steps or rest // 5, rest)
       after = optax.linear_schedule(
-          peak, final, max(decay, 1), transition_begin=rest - decay
+        peak, final, max(decay, 1), transition_begin=rest - decay
       )
     if warmup == 0:
       return after
@@ -87,7 +87,7 @@ class Optimizer:
     def decays(params: PyTree) -> PyTree:
       skip = re.compile(self.no_decay)
       return jax.tree_util.tree_map_with_path(
-          lambda path, _: not skip.fullmatch(_name(path)), params
+        lambda path, _: not skip.fullmatch(_name(path)), params
       )
 
     rule = _RULES[self.name](self, self.learning_rates(steps), decays)
@@ -96,13 +96,15 @@ class Optimizer:
 
     def kinds(params: PyTree) -> PyTree:
       return jax.tree.map(
-          lambda trains: "trained" if trains else "frozen",
-          self.trains(params),
+        lambda trains: "trained" if trains else "frozen",
+        self.trains(params),
       )
 
-    return optax.partition(
-        {"trained": rule, "frozen": optax.set_to_zero()}, kinds
-    ) if self.train_only else rule
+    return (
+      optax.partition({"trained": rule, "frozen": optax.set_to_zero()}, kinds)
+      if self.train_only
+      else rule
+    )
 
   def trains(self, params: PyTree) -> PyTree:
     """Returns True at the parameters that train.
@@ -112,12 +114,12 @@ class Optimizer:
     """
     only = re.compile(self.train_only or ".*")
     found = jax.tree_util.tree_map_with_path(
-        lambda path, _: only.fullmatch(_name(path)) is not None, params
+      lambda path, _: only.fullmatch(_name(path)) is not None, params
     )
     if not any(jax.tree.leaves(found)):
       raise ValueError(
-          f"optimizer.train_only {self.train_only!r} matches no parameter; paths"
-          " are like model/layers/attention/q/kernel"
+        f"optimizer.train_only {self.train_only!r} matches no parameter; paths"
+        " are like model/layers/attention/q/kernel"
       )
     return found
 
@@ -128,7 +130,7 @@ def _name(path: tuple) -> str:
 
 def _adamw(o: Optimizer, rate, mask):
   return optax.adamw(
-      rate, o.b1, o.b2, o.epsilon, weight_decay=o.weight_decay, mask=mask
+    rate, o.b1, o.b2, o.epsilon, weight_decay=o.weight_decay, mask=mask
   )
 
 
@@ -138,25 +140,25 @@ def _lion(o: Optimizer, rate, mask):
 
 def _adafactor(o: Optimizer, rate, mask):
   return optax.adafactor(
-      rate,
-      weight_decay_rate=o.weight_decay or None,
-      weight_decay_mask=mask,
+    rate,
+    weight_decay_rate=o.weight_decay or None,
+    weight_decay_mask=mask,
   )
 
 
 def _muon(o: Optimizer, rate, mask):
   return optax.contrib.muon(
-      rate,
-      adam_b1=o.b1,
-      adam_b2=o.b2,
-      weight_decay=o.weight_decay,
-      weight_decay_mask=mask,
+    rate,
+    adam_b1=o.b1,
+    adam_b2=o.b2,
+    weight_decay=o.weight_decay,
+    weight_decay_mask=mask,
   )
 
 
 _RULES = {
-    "adamw": _adamw,
-    "lion": _lion,
-    "adafactor": _adafactor,
-    "muon": _muon,
+  "adamw": _adamw,
+  "lion": _lion,
+  "adafactor": _adafactor,
+  "muon": _muon,
 }

@@ -70,17 +70,17 @@ class Training:
   def __post_init__(self):
     if self.steps < 1 or self.batch_size < 1:
       raise ValueError(
-          "training.steps and training.batch_size must be at least 1, not "
-          f"{self.steps} and {self.batch_size}"
+        "training.steps and training.batch_size must be at least 1, not "
+        f"{self.steps} and {self.batch_size}"
       )
     if self.microbatches < 1 or self.batch_size % self.microbatches:
       raise ValueError(
-          f"training.microbatches {self.microbatches} must divide "
-          f"training.batch_size {self.batch_size}"
+        f"training.microbatches {self.microbatches} must divide "
+        f"training.batch_size {self.batch_size}"
       )
     if not 0.0 <= self.ema_decay < 1.0:
       raise ValueError(
-          f"training.ema_decay must lie in [0, 1), not {self.ema_decay}"
+        f"training.ema_decay must lie in [0, 1), not {self.ema_decay}"
       )
 
 
@@ -116,19 +116,19 @@ class Trainer:
     z = self.objective.clean(process, batch.tokens)
     inputs = self.objective.inputs(process, z, t, batch)
     params = {
-        "model": self.denoiser.init(key_model, inputs),
-        "process": process.params,
+      "model": self.denoiser.init(key_model, inputs),
+      "process": process.params,
     }
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        process=process.replace(params={}),
-        ema_params=params if self.training.ema_decay else None,
-        opt_state=self.optimizer.init(params),
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      process=process.replace(params={}),
+      ema_params=params if self.training.ema_decay else None,
+      opt_state=self.optimizer.init(params),
     )
 
   def step(
-      self, state: TrainState, batch: Batch
+    self, state: TrainState, batch: Batch
   ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the next state and the step's metrics.
 
@@ -136,9 +136,7 @@ class Trainer:
     `bound_nats_per_token` (mean over supervised tokens), `gradient_norm`, `tokens`
     (supervised ones), and the objective's own.
     """
-    key = jax.random.fold_in(
-        jax.random.key(self.training.seed), state.step + 1
-    )
+    key = jax.random.fold_in(jax.random.key(self.training.seed), state.step + 1)
     key_draw, key_dropout = jax.random.split(key)
     process = state.process.replace(params=state.params["process"])
     drawn = self.objective.draw(process, key_draw, batch, step=state.step)
@@ -146,21 +144,21 @@ class Trainer:
     weight = jnp.maximum(sums["weight"], 1e-9)  # a batch of padding only
     gradients = jax.tree.map(lambda g: g / weight, gradients)
     updates, opt_state = self.optimizer.update(
-        gradients, state.opt_state, state.params
+      gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
     metrics = {
-        "loss_nats_per_token": sums["total"] / weight,
-        "bound_nats_per_token": sums["bound"] / jnp.maximum(sums["tokens"], 1),
-        "gradient_norm": optax.tree.norm(gradients),
-        "tokens": sums["tokens"],
-        **{k: v / self.training.microbatches for k, v in sums["extra"].items()},
+      "loss_nats_per_token": sums["total"] / weight,
+      "bound_nats_per_token": sums["bound"] / jnp.maximum(sums["tokens"], 1),
+      "gradient_norm": optax.tree.norm(gradients),
+      "tokens": sums["tokens"],
+      **{k: v / self.training.microbatches for k, v in sums["extra"].items()},
     }
     new = state.replace(
-        step=state.step + 1,
-        params=params,
-        ema_params=self._average(state, params),
-        opt_state=opt_state,
+      step=state.step + 1,
+      params=params,
+      ema_params=self._average(state, params),
+      opt_state=opt_state,
     )
     return new, metrics
 
@@ -173,11 +171,11 @@ class Trainer:
     return optax.incremental_update(params, state.ema_params, 1.0 - decay)
 
   def _accumulate(
-      self,
-      state: TrainState,
-      batch: Batch,
-      drawn: PyTree,
-      key: Key[Array, ""],
+    self,
+    state: TrainState,
+    batch: Batch,
+    drawn: PyTree,
+    key: Key[Array, ""],
   ) -> tuple[PyTree, dict]:
     """Returns the summed gradient of `total` and summed metrics."""
     parts = self.training.microbatches
@@ -185,9 +183,9 @@ class Trainer:
     def total(params, batch, drawn, key):
       if self.trains is not None:
         params = jax.tree.map(
-            lambda x, trains: x if trains else lax.stop_gradient(x),
-            params,
-            self.trains(params),
+          lambda x, trains: x if trains else lax.stop_gradient(x),
+          params,
+          self.trains(params),
         )
       process = state.process.replace(params=params["process"])
 
@@ -201,16 +199,16 @@ class Trainer:
 
       extra = []
       loss = self.objective.loss(
-          process, denoise, drawn, batch, step=state.step
+        process, denoise, drawn, batch, step=state.step
       )
       # What the network adds (balance of experts) weighs as much as a mean.
       loss = loss.replace(total=loss.total + sum(extra) * loss.weight)
       sums = {
-          "total": loss.total,
-          "weight": loss.weight,
-          "bound": jnp.sum(loss.bound),
-          "tokens": jnp.sum(batch.loss_mask, dtype=jnp.float32),
-          "extra": dict(loss.metrics),
+        "total": loss.total,
+        "weight": loss.weight,
+        "bound": jnp.sum(loss.bound),
+        "tokens": jnp.sum(batch.loss_mask, dtype=jnp.float32),
+        "extra": dict(loss.metrics),
       }
       return loss.total, sums
 

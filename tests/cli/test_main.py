@@ -15,9 +15,13 @@ def trained(tmp_path_factory):
   """A working directory with a space in its name, trained by the command."""
   workdir = tmp_path_factory.mktemp("cli") / "my run"
   status = main([
-      "train", "--config=configs/smoke.py", f"--workdir={workdir}",
-      "--config.training.steps=4", "--config.model.width=16",
-      "--config.evaluation.batches=2", "--config.logging.progress=false",
+    "train",
+    "--config=configs/smoke.py",
+    f"--workdir={workdir}",
+    "--config.training.steps=4",
+    "--config.model.width=16",
+    "--config.evaluation.batches=2",
+    "--config.logging.progress=false",
   ])
   assert status == 0
   return workdir
@@ -39,7 +43,9 @@ def test_train_again_is_done_at_once(trained, capsys):
   result = last_line(capsys)
   assert result["step"] == 4
   assert {
-      "loss_nats_per_token", "eval_bits_per_token", "tokens_per_second"
+    "loss_nats_per_token",
+    "eval_bits_per_token",
+    "tokens_per_second",
   } <= result.keys()
 
 
@@ -74,7 +80,11 @@ def test_evaluate_reports_bits_with_their_error(trained, capsys):
   assert main([*args, "--batches=2"]) == 0
   result = last_line(capsys)
   assert {
-      "bits_per_token", "bits_per_char", "perplexity", "standard_error", "tokens"
+    "bits_per_token",
+    "bits_per_char",
+    "perplexity",
+    "standard_error",
+    "tokens",
   } <= result.keys()
   assert result["bits_per_char"] == result["bits_per_token"]  # characters
   assert 0 < result["standard_error"] < 1
@@ -88,64 +98,91 @@ def test_configs_lists_what_is_bundled(capsys):
 def test_prepare_then_train_on_it(tmp_path, capsys):
   text = tmp_path / "a text.txt"
   text.write_text("To be, or not to be, that is the question.\n" * 60)
-  assert main([
-      "prepare", f"--input={text}", "--tokenizer=byte",
-      f"--output={tmp_path}/tokens", "--length=32", "--workers=1",
-  ]) == 0
+  assert (
+    main([
+      "prepare",
+      f"--input={text}",
+      "--tokenizer=byte",
+      f"--output={tmp_path}/tokens",
+      "--length=32",
+      "--workers=1",
+    ])
+    == 0
+  )
   result = last_line(capsys)
   assert result["documents"] == 1 and result["tokens"] >= 43 * 60
-  assert main([
-      "train", "--config=smoke", f"--workdir={tmp_path}/run",
-      f"--config.data.path={tmp_path}/tokens", "--config.data.length=32",
-      "--config.data.tokenizer=byte", "--config.training.steps=2",
-      "--config.evaluation.batches=1", "--config.logging.progress=false",
+  assert (
+    main([
+      "train",
+      "--config=smoke",
+      f"--workdir={tmp_path}/run",
+      f"--config.data.path={tmp_path}/tokens",
+      "--config.data.length=32",
+      "--config.data.tokenizer=byte",
+      "--config.training.steps=2",
+      "--config.evaluation.batches=1",
+      "--config.logging.progress=false",
       "--config.model.width=16",
-  ]) == 0
+    ])
+    == 0
+  )
   assert last_line(capsys)["step"] == 2
 
 
 @pytest.mark.parametrize(
-    "args, words",
-    [
-        (["trian"], "legal: train"),
-        (["train"], "--workdir must be given"),
-        (["train", "--workdir=w"], "--config must be given"),
-        (["train", "--workdir=w", "--config=nope"], "shakespeare"),
-        (["train", "--workdir=w", "--config=smoke", "--wat=1"], "'wat'"),
-        (["train", "--workdir=w", "--config=smoke", "extra"], "'extra'"),
-        (
-            ["train", "--workdir=w", "--config=smoke",
-             "--config.training.stepz=1"],
-            "did you mean 'steps'",
-        ),
-        (
-            ["train", "--workdir=w", "--config=smoke",
-             "--config.training.steps=many"],
-            "training.steps=many",
-        ),
-        (
-            ["train", "--workdir=w", "--config=smoke",
-             "--config.data.path=no such file"],
-            "no such file",
-        ),
-        (
-            ["train", "--workdir=w", "--config=smoke",
-             "--config.training.batch_size=12"],
-            "not divisible by the 8 devices",
-        ),
-        (
-            ["train", "--workdir=w", "--config=smoke", "--config.mesh.data=3"],
-            "multiply to 8",
-        ),
-        (["sample", "--workdir=w"], "no run in w"),
-        (["evaluate", "--workdir=w"], "no run in w"),
-        (["evaluate", "--workdir=w", "--task=taste"], "likelihood"),
-        (["benchmark"], "dllm benchmark train"),
-        (["prepare", "--input=nope", "--output=o"], "nope"),
-    ],
+  "args, words",
+  [
+    (["trian"], "legal: train"),
+    (["train"], "--workdir must be given"),
+    (["train", "--workdir=w"], "--config must be given"),
+    (["train", "--workdir=w", "--config=nope"], "shakespeare"),
+    (["train", "--workdir=w", "--config=smoke", "--wat=1"], "'wat'"),
+    (["train", "--workdir=w", "--config=smoke", "extra"], "'extra'"),
+    (
+      ["train", "--workdir=w", "--config=smoke", "--config.training.stepz=1"],
+      "did you mean 'steps'",
+    ),
+    (
+      [
+        "train",
+        "--workdir=w",
+        "--config=smoke",
+        "--config.training.steps=many",
+      ],
+      "training.steps=many",
+    ),
+    (
+      [
+        "train",
+        "--workdir=w",
+        "--config=smoke",
+        "--config.data.path=no such file",
+      ],
+      "no such file",
+    ),
+    (
+      [
+        "train",
+        "--workdir=w",
+        "--config=smoke",
+        "--config.training.batch_size=12",
+      ],
+      "not divisible by the 8 devices",
+    ),
+    (
+      ["train", "--workdir=w", "--config=smoke", "--config.mesh.data=3"],
+      "multiply to 8",
+    ),
+    (["sample", "--workdir=w"], "no run in w"),
+    (["evaluate", "--workdir=w"], "no run in w"),
+    (["evaluate", "--workdir=w", "--task=taste"], "likelihood"),
+    (["benchmark"], "dllm benchmark train"),
+    (["prepare", "--input=nope", "--output=o"], "nope"),
+  ],
 )
-def test_mistakes_exit_2_with_one_line(args, words, capsys, tmp_path,
-                                       monkeypatch):
+def test_mistakes_exit_2_with_one_line(
+  args, words, capsys, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   assert main(args) == 2
   assert words in error(capsys)
@@ -153,24 +190,35 @@ def test_mistakes_exit_2_with_one_line(args, words, capsys, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "content, words", [(b"", "empty"), (b"\xff\xfe\xfa" * 50, "UTF-8")]
+  "content, words", [(b"", "empty"), (b"\xff\xfe\xfa" * 50, "UTF-8")]
 )
 def test_bad_text(content, words, capsys, tmp_path):
   (tmp_path / "text.txt").write_bytes(content)
-  assert main([
-      "train", "--config=smoke", f"--workdir={tmp_path}/w",
+  assert (
+    main([
+      "train",
+      "--config=smoke",
+      f"--workdir={tmp_path}/w",
       f"--config.data.path={tmp_path}/text.txt",
-  ]) == 2
+    ])
+    == 2
+  )
   assert words in error(capsys)
 
 
 def test_other_configuration_in_the_directory(trained, capsys):
   before = sorted((trained / "checkpoints").iterdir())
-  assert main([
-      "train", "--config=smoke", f"--workdir={trained}",
-      "--config.training.steps=4", "--config.model.width=32",
+  assert (
+    main([
+      "train",
+      "--config=smoke",
+      f"--workdir={trained}",
+      "--config.training.steps=4",
+      "--config.model.width=32",
       "--config.evaluation.batches=2",
-  ]) == 2
+    ])
+    == 2
+  )
   assert "config.model.width: 16 -> 32" in error(capsys)
   assert sorted((trained / "checkpoints").iterdir()) == before
 
@@ -205,8 +253,9 @@ def test_help_fits_a_small_terminal(capsys, monkeypatch):
 
 def _may_mount(directory) -> bool:
   done = subprocess.run(
-      ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", directory],
-      capture_output=True, check=False,
+    ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", directory],
+    capture_output=True,
+    check=False,
   )
   return done.returncode == 0
 
@@ -219,10 +268,15 @@ def test_full_disk_loses_nothing(tmp_path, capfd):
     pytest.skip("mounting a small file system needs root")
   try:
     status = main([
-        "train", "--config=configs/smoke.py", f"--workdir={disk}/run",
-        "--config.logging.tensorboard=false", "--config.logging.progress=false",
-        "--config.checkpoint.every_steps=2", "--config.checkpoint.keep=9",
-        "--config.training.steps=18", "--config.evaluation.batches=1",
+      "train",
+      "--config=configs/smoke.py",
+      f"--workdir={disk}/run",
+      "--config.logging.tensorboard=false",
+      "--config.logging.progress=false",
+      "--config.checkpoint.every_steps=2",
+      "--config.checkpoint.keep=9",
+      "--config.training.steps=18",
+      "--config.evaluation.batches=1",
     ])
     lines = capfd.readouterr().err.strip().splitlines()
     assert status == 1

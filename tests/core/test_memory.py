@@ -18,7 +18,8 @@ def test_memory_does_not_grow_with_positions_times_vocabulary():
 
     f32 = jax.ShapeDtypeStruct
     compiled = (
-      jax.jit(jax.grad(loss, argnums=(0, 1)))
+      jax
+      .jit(jax.grad(loss, argnums=(0, 1)))
       .lower(
         f32((1, length, width), jnp.float32),
         f32((width, vocab), jnp.float32),

@@ -19,46 +19,46 @@ def folder(tmp_path_factory):
   lines = (json.dumps({"text": text}) for text in DOCUMENTS)
   (folder / "docs.jsonl").write_text("\n".join(lines))
   data.prepare(
-      str(folder / "docs.jsonl"),
-      "byte",
-      str(folder / "prepared"),
-      length=2 * LENGTH,
-      packing="packed",
-      workers=1,
-      shard_bytes=3000,
+    str(folder / "docs.jsonl"),
+    "byte",
+    str(folder / "prepared"),
+    length=2 * LENGTH,
+    packing="packed",
+    workers=1,
+    shard_bytes=3000,
   )
   return folder
 
 
 @pytest.fixture(
-    scope="module", params=["slices", "packed", "stream", "prepared"]
+  scope="module", params=["slices", "packed", "stream", "prepared"]
 )
 def corpus(request, folder):
   kind = request.param
   name = "prepared" if kind == "prepared" else "docs.jsonl"
   return data.load(
-      data.Dataset(
-          path=str(folder / name),
-          tokenizer="byte",
-          length=LENGTH,
-          packing="slices" if kind == "slices" else "packed",
-          in_memory_bytes=0 if kind == "stream" else 2**20,
-          virtual_shards=4,
-      )
+    data.Dataset(
+      path=str(folder / name),
+      tokenizer="byte",
+      length=LENGTH,
+      packing="slices" if kind == "slices" else "packed",
+      in_memory_bytes=0 if kind == "stream" else 2**20,
+      virtual_shards=4,
+    )
   )
 
 
 def _run(corpus, steps, *, processes=1, seed=0, state=None):
   """Returns the global batches of some steps, and the state after them."""
   iterators = [
-      data.train_iterator(
-          corpus,
-          batch_size=BATCH,
-          seed=seed,
-          process_index=i,
-          process_count=processes,
-      )
-      for i in range(processes)
+    data.train_iterator(
+      corpus,
+      batch_size=BATCH,
+      seed=seed,
+      process_index=i,
+      process_count=processes,
+    )
+    for i in range(processes)
   ]
   batches = []
   try:
@@ -68,12 +68,10 @@ def _run(corpus, steps, *, processes=1, seed=0, state=None):
     for _ in range(steps):
       shares = [next(iterator) for iterator in iterators]
       assert all(len(s.tokens) == BATCH // processes for s in shares)
-      batches.append(
-          {
-              name: np.concatenate([getattr(s, name) for s in shares])
-              for name in ("tokens", "loss_mask", "segment_ids", "positions")
-          }
-      )
+      batches.append({
+        name: np.concatenate([getattr(s, name) for s in shares])
+        for name in ("tokens", "loss_mask", "segment_ids", "positions")
+      })
     states = [iterator.get_state() for iterator in iterators]
   finally:
     for iterator in iterators:
@@ -83,9 +81,9 @@ def _run(corpus, steps, *, processes=1, seed=0, state=None):
 
 def _same(left, right):
   return len(left) == len(right) and all(
-      (a[name] == b[name]).all()
-      for a, b in zip(left, right, strict=True)
-      for name in a
+    (a[name] == b[name]).all()
+    for a, b in zip(left, right, strict=True)
+    for name in a
   )
 
 
@@ -133,7 +131,7 @@ def test_batch_contents(corpus):
     np.testing.assert_array_equal(batch["loss_mask"], segments > 0)
     np.testing.assert_array_equal(segments[:, 0], 1)
     np.testing.assert_array_equal(
-        batch["positions"], packing.positions(segments)
+      batch["positions"], packing.positions(segments)
     )
 
 
@@ -148,9 +146,7 @@ def test_an_epoch_has_every_row_once(corpus):
   n = len(corpus.train)
   steps = 3 * n // BATCH + 1
   rows = [row for b in _run(corpus, steps)[0] for row in b["tokens"]]
-  expected = collections.Counter(
-      corpus.train[i][0].tobytes() for i in range(n)
-  )
+  expected = collections.Counter(corpus.train[i][0].tobytes() for i in range(n))
   epochs = [rows[i * n : (i + 1) * n] for i in range(3)]
   for epoch in epochs:
     assert collections.Counter(r.tobytes() for r in epoch) == expected
@@ -162,22 +158,22 @@ def test_held_out_counts_every_token_once(corpus):
   tokens = []
   for processes in (1, 4):
     shares = [
-        list(
-            data.held_out_batches(
-                corpus,
-                batch_size=BATCH,
-                process_index=i,
-                process_count=processes,
-            )
+      list(
+        data.held_out_batches(
+          corpus,
+          batch_size=BATCH,
+          process_index=i,
+          process_count=processes,
         )
-        for i in range(processes)
+      )
+      for i in range(processes)
     ]
     assert len({len(s) for s in shares}) == 1
     rows = [
-        row
-        for batches in zip(*shares, strict=True)
-        for batch in batches
-        for row in np.where(batch.loss_mask, batch.tokens, -1)
+      row
+      for batches in zip(*shares, strict=True)
+      for batch in batches
+      for row in np.where(batch.loss_mask, batch.tokens, -1)
     ]
     assert len(rows) % BATCH == 0
     tokens.append(np.concatenate(rows))
@@ -191,9 +187,9 @@ def test_held_out_counts_every_token_once(corpus):
   # And none of it is trained on.
   steps = 150
   train = b"".join(
-      row[mask].astype(np.uint8).tobytes()
-      for b in _run(corpus, steps)[0]
-      for row, mask in zip(b["tokens"], b["loss_mask"], strict=True)
+    row[mask].astype(np.uint8).tobytes()
+    for b in _run(corpus, steps)[0]
+    for row, mask in zip(b["tokens"], b["loss_mask"], strict=True)
   )
   assert not [d for d in held_out if len(d) > 6 and d.encode() in train]
 
@@ -211,7 +207,7 @@ def test_bad_sharing(corpus):
     data.train_iterator(corpus, batch_size=BATCH, seed=0, process_count=3)
   with pytest.raises(ValueError, match="process_index is 2; legal are 0 to 1"):
     data.held_out_batches(
-        corpus, batch_size=BATCH, process_index=2, process_count=2
+      corpus, batch_size=BATCH, process_index=2, process_count=2
     )
 
 

@@ -11,12 +11,12 @@ from dllm_jax.data import chat, tokenizer_from_json
 from dllm_jax.data.tokenizer import huggingface
 
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+  "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+  "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TALK = [
-    {"role": "user", "content": "a b"},
-    {"role": "assistant", "content": "b"},
+  {"role": "user", "content": "a b"},
+  {"role": "assistant", "content": "b"},
 ]
 
 
@@ -24,9 +24,13 @@ def folder(path, **config):
   words = {w: i for i, w in enumerate(["a", "b", "<unk>"])}
   made = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<unk>"))
   made.pre_tokenizer = pre_tokenizers.Whitespace()
-  made.add_special_tokens(
-      ["<s>", "<|user|>", "<|assistant|>", "<|end|>", "<|mask|>"]
-  )
+  made.add_special_tokens([
+    "<s>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+    "<|mask|>",
+  ])
   made.save(str(path / "tokenizer.json"))
   config = {"bos_token": "<s>", "mask_token": "<|mask|>"} | config
   (path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -45,7 +49,10 @@ def test_special_tokens_of_a_template_are_tokens(tmp_path):
 
 
 def test_named_templates_and_a_file_of_its_own(tmp_path):
-  named = [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}]
+  named = [
+    {"name": "tool", "template": "x"},
+    {"name": "default", "template": "y"},
+  ]
   folder(tmp_path, chat_template=named)
   assert chat.read_template(tmp_path) == "y"
   (tmp_path / "chat_template.jinja").write_text("z")

@@ -31,7 +31,7 @@ def test_documents_end_with_eos(tmp_path):
   tokenizer = _huggingface(tmp_path)
   path = _jsonl(tmp_path / "a.jsonl", ["a b", "b"])
   corpus = data.load(
-      data.Dataset(path=path, tokenizer=tokenizer, length=8, held_out=0.0)
+    data.Dataset(path=path, tokenizer=tokenizer, length=8, held_out=0.0)
   )
   tokens, segments = corpus.train[0]
   assert tokens.tolist() == [1, 2, 0, 2, 0, 0, 0, 0]
@@ -45,21 +45,21 @@ def _huggingface(folder):
   words = {"</s>": 0, "a": 1, "b": 2}
   path = folder / "tokenizer.json"
   added = {
-      "id": 0,
-      "content": "</s>",
-      "single_word": False,
-      "lstrip": False,
-      "rstrip": False,
-      "normalized": False,
-      "special": True,
+    "id": 0,
+    "content": "</s>",
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
   }
   path.write_text(
-      json.dumps({
-          "version": "1.0",
-          "added_tokens": [added],
-          "pre_tokenizer": {"type": "Whitespace"},
-          "model": {"type": "WordLevel", "vocab": words, "unk_token": "b"},
-      })
+    json.dumps({
+      "version": "1.0",
+      "added_tokens": [added],
+      "pre_tokenizer": {"type": "Whitespace"},
+      "model": {"type": "WordLevel", "vocab": words, "unk_token": "b"},
+    })
   )
   return str(path)
 
@@ -68,9 +68,9 @@ def test_held_out_text_of_its_own(tmp_path):
   (tmp_path / "a.txt").write_text("abcde" * 10)
   (tmp_path / "b.txt").write_text("edcé".replace("é", "a"))
   dataset = data.Dataset(
-      path=str(tmp_path / "a.txt"),
-      held_out_path=str(tmp_path / "b.txt"),
-      length=16,
+    path=str(tmp_path / "a.txt"),
+    held_out_path=str(tmp_path / "b.txt"),
+    length=16,
   )
   corpus = data.load(dataset)
   assert len(corpus.train.tokens) == 50
@@ -103,20 +103,20 @@ def test_text_shorter_than_a_row_is_padded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"", "a.txt is empty; give a file"),
-        ("a.txt", b" \n", "a.txt is empty; give a file"),
-        ("a.jsonl", b"", "a.jsonl is empty"),
-        ("a.txt", b"\xff\xfe\x00", "a.txt is not UTF-8 text"),
-        ("a.jsonl", b'{"text": "a"}', "held_out 0.01 of so few documents"),
-    ],
+  ("name", "content", "message"),
+  [
+    ("a.txt", b"", "a.txt is empty; give a file"),
+    ("a.txt", b" \n", "a.txt is empty; give a file"),
+    ("a.jsonl", b"", "a.jsonl is empty"),
+    ("a.txt", b"\xff\xfe\x00", "a.txt is not UTF-8 text"),
+    ("a.jsonl", b'{"text": "a"}', "held_out 0.01 of so few documents"),
+  ],
 )
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_bad_text(tmp_path, name, content, message, tokenizer):
   (tmp_path / name).write_bytes(content)
   dataset = data.Dataset(
-      path=str(tmp_path / name), tokenizer=tokenizer, held_out=0.01
+    path=str(tmp_path / name), tokenizer=tokenizer, held_out=0.01
   )
   with pytest.raises(ValueError, match=message) as error:
     data.load(dataset)
@@ -135,8 +135,8 @@ def test_bad_paths_and_settings():
 def test_importing_is_light():
   """Tokenising processes must start without jax, and users without grain."""
   code = (
-      "import sys, dllm_jax, dllm_jax.data.record;"
-      "assert not {'jax', 'grain', 'tokenizers', 'pyarrow'} & set(sys.modules)"
+    "import sys, dllm_jax, dllm_jax.data.record;"
+    "assert not {'jax', 'grain', 'tokenizers', 'pyarrow'} & set(sys.modules)"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
   assert set(dir(data)) >= {"__getattr__"}

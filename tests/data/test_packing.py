@@ -31,10 +31,10 @@ def test_slices_are_one_segment_each():
 def test_positions_restart_in_each_segment():
   segments = np.array([[1, 1, 2, 2, 2], [1, 2, 3, 0, 0], [0] * 5, [1] * 5])
   assert packing.positions(segments).tolist() == [
-      [0, 1, 0, 1, 2],
-      [0, 0, 0, 0, 0],
-      [0] * 5,
-      [0, 1, 2, 3, 4],
+    [0, 1, 0, 1, 2],
+    [0, 0, 0, 0, 0],
+    [0] * 5,
+    [0, 1, 2, 3, 4],
   ]
 
 
@@ -50,13 +50,13 @@ def test_counter_counts_both_sides():
 
 
 @pytest.mark.parametrize(
-    ("mode", "length", "held_out", "message"),
-    [
-        ("split", 4, 0.1, "legal are 'slices'"),
-        ("slices", 0, 0.1, "at least one token"),
-        ("slices", 4, 1.0, "fraction from 0"),
-        ("slices", 4, -0.1, "fraction from 0"),
-    ],
+  ("mode", "length", "held_out", "message"),
+  [
+    ("split", 4, 0.1, "legal are 'slices'"),
+    ("slices", 0, 0.1, "at least one token"),
+    ("slices", 4, 1.0, "fraction from 0"),
+    ("slices", 4, -0.1, "fraction from 0"),
+  ],
 )
 def test_bad_settings(mode, length, held_out, message):
   with pytest.raises(ValueError, match=message):

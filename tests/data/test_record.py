@@ -26,7 +26,7 @@ def source(tmp_path):
 
 def _bytes(folder):
   return {
-      p.name: p.read_bytes() for p in sorted(pathlib.Path(folder).iterdir())
+    p.name: p.read_bytes() for p in sorted(pathlib.Path(folder).iterdir())
   }
 
 
@@ -37,7 +37,7 @@ def _rows(rows):
 @pytest.mark.parametrize("packing", ["slices", "packed"])
 @pytest.mark.parametrize("length", [16, 48])
 def test_one_shard_equals_tokenising_on_the_fly(
-    tmp_path, source, packing, length
+  tmp_path, source, packing, length
 ):
   output = str(tmp_path / "out")
   made = data.prepare(source, "char", output, length=48, packing=packing)
@@ -46,10 +46,10 @@ def test_one_shard_equals_tokenising_on_the_fly(
   assert there.tokenizer == here.tokenizer
   assert there.held_out_text == here.held_out_text
   assert made == {
-      "documents": len(TEXTS),
-      "empty_documents": 1,
-      "tokens": sum(map(len, TEXTS)),
-      "files": 2,
+    "documents": len(TEXTS),
+    "empty_documents": 1,
+    "tokens": sum(map(len, TEXTS)),
+    "files": 2,
   }
   # Segments are numbered from 1 again in each part of a record.
   assert _rows(there.train) == _rows(here.train)
@@ -74,7 +74,7 @@ def test_workers_write_the_same_bytes(tmp_path, source, capfd):
   outputs = [str(tmp_path / f"out{w}") for w in (1, 2)]
   for workers, output in enumerate(outputs, 1):
     data.prepare(
-        source, "byte", output, length=16, workers=workers, shard_bytes=4000
+      source, "byte", output, length=16, workers=workers, shard_bytes=4000
     )
   assert _bytes(outputs[0]) == _bytes(outputs[1])
   printed = capfd.readouterr()
@@ -88,14 +88,14 @@ def test_resumes_after_a_kill(tmp_path, source):
   data.prepare(source, "byte", whole, workers=1, **settings)
   # A child that dawdles after each shard, killed after a few.
   code = (
-      "import sys, time; from dllm_jax.data import record\n"
-      "write = record.write_shard\n"
-      "record.write_shard = lambda *a: (write(*a), time.sleep(0.1))\n"
-      f"record.prepare(*sys.argv[1:], workers=1, **{settings})"
+    "import sys, time; from dllm_jax.data import record\n"
+    "write = record.write_shard\n"
+    "record.write_shard = lambda *a: (write(*a), time.sleep(0.1))\n"
+    f"record.prepare(*sys.argv[1:], workers=1, **{settings})"
   )
   child = subprocess.Popen(
-      [sys.executable, "-c", code, source, "byte", cut],
-      stderr=subprocess.DEVNULL,
+    [sys.executable, "-c", code, source, "byte", cut],
+    stderr=subprocess.DEVNULL,
   )
   deadline = time.monotonic() + 30
   while len(list(pathlib.Path(cut).glob("shard-*.json"))) < 3:
@@ -106,7 +106,7 @@ def test_resumes_after_a_kill(tmp_path, source):
   with pytest.raises(ValueError, match="was not finished; run the same dllm"):
     data.load(data.Dataset(path=cut))
   kept = {
-      p: p.stat().st_mtime_ns for p in pathlib.Path(cut).glob("train-00000*")
+    p: p.stat().st_mtime_ns for p in pathlib.Path(cut).glob("train-00000*")
   }
   assert kept
   data.prepare(source, "byte", cut, workers=1, **settings)
@@ -158,8 +158,11 @@ def test_bad_text_is_one_line(tmp_path, workers):
     (tmp_path / name).write_bytes(content)
   with pytest.raises(ValueError, match="b.txt is not UTF-8 text") as error:
     data.prepare(
-        str(tmp_path), "byte", str(tmp_path / "out"), workers=workers,
-        shard_bytes=1,
+      str(tmp_path),
+      "byte",
+      str(tmp_path / "out"),
+      workers=workers,
+      shard_bytes=1,
     )
   assert "\n" not in str(error.value)
 
@@ -168,7 +171,6 @@ def test_full_disk_keeps_nothing_broken(tmp_path, source, monkeypatch):
   from array_record.python import array_record_module
 
   class Full:
-
     def __init__(self, path, options):
       pathlib.Path(path).write_bytes(b"half a fi")
 

@@ -116,15 +116,15 @@ def test_split_holds_out_a_fraction_of_documents():
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"ok\xff", "a.txt is not UTF-8 text .byte 2.; convert"),
-        ("a.jsonl", b'{"text": "a"}\nno\n', "line at byte 14 is not JSON"),
-        ("a.jsonl", b'{"body": "a"}\n', "'text'; its fields are: body; set"),
-        ("a.jsonl", b"[1]\n", "has no text in field 'text'"),
-        ("a.txt.gz", b"not gzip", "a.txt.gz is damaged"),
-        ("a.txt.xz", b"not xz", "a.txt.xz is damaged"),
-    ],
+  ("name", "content", "message"),
+  [
+    ("a.txt", b"ok\xff", "a.txt is not UTF-8 text .byte 2.; convert"),
+    ("a.jsonl", b'{"text": "a"}\nno\n', "line at byte 14 is not JSON"),
+    ("a.jsonl", b'{"body": "a"}\n', "'text'; its fields are: body; set"),
+    ("a.jsonl", b"[1]\n", "has no text in field 'text'"),
+    ("a.txt.gz", b"not gzip", "a.txt.gz is damaged"),
+    ("a.txt.xz", b"not xz", "a.txt.xz is damaged"),
+  ],
 )
 def test_bad_files_are_one_line_errors(tmp_path, name, content, message):
   (tmp_path / name).write_bytes(content)

@@ -13,15 +13,15 @@ def _corpus(folder, texts, *, files=1, shards=4, **settings):
     lines = [json.dumps({"text": text}) for text in texts[i::files]]
     (folder / f"{i}.jsonl").write_text("\n".join(lines))
   return data.load(
-      data.Dataset(
-          path=str(folder),
-          tokenizer="byte",
-          length=32,
-          packing="packed",
-          in_memory_bytes=0,
-          virtual_shards=shards,
-          **settings,
-      )
+    data.Dataset(
+      path=str(folder),
+      tokenizer="byte",
+      length=32,
+      packing="packed",
+      in_memory_bytes=0,
+      virtual_shards=shards,
+      **settings,
+    )
   )
 
 
@@ -32,7 +32,7 @@ def _epoch(corpus, shards):
   read = []
   for shard in range(shards):
     documents = iter(
-        stream._Documents(train, units[shard::shards], seed=(0, shard))
+      stream._Documents(train, units[shard::shards], seed=(0, shard))
     )
     texts = []
     while True:
@@ -76,7 +76,7 @@ def test_no_process_reads_everything(tmp_path, monkeypatch):
 
   monkeypatch.setattr(source, "read", spy)
   iterator = data.train_iterator(
-      corpus, batch_size=4, seed=0, process_index=1, process_count=4
+    corpus, batch_size=4, seed=0, process_index=1, process_count=4
   )
   for _ in range(40):
     next(iterator)
@@ -90,8 +90,8 @@ def test_epochs_are_shuffled_anew(tmp_path):
   units = stream._units(corpus.train.files, corpus.train.form, 1)
   documents = iter(stream._Documents(corpus.train, units, seed=(0, 0)))
   epochs = [
-      [corpus.tokenizer.decode(next(documents)["tokens"]) for _ in texts]
-      for _ in range(2)
+    [corpus.tokenizer.decode(next(documents)["tokens"]) for _ in texts]
+    for _ in range(2)
   ]
   assert sorted(epochs[0]) == sorted(epochs[1]) == texts
   assert epochs[0] != epochs[1]
@@ -114,7 +114,7 @@ def test_limits_of_shards(tmp_path):
 def test_missing_shard_in_a_state(tmp_path):
   corpus = _corpus(tmp_path, [f"text {i}" for i in range(30)], held_out=0.0)
   half = data.train_iterator(
-      corpus, batch_size=4, seed=0, process_index=0, process_count=2
+    corpus, batch_size=4, seed=0, process_index=0, process_count=2
   )
   whole = data.train_iterator(corpus, batch_size=4, seed=0)
   with pytest.raises(ValueError, match="no virtual shard 2; merge the states"):

@@ -18,10 +18,10 @@ def _save(path, special=("<s>", "</s>"), **config):
   trained.pre_tokenizer = level(add_prefix_space=False)
   trained.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
-      vocab_size=300,
-      special_tokens=list(special),
-      initial_alphabet=level.alphabet(),
-      show_progress=False,
+    vocab_size=300,
+    special_tokens=list(special),
+    initial_alphabet=level.alphabet(),
+    show_progress=False,
   )
   trained.train_from_iterator([TEXT] * 3, trainer)
   trained.enable_truncation(4)
@@ -110,10 +110,10 @@ def test_huggingface_named_masks(tmp_path):
 
 def test_huggingface_config_beside(tmp_path):
   file = _save(
-      tmp_path,
-      special=("<m>", "<e>", "</s>"),
-      mask_token={"content": "<m>"},
-      eos_token="<e>",
+    tmp_path,
+    special=("<m>", "<e>", "</s>"),
+    mask_token={"content": "<m>"},
+    eos_token="<e>",
   )
   for path in (file, str(tmp_path)):
     tokenizer = tokenizer_lib.huggingface(path)
@@ -127,8 +127,8 @@ def test_long_texts_are_encoded_in_pieces(tmp_path, monkeypatch):
   monkeypatch.setattr(tokenizer_lib, "_PIECE_CHARACTERS", 30)
   assert len(list(tokenizer_lib._pieces(text))) > 10
   assert "".join(tokenizer_lib._pieces(text)) == text
-  assert tokenizer.decode(tokenizer.encode(text)) == text == tokenizer.decode(
-      whole
+  assert (
+    tokenizer.decode(tokenizer.encode(text)) == text == tokenizer.decode(whole)
   )
 
 

@@ -51,8 +51,8 @@ def draw(length=LENGTH, heads=HEADS, groups=GROUPS, width=WIDTH):
   keys = jax.random.split(jax.random.key(0), 3)
   shapes = [(BATCH, length, n, width) for n in (heads, groups, groups)]
   return [
-      2 * jax.random.normal(key, shape)
-      for key, shape in zip(keys, shapes, strict=True)
+    2 * jax.random.normal(key, shape)
+    for key, shape in zip(keys, shapes, strict=True)
   ]
 
 
@@ -63,9 +63,7 @@ def test_masks_and_segments_equal_the_dense_reference(spec, groups):
   # Row 0 holds two documents and padding, repeated in both streams.
   row = [1, 1, 2, 2, 2, 0] if isinstance(spec, TwoStream) else [1, 1, 2] * 2
   segments = jnp.array([row * 2, [1] * LENGTH])
-  out = attention(
-      q, k, v, mask=spec, q_segments=segments, k_segments=segments
-  )
+  out = attention(q, k, v, mask=spec, q_segments=segments, k_segments=segments)
   same = np.asarray(segments[:, :, None] == segments[:, None, :])
   expected = dense(q, k, v, allowed_by_hand(spec, LENGTH) & same)
   # float32 softmax of scores up to about 10.
@@ -91,7 +89,7 @@ def test_two_parts_equal_the_dense_mask_gradients_included(block):
 
   two_parts, whole = total(None), total(jnp.ones((LENGTH, LENGTH), bool))
   for a, b in zip(
-      jax.tree.leaves(two_parts), jax.tree.leaves(whole), strict=True
+    jax.tree.leaves(two_parts), jax.tree.leaves(whole), strict=True
   ):
     np.testing.assert_allclose(a, b, atol=3e-6, rtol=2e-5)
 
@@ -101,16 +99,18 @@ def test_two_streams_never_form_dense_scores():
   q = jnp.ones((1, 2 * length, 1, 2))
   segments = jnp.ones((1, 2 * length), jnp.int32)
   jaxpr = jax.make_jaxpr(
-      jax.grad(
-          lambda q: attention(
-              q, q, q, mask=TwoStream(length, 4), q_segments=segments,
-              k_segments=segments,
-          ).sum()  # fmt: skip
-      )
+    jax.grad(
+      lambda q: attention(
+        q,
+        q,
+        q,
+        mask=TwoStream(length, 4),
+        q_segments=segments,
+        k_segments=segments,
+      ).sum()  # fmt: skip
+    )
   )(q)
-  largest = max(
-      v.aval.size for eqn in jaxpr.jaxpr.eqns for v in eqn.outvars
-  )
+  largest = max(v.aval.size for eqn in jaxpr.jaxpr.eqns for v in eqn.outvars)
   assert largest <= length * length
 
 
@@ -133,7 +133,7 @@ def test_hidden_and_padded_positions():
   q, k, v = draw()
   segments = jnp.array([[1] * 8 + [0] * 4, [0] * LENGTH])
   call = lambda k, v: attention(
-      q, k, v, mask=Causal(), q_segments=segments, k_segments=segments
+    q, k, v, mask=Causal(), q_segments=segments, k_segments=segments
   )
   out = call(k, v)
   assert np.isfinite(out).all()
@@ -153,8 +153,8 @@ def test_splash_equals_the_reference(spec):
 
 
 @pytest.mark.parametrize(
-    "implementation, message",
-    [("flash", "None, xla, cudnn, splash"), ("splash", "needs a TPU")],
+  "implementation, message",
+  [("flash", "None, xla, cudnn, splash"), ("splash", "needs a TPU")],
 )
 def test_implementations_that_cannot_run(implementation, message):
   q, k, v = draw()
@@ -171,5 +171,5 @@ def test_two_streams_of_the_wrong_length():
   segments = jnp.ones((BATCH, LENGTH), jnp.int32)
   with pytest.raises(ValueError, match="needs 8 positions, not 12"):
     attention(
-        q, k, v, mask=TwoStream(4, 2), q_segments=segments, k_segments=segments
+      q, k, v, mask=TwoStream(4, 2), q_segments=segments, k_segments=segments
     )

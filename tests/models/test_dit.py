@@ -21,57 +21,57 @@ CONFIG = DiTConfig(
 def inputs(**fields):
   tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, 13)
   return ModelInputs(**{
-      "latent": tokens,
-      "positions": jnp.tile(jnp.arange(6), (2, 1)),
-      "segment_ids": jnp.ones((2, 6), jnp.int32),
-      **fields,
+    "latent": tokens,
+    "positions": jnp.tile(jnp.arange(6), (2, 1)),
+    "segment_ids": jnp.ones((2, 6), jnp.int32),
+    **fields,
   })
 
 
 def shapes(config):
   tree = jax.eval_shape(dit(config).init, jax.random.key(0), inputs())
   return tree, {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
 def test_the_parameter_tree():
   layer = {
-      "attention_norm/scale": (16,),
-      "attention/q/kernel": (16, 4, 4),
-      "attention/k/kernel": (16, 4, 4),
-      "attention/v/kernel": (16, 4, 4),
-      "attention/o/kernel": (4, 4, 16),
-      "mlp_norm/scale": (16,),
-      "mlp/up/kernel": (16, 64),
-      "mlp/up/bias": (64,),
-      "mlp/down/kernel": (64, 16),
-      "mlp/down/bias": (16,),
-      "modulation/kernel": (6, 96),
-      "modulation/bias": (96,),
+    "attention_norm/scale": (16,),
+    "attention/q/kernel": (16, 4, 4),
+    "attention/k/kernel": (16, 4, 4),
+    "attention/v/kernel": (16, 4, 4),
+    "attention/o/kernel": (4, 4, 16),
+    "mlp_norm/scale": (16,),
+    "mlp/up/kernel": (16, 64),
+    "mlp/up/bias": (64,),
+    "mlp/down/kernel": (64, 16),
+    "mlp/down/bias": (16,),
+    "modulation/kernel": (6, 96),
+    "modulation/bias": (96,),
   }
   whole = {
-      "embed/embedding": (16, 16),
-      "time/hidden/kernel": (256, 6),
-      "time/hidden/bias": (6,),
-      "time/out/kernel": (6, 6),
-      "time/out/bias": (6,),
-      "classes/embedding": (4, 6),
-      "final_norm/scale": (16,),
-      "final_modulation/kernel": (6, 32),
-      "final_modulation/bias": (32,),
-      "unembed/kernel": (16, 16),
-      "unembed/bias": (16,),
-      **{f"layers/{path}": (2, *shape) for path, shape in layer.items()},
+    "embed/embedding": (16, 16),
+    "time/hidden/kernel": (256, 6),
+    "time/hidden/bias": (6,),
+    "time/out/kernel": (6, 6),
+    "time/out/bias": (6,),
+    "classes/embedding": (4, 6),
+    "final_norm/scale": (16,),
+    "final_modulation/kernel": (6, 32),
+    "final_modulation/bias": (32,),
+    "unembed/kernel": (16, 16),
+    "unembed/bias": (16,),
+    **{f"layers/{path}": (2, *shape) for path, shape in layer.items()},
   }
   assert shapes(CONFIG)[1] == whole
   plain = dataclasses.replace(CONFIG, adaptive=False, num_classes=0, tied=True)
   adaptive = ("time", "classes", "modulation", "final_modulation")
   assert shapes(plain)[1] == {
-      path: shape
-      for path, shape in whole.items()
-      if not set(path.split("/")) & set(adaptive) and path != "unembed/kernel"
+    path: shape
+    for path, shape in whole.items()
+    if not set(path.split("/")) & set(adaptive) and path != "unembed/kernel"
   }
 
 

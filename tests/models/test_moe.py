@@ -38,7 +38,7 @@ def params_of(c, key=0):
   leaves, tree = jax.tree.flatten(params["params"])
   keys = jax.random.split(jax.random.key(key + 1), len(leaves))
   return jax.tree.unflatten(
-      tree, [jax.random.normal(k, x.shape) * 0.3 for k, x in zip(keys, leaves)]
+    tree, [jax.random.normal(k, x.shape) * 0.3 for k, x in zip(keys, leaves)]
   )
 
 
@@ -60,8 +60,10 @@ def by_hand(params, c, x):
   swiglu = lambda g, u, d: (silu(x @ g) * (x @ u)) @ d
   total = sum(scores[e] for e in chosen) if c.router_normalised else 1.0
   y = sum(
-      scores[e] / total * swiglu(*(p["experts"][n][e] for n in ("gate", "up", "down")))
-      for e in chosen
+    scores[e]
+    / total
+    * swiglu(*(p["experts"][n][e] for n in ("gate", "up", "down")))
+    for e in chosen
   )
   shared = swiglu(*(p["shared"][n]["kernel"] for n in ("gate", "up", "down")))
   return c.router_scale * y + shared, chosen
@@ -112,9 +114,9 @@ def test_meshes_agree(sizes, rows):
   network = transformer(c)
   tokens = jax.random.randint(jax.random.key(0), (rows, 6), 0, 11)
   inputs = ModelInputs(
-      latent=tokens,
-      positions=jnp.broadcast_to(jnp.arange(6), tokens.shape),
-      segment_ids=jnp.ones_like(tokens).at[0, 4:].set(0),
+    latent=tokens,
+    positions=jnp.broadcast_to(jnp.arange(6), tokens.shape),
+    segment_ids=jnp.ones_like(tokens).at[0, 4:].set(0),
   )
   params = jax.jit(network.init)(jax.random.key(1), inputs)
 
@@ -134,9 +136,7 @@ def test_meshes_agree(sizes, rows):
     params = jax.device_put(params, shardings(params, mesh, RULES))
     together = jax.device_get(gradient(params))
   # Gradients up to 1, summed in another order.
-  jax.tree.map(
-      lambda a, b: assert_allclose(a, b, atol=1e-5), alone, together
-  )
+  jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-5), alone, together)
   bias = alone[1]["run1"]["layers"]["mlp"]["router"]["expert_bias"]
   assert not bias.any()  # the choice has no gradient
 

@@ -16,17 +16,17 @@ SMALL = TransformerConfig(
     vocab_multiple=8, cond_dim=6,
 )  # fmt: skip
 FULL = dataclasses.replace(
-    SMALL, qk_norm=True, qkv_bias=True, conditioned=True, num_classes=3
+  SMALL, qk_norm=True, qkv_bias=True, conditioned=True, num_classes=3
 )
 
 
 def inputs(length=8, batch=2, **fields):
   tokens = jax.random.randint(jax.random.key(1), (batch, length), 0, 13)
   return ModelInputs(**{
-      "latent": tokens,
-      "positions": jnp.tile(jnp.arange(length), (batch, 1)),
-      "segment_ids": jnp.ones((batch, length), jnp.int32),
-      **fields,
+    "latent": tokens,
+    "positions": jnp.tile(jnp.arange(length), (batch, 1)),
+    "segment_ids": jnp.ones((batch, length), jnp.int32),
+    **fields,
   })
 
 
@@ -47,8 +47,8 @@ def build(config, x):
 def paths(params):
   flat = jax.tree_util.tree_leaves_with_path(params)
   return {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-      for path, leaf in flat
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in flat
   }
 
 
@@ -56,35 +56,35 @@ def test_the_parameter_tree():
   net = transformer(FULL)
   params = jax.eval_shape(net.init, jax.random.key(0), inputs())
   layer = {
-      "attention_norm/scale": (16,),
-      "attention/q/kernel": (16, 4, 4),
-      "attention/k/kernel": (16, 2, 4),
-      "attention/v/kernel": (16, 2, 4),
-      "attention/q/bias": (4, 4),
-      "attention/k/bias": (2, 4),
-      "attention/v/bias": (2, 4),
-      "attention/q_norm/scale": (4,),
-      "attention/k_norm/scale": (4,),
-      "attention/o/kernel": (4, 4, 16),
-      "mlp_norm/scale": (16,),
-      "mlp/gate/kernel": (16, 24),
-      "mlp/up/kernel": (16, 24),
-      "mlp/down/kernel": (24, 16),
-      "modulation/kernel": (6, 96),
-      "modulation/bias": (96,),
+    "attention_norm/scale": (16,),
+    "attention/q/kernel": (16, 4, 4),
+    "attention/k/kernel": (16, 2, 4),
+    "attention/v/kernel": (16, 2, 4),
+    "attention/q/bias": (4, 4),
+    "attention/k/bias": (2, 4),
+    "attention/v/bias": (2, 4),
+    "attention/q_norm/scale": (4,),
+    "attention/k_norm/scale": (4,),
+    "attention/o/kernel": (4, 4, 16),
+    "mlp_norm/scale": (16,),
+    "mlp/gate/kernel": (16, 24),
+    "mlp/up/kernel": (16, 24),
+    "mlp/down/kernel": (24, 16),
+    "modulation/kernel": (6, 96),
+    "modulation/bias": (96,),
   }
   assert paths(params) == {
-      "embed/embedding": (16, 16),
-      "time/hidden/kernel": (256, 6),
-      "time/hidden/bias": (6,),
-      "time/out/kernel": (6, 6),
-      "time/out/bias": (6,),
-      "classes/embedding": (4, 6),
-      "final_norm/scale": (16,),
-      "final_modulation/kernel": (6, 32),
-      "final_modulation/bias": (32,),
-      "unembed/kernel": (16, 16),
-      **{f"layers/{path}": (2, *shape) for path, shape in layer.items()},
+    "embed/embedding": (16, 16),
+    "time/hidden/kernel": (256, 6),
+    "time/hidden/bias": (6,),
+    "time/out/kernel": (6, 6),
+    "time/out/bias": (6,),
+    "classes/embedding": (4, 6),
+    "final_norm/scale": (16,),
+    "final_modulation/kernel": (6, 32),
+    "final_modulation/bias": (32,),
+    "unembed/kernel": (16, 16),
+    **{f"layers/{path}": (2, *shape) for path, shape in layer.items()},
   }
   leaves = jax.tree.leaves(params)
   assert all(leaf.dtype == jnp.float32 for leaf in leaves)
@@ -93,9 +93,7 @@ def test_the_parameter_tree():
   vectors = dataclasses.replace(SMALL, latent_dim=3, output_dim=5)
   tied = jax.eval_shape(tied.init, jax.random.key(0), inputs())
   latent = inputs(latent=jnp.ones((2, 8, 3)))
-  vectors = jax.eval_shape(
-      transformer(vectors).init, jax.random.key(0), latent
-  )
+  vectors = jax.eval_shape(transformer(vectors).init, jax.random.key(0), latent)
   assert set(tied) == {"embed", "layers", "final_norm"}
   assert set(vectors) == {"input", "layers", "final_norm", "output"}
 
@@ -116,8 +114,8 @@ def by_hand(params, tokens, positions):
     layer = jax.tree.map(lambda w, i=i: w[i], p["layers"])
     h = norm(x, layer["attention_norm"]["scale"])
     q, k, v = (
-        np.einsum("btd,dhk->bthk", h, layer["attention"][n]["kernel"])
-        for n in "qkv"
+      np.einsum("btd,dhk->bthk", h, layer["attention"][n]["kernel"])
+      for n in "qkv"
     )
     q, k = rotate(q), rotate(np.repeat(k, 1, axis=2))
     k, v = np.repeat(k, 2, axis=2), np.repeat(v, 2, axis=2)
@@ -154,13 +152,15 @@ def test_unroll_and_remat_change_no_number(change):
 
   def gradient(config):
     apply = transformer(config).apply
-    return jax.jit(jax.value_and_grad(
+    return jax.jit(
+      jax.value_and_grad(
         lambda p: jnp.sum(jnp.sin(apply(p, x, None)[0].hidden))
-    ))(params)
+      )
+    )(params)
 
   changed = gradient(dataclasses.replace(FULL, **change))
   for a, b in zip(
-      jax.tree.leaves(changed), jax.tree.leaves(gradient(FULL)), strict=True
+    jax.tree.leaves(changed), jax.tree.leaves(gradient(FULL)), strict=True
   ):
     np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
 
@@ -178,8 +178,8 @@ def test_remat_saves_memory():
   config = dataclasses.replace(SMALL, layers=4, mlp_dim=128)
   full = dataclasses.replace(config, remat="full")
   peaks = [
-      gradient_program(c, x).memory_analysis().temp_size_in_bytes
-      for c in (full, config)
+    gradient_program(c, x).memory_analysis().temp_size_in_bytes
+    for c in (full, config)
   ]
   assert peaks[0] < 0.7 * peaks[1]
 
@@ -189,7 +189,7 @@ def test_remat_computes_again_also_when_unrolled():
   config = dataclasses.replace(SMALL, unroll=2)
   dots = dataclasses.replace(config, remat="dots_no_batch")
   flops = [
-      gradient_program(c, x).cost_analysis()["flops"] for c in (dots, config)
+    gradient_program(c, x).cost_analysis()["flops"] for c in (dots, config)
   ]
   # Attention scores are formed again: 10 % here, 2 % where they are merged.
   assert flops[0] > 1.05 * flops[1]
@@ -201,7 +201,9 @@ def test_later_tokens_are_invisible(spec):
   apply, params = build(SMALL, x)
   hidden = apply(params, x)[0].hidden
   x = x.replace(latent=x.latent.at[:, 4:].set(0))
-  np.testing.assert_array_equal(hidden[:, :4], apply(params, x)[0].hidden[:, :4])
+  np.testing.assert_array_equal(
+    hidden[:, :4], apply(params, x)[0].hidden[:, :4]
+  )
 
 
 def test_padding_and_neighbouring_segments_are_invisible():
@@ -211,17 +213,17 @@ def test_padding_and_neighbouring_segments_are_invisible():
   apply, params = build(SMALL, x)
   hidden = apply(params, x)[0].hidden
   alone = x.replace(
-      latent=x.latent[:, 3:6],
-      segment_ids=segments[:, 3:6],
-      positions=positions[:, 3:6],
+    latent=x.latent[:, 3:6],
+    segment_ids=segments[:, 3:6],
+    positions=positions[:, 3:6],
   )
   # Sums run in another order: 1e-5 of float32.
   np.testing.assert_allclose(
-      apply(params, alone)[0].hidden, hidden[:, 3:6], atol=2e-5, rtol=1e-5
+    apply(params, alone)[0].hidden, hidden[:, 3:6], atol=2e-5, rtol=1e-5
   )
   changed = x.replace(latent=x.latent.at[:, 6:].set(5))
   np.testing.assert_array_equal(
-      apply(params, changed)[0].hidden[:, :6], hidden[:, :6]
+    apply(params, changed)[0].hidden[:, :6], hidden[:, :6]
   )
 
 
@@ -235,10 +237,10 @@ def test_cached_forward_equals_full_forward_with_ragged_rows(spec):
   full, filled = apply(params, x, FULL.cache(2, 10))
   shown = x.segment_ids[:, :, None] > 0
   np.testing.assert_allclose(
-      full.hidden * shown,
-      apply(params, x)[0].hidden * shown,
-      atol=2e-5,
-      rtol=1e-5,
+    full.hidden * shown,
+    apply(params, x)[0].hidden * shown,
+    atol=2e-5,
+    rtol=1e-5,
   )
 
   start = jnp.array([6, 4])
@@ -251,10 +253,10 @@ def test_cached_forward_equals_full_forward_with_ragged_rows(spec):
   at = start[:, None] + jnp.arange(2)
   pick = lambda a: jnp.take_along_axis(a, at, axis=1)
   block = x.replace(
-      latent=pick(x.latent),
-      positions=pick(x.positions),
-      segment_ids=jnp.ones((2, 2), jnp.int32),
-      slot=start,
+    latent=pick(x.latent),
+    positions=pick(x.positions),
+    segment_ids=jnp.ones((2, 2), jnp.int32),
+    slot=start,
   )
   out, cache = apply(params, block, cache)
   expected = jnp.take_along_axis(full.hidden, at[:, :, None], axis=1)
@@ -263,7 +265,7 @@ def test_cached_forward_equals_full_forward_with_ragged_rows(spec):
   kept = filled.segment_ids[None, :, :, None, None] > 0
   for a, b in ((cache.key, filled.key), (cache.value, filled.value)):
     np.testing.assert_allclose(
-        np.where(kept, a, 0), np.where(kept, b, 0), atol=2e-5, rtol=1e-5
+      np.where(kept, a, 0), np.where(kept, b, 0), atol=2e-5, rtol=1e-5
     )
 
 
@@ -273,18 +275,18 @@ def test_two_streams_equal_one_stream_with_a_clean_prefix():
   noisy = (clean.latent + 3) % 13
   two = lambda a, b: jnp.concatenate([a, b], axis=1)
   x = clean.replace(
-      latent=two(noisy, clean.latent),
-      positions=two(clean.positions, clean.positions),
-      segment_ids=two(clean.segment_ids, clean.segment_ids),
-      mask=TwoStream(8, 2),
+    latent=two(noisy, clean.latent),
+    positions=two(clean.positions, clean.positions),
+    segment_ids=two(clean.segment_ids, clean.segment_ids),
+    mask=TwoStream(8, 2),
   )
   apply, params = build(SMALL, x)
   out = apply(params, x)[0].hidden
   for start in (0, 2, 6):
     mixed = clean.latent.at[:, start:].set(noisy[:, start:])
-    alone = apply(
-        params, clean.replace(latent=mixed, mask=BlockCausal(2))
-    )[0].hidden
+    alone = apply(params, clean.replace(latent=mixed, mask=BlockCausal(2)))[
+      0
+    ].hidden
     np.testing.assert_allclose(
         out[:, start : start + 2], alone[:, start : start + 2],
         atol=2e-5, rtol=1e-5,
@@ -331,9 +333,9 @@ def test_dropout_only_with_a_key():
   apply, params = build(config, x)
   plain = apply(params, x)[0].hidden
   np.testing.assert_array_equal(plain, build(SMALL, x)[0](params, x)[0].hidden)
-  drop = lambda seed: apply(
-      params, x.replace(dropout_key=jax.random.key(seed))
-  )[0].hidden
+  drop = lambda seed: (
+    apply(params, x.replace(dropout_key=jax.random.key(seed)))[0].hidden
+  )
   assert (drop(0) == drop(0)).all() and (drop(0) != drop(1)).any()
   assert (drop(0) != plain).any()
 
@@ -363,6 +365,11 @@ def test_bfloat16_activations_stay_near():
 ], ids=str)  # fmt: skip
 def test_bad_configs(change, message):
   with pytest.raises(ValueError, match=message):
-    dataclasses.replace(SMALL, head_dim=change.get("head_dim"), **{
-        "rotary_dim": None, **{k: v for k, v in change.items() if k != "head_dim"}
-    })
+    dataclasses.replace(
+      SMALL,
+      head_dim=change.get("head_dim"),
+      **{
+        "rotary_dim": None,
+        **{k: v for k, v in change.items() if k != "head_dim"},
+      },
+    )

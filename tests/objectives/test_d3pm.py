@@ -84,12 +84,10 @@ def test_a_table_of_the_uniform_kernel_is_uniform(tmp_path):
     objective = D3PM(vocab_size=4, transition=kind, steps=10)
     assert hash(objective) == hash(objective)
     process = objective.init(jax.random.key(0))
-    found.append(
-      (
-        jax.jit(objective.token_terms)(process, logits, x0, z, t)[0],
-        jax.jit(objective.posterior)(process, logits, z, t, t - 0.3),
-      )
-    )
+    found.append((
+      jax.jit(objective.token_terms)(process, logits, x0, z, t)[0],
+      jax.jit(objective.posterior)(process, logits, z, t, t - 0.3),
+    ))
   for terms, log_p in found[1:]:
     np.testing.assert_allclose(terms, found[0][0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(log_p, found[0][1], rtol=1e-4, atol=1e-5)

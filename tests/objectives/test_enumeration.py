@@ -297,9 +297,11 @@ def test_reverse_chain_of_d3pm_is_the_product_of_dense_posteriors(kind):
     stride = 6 // steps
     for late in range(6, 0, -stride):
       early = late - stride
-      product = lambda parts: np.linalg.multi_dot(
-        [np.eye(size), np.eye(size), *parts]
-      )
+      product = lambda parts: np.linalg.multi_dot([
+        np.eye(size),
+        np.eye(size),
+        *parts,
+      ])
       f, before = product(matrices[early:late]), product(matrices[:early])
       q = f.T[rows] * (p @ before)
       q /= q.sum(-1, keepdims=True)

@@ -28,13 +28,13 @@ each = pytest.mark.parametrize("name", NAMES)
 def _tiny(name, **fields):
   """Returns the fields of a run that compiles quickly."""
   return {
-      "objective__name": name,
-      "data__length": 16,
-      "data__held_out": 0.0,
-      "model__layers": 1,
-      "optimizer__warmup_steps": 1,  # of fewer steps, the beginning of more
-      "training__steps": STEPS,
-      "checkpoint__every_steps": STEPS // 2,
+    "objective__name": name,
+    "data__length": 16,
+    "data__held_out": 0.0,
+    "model__layers": 1,
+    "optimizer__warmup_steps": 1,  # of fewer steps, the beginning of more
+    "training__steps": STEPS,
+    "checkpoint__every_steps": STEPS // 2,
   } | fields
 
 
@@ -118,10 +118,10 @@ def test_lowers_without_devices(name, network):
     pytest.skip(str(error))
   settings = config.parse(resolved)
   trainer = Trainer(
-      objective=objective,
-      denoiser=denoiser,
-      optimizer=settings.optimizer.build(STEPS),
-      training=settings.training,
+    objective=objective,
+    denoiser=denoiser,
+    optimizer=settings.optimizer.build(STEPS),
+    training=settings.training,
   )
   types = (jax.sharding.AxisType.Auto,) * len(AXES)
   mesh = jax.sharding.AbstractMesh((2, 2, 2, 1, 1), AXES, axis_types=types)
@@ -165,10 +165,10 @@ def test_losses_do_not_depend_on_the_mesh(name):
   width = objective.network_fields().get("output_dim", objective.vocab_size)
   settings = config.parse(runs.tiny())
   trainer = Trainer(
-      objective=objective,
-      denoiser=_small(width),
-      optimizer=settings.optimizer.build(STEPS),
-      training=settings.training,
+    objective=objective,
+    denoiser=_small(width),
+    optimizer=settings.optimizer.build(STEPS),
+    training=settings.training,
   )
   rows = jax.random.randint(jax.random.key(1), (8, SPACE.length), 0, 6)
   batch, found = jax.tree.map(np.asarray, toy.batch(rows)), []
@@ -227,7 +227,7 @@ def test_moving_the_process_recompiles_nothing(trained, name):
     moved = jax.tree.map(lambda x: x * 0.999, state.process)
     batch = global_batch(run._empty_batch(), run.mesh)
     moved = jax.device_put(
-        moved, jax.tree.map(lambda x: x.sharding, state.process)
+      moved, jax.tree.map(lambda x: x.sharding, state.process)
     )
     run.program.step(state.replace(process=moved), batch)
   assert run.program.step._cache_size() == 1

@@ -49,9 +49,10 @@ def test_random_lengths_cut_a_batch_and_hide_the_rest(table):
 
 def test_fine_tuning_divides_by_the_length_of_each_answer(table):
   objective = LLaDA(**_SPACE, random_length=0.0, normalisation="sequence")
-  supervised = jnp.array(
-    [[False, True, True, True], [False, False, False, True]]
-  )
+  supervised = jnp.array([
+    [False, True, True, True],
+    [False, False, False, True],
+  ])
   data = toy.batch(np.tile(_X0, (2, 1)), loss_mask=supervised)
   process = objective.init(_KEY)
   drawn = toy.draw(objective, process, _KEY, data)
@@ -62,11 +63,9 @@ def test_fine_tuning_divides_by_the_length_of_each_answer(table):
   drawn = drawn.replace(t=jnp.array([[0.5], [0.25]]), z=z)
   loss = toy.loss(objective, process, table, drawn, data)
   log_p = toy.log_p_x0(table, _MASK)
-  ce = -np.array(
-    [
-      [log_p[int(toy.index(row, _VOCAB)), i, _X0[i]] for i in range(_LENGTH)]
-      for row in z
-    ]
-  )
+  ce = -np.array([
+    [log_p[int(toy.index(row, _VOCAB)), i, _X0[i]] for i in range(_LENGTH)]
+    for row in z
+  ])
   exact = (ce[0, 1:].sum() / 0.5 / 3 + ce[1, 3] / 0.25 / 1) / 2
   np.testing.assert_allclose(loss.total / loss.weight, exact, rtol=1e-5)

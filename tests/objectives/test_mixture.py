@@ -180,7 +180,8 @@ def _temporary_bytes(objective) -> int:
   shapes = (_ROWS, _LENGTH, _WIDTH), (_WIDTH, objective.vocab_size)
   weights = tuple(jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes)
   compiled = (
-    jax.jit(jax.value_and_grad(loss, has_aux=True))
+    jax
+    .jit(jax.value_and_grad(loss, has_aux=True))
     .lower(weights, process, Drawn(t=times, z=tokens), data)
     .compile()
   )

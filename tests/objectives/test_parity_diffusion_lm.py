@@ -29,11 +29,11 @@ def case():
 def objective(case):
   config = case.config
   return DiffusionLM(
-      vocab_size=config["vocab_size"],
-      features=config["in_channels"],
-      steps=config["diffusion_steps"],
-      schedule=config["noise_schedule"],
-      clamp=False,
+    vocab_size=config["vocab_size"],
+    features=config["in_channels"],
+    steps=config["diffusion_steps"],
+    schedule=config["noise_schedule"],
+    clamp=False,
   )
 
 
@@ -42,10 +42,10 @@ def process(objective):
   weights = golden_cases.weights("diffusion_lm")
   fresh = objective.init(jax.random.key(0))
   return fresh.replace(
-      params={
-          "embedding": jnp.asarray(weights["word_embedding.weight"]),
-          "bias": jnp.asarray(weights["lm_head.bias"]),
-      }
+    params={
+      "embedding": jnp.asarray(weights["word_embedding.weight"]),
+      "bias": jnp.asarray(weights["lm_head.bias"]),
+    }
   )
 
 
@@ -59,9 +59,9 @@ def times(case):
 def drawn(case):
   arrays = case.arrays
   return Gaussian(
-      t=times(case)[0],
-      start=jnp.asarray(arrays["noise_x0"]),
-      noise=jnp.asarray(arrays["noise"]),
+    t=times(case)[0],
+    start=jnp.asarray(arrays["noise_x0"]),
+    noise=jnp.asarray(arrays["noise"]),
   )
 
 
@@ -81,7 +81,7 @@ def test_steps(case, objective, process):
   n = jnp.arange(1, objective.steps + 1)
   one, arrays = law(process.constants, n, n - 1), case.arrays
   close = lambda a, name: np.testing.assert_allclose(
-      a, arrays[name], rtol=1e-4, atol=1e-6
+    a, arrays[name], rtol=1e-4, atol=1e-6
   )
   close(one.of_x, "sqrt_posterior_mean_coef1")
   close(one.of_z, "sqrt_posterior_mean_coef2")
@@ -91,9 +91,7 @@ def test_steps(case, objective, process):
 
 def test_corruption(case, objective, process):
   arrays, batch = case.arrays, recorded.batch(case.arrays["input_ids"])
-  close = lambda a, name: np.testing.assert_allclose(
-      a, arrays[name], atol=1e-5
-  )
+  close = lambda a, name: np.testing.assert_allclose(a, arrays[name], atol=1e-5)
   close(objective.clean(process, batch.tokens), "x_start_mean")
   close(objective.start(process, batch.tokens, arrays["noise_x0"]), "x_start")
   close(objective.noisy(process, drawn(case), batch), "x_t")
@@ -108,18 +106,18 @@ def test_loss(case, objective, process, kind):
   told = lambda inputs: ModelOutputs(hidden=jnp.asarray(arrays["model_output"]))
   rows = np.eye(len(arrays["t"]), dtype=np.float32)
   losses = [
-      objective.loss(
-          process,
-          told,
-          drawn(case),
-          batch.replace(loss_weight=jnp.asarray(row)),
-          step=recorded.STEP,
-      )
-      for row in rows
+    objective.loss(
+      process,
+      told,
+      drawn(case),
+      batch.replace(loss_weight=jnp.asarray(row)),
+      step=recorded.STEP,
+    )
+    for row in rows
   ]
   name = "eps" if kind == "epsilon" else "x0"
   close = lambda values, expected: np.testing.assert_allclose(
-      values, expected, rtol=1e-3, atol=ATOL
+    values, expected, rtol=1e-3, atol=ATOL
   )
   close([x.total / x.weight for x in losses], arrays[f"loss_{name}"])
   metrics = losses[0].metrics
@@ -133,7 +131,7 @@ def test_loss_of_rounding(case, objective, process):
   ids = jnp.asarray(arrays["input_ids"])[..., None]
   nats = -jnp.take_along_axis(log_p, ids, axis=-1)[..., 0]
   np.testing.assert_allclose(
-      jnp.mean(nats, axis=1), arrays["decoder_nll"], rtol=1e-4
+    jnp.mean(nats, axis=1), arrays["decoder_nll"], rtol=1e-4
   )
 
 
@@ -147,7 +145,7 @@ def test_bound_terms(case, objective, process):
   scale = objective.features * np.log(2.0)
   found = np.mean(terms, axis=1) / scale
   np.testing.assert_allclose(
-      found[~clean], arrays["vb_kl"][~clean], rtol=1e-3, atol=ATOL
+    found[~clean], arrays["vb_kl"][~clean], rtol=1e-3, atol=ATOL
   )
   prior = prior_divergence(process.constants, start)
   prior = np.mean(prior, axis=1) / scale
@@ -156,29 +154,27 @@ def test_bound_terms(case, objective, process):
 
 def test_rounding(case, objective, process):
   arrays = case.arrays
-  ids = rounding.nearest(
-      process.params, jnp.asarray(arrays["round_in"])
-  )
+  ids = rounding.nearest(process.params, jnp.asarray(arrays["round_in"]))
   np.testing.assert_array_equal(ids, arrays["round_ids"])
   np.testing.assert_allclose(
-      objective.clean(process, ids), arrays["round_out"], atol=1e-6
+    objective.clean(process, ids), arrays["round_out"], atol=1e-6
   )
   for readout, name in (("head", "logits"), ("distance", "logits_mode2")):
     found = dataclasses.replace(objective, readout=readout).log_x0(
-        process, jnp.asarray(arrays["x_start"]), None, None
+      process, jnp.asarray(arrays["x_start"]), None, None
     )
     expected = jax.nn.log_softmax(arrays[name])
     np.testing.assert_allclose(found, expected, atol=ATOL)
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("plain", {}),
-        ("round", {"clamp": True}),
-        ("small", {"variance": "small"}),
-        ("eps", {"parameterisation": "epsilon"}),
-    ],
+  ("name", "fields"),
+  [
+    ("plain", {}),
+    ("round", {"clamp": True}),
+    ("small", {"variance": "small"}),
+    ("eps", {"parameterisation": "epsilon"}),
+  ],
 )
 def test_step_law(case, objective, process, name, fields):
   arrays, (t, s, clean) = case.arrays, times(case)
@@ -187,19 +183,19 @@ def test_step_law(case, objective, process, name, fields):
   z = jnp.asarray(arrays["x_t"])
   mean, variance = objective.step_law(process, out, z, t, s)
   np.testing.assert_allclose(
-      mean, arrays[f"pm_{name}_mean"], rtol=1e-3, atol=ATOL
+    mean, arrays[f"pm_{name}_mean"], rtol=1e-3, atol=ATOL
   )
   expected = arrays[f"pm_{name}_logvar"]
   found = jnp.broadcast_to(jnp.log(variance), expected.shape)
   # No noise is added at the last step, whose variance is a convention.
   np.testing.assert_allclose(
-      found[~clean], expected[~clean], rtol=1e-3, atol=ATOL
+    found[~clean], expected[~clean], rtol=1e-3, atol=ATOL
   )
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
-    [("p_sample", {"clamp": True}), ("ddim_sample", {"predictor": "ddim"})],
+  ("name", "fields"),
+  [("p_sample", {"clamp": True}), ("ddim_sample", {"predictor": "ddim"})],
 )
 def test_reverse(case, objective, process, name, fields):
   arrays, (t, s, _) = case.arrays, times(case)

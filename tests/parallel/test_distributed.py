@@ -23,7 +23,7 @@ def test_called_for(environment, expected):
 def test_initialise_passes_what_the_environment_says(monkeypatch):
   calls = []
   monkeypatch.setattr(
-      jax.distributed, "initialize", lambda **kwargs: calls.append(kwargs)
+    jax.distributed, "initialize", lambda **kwargs: calls.append(kwargs)
   )
   for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
     monkeypatch.delenv(name, raising=False)
@@ -36,5 +36,5 @@ def test_initialise_passes_what_the_environment_says(monkeypatch):
   monkeypatch.setenv("JAX_PROCESS_ID", "1")
   distributed.initialise()
   assert calls == [
-      {"coordinator_address": "host:1", "num_processes": 2, "process_id": 1}
+    {"coordinator_address": "host:1", "num_processes": 2, "process_id": 1}
   ]

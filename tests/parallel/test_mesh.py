@@ -55,7 +55,7 @@ def test_data_spans_the_slices(monkeypatch):
 
   devices = [Device(i, i // 4) for i in range(8)]
   monkeypatch.setattr(
-      jax.sharding, "Mesh", lambda array, names, axis_types: array
+    jax.sharding, "Mesh", lambda array, names, axis_types: array
   )
   array = mesh.make_mesh({"data": 4, "fsdp": 2}, devices)
   assert array.shape == (4, 2, 1, 1, 1)

@@ -28,27 +28,27 @@ CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 def inputs(rows=8, length=8):
   tokens = jax.random.randint(jax.random.key(1), (rows, length), 0, 29)
   return ModelInputs(
-      latent=tokens,
-      positions=jnp.tile(jnp.arange(length), (rows, 1)),
-      segment_ids=jnp.ones((rows, length), jnp.int32),
-      conditioning=jnp.linspace(0, 1, rows)[:, None],
+    latent=tokens,
+    positions=jnp.tile(jnp.arange(length), (rows, 1)),
+    segment_ids=jnp.ones((rows, length), jnp.int32),
+    conditioning=jnp.linspace(0, 1, rows)[:, None],
   )
 
 
 def specs(tree):
   flat = jax.tree_util.tree_leaves_with_path(tree)
   return {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf.spec
-      for path, leaf in flat
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.spec
+    for path, leaf in flat
   }
 
 
 def test_parameters_and_optimizer_state_lie_alike():
   params = jax.eval_shape(transformer(CONFIG).init, jax.random.key(0), inputs())
   state = {
-      "params": {"model": params},
-      "opt_state": jax.eval_shape(optax.adam(1e-3).init, {"model": params}),
-      "step": jax.ShapeDtypeStruct((), jnp.int32),
+    "params": {"model": params},
+    "opt_state": jax.eval_shape(optax.adam(1e-3).init, {"model": params}),
+    "step": jax.ShapeDtypeStruct((), jnp.int32),
   }
   placed = specs(shardings(state, make_mesh(CUBE)))
   q = "model/layers/attention/q/kernel"
@@ -60,9 +60,9 @@ def test_parameters_and_optimizer_state_lie_alike():
   assert placed["params/model/embed/embedding"] == own["embed/embedding"]
   # Every matrix of the network but the two small ones is divided.
   whole = {
-      path
-      for path, spec in own.items()
-      if path.endswith(("kernel", "embedding")) and not any(spec)
+    path
+    for path, spec in own.items()
+    if path.endswith(("kernel", "embedding")) and not any(spec)
   }
   assert whole == {
       "classes/embedding", "time/hidden/kernel", "time/out/kernel"
@@ -103,9 +103,9 @@ def loss_of(params, x):
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [{"data": 8}, CUBE, {"data": 2, "context": 2, "fsdp": 2}],
-    ids=str,
+  "sizes",
+  [{"data": 8}, CUBE, {"data": 2, "context": 2, "fsdp": 2}],
+  ids=str,
 )
 def test_no_mesh_changes_loss_or_gradients(sizes):
   x = inputs()
@@ -120,12 +120,12 @@ def test_no_mesh_changes_loss_or_gradients(sizes):
     rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
     program = jax.jit(step, out_shardings=(None, placed))
     loss_there, gradient_there = program(
-        jax.device_put(params, placed), jax.device_put(x, rows)
+      jax.device_put(params, placed), jax.device_put(x, rows)
     )
   np.testing.assert_allclose(loss_there, loss, rtol=1e-5)
   # Relative to each array's largest entry: sums run in another order.
   for a, b in zip(
-      jax.tree.leaves(gradient_there), jax.tree.leaves(gradient), strict=True
+    jax.tree.leaves(gradient_there), jax.tree.leaves(gradient), strict=True
   ):
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=1e-5)
 
@@ -133,16 +133,16 @@ def test_no_mesh_changes_loss_or_gradients(sizes):
 def test_lowers_on_an_abstract_mesh():
   x = inputs(rows=64)
   mesh = jax.sharding.AbstractMesh(
-      (8, 4, 2, 1, 1), ("data", "fsdp", "tensor", "context", "expert")
+    (8, 4, 2, 1, 1), ("data", "fsdp", "tensor", "context", "expert")
   )
   net = transformer(CONFIG)
   shapes = jax.eval_shape(net.init, jax.random.key(0), x)
   params = jax.tree.map(
-      lambda leaf, place: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=place
-      ),
-      shapes,
-      shardings(shapes, mesh),
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    shapes,
+    shardings(shapes, mesh),
   )
   with jax.sharding.use_abstract_mesh(mesh):
     traced = jax.jit(jax.grad(loss_of)).trace(params, x)
@@ -153,11 +153,11 @@ def test_lowers_on_an_abstract_mesh():
 def batch(rows, length=4):
   tokens = np.arange(rows * length, dtype=np.int32).reshape(rows, length)
   return Batch(
-      tokens=tokens,
-      loss_mask=tokens > 0,
-      segment_ids=np.ones_like(tokens),
-      positions=tokens,
-      loss_weight=np.arange(rows, dtype=np.float32),
+    tokens=tokens,
+    loss_mask=tokens > 0,
+    segment_ids=np.ones_like(tokens),
+    positions=tokens,
+    loss_weight=np.arange(rows, dtype=np.float32),
   )
 
 
@@ -174,7 +174,9 @@ def test_global_batch_keeps_values_and_divides_rows():
 def test_global_batch_that_does_not_divide():
   with pytest.raises(ValueError, match="6 rows does not divide over the 8"):
     global_batch(batch(6), make_mesh({"data": 8}))
-  with pytest.raises(ValueError, match="rows of 5 positions .* context of size"):
+  with pytest.raises(
+    ValueError, match="rows of 5 positions .* context of size"
+  ):
     global_batch(batch(8, 5), make_mesh({"data": 4, "context": 2}))
 
 

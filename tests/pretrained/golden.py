@@ -9,11 +9,11 @@ from tests import golden_cases
 from tests.golden_cases import Case
 
 PUBLISHED = tuple(
-    sorted(
-        path.parent.name
-        for path in golden_cases.ROOT.glob("*/config.json")
-        if "hf_config" in json.loads(path.read_text())
-    )
+  sorted(
+    path.parent.name
+    for path in golden_cases.ROOT.glob("*/config.json")
+    if "hf_config" in json.loads(path.read_text())
+  )
 )
 """The cases that keep the published configuration."""
 
@@ -29,17 +29,17 @@ def published_config(case: Case) -> dict:
   algo = config.get("algo", config)
   kind = "bd3lm" if "algo" in config else "mdlm"
   return {
-      "model_type": kind,
-      "architectures": [kind.upper()],
-      "vocab_size": case.config["vocab_size"],
-      "hidden_dim": model["hidden_size"],
-      "n_blocks": model["n_blocks"],
-      "n_heads": model["n_heads"],
-      "cond_dim": model["cond_dim"],
-      "dropout": model["dropout"],
-      "model_length": model["length"],
-      "time_conditioning": algo["time_conditioning"],
-      "block_size": config.get("block_size"),
+    "model_type": kind,
+    "architectures": [kind.upper()],
+    "vocab_size": case.config["vocab_size"],
+    "hidden_dim": model["hidden_size"],
+    "n_blocks": model["n_blocks"],
+    "n_heads": model["n_heads"],
+    "cond_dim": model["cond_dim"],
+    "dropout": model["dropout"],
+    "model_length": model["length"],
+    "time_conditioning": algo["time_conditioning"],
+    "block_size": config.get("block_size"),
   }
 
 
@@ -50,8 +50,8 @@ def publish(name: str, folder: pathlib.Path, **changes) -> pathlib.Path:
   config = {key: value for key, value in config.items() if value is not ...}
   (folder / "config.json").write_text(json.dumps(config))
   shutil.copyfile(
-      golden_cases.ROOT / name / "weights.safetensors",
-      folder / "model.safetensors",
+    golden_cases.ROOT / name / "weights.safetensors",
+    folder / "model.safetensors",
   )
   return folder
 
@@ -61,12 +61,12 @@ def dit_config(case: Case) -> DiTConfig:
   model = case.config["config"]["model"]
   data = case.config["config"].get("data", {})
   return DiTConfig(
-      vocab_size=case.config.get("vocab_size") or case.config["dim"],
-      width=model["hidden_size"],
-      layers=model["n_blocks"],
-      heads=model["n_heads"],
-      cond_dim=model["cond_dim"],
-      num_classes=data.get("num_classes") or 0,
-      tied=model.get("tie_word_embeddings", False),
-      dropout=model["dropout"],
+    vocab_size=case.config.get("vocab_size") or case.config["dim"],
+    width=model["hidden_size"],
+    layers=model["n_blocks"],
+    heads=model["n_heads"],
+    cond_dim=model["cond_dim"],
+    num_classes=data.get("num_classes") or 0,
+    tied=model.get("tie_word_embeddings", False),
+    dropout=model["dropout"],
   )

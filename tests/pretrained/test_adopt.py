@@ -38,9 +38,9 @@ def test_a_new_row_is_the_mask(kind, target, tmp_path):
   tokens = np.arange(12).reshape(1, 12)
   everyone = np.ones((1, 12, 12), bool)
   assert_allclose(
-      ours.logits(tokens, everyone)[..., :size],
-      model.logits(tokens, everyone),
-      atol=1e-4,
+    ours.logits(tokens, everyone)[..., :size],
+    model.logits(tokens, everyone),
+    atol=1e-4,
   )
   dllm_jax.save_pretrained(ours, tmp_path / "out")
   back = dllm_jax.load_pretrained(tmp_path / "out")
@@ -64,9 +64,14 @@ def test_a_spare_row_is_the_mask(tmp_path):
   assert run.objective.mask_id == 8 and run.objective.vocab_size == 128
   assert run.tokenizer.chat(TALK).size
   assert "▁" not in run.sample(["a"], length=4).texts[0]
-  assert main.main(
-      ["convert", f"--to_hf={tmp_path / 'out'}", f"--workdir={workdir}"]
-  ) == 0
+  assert (
+    main.main([
+      "convert",
+      f"--to_hf={tmp_path / 'out'}",
+      f"--workdir={workdir}",
+    ])
+    == 0
+  )
   names = {path.name for path in (tmp_path / "out").iterdir()}
   assert {"tokenizer.json", "tokenizer_config.json"} <= names
   stated = json.loads((tmp_path / "out" / "config.json").read_text())

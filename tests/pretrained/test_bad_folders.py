@@ -150,9 +150,7 @@ def test_half_precision(tmp_path):
   assert low.params["final_norm"]["scale"].dtype == "bfloat16"
   tokens = golden_cases.load(CASE).arrays["input_ids"]
   # bfloat16 keeps 8 bits of logits up to 12, through two layers.
-  np.testing.assert_allclose(
-      low.logits(tokens), model.logits(tokens), atol=0.5
-  )
+  np.testing.assert_allclose(low.logits(tokens), model.logits(tokens), atol=0.5)
   dllm_jax.save_pretrained(model, tmp_path / "out")
   back = load_file(tmp_path / "out" / "model.safetensors")
   assert {x.dtype for x in back.values()} == {np.dtype(np.float16)}

@@ -12,7 +12,7 @@ from dllm_jax.pretrained import DIT, Source, to_ours, to_theirs
 from dllm_jax.pretrained.table import flatten
 
 CONFIG = DiTConfig(
-    vocab_size=7, width=8, layers=2, heads=2, cond_dim=4, vocab_multiple=4
+  vocab_size=7, width=8, layers=2, heads=2, cond_dim=4, vocab_multiple=4
 )
 
 
@@ -21,21 +21,21 @@ def tensors(config=CONFIG):
   rng = np.random.default_rng(0)
   width, c = config.width, config.cond_dim
   shapes = {
-      "vocab_embed.embedding": (7, width),
-      "output_layer.norm_final.weight": (width,),
-      "output_layer.linear.weight": (7, width),
-      "output_layer.linear.bias": (7,),
+    "vocab_embed.embedding": (7, width),
+    "output_layer.norm_final.weight": (width,),
+    "output_layer.linear.weight": (7, width),
+    "output_layer.linear.bias": (7,),
   }
   for i in range(config.layers):
     block = {
-        "norm1.weight": (width,),
-        "attn_qkv.weight": (3 * width, width),
-        "attn_out.weight": (width, width),
-        "norm2.weight": (width,),
-        "mlp.0.weight": (4 * width, width),
-        "mlp.0.bias": (4 * width,),
-        "mlp.2.weight": (width, 4 * width),
-        "mlp.2.bias": (width,),
+      "norm1.weight": (width,),
+      "attn_qkv.weight": (3 * width, width),
+      "attn_out.weight": (width, width),
+      "norm2.weight": (width,),
+      "mlp.0.weight": (4 * width, width),
+      "mlp.0.bias": (4 * width,),
+      "mlp.2.weight": (width, 4 * width),
+      "mlp.2.bias": (width,),
     }
     if config.adaptive:
       block["adaLN_modulation.weight"] = (6 * width, c)
@@ -43,16 +43,16 @@ def tensors(config=CONFIG):
     shapes.update({f"blocks.{i}.{key}": value for key, value in block.items()})
   if config.adaptive:
     shapes |= {
-        "sigma_map.mlp.0.weight": (c, 256),
-        "sigma_map.mlp.0.bias": (c,),
-        "sigma_map.mlp.2.weight": (c, c),
-        "sigma_map.mlp.2.bias": (c,),
-        "output_layer.adaLN_modulation.weight": (2 * width, c),
-        "output_layer.adaLN_modulation.bias": (2 * width,),
+      "sigma_map.mlp.0.weight": (c, 256),
+      "sigma_map.mlp.0.bias": (c,),
+      "sigma_map.mlp.2.weight": (c, c),
+      "sigma_map.mlp.2.bias": (c,),
+      "output_layer.adaLN_modulation.weight": (2 * width, c),
+      "output_layer.adaLN_modulation.bias": (2 * width,),
     }
   made = {
-      key: rng.normal(size=shape).astype(np.float32)
-      for key, shape in shapes.items()
+    key: rng.normal(size=shape).astype(np.float32)
+    for key, shape in shapes.items()
   }
   if config.tied:
     made["output_layer.linear.weight"] = made["vocab_embed.embedding"]
@@ -124,7 +124,9 @@ def test_tied_weights_must_agree():
 def test_parameters_that_do_not_fit():
   params = to_ours(DIT, tensors(), CONFIG).params
   del params["final_norm"]
-  with pytest.raises(ValueError, match="final_norm/scale must be .* not absent"):
+  with pytest.raises(
+    ValueError, match="final_norm/scale must be .* not absent"
+  ):
     to_theirs(DIT, params, CONFIG)
 
 
@@ -150,4 +152,6 @@ def test_regions_are_read_by_parts():
 
 def test_other_types():
   params = to_ours(DIT, tensors(), CONFIG, dtype=ml_dtypes.bfloat16).params
-  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
+  assert {x.dtype for x in jax.tree.leaves(params)} == {
+    np.dtype(ml_dtypes.bfloat16)
+  }

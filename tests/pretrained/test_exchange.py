@@ -30,10 +30,10 @@ def text(tmp_path_factory):
 
 
 TUNE = (
-    "--config.training.steps=20",
-    "--config.optimizer.learning_rate=0.01",
-    "--config.optimizer.warmup_steps=0",
-    "--config.logging.progress=false",
+  "--config.training.steps=20",
+  "--config.optimizer.learning_rate=0.01",
+  "--config.optimizer.warmup_steps=0",
+  "--config.logging.progress=false",
 )
 
 
@@ -62,18 +62,14 @@ def test_tuned_models_go_back(name, change, text, tmp_path, capsys):
   assert sampled["samples"][0].startswith("1 2 3 ")
 
   data = f"--config.data.path={text}"
-  before = dllm(
-      capsys, "train", f"--workdir={workdir}", data, *TUNE, *change
-  )
+  before = dllm(capsys, "train", f"--workdir={workdir}", data, *TUNE, *change)
   assert before["step"] == 20
   figures = dllm(
-      capsys, "evaluate", f"--workdir={workdir}", "--batches=1", "--passes=2"
+    capsys, "evaluate", f"--workdir={workdir}", "--batches=1", "--passes=2"
   )
   assert 0 < figures["bits_per_token"] < 10
 
-  dllm(
-      capsys, "convert", f"--to_hf={tmp_path / 'out'}", f"--workdir={workdir}"
-  )
+  dllm(capsys, "convert", f"--to_hf={tmp_path / 'out'}", f"--workdir={workdir}")
   back = dllm_jax.load_pretrained(tmp_path / "out")
   first = dllm_jax.load_pretrained(source)
   assert back.published == first.published
@@ -89,7 +85,7 @@ def test_tuned_models_go_back(name, change, text, tmp_path, capsys):
   assert np.abs(tuned - np.asarray(first.logits(tokens))).max() > 0.1
   if change:
     changed = jax.tree.map(
-        lambda a, b: bool((a != b).any()), back.params, first.params
+      lambda a, b: bool((a != b).any()), back.params, first.params
     )
     assert not changed["embed"]["embedding"]
     assert not changed["layers"]["attention"]["q"]["bias"]
@@ -108,7 +104,10 @@ def test_there_and_back(name, tmp_path, capsys):
   dllm(capsys, "convert", f"--to_hf={out}", f"--workdir={workdir}")
   from safetensors.numpy import load_file
 
-  theirs, back = golden_cases.weights(name), load_file(out / "model.safetensors")
+  theirs, back = (
+    golden_cases.weights(name),
+    load_file(out / "model.safetensors"),
+  )
   assert set(back) == set(theirs)
   for key, tensor in theirs.items():
     assert back[key].tobytes() == tensor.tobytes(), key

@@ -32,13 +32,13 @@ def loaded(name):
     length = mask.length if isinstance(mask, TwoStream) else tokens.shape[1]
     positions = jnp.arange(tokens.shape[1]) % length
     inputs = ModelInputs(**{
-        "latent": tokens,
-        "positions": jnp.broadcast_to(positions, tokens.shape),
-        "segment_ids": jnp.ones_like(tokens),
-        "conditioning": None if sigma is None else jnp.asarray(sigma)[:, None],
-        "cond": None if cond is None else jnp.asarray(cond),
-        "mask": mask,
-        **fields,
+      "latent": tokens,
+      "positions": jnp.broadcast_to(positions, tokens.shape),
+      "segment_ids": jnp.ones_like(tokens),
+      "conditioning": None if sigma is None else jnp.asarray(sigma)[:, None],
+      "cond": None if cond is None else jnp.asarray(cond),
+      "mask": mask,
+      **fields,
     })
     out, cache = apply(params, inputs, cache)
     values = out.hidden @ out.unembed + out.bias
@@ -104,20 +104,24 @@ def test_bd3lm_sampling_with_and_without_a_cache():
   def check(ours, name, at):
     here = tokens[:, at : at + ours.shape[1]]
     theirs = a[name][:, -ours.shape[1] :]
-    masked = (here == mask_id)[..., None] & (np.arange(config.vocab_size) != mask_id)
+    masked = (here == mask_id)[..., None] & (
+      np.arange(config.vocab_size) != mask_id
+    )
     close(
-        np.where(masked, subs(ours, here, mask_id), 0),
-        np.where(masked, theirs, 0),
+      np.where(masked, subs(ours, here, mask_id), 0),
+      np.where(masked, theirs, 0),
     )
 
   check(logits(tokens, mask=spec)[0], "sample_logprobs_uncached", 0)
-  _, cache = logits(tokens[:, :start], mask=spec, cache=config.cache(rows, length))
+  _, cache = logits(
+    tokens[:, :start], mask=spec, cache=config.cache(rows, length)
+  )
   cached, _ = logits(
-      tokens[:, start:end],
-      mask=spec,
-      cache=cache,
-      slot=jnp.full((rows,), start),
-      positions=jnp.broadcast_to(jnp.arange(start, end), (rows, block)),
+    tokens[:, start:end],
+    mask=spec,
+    cache=cache,
+    slot=jnp.full((rows,), start),
+    positions=jnp.broadcast_to(jnp.arange(start, end), (rows, block)),
   )
   check(cached, "sample_logprobs_cached", start)
 
@@ -127,9 +131,9 @@ def test_udlm():
   a = case.arrays
   null = np.full_like(a["cond"], config.num_classes)
   for cond, name in (
-      (None, "log_x_theta"),
-      (a["cond"], "log_x_theta_cond"),
-      (null, "log_x_theta_nullcond"),
+    (None, "log_x_theta"),
+    (a["cond"], "log_x_theta_cond"),
+    (null, "log_x_theta_nullcond"),
   ):
     ours = jax.nn.log_softmax(logits(a["xt"], a["sigma"], cond)[0])
     # The tolerance stated for these is relative: 1e-4.

@@ -51,9 +51,7 @@ def test_dream():
   ours = model.logits(a["lp_input_ids"], mask)
   valid = at(a["lp_valid"])
   assert_allclose(ours[valid], a["lp_logits"][valid], atol=2e-4)
-  given = model.logits(
-      a["lp_input_ids"], mask, positions=a["lp_position_ids"]
-  )
+  given = model.logits(a["lp_input_ids"], mask, positions=a["lp_position_ids"])
   assert_allclose(given[mask], ours[mask], atol=1e-5)
   assert model.objective.shift == 1 and model.sampler == "dream"
 
@@ -140,7 +138,7 @@ def test_over_a_mesh():
 
 
 @pytest.mark.parametrize(
-    "name", [*PUBLISHED, "mdlm", "bd3lm", "sedd_absorb", "sedd_uniform"]
+  "name", [*PUBLISHED, "mdlm", "bd3lm", "sedd_absorb", "sedd_uniform"]
 )
 def test_round_trip_is_byte_equal(name, tmp_path):
   theirs = golden_cases.weights(name)
@@ -166,21 +164,23 @@ def test_round_trip_is_byte_equal(name, tmp_path):
 
 def test_autoregressive_families_load(tmp_path):
   # SDAR's weights are Qwen3's by name and shape.
-  folder = publish("sdar", tmp_path / "q", model_type="qwen3", architectures=...)
+  folder = publish(
+    "sdar", tmp_path / "q", model_type="qwen3", architectures=...
+  )
   model = dllm_jax.load_pretrained(folder)
   assert isinstance(model.objective, Autoregressive)
   a, sdar = loaded("sdar")
   length = a["input_ids"].shape[1]
   causal = np.tri(length, dtype=bool)[None]
   assert_allclose(
-      model.logits(a["input_ids"]), sdar.logits(a["input_ids"], causal), atol=1e-5
+    model.logits(a["input_ids"]), sdar.logits(a["input_ids"], causal), atol=1e-5
   )
 
 
 def test_llama_loads(tmp_path):
   # Dream's network without its biases is LLaMA's.
   folder = publish(
-      "dream_logits", tmp_path, model_type="llama", architectures=...
+    "dream_logits", tmp_path, model_type="llama", architectures=...
   )
   path = folder / "model.safetensors"
   tensors = load_file(path)
@@ -188,12 +188,12 @@ def test_llama_loads(tmp_path):
   model = dllm_jax.load_pretrained(folder)
   a, dream = loaded("dream_logits")
   params = jax.tree_util.tree_map_with_path(
-      lambda at, x: 0 * x if at[-1].key == "bias" else x, dream.params
+    lambda at, x: 0 * x if at[-1].key == "bias" else x, dream.params
   )
   dream = dataclasses.replace(dream, params=params)
   causal = np.tri(a["input_ids"].shape[1], dtype=bool)[None]
   assert_allclose(
-      model.logits(a["input_ids"]),
-      dream.logits(a["input_ids"], causal),
-      atol=1e-5,
+    model.logits(a["input_ids"]),
+    dream.logits(a["input_ids"], causal),
+    atol=1e-5,
   )

@@ -14,14 +14,14 @@ from dllm_jax.pretrained import families, files, table
 
 pytestmark = pytest.mark.all
 CONFIG = {
-    "model_type": "llada",
-    "d_model": 2048,
-    "n_layers": 16,
-    "n_heads": 16,
-    "mlp_hidden_size": 5632,
-    "vocab_size": 50304,
-    "rms_norm_eps": 1e-5,
-    "mask_token_id": 50300,
+  "model_type": "llada",
+  "d_model": 2048,
+  "n_layers": 16,
+  "n_heads": 16,
+  "mlp_hidden_size": 5632,
+  "vocab_size": 50304,
+  "rms_norm_eps": 1e-5,
+  "mask_token_id": 50300,
 }
 MIB = 2**20
 # Of a process: numbers that threads hold, freed pages not yet given back.

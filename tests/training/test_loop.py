@@ -42,7 +42,7 @@ def test_resumed_run_is_bit_identical(whole, tmp_path):
 def test_resume_on_another_mesh(whole, tmp_path):
   runs.run(tmp_path / "run", training__steps=3).train()
   second = runs.run(
-      tmp_path / "run", mesh__data=2, mesh__fsdp=2, mesh__tensor=2
+    tmp_path / "run", mesh__data=2, mesh__fsdp=2, mesh__tensor=2
   )
   second.train()
   # Sums run in another order; a few Adam steps at learning rate 1e-2 enlarge
@@ -72,12 +72,12 @@ def test_sigterm_finishes_the_step_and_saves(tmp_path):
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   # A learning rate that overflows after a few steps.
   run = runs.run(
-      tmp_path / "run",
-      training__steps=50,
-      optimizer__learning_rate=1e30,
-      optimizer__warmup_steps=0,
-      optimizer__schedule="constant",
-      checkpoint__every_steps=1,
+    tmp_path / "run",
+    training__steps=50,
+    optimizer__learning_rate=1e30,
+    optimizer__warmup_steps=0,
+    optimizer__schedule="constant",
+    checkpoint__every_steps=1,
   )
   with pytest.raises(NonFiniteLossError, match=r"at step \d+ .*learning_rate"):
     run.train()
@@ -93,10 +93,10 @@ def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
   events = []
   step, get = run.program.step, jax.device_get
   program = dataclasses.replace(
-      run.program, step=lambda *a: (events.append("step"), step(*a))[1]
+    run.program, step=lambda *a: (events.append("step"), step(*a))[1]
   )
   monkeypatch.setattr(
-      module.jax, "device_get", lambda x: (events.append("read"), get(x))[1]
+    module.jax, "device_get", lambda x: (events.append("read"), get(x))[1]
   )
   run.__dict__["program"] = program
   with jax.set_mesh(run.mesh):
@@ -109,11 +109,11 @@ def test_text_packed_on_the_fly_resumes_where_it_stood(tmp_path):
   rows = [json.dumps({"text": f"{i} " * (5 + i % 7)}) for i in range(400)]
   (tmp_path / "rows.jsonl").write_text("\n".join(rows))
   fields = {
-      "data__path": str(tmp_path / "rows.jsonl"),
-      "data__tokenizer": "byte",
-      "data__packing": "packed",
-      "data__in_memory_bytes": 0,
-      "data__virtual_shards": 4,
+    "data__path": str(tmp_path / "rows.jsonl"),
+    "data__tokenizer": "byte",
+    "data__packing": "packed",
+    "data__in_memory_bytes": 0,
+    "data__virtual_shards": 4,
   }
   whole = runs.run(tmp_path / "whole", **fields)
   whole.train()
@@ -121,6 +121,6 @@ def test_text_packed_on_the_fly_resumes_where_it_stood(tmp_path):
   resumed = runs.run(tmp_path / "run", **fields)
   resumed.train()
   for a, b in zip(
-      runs.parameters(resumed.state), runs.parameters(whole.state), strict=True
+    runs.parameters(resumed.state), runs.parameters(whole.state), strict=True
   ):
     np.testing.assert_array_equal(a, b)

@@ -29,32 +29,35 @@ def test_cosine_ends_at_the_final_fraction():
 
 def test_wsd_is_flat_then_linear():
   rates = _rates(
-      10, warmup_steps=2, schedule="wsd", decay_steps=4, final_fraction=0.0
+    10, warmup_steps=2, schedule="wsd", decay_steps=4, final_fraction=0.0
   )
   np.testing.assert_allclose(
-      rates, [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25], atol=1e-6
+    rates, [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25], atol=1e-6
   )
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
 def test_decay_spares_norms_biases_and_the_process(name):
   params = {
-      "model": {
-          "q": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones((4,))},
-          "norm": {"scale": jnp.ones((4,))},
-      },
-      "process": {"embedding": jnp.ones((4, 4))},
+    "model": {
+      "q": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones((4,))},
+      "norm": {"scale": jnp.ones((4,))},
+    },
+    "process": {"embedding": jnp.ones((4, 4))},
   }
   rule = Optimizer(
-      name=name, learning_rate=0.5, weight_decay=0.5, warmup_steps=0,
-      schedule="constant",
+    name=name,
+    learning_rate=0.5,
+    weight_decay=0.5,
+    warmup_steps=0,
+    schedule="constant",
   ).build(10)
   zeros = {
-      "model": {
-          "q": {"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros((4,))},
-          "norm": {"scale": jnp.zeros((4,))},
-      },
-      "process": {"embedding": jnp.zeros((4, 4))},
+    "model": {
+      "q": {"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros((4,))},
+      "norm": {"scale": jnp.zeros((4,))},
+    },
+    "process": {"embedding": jnp.zeros((4, 4))},
   }
   updates, _ = rule.update(zeros, rule.init(params), params)
   after = optax.apply_updates(params, updates)
@@ -65,12 +68,12 @@ def test_decay_spares_norms_biases_and_the_process(name):
 
 
 @pytest.mark.parametrize(
-    "fields, words",
-    [
-        ({"name": "sgd"}, "adamw, lion"),
-        ({"schedule": "square"}, "constant, cosine, wsd"),
-        ({"learning_rate": 0.0}, "above 0"),
-    ],
+  "fields, words",
+  [
+    ({"name": "sgd"}, "adamw, lion"),
+    ({"schedule": "square"}, "constant, cosine, wsd"),
+    ({"learning_rate": 0.0}, "above 0"),
+  ],
 )
 def test_bad_fields_say_what_is_legal(fields, words):
   with pytest.raises(ValueError, match=words):

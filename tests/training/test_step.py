@@ -23,7 +23,7 @@ def _losses(workdir, steps=4, **fields):
     losses.append(metrics)
     for _ in range(steps - 1):
       state, metrics = run.program.step(
-          state, global_batch(next(batches), run.mesh)
+        state, global_batch(next(batches), run.mesh)
       )
       losses.append(metrics)
     losses = jax.device_get(losses)
@@ -38,9 +38,9 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "mesh",
-    [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
-    ids=["data", "data_fsdp_tensor"],
+  "mesh",
+  [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
+  ids=["data", "data_fsdp_tensor"],
 )
 def test_losses_do_not_depend_on_the_mesh(plain, tmp_path, mesh):
   fields = {f"mesh__{k}": v for k, v in mesh.items()}
@@ -66,10 +66,10 @@ def test_average_follows_parameters(tmp_path):
     first = run.program.init()
   # Step 1 forgets all but (1 + 0) / (10 + 0) of the start.
   for p0, p1, ema in zip(
-      jax.tree.leaves(first.params),
-      jax.tree.leaves(state.params),
-      jax.tree.leaves(state.ema_params),
-      strict=True,
+    jax.tree.leaves(first.params),
+    jax.tree.leaves(state.params),
+    jax.tree.leaves(state.ema_params),
+    strict=True,
   ):
     np.testing.assert_allclose(ema, 0.1 * p0 + 0.9 * p1, rtol=1e-5, atol=1e-7)
 
@@ -77,8 +77,10 @@ def test_average_follows_parameters(tmp_path):
 def test_no_vocabulary_by_positions(tmp_path):
   """At T = 1024, V = 50k no value of the step has T x V elements a row."""
   run = runs.run(
-      tmp_path / "run", data__length=1024, training__batch_size=1,
-      evaluation__batch_size=1,
+    tmp_path / "run",
+    data__length=1024,
+    training__batch_size=1,
+    evaluation__batch_size=1,
   )
   trainer = _with_vocabulary(run, 50_000)
   batch = run._empty_batch()
@@ -95,11 +97,9 @@ def _with_vocabulary(run, vocab):
   from dllm_jax.objectives.mdlm import MDLM
 
   return dataclasses.replace(
-      run.trainer,
-      objective=MDLM(vocab_size=vocab, mask_id=vocab - 1),
-      denoiser=models.transformer(
-          models.TransformerConfig(
-              vocab_size=vocab, width=16, layers=2, heads=2
-          )
-      ),
+    run.trainer,
+    objective=MDLM(vocab_size=vocab, mask_id=vocab - 1),
+    denoiser=models.transformer(
+      models.TransformerConfig(vocab_size=vocab, width=16, layers=2, heads=2)
+    ),
   )
