@@ -39,7 +39,7 @@ test-all: $(VENV)/.installed  ## runs every test, the long ones too
 	@$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed  ## checks style
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 format: $(VENV)/.installed  ## mends what of the style can be mended
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
