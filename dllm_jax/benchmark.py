@@ -11,12 +11,10 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
 from dllm_jax import data
-from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import Batch
 from dllm_jax.parallel import global_batch
 from dllm_jax.parallel.hardware import peak_flops
@@ -62,7 +60,7 @@ def train(
         loop.append(_looped(run, pathlib.Path(directory) / str(i), steps))
   bare, loop = np.asarray(bare[1:]), np.asarray(loop[1:])
   seconds = float(np.median(loop)) / steps
-  flops = model_flops(run, batch)
+  flops = run.model_flops()
   kind = run.mesh.devices.flat[0].device_kind
   peak = peak_flops(kind)
   return {
@@ -103,36 +101,6 @@ def _looped(run: Run, workdir: pathlib.Path, steps: int) -> float:
   _, summary = run.loop(workdir, Hooks()).run()
   tokens = run.config.training.batch_size * run.config.data.length
   return steps * tokens / summary["tokens_per_second"]
-
-
-def model_flops(run: Run, batch: Batch) -> int:
-  """Returns the model FLOPs of a train step: 3 x the forward's, no recomputation.
-
-  Counts the matrix products of the network and of the unembedding at all
-  positions, as in arXiv:2204.02311, appendix B.
-  """
-  calls = []
-
-  def loss(params, process, batch):
-    process = process.replace(params=params["process"])
-    step = jnp.zeros((), jnp.int32)
-    drawn = run.objective.draw(process, jax.random.key(0), batch, step=step)
-
-    def denoise(inputs):
-      calls.append(jax.tree.map(jax.typeof, inputs))
-      return run.denoiser.apply(params["model"], inputs, None)[0]
-
-    return run.objective.loss(process, denoise, drawn, batch, step=step).total
-
-  abstract = run.program.abstract
-  jax.eval_shape(loss, abstract.params, abstract.process, batch)
-
-  def logits(params, inputs):
-    out = run.denoiser.apply(params, inputs, None)[0]
-    return out.hidden if out.unembed is None else out.hidden @ out.unembed
-
-  model = abstract.params["model"]
-  return 3 * sum(matmul_flops(logits, model, inputs) for inputs in calls)
 
 
 def _peak_bytes(compiled) -> int:

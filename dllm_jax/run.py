@@ -225,6 +225,10 @@ class Run:
         self.trainer, self._empty_batch(), self.mesh, RULES
       )
 
+  def model_flops(self) -> int:
+    """Returns the model FLOPs of a train step over all devices."""
+    return self.trainer.model_flops(self.program.abstract, self._empty_batch())
+
   def _empty_batch(self) -> Batch:
     shape = (self.config.training.batch_size, self.config.data.length)
     tokens = np.zeros(shape, np.int32)
@@ -328,7 +332,8 @@ class Run:
       hooks=hooks,
       learning_rate=config.optimizer.learning_rates(config.training.steps),
       workdir=workdir,
-      profile_steps=config.training.profile_steps,
+      model_flops=self.model_flops,
+      profile_steps=config.training.profiled(),
     )
 
   def _training_evaluation(self, state: TrainState) -> dict[str, float]:

@@ -12,7 +12,6 @@ import pathlib
 import signal
 import sys
 import threading
-import time
 from typing import Any
 
 import jax
@@ -26,10 +25,7 @@ from dllm_jax.parallel.sharding import global_batch, shardings
 from dllm_jax.training.checkpoint import abstract_state, Checkpoints
 from dllm_jax.training.metrics import Logging, MetricWriter
 from dllm_jax.training.step import Trainer, TrainState
-
-
-class NonFiniteLossError(RuntimeError):
-  """The loss or its gradient is not a number any more."""
+from dllm_jax.training.step_log import Profile, StepLog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,8 +182,10 @@ class Loop:
     mesh: the device mesh.
     hooks: evaluation and sampling.
     learning_rate: step -> learning rate, for the log.
-    profile_steps: "first:last" for a profiler trace under `workdir/profile`.
     workdir: the run's directory.
+    model_flops: () -> FLOPs of a step over all devices, for the log.
+    profile_steps: the first and last step of a profiler trace under
+      `workdir/profile`, or None.
   """
 
   program: Program
@@ -201,13 +199,15 @@ class Loop:
   hooks: Hooks
   learning_rate: Callable[[int], Any]
   workdir: pathlib.Path
-  profile_steps: str = ""
+  model_flops: Callable[[], int]
+  profile_steps: tuple[int, int] | None = None
 
   def run(self) -> tuple[TrainState, dict[str, Any]]:
     """Returns the last state and a summary of the run.
 
-    The summary has `step`, `loss_nats_per_token`, `tokens_per_second`, what the
-    last evaluation returned, and `interrupted`.
+    The summary has `step`, `loss_nats_per_token`, `tokens_per_second` and the
+    other speeds of `StepLog`, what the last evaluation returned, and
+    `interrupted`.
 
     Raises:
       NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
@@ -237,20 +237,26 @@ class Loop:
       self.checkpoints.close()
 
   def _steps(self, state, start, writer, bar, stop):
-    log = _Log(
-      writer,
-      bar,
-      lambda step: step % self.logging.every_steps == 0 or step == self.steps,
-      self.learning_rate,
+    log = StepLog(
+      writer=writer,
+      bar=bar,
+      due=lambda step: (
+        step % self.logging.every_steps == 0 or step == self.steps
+      ),
+      learning_rate=self.learning_rate,
+      devices=list(self.mesh.devices.flat),
+      model_flops=self.model_flops,
     )
     summary: dict[str, Any] = {}
     step, saved, batch = start, start, None
+    profile = Profile(self.workdir / "profile", self.profile_steps)
     while step < self.steps and not stop.requested:
       if batch is None:
         batch = self._next()
-      self._profile(step)
+      profile.before(step + 1)
       state, metrics = self.program.step(state, batch)
       step += 1
+      profile.after(step, metrics)
       # While the step runs: the state of the iterator that goes with it, then
       # the transfer of the next batch, then the metrics of the step before.
       data_state = self.batches.get_state()
@@ -264,7 +270,7 @@ class Loop:
     log.flush()
     if saved != step:
       self.checkpoints.save(state, data_state)
-    self._profile(None)
+    profile.close()
     self.checkpoints.wait()
     return state, {
       "step": step,
@@ -296,95 +302,3 @@ class Loop:
       writer.write(step, {"sample": "\n---\n".join(texts)})
       log.text(step, texts)
     return result
-
-  def _profile(self, step: int | None) -> None:
-    if not self.profile_steps:
-      return
-    first, last = map(int, self.profile_steps.split(":"))
-    if step == first:
-      jax.profiler.start_trace(str(self.workdir / "profile"))
-      self._profiling = True
-    elif (step is None or step == last) and getattr(self, "_profiling", False):
-      jax.profiler.stop_trace()
-      self._profiling = False
-
-
-class _Log:
-  """Reads metrics one step late and reports them at a cadence."""
-
-  def __init__(self, writer, bar, due, learning_rate):
-    self._writer, self._bar, self._due = writer, bar, due
-    self._learning_rate = learning_rate
-    self._pending: tuple[int, dict[str, Any]] | None = None
-    self._tokens, self._since = 0.0, None
-    self._warm = False
-    self.summary: dict[str, Any] = {}
-
-  def push(self, step: int, metrics: dict[str, Any]) -> None:
-    """Takes the metrics of a step that may still run; reports the one before."""
-    self.flush()
-    self._pending = (step, metrics)
-
-  def flush(self) -> None:
-    """Reports the pending step, waiting for it.
-
-    Raises:
-      NonFiniteLossError: its loss or gradient is not finite.
-    """
-    if self._pending is None:
-      return
-    step, metrics = self._pending
-    self._pending = None
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    loss, norm = metrics["loss_nats_per_token"], metrics["gradient_norm"]
-    if not np.isfinite(loss) or not np.isfinite(norm):
-      raise NonFiniteLossError(
-        f"the loss is not finite at step {step} (loss {loss}, gradient norm "
-        f"{norm}); the last checkpoint before it is kept: lower "
-        "optimizer.learning_rate or set optimizer.clip_norm, then run again"
-      )
-    now = time.perf_counter()
-    if not self._warm:  # The first step's time is compilation.
-      self._warm, self._since = True, now
-    else:
-      self._tokens += metrics["tokens"]
-    seconds = now - self._since
-    rate = self._tokens / seconds if seconds > 0 else 0.0
-    bits = metrics["bound_nats_per_token"] / np.log(2.0)
-    self._bar.set_postfix_str(
-      f"{bits:.3f} bits/token, {rate:,.0f} token/s", refresh=False
-    )
-    self._bar.update(1)
-    self.summary = {
-      "loss_nats_per_token": loss,
-      "tokens_per_second": rate,
-    }
-    if self._due(step):
-      rates = {
-        "learning_rate": float(self._learning_rate(step - 1)),
-        "tokens_per_second": rate,
-      }
-      self._writer.write(step, {**metrics, **rates})
-
-  @contextlib.contextmanager
-  def paused(self):
-    """Leaves the time of a block out of tokens per second."""
-    start = time.perf_counter()
-    yield
-    if self._since is not None:
-      self._since += time.perf_counter() - start
-
-  def show(self, values: dict[str, Any]) -> None:
-    """Prints an evaluation above the bar."""
-    text = ", ".join(
-      f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, float)
-    )
-    self._print(f"evaluation: {text}")
-
-  def text(self, step: int, texts: list[str]) -> None:
-    """Prints samples above the bar."""
-    self._print(f"samples at step {step}:\n" + "\n---\n".join(texts))
-
-  def _print(self, line: str) -> None:
-    if not self._bar.disable:
-      self._bar.write(line, file=self._bar.fp)

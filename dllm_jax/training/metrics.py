@@ -5,6 +5,7 @@ resumed run will take again are dropped.
 """
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -38,8 +39,25 @@ class Logging:
       )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spent:
+  """What earlier starts of a run have used.
+
+  Attributes:
+    wall_seconds: time that they trained, the steps included that were lost.
+    useful_seconds: time in the steps that were kept.
+  """
+
+  wall_seconds: float = 0.0
+  useful_seconds: float = 0.0
+
+
 class MetricWriter:
-  """Writes scalars and texts by step."""
+  """Writes scalars and texts by step.
+
+  Attributes:
+    spent: what earlier starts of the run have used.
+  """
 
   def __init__(
     self,
@@ -63,10 +81,15 @@ class MetricWriter:
       ValueError: W&B was asked for and is not installed.
     """
     self._file = self._events = self._wandb = None
+    self.spent = Spent()
     if not active:
       return
     path = pathlib.Path(workdir) / "metrics.jsonl"
+    before = _last(path, "wall_seconds")
     _drop_after(path, resumed_step)
+    self.spent = Spent(
+      wall_seconds=before, useful_seconds=_last(path, "useful_seconds")
+    )
     self._file = path.open("a", encoding="utf-8", buffering=1)
     if logging.tensorboard:
       self._events = SummaryWriter(
@@ -115,14 +138,24 @@ class MetricWriter:
 
 def latest(workdir: str | pathlib.Path, prefixes: Sequence[str]) -> dict:
   """Returns the newest logged value of each metric whose name has a prefix."""
-  path = pathlib.Path(workdir) / "metrics.jsonl"
   found: dict[str, Any] = {}
-  if path.exists():
-    for line in path.read_text(encoding="utf-8").splitlines():
-      values = json.loads(line)
-      found |= {
-        k: v for k, v in values.items() if k.startswith(tuple(prefixes))
-      }
+  for values in _lines(pathlib.Path(workdir) / "metrics.jsonl"):
+    found |= {k: v for k, v in values.items() if k.startswith(tuple(prefixes))}
+  return found
+
+
+def _last(path: pathlib.Path, name: str) -> float:
+  return next((v[name] for v in _lines(path)[::-1] if name in v), 0.0)
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the whole lines of a metrics file; a kill may cut the last short."""
+  if not path.exists():
+    return []
+  found = []
+  for line in path.read_text(encoding="utf-8").splitlines():
+    with contextlib.suppress(json.JSONDecodeError):
+      found.append(json.loads(line))
   return found
 
 
@@ -134,16 +167,10 @@ def _plain(value: Any) -> Any:
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
   """Keeps the whole lines of a metrics file up to a step."""
+  kept = [values for values in _lines(path) if values["step"] <= step]
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
-    try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line)
-    except (json.JSONDecodeError, KeyError):
-      continue  # a line cut short by a kill
-  text = "".join(line + "\n" for line in kept)
+  text = "".join(json.dumps(values) + "\n" for values in kept)
   temporary = path.with_suffix(".tmp")
   temporary.write_text(text, encoding="utf-8")
   temporary.replace(path)

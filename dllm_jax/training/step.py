@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 import optax
 
+from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import Batch, Denoiser, Objective, Process
 
 
@@ -56,7 +57,8 @@ class Training:
     seed: the seed of initialisation, corruption and data order.
     ema_decay: decay of the parameter average a step; 0 keeps none.
     dropout: whether networks with dropout use it.
-    profile_steps: "first:last" writes a profiler trace of those steps; "" none.
+    profile_steps: "first:last" writes a profiler trace of those steps, both
+      included, under `workdir/profile`; "" none.
   """
 
   steps: int = 1000
@@ -82,6 +84,20 @@ class Training:
       raise ValueError(
         f"training.ema_decay must lie in [0, 1), not {self.ema_decay}"
       )
+    self.profiled()
+
+  def profiled(self) -> tuple[int, int] | None:
+    """Returns the first and last step of the profiler trace, None for none."""
+    if not self.profile_steps:
+      return None
+    first, colon, last = self.profile_steps.partition(":")
+    legal = colon and first.isdecimal() and last.isdecimal()
+    if not legal or not 1 <= int(first) <= int(last):
+      raise ValueError(
+        'training.profile_steps must be "first:last" with 1 <= first <= last, '
+        f"for example 10:15, not {self.profile_steps!r}"
+      )
+    return int(first), int(last)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,6 +177,40 @@ class Trainer:
       opt_state=opt_state,
     )
     return new, metrics
+
+  def model_flops(self, state: TrainState, batch: Batch) -> int:
+    """Returns the FLOPs of a step: 3 x the forward's, no recomputation.
+
+    Counts the matrix products of the network and of the unembedding at all
+    positions, as in arXiv:2204.02311, appendix B.
+
+    Args:
+      state: only its shapes and types are used.
+      batch: likewise.
+    """
+    calls = []
+
+    def loss(params, process, batch):
+      process = process.replace(params=params["process"])
+      step = jnp.zeros((), jnp.int32)
+      drawn = self.objective.draw(process, jax.random.key(0), batch, step=step)
+
+      def denoise(inputs):
+        calls.append(jax.tree.map(jax.typeof, inputs))
+        return self.denoiser.apply(params["model"], inputs, None)[0]
+
+      return self.objective.loss(
+        process, denoise, drawn, batch, step=step
+      ).total
+
+    jax.eval_shape(loss, state.params, state.process, batch)
+
+    def logits(params, inputs):
+      out = self.denoiser.apply(params, inputs, None)[0]
+      return out.hidden if out.unembed is None else out.hidden @ out.unembed
+
+    model = state.params["model"]
+    return 3 * sum(matmul_flops(logits, model, inputs) for inputs in calls)
 
   def _average(self, state: TrainState, params: PyTree) -> PyTree | None:
     """Returns the moving average; its first steps forget the random start."""

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from dllm_jax.training.loop import Hooks, NonFiniteLossError
+from dllm_jax.training.loop import Hooks
+from dllm_jax.training.step_log import NonFiniteLossError
 from tests import runs
 
 
