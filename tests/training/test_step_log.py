@@ -38,9 +38,7 @@ def clock(monkeypatch):
 
 
 def _start(clock, workdir, step: int = 0):
-  writer = MetricWriter(
-    workdir, Logging(tensorboard=False), resumed_step=step
-  )
+  writer = MetricWriter(workdir, Logging(tensorboard=False), resumed_step=step)
   return step_log.StepLog(
     writer=writer,
     bar=tqdm(file=io.StringIO()),
