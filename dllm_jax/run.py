@@ -22,13 +22,13 @@ from dllm_jax import data
 from dllm_jax.core.axes import BATCH_AXES
 from dllm_jax.core.types import Batch
 from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
-from dllm_jax.evaluation import likelihood
 from dllm_jax.parallel import global_batch, make_mesh, RULES
 from dllm_jax.sampling import infill
 from dllm_jax.sampling import requests as sampling_requests
 from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.program import Generation
+from dllm_jax.training import bound
 from dllm_jax.training.checkpoint import Checkpoints
 from dllm_jax.training.loop import compile_program, Hooks, Loop, Program
 from dllm_jax.training.metrics import latest, MetricWriter
@@ -350,7 +350,7 @@ class Run:
   @functools.cached_property
   def _bound_sums(self):
     def sums(params, process, key, batch):
-      return likelihood.bound_sums(
+      return bound.bound_sums(
         self.objective, self.denoiser, params, process, key, batch
       )
 
@@ -394,7 +394,7 @@ class Run:
     )
     params = state.eval_params if use_ema else state.params
     with jax.set_mesh(self.mesh):
-      return likelihood.likelihood(
+      return bound.held_out_bound(
         lambda key, batch: self._bound_sums(
           params, state.process, key, global_batch(batch, self.mesh)
         ),

@@ -29,6 +29,7 @@ class Command:
     overrides: sections that flags such as `--sampler.steps` override, with what
       their defaults are read from.
     positional: names that the first argument may have, if it takes one.
+    variant: the command with the flags that some arguments bring with them.
   """
 
   name: str
@@ -37,6 +38,7 @@ class Command:
   run: Callable[[list[str]], Mapping[str, Any]]
   overrides: Sequence[str] = ()
   positional: Sequence[str] = ()
+  variant: Callable[[Sequence[str]], "Command"] | None = None
 
 
 class UsageError(ValueError):

@@ -21,7 +21,7 @@ _COMMANDS = {
   "train": "train a configuration, or resume what is in --workdir",
   "sample": "sample text from a trained model",
   "chat": "talk to a model that has a chat template",
-  "evaluate": "evaluate a trained model on held-out text",
+  "evaluate": "evaluate a trained model: likelihood, samples and other tasks",
   "compare": "train several configurations at one budget and compare them",
   "convert": "import published weights, or export a run to their layout",
   "prepare": "tokenise a corpus once into ArrayRecord files",
@@ -122,7 +122,8 @@ def _run(name: str, argv: list[str]) -> int:
 
   module = importlib.import_module(f"dllm_jax.cli.{name}")
   if "--help" in argv or "-h" in argv:
-    print(commands.help_text(module.COMMAND))
+    variant = module.COMMAND.variant
+    print(commands.help_text(variant(argv) if variant else module.COMMAND))
     return 0
   result = module.COMMAND.run(argv)
   sys.stdout.flush()

@@ -40,7 +40,7 @@ def bound_sums(
   return jnp.stack([jnp.sum(loss.bound), tokens])
 
 
-def likelihood(
+def held_out_bound(
   sums: Callable[[Key[Array, ""], Batch], Float[Array, "2"]],
   batches: Iterable[Batch],
   *,

@@ -1,0 +1,1 @@
+"""The tasks of `dllm evaluate`, one a file; `registry` finds them."""
