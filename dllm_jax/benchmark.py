@@ -154,7 +154,7 @@ def sample(
   timed = [once(seed) for seed in range(1, rounds + 1)]
   seconds = float(np.median([sampled.seconds for sampled in timed]))
   steps = int(first.generation.function_evaluations.max())
-  (launcher,) = run.launchers
+  (launcher,) = run.writer.launchers
   return {
     "tokens_per_second": first.new_tokens / seconds,
     "step_milliseconds": 1000 * seconds / steps,

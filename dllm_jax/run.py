@@ -7,68 +7,32 @@ disk. The command line and notebooks are thin layers over its methods.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
-import os
 import pathlib
-import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-import numpy as np
 
 from dllm_jax import config as configs
 from dllm_jax import data
-from dllm_jax.core.axes import BATCH_AXES
+from dllm_jax import workdir as workdirs
 from dllm_jax.core.types import Batch
-from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
-from dllm_jax.parallel import global_batch, make_mesh, RULES
-from dllm_jax.sampling import infill
-from dllm_jax.sampling import requests as sampling_requests
-from dllm_jax.sampling.launch import Launcher
+from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.parallel import (
+  check_rows,
+  enable_compilation_cache,
+  global_batch,
+  make_mesh,
+  RULES,
+)
 from dllm_jax.sampling.presets import SamplerConfig
-from dllm_jax.sampling.program import Generation
+from dllm_jax.sampling.requests import Template
+from dllm_jax.sampling.writer import Sampled, Writer
 from dllm_jax.training import bound
 from dllm_jax.training.checkpoint import Checkpoints
 from dllm_jax.training.loop import compile_program, Hooks, Loop, Program
 from dllm_jax.training.metrics import latest, MetricWriter
 from dllm_jax.training.step import Trainer, TrainState
-
-
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs on disk, so that a second start takes seconds.
-
-  In `JAX_COMPILATION_CACHE_DIR` where it is set, else in the user's cache
-  directory.
-  """
-  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    directory = str(pathlib.Path(base) / "dllm_jax" / "xla")
-    jax.config.update("jax_compilation_cache_dir", directory)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampled:
-  """Texts and what they cost.
-
-  Attributes:
-    texts: the samples.
-    generation: tokens, network calls a row and the trace, if asked for.
-    new_tokens: tokens that were sampled, over all rows.
-    seconds: time of the run, compilation apart.
-    compile_seconds: time of compilation.
-    dispatch_seconds: of them, until the one program was under way.
-    rows: the token ids of each text.
-  """
-
-  texts: list[str]
-  generation: Generation
-  new_tokens: int
-  seconds: float
-  compile_seconds: float
-  dispatch_seconds: float
-  rows: list[list[int]]
 
 
 class Run:
@@ -81,6 +45,7 @@ class Run:
     objective: how to corrupt and score.
     denoiser: the network.
     mesh: the device mesh; its methods set it while they run.
+    writer: samples texts from the network.
   """
 
   def __init__(
@@ -100,9 +65,9 @@ class Run:
     self._corpus = corpus
     self.objective, self.denoiser = self.config.build(tokenizer)
     self.mesh = make_mesh(self.config.mesh, devices)
-    self._launchers: dict[Any, Launcher] = {}
-
-  # ---------------------------------------------------------------- opening
+    self.writer = Writer(
+      self.objective, self.denoiser, tokenizer, mesh=self.mesh
+    )
 
   @classmethod
   def create(
@@ -126,31 +91,26 @@ class Run:
     workdir = pathlib.Path(workdir)
     config = configs.parse(resolved)
     if (workdir / "config.json").exists():
-      old = json.loads(configs.stored(workdir).to_json())
-      changed = configs.differences(old, json.loads(resolved.to_json()))
-      if changed and not _only_imported(workdir):
-        raise ValueError(
-          f"{workdir} holds a run with another configuration ("
-          + "; ".join(changed[:3])
-          + "); use another --workdir, or only change mesh, logging, "
-          "checkpoint and training.steps"
-        )
-      tokenizer = _read_tokenizer(workdir)
+      workdirs.check_same(workdir, resolved)
+      tokenizer = workdirs.read_tokenizer(workdir)
       corpus = data.load(config.data, tokenizer=tokenizer)
     else:
-      if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(
-          f"{workdir} is not empty and holds no run; use another --workdir"
-        )
+      workdirs.check_empty(workdir)
       corpus = data.load(config.data)
     run = cls(
       workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
     )
-    run._check_batches()
+    training = run.config.training
+    check_rows(
+      run.mesh,
+      {
+        "training.batch_size / training.microbatches": training.batch_size
+        // training.microbatches,
+        "evaluation.batch_size": run.config.evaluation.batch_size,
+      },
+    )
     if jax.process_index() == 0:
-      workdir.mkdir(parents=True, exist_ok=True)
-      _write(workdir / "tokenizer.json", corpus.tokenizer.to_json())
-      _write(workdir / "config.json", resolved.to_json(indent=2))
+      workdirs.begin(workdir, resolved, corpus.tokenizer)
     return run
 
   @classmethod
@@ -174,7 +134,7 @@ class Run:
     workdir = pathlib.Path(workdir)
     given = configs.stored(workdir).to_dict()
     given["mesh"] = dict(mesh or {"data": -1})
-    tokenizer = _read_tokenizer(workdir)
+    tokenizer = workdirs.read_tokenizer(workdir)
     return cls(workdir, configs.resolve(given), tokenizer, devices=devices)
 
   @property
@@ -194,14 +154,11 @@ class Run:
     shapes = jax.tree.leaves(self.program.abstract.params)
     parameters = sum(leaf.size for leaf in shapes)
     devices = self.mesh.devices
-    kind = devices.flat[0].device_kind
     return (
       f"{self.resolved.objective.name} on {self.resolved.data.path}: "
       f"{parameters:,} parameters, vocabulary {self.objective.vocab_size}, "
-      f"{devices.size} x {kind}"
+      f"{devices.size} x {devices.flat[0].device_kind}"
     )
-
-  # --------------------------------------------------------------- programs
 
   @functools.cached_property
   def trainer(self) -> Trainer:
@@ -221,41 +178,14 @@ class Run:
   def program(self) -> Program:
     """The train step, jitted over the mesh."""
     with jax.set_mesh(self.mesh):
-      return compile_program(
-        self.trainer, self._empty_batch(), self.mesh, RULES
-      )
+      return compile_program(self.trainer, self._blank(), self.mesh, RULES)
 
   def model_flops(self) -> int:
     """Returns the model FLOPs of a train step over all devices."""
-    return self.trainer.model_flops(self.program.abstract, self._empty_batch())
+    return self.trainer.model_flops(self.program.abstract, self._blank())
 
-  def _empty_batch(self) -> Batch:
-    shape = (self.config.training.batch_size, self.config.data.length)
-    tokens = np.zeros(shape, np.int32)
-    ones = np.ones(shape, np.int32)
-    return Batch(
-      tokens=tokens,
-      loss_mask=ones.astype(bool),
-      segment_ids=ones,
-      positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
-    )
-
-  def _check_batches(self) -> None:
-    """Checks that the mesh divides what it has to."""
-    rows = 1
-    for axis in BATCH_AXES:
-      rows *= self.mesh.shape[axis]
-    training, evaluation = self.config.training, self.config.evaluation
-    part = training.batch_size // training.microbatches
-    for name, size in (
-      ("training.batch_size / training.microbatches", part),
-      ("evaluation.batch_size", evaluation.batch_size),
-    ):
-      if size % rows:
-        raise ValueError(
-          f"{name} = {size} is not divisible by the {rows} devices of the mesh "
-          f"axes {', '.join(BATCH_AXES)}; choose a multiple of {rows}"
-        )
+  def _blank(self) -> Batch:
+    return data.blank(self.config.training.batch_size, self.config.data.length)
 
   @functools.cached_property
   def state(self) -> TrainState:
@@ -280,8 +210,6 @@ class Run:
     """Makes a fresh state the current one: an untrained network."""
     with jax.set_mesh(self.mesh):
       self.__dict__["state"] = self.program.init()
-
-  # --------------------------------------------------------------- training
 
   def train(self) -> dict[str, Any]:
     """Trains, or continues, to the configured step; returns a summary.
@@ -339,13 +267,8 @@ class Run:
   def _training_evaluation(self, state: TrainState) -> dict[str, float]:
     limit = self.config.evaluation.batches or None
     figures = self.evaluate(state=state, limit=limit)
-    return {
-      "eval_bits_per_token": figures["bits_per_token"],
-      "eval_bits_per_char": figures["bits_per_char"],
-      "eval_standard_error": figures["standard_error"],
-    }
-
-  # ------------------------------------------------------------- evaluation
+    names = ("bits_per_token", "bits_per_char", "standard_error")
+    return {f"eval_{name}": figures[name] for name in names}
 
   @functools.cached_property
   def _bound_sums(self):
@@ -405,8 +328,6 @@ class Run:
         progress=progress,
       )
 
-  # --------------------------------------------------------------- sampling
-
   def sample(
     self,
     prompts: Sequence[str] = ("",),
@@ -437,15 +358,7 @@ class Run:
       ValueError: a prompt is longer than the canvas, or the sampler is illegal.
     """
     length = length or self.config.data.length
-    encode = lambda text: [int(i) for i in self.tokenizer.encode(text)]
-    begun = lambda row: sampling_requests.begun(row, self.objective)
-    if infills:
-      rows = [begun(infill.parse(text, encode)) for text in infills]
-    else:
-      rows = [
-        sampling_requests.continuation(begun(encode(text)), length=length)
-        for text in prompts
-      ]
+    rows = self.writer.templates(prompts, infills, length=length)
     return self.sample_rows(
       [row for row in rows for _ in range(num_samples)],
       length=length,
@@ -458,7 +371,7 @@ class Run:
 
   def sample_rows(
     self,
-    rows: Sequence[sampling_requests.Template],
+    rows: Sequence[Template],
     *,
     length: int,
     seed: int = 0,
@@ -472,85 +385,23 @@ class Run:
     Args:
       rows: a template for each sample.
       length: slots of the canvas.
-      seed: as in `sample`, and so on.
-      sampler: how to sample.
+      seed: this and what follows as in `sample`.
+      sampler: how to sample; by default as configured.
       state: whose parameters.
-      use_ema: whether to use averaged parameters.
-      trace: whether to keep every step.
+      use_ema: whether to use averages.
+      trace: whether to keep steps.
 
     Raises:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
-    end = getattr(self.tokenizer, "eos_id", None)
-    sampler = (sampler or self.config.sampler).build(
-      self.objective, length=length, eos_id=end
-    )
-    requests = sampling_requests.build(
-      rows, objective=self.objective, length=length
-    )
     state = self.state if state is None else state
     params = state.eval_params if use_ema else state.params
-    process = state.process.replace(params=params["process"])
-    launcher = self._launcher(sampler, trace)
-    args = (params["model"], process, jax.random.key(seed), requests)
-    with jax.set_mesh(self.mesh):
-      compile_seconds = launcher.compile(*args)
-      start = time.perf_counter()
-      generation = launcher(*args)
-      dispatched = time.perf_counter() - start
-      jax.block_until_ready(generation)
-      seconds = time.perf_counter() - start
-    tokens = np.asarray(jax.device_get(generation.tokens))
-    ids = [
-      sampling_requests.text_ids(
-        row, given, begin=self.objective.begin_id, end=sampler.eos_id
-      )
-      for row, given in zip(tokens.tolist(), rows, strict=True)
-    ]
-    free = np.asarray(requests.valid) & ~np.asarray(requests.fixed)
-    return Sampled(
-      texts=[self.tokenizer.decode(row) for row in ids],
-      generation=generation,
-      new_tokens=int(free.sum()),
-      seconds=seconds,
-      compile_seconds=compile_seconds,
-      dispatch_seconds=dispatched,
-      rows=ids,
+    return self.writer(
+      params["model"],
+      state.process.replace(params=params["process"]),
+      rows,
+      length=length,
+      seed=seed,
+      sampler=sampler or self.config.sampler,
+      trace=trace,
     )
-
-  @property
-  def launchers(self) -> list[Launcher]:
-    """The samplers that were compiled so far."""
-    return list(self._launchers.values())
-
-  def _launcher(self, sampler, trace: bool) -> Launcher:
-    if (sampler, trace) not in self._launchers:
-      self._launchers[sampler, trace] = Launcher(
-        sampler, self.denoiser, trace=trace
-      )
-    return self._launchers[sampler, trace]
-
-
-def _only_imported(workdir: pathlib.Path) -> bool:
-  """Whether a run holds imported parameters that were not yet trained."""
-  checkpoints = Checkpoints(workdir)
-  try:
-    return checkpoints.steps() == [0]
-  finally:
-    checkpoints.close()
-
-
-def _read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
-  path = workdir / "tokenizer.json"
-  if not path.exists():
-    raise FileNotFoundError(
-      f"{path} is missing; restore it from a copy of the run"
-    )
-  return tokenizer_from_json(path.read_text(encoding="utf-8"))
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(text + "\n", encoding="utf-8")
-  temporary.replace(path)

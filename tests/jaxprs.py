@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import jax
+import jax.extend.core
 
 
 def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator:

@@ -20,6 +20,7 @@ ORDER = (
   {"training", "pretrained"},
   {"config_file"},
   {"config"},
+  {"workdir"},
   {"run"},
   {"evaluation"},
   {"benchmark", "compare", "exchange"},
@@ -98,6 +99,7 @@ def test_configs_are_read_in_one_place():
   assert users <= {
     "config",
     "config_file",
+    "workdir",
     "run",
     "benchmark",
     "compare",

@@ -10,6 +10,7 @@ _HOMES = {
   "batches": (
     "BatchIterator",
     "HeldOut",
+    "blank",
     "held_out_batches",
     "merge_states",
     "train_iterator",

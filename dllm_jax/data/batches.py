@@ -89,6 +89,12 @@ def held_out_batches(
   return HeldOut(corpus=corpus, batch_size=batch_size, rows=rows, limit=limit)
 
 
+def blank(rows: int, length: int) -> Batch:
+  """Returns a batch of zeros that all count."""
+  zeros = np.zeros((rows, length), np.int32)
+  return _batch(zeros, np.ones_like(zeros))
+
+
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Returns one state, for any number of processes, from that of each.
 

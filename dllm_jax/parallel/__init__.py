@@ -1,7 +1,8 @@
 """Mesh, sharding rules and multi-host start-up."""
 
+from dllm_jax.parallel.compilation import enable_compilation_cache
 from dllm_jax.parallel.distributed import initialise
-from dllm_jax.parallel.mesh import make_mesh, MeshConfig
+from dllm_jax.parallel.mesh import check_rows, make_mesh, MeshConfig
 from dllm_jax.parallel.sharding import (
   batch_sharding,
   global_batch,
@@ -11,6 +12,8 @@ from dllm_jax.parallel.sharding import (
 
 __all__ = [
   "batch_sharding",
+  "check_rows",
+  "enable_compilation_cache",
   "global_batch",
   "initialise",
   "make_mesh",

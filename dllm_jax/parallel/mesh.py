@@ -11,7 +11,7 @@ import math
 import jax
 from jax.experimental import mesh_utils
 
-from dllm_jax.core.axes import AXES, DATA
+from dllm_jax.core.axes import AXES, BATCH_AXES, DATA
 
 _FILL = -1
 
@@ -72,6 +72,25 @@ def make_mesh(
     tuple(inside.values()), tuple(across.values()), devices
   )
   return jax.sharding.Mesh(array, AXES, axis_types=types)
+
+
+def check_rows(mesh: jax.sharding.Mesh, sizes: Mapping[str, int]) -> None:
+  """Checks that a mesh divides the rows of batches.
+
+  Args:
+    mesh: the mesh.
+    sizes: rows, by the name of the field that gives them.
+
+  Raises:
+    ValueError: it does not divide one of them.
+  """
+  rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  for name, size in sizes.items():
+    if size % rows:
+      raise ValueError(
+        f"{name} = {size} is not divisible by the {rows} devices of the mesh "
+        f"axes {', '.join(BATCH_AXES)}; choose a multiple of {rows}"
+      )
 
 
 def _fill(sizes: dict[str, int], devices: int) -> dict[str, int]:

@@ -210,7 +210,7 @@ def test_one_program_each(trained, name):
   other = run.sample(("To be", "Or not"), sampler=sampler, seed=1)
   assert first.texts == again.texts != other.texts
   assert all(map(str.startswith, first.texts, prompts))
-  (launcher,) = run._launchers.values()
+  (launcher,) = run.writer.launchers
   assert launcher.programs() == 1
   tokens = np.asarray(first.generation.tokens)
   assert tokens.max() < run.objective.vocab_size
@@ -225,7 +225,8 @@ def test_moving_the_process_recompiles_nothing(trained, name):
   with jax.set_mesh(run.mesh):
     state = run.program.init()
     moved = jax.tree.map(lambda x: x * 0.999, state.process)
-    batch = global_batch(run._empty_batch(), run.mesh)
+    rows, length = run.config.training.batch_size, run.config.data.length
+    batch = global_batch(data.blank(rows, length), run.mesh)
     moved = jax.device_put(
       moved, jax.tree.map(lambda x: x.sharding, state.process)
     )

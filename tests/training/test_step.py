@@ -83,7 +83,7 @@ def test_no_vocabulary_by_positions(tmp_path):
     evaluation__batch_size=1,
   )
   trainer = _with_vocabulary(run, 50_000)
-  batch = run._empty_batch()
+  batch = data.blank(1, 1024)
   batch = jax.tree.map(jnp.asarray, batch)
   state = jax.eval_shape(trainer.init, batch)
   jaxpr = jax.make_jaxpr(trainer.step)(state, batch)
