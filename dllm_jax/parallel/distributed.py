@@ -1,9 +1,25 @@
-"""Start-up of several processes, where the environment describes several."""
+"""Several processes as one job: start-up, and agreement between them.
 
-from collections.abc import Mapping
+What processes tell each other goes through the key-value store of jax's
+coordination service, which process 0 hosts: no device takes part, so nothing
+here waits for a running step or compiles a program.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import itertools
+import json
 import os
+import socket
+from typing import Any
 
 import jax
+
+# The store has no public name; Orbax and others reach it the same way.
+from jax._src.distributed import global_state
+
+_PATIENCE_SECONDS = 1800  # for the slowest process to reach an exchange
+_NUMBERS = itertools.count()
 
 
 def called_for(environment: Mapping[str, str]) -> bool:
@@ -54,3 +70,64 @@ def initialise() -> None:
         " JAX_PROCESS_ID, or neither under Slurm or Open MPI"
       )
   jax.distributed.initialize(**arguments)
+
+
+def store() -> Any | None:
+  """Returns the client of the job's key-value store, None for one process."""
+  return global_state.client if global_state.num_processes > 1 else None
+
+
+def index() -> int:
+  """Returns the number of this process, without starting a backend."""
+  return global_state.process_id
+
+
+def name(process: int | None = None, host: str | None = None) -> str:
+  """Returns what to call a process in a message: this one by default."""
+  process = index() if process is None else process
+  return f"process {process} ({host or socket.gethostname()})"
+
+
+def exchange(value: Any) -> list[Any]:
+  """Returns the values of all processes, in their order.
+
+  Every process must call it the same number of times; it waits for the slowest.
+
+  Args:
+    value: anything that JSON can hold.
+  """
+  client = store()
+  if client is None:
+    return [value]
+  number, own = next(_NUMBERS), index()
+  key = "dllm/exchange/{}/{}".format
+  client.key_value_set(key(number, own), json.dumps(value))
+  client.wait_at_barrier(key(number, "all"), _PATIENCE_SECONDS * 1000)
+  if number:  # Everybody has read the one before.
+    client.key_value_delete(key(number - 1, own))
+  entries = client.key_value_dir_get(key(number, ""))
+  found = {int(k.rsplit("/", 1)[1]): json.loads(v) for k, v in entries}
+  return [found[i] for i in range(global_state.num_processes)]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Either every process gets through the block, or all raise.
+
+  Without it the others would wait in their next collective for one that failed.
+  The block itself must not wait for other processes.
+
+  Raises:
+    ValueError: another process raised; its message, and which one it was.
+  """
+  mine = None
+  try:
+    yield
+  except Exception as error:  # pylint: disable=broad-except
+    mine = error
+  told = None if mine is None else f"{name()}: {mine}"
+  failed = [message for message in exchange(told) if message is not None]
+  if mine is not None:
+    raise mine
+  if failed:
+    raise ValueError(failed[0])
