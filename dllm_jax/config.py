@@ -41,7 +41,15 @@ _DERIVED = {
 }
 
 # What a second start of a run may change.
-_MAY_CHANGE = ("mesh", "logging", "checkpoint", "training.steps")
+_MAY_CHANGE = (
+  "mesh",
+  "logging",
+  "checkpoint",
+  "training.steps",
+  "training.hang_seconds",
+  "training.heartbeat_seconds",
+  "training.profile_steps",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,14 @@ from dllm_jax.core.types import Batch
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.parallel import (
   check_rows,
+  distributed,
   enable_compilation_cache,
   global_batch,
   make_mesh,
+  row_share,
   RULES,
 )
+from dllm_jax.parallel.watch import Watch
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import Template
 from dllm_jax.sampling.writer import Sampled, Writer
@@ -89,14 +92,8 @@ class Run:
       FileNotFoundError: the text does not exist.
     """
     workdir = pathlib.Path(workdir)
-    config = configs.parse(resolved)
-    if (workdir / "config.json").exists():
-      workdirs.check_same(workdir, resolved)
-      tokenizer = workdirs.read_tokenizer(workdir)
-      corpus = data.load(config.data, tokenizer=tokenizer)
-    else:
-      workdirs.check_empty(workdir)
-      corpus = data.load(config.data)
+    with distributed.together():
+      corpus = _load(workdir, resolved)
     run = cls(
       workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
     )
@@ -109,8 +106,9 @@ class Run:
         "evaluation.batch_size": run.config.evaluation.batch_size,
       },
     )
-    if jax.process_index() == 0:
-      workdirs.begin(workdir, resolved, corpus.tokenizer)
+    with distributed.together():
+      if jax.process_index() == 0:
+        workdirs.begin(workdir, resolved, corpus.tokenizer)
     return run
 
   @classmethod
@@ -194,12 +192,9 @@ class Run:
     Raises:
       FileNotFoundError: there is no checkpoint.
     """
-    with jax.set_mesh(self.mesh):
-      checkpoints = Checkpoints(self.workdir)
-      try:
-        restored = self.program.restore(checkpoints, to_train=False)
-      finally:
-        checkpoints.close()
+    checkpoints = Checkpoints(self.workdir, writes=False)
+    with jax.set_mesh(self.mesh), checkpoints:
+      restored = self.program.restore(checkpoints, to_train=False)
     if restored is None:
       raise FileNotFoundError(
         f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
@@ -235,15 +230,15 @@ class Run:
 
   def loop(self, workdir: pathlib.Path, hooks: Hooks) -> Loop:
     """Returns the training loop of this run, writing into a directory."""
-    config = self.config
+    config, share = self.config, row_share(self.mesh)
     return Loop(
       program=self.program,
       batches=data.train_iterator(
         self.corpus,
         batch_size=config.training.batch_size,
         seed=config.training.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share.index,
+        process_count=share.count,
       ),
       checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
       writer=lambda step: MetricWriter(
@@ -260,6 +255,10 @@ class Run:
       hooks=hooks,
       learning_rate=config.optimizer.learning_rates(config.training.steps),
       workdir=workdir,
+      watch=Watch(
+        hang_seconds=config.training.hang_seconds,
+        heartbeat_seconds=config.training.heartbeat_seconds,
+      ),
       model_flops=self.model_flops,
       profile_steps=config.training.profiled(),
     )
@@ -301,7 +300,7 @@ class Run:
       ValueError: nothing is held out.
     """
     state = self.state if state is None else state
-    evaluation = self.config.evaluation
+    evaluation, share = self.config.evaluation, row_share(self.mesh)
     size = self.corpus.held_out_text
     if size is None:
       raise ValueError(
@@ -312,8 +311,8 @@ class Run:
       self.corpus,
       batch_size=evaluation.batch_size,
       limit=limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=share.index,
+      process_count=share.count,
     )
     params = state.eval_params if use_ema else state.params
     with jax.set_mesh(self.mesh):
@@ -405,3 +404,14 @@ class Run:
       sampler=sampler or self.config.sampler,
       trace=trace,
     )
+
+
+def _load(workdir: pathlib.Path, resolved: ConfigDict) -> data.Corpus:
+  """Returns the text of a run that begins, or continues, in a directory."""
+  dataset = configs.parse(resolved).data
+  if (workdir / "config.json").exists():
+    workdirs.check_same(workdir, resolved)
+    tokenizer = workdirs.read_tokenizer(workdir)
+    return data.load(dataset, tokenizer=tokenizer)
+  workdirs.check_empty(workdir)
+  return data.load(dataset)

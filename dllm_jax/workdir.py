@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from dllm_jax import config as configs
 from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
-from dllm_jax.training.checkpoint import Checkpoints
+from dllm_jax.training.checkpoint import steps_in
 
 
 def begin(
@@ -20,8 +20,9 @@ def begin(
 
 
 def check_empty(workdir: pathlib.Path) -> None:
-  """Raises ValueError if a directory is there and not empty."""
-  if workdir.exists() and any(workdir.iterdir()):
+  """Raises ValueError if a directory holds more than a start that was killed."""
+  begun = ("tokenizer.json", "tokenizer.tmp", "config.tmp")
+  if workdir.exists() and any(p.name not in begun for p in workdir.iterdir()):
     raise ValueError(
       f"{workdir} is not empty and holds no run; use another --workdir"
     )
@@ -35,7 +36,7 @@ def check_same(workdir: pathlib.Path, resolved: ConfigDict) -> None:
   """
   old = json.loads(configs.stored(workdir).to_json())
   changed = configs.differences(old, json.loads(resolved.to_json()))
-  if changed and not _only_imported(workdir):
+  if changed and steps_in(workdir) != [0]:  # imported, not trained yet
     raise ValueError(
       f"{workdir} holds a run with another configuration ("
       + "; ".join(changed[:3])
@@ -56,15 +57,6 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
       f"{path} is missing; restore it from a copy of the run"
     )
   return tokenizer_from_json(path.read_text(encoding="utf-8"))
-
-
-def _only_imported(workdir: pathlib.Path) -> bool:
-  """Whether a run holds imported parameters that were not yet trained."""
-  checkpoints = Checkpoints(workdir)
-  try:
-    return checkpoints.steps() == [0]
-  finally:
-    checkpoints.close()
 
 
 def _write(path: pathlib.Path, text: str) -> None:

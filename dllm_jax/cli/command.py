@@ -6,8 +6,10 @@ sections (`--sampler.steps=8`) work alike. Nothing here knows any one command.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import os
 import pathlib
 import shutil
+import sys
 import textwrap
 from typing import Any
 
@@ -43,6 +45,16 @@ class Command:
 
 class UsageError(ValueError):
   """The caller's mistake on the command line."""
+
+
+def join() -> None:
+  """Joins the other processes of a job; only the first goes on printing."""
+  from dllm_jax.parallel import distributed  # pylint: disable=g-import-not-at-top
+
+  distributed.initialise()
+  if distributed.index():
+    # One that is not the first has nothing to say but its errors.
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 def required(values: flags.FlagValues, name: str, example: str) -> Any:

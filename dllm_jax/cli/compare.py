@@ -37,9 +37,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   names = commands.required(values, "configs", "shakespeare,shakespeare_md4")
   budget = commands.required(values, "budget_tokens", "4096000")
 
-  from dllm_jax.parallel import initialise  # pylint: disable=g-import-not-at-top
-
-  initialise()
+  commands.join()
   from dllm_jax import compare  # pylint: disable=g-import-not-at-top
 
   prepared = compare.prepare(

@@ -78,6 +78,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(_variant(argv), argv)
   workdir = commands.required(values, "workdir", "runs/mine")
 
+  commands.join()
   from dllm_jax.evaluation import registry  # pylint: disable=g-import-not-at-top
   from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
 

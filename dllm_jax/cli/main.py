@@ -109,6 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
       )
     if _callers_mistake(error):
       return _fail(_message(error), 2)
+    if _of_several() and type(error).__name__ == "JaxRuntimeError":
+      return _fail(
+        "this process has lost another one, or its devices: start all again, "
+        "they continue from the last complete checkpoint "
+        f"({_message(error)[:300]})",
+        1,
+      )
     if type(error).__name__ == "NonFiniteLossError":
       return _fail(_message(error), 1)
     traceback.print_exc()
@@ -137,8 +144,17 @@ def _fail(message: str, status: int) -> int:
   return status
 
 
+def _of_several() -> bool:
+  """Whether this process is one of a job's; starts nothing."""
+  distributed = sys.modules.get("dllm_jax.parallel.distributed")
+  return distributed is not None and distributed.store() is not None
+
+
 def console() -> None:
   """The entry point of the console script."""
   status = main()
   sys.stderr.flush()
+  if status and _of_several():
+    # An ordinary exit waits for the other processes, which wait for this one.
+    os._exit(status)
   sys.exit(status)

@@ -61,6 +61,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   if values.prompt and values.infill:
     raise commands.UsageError("give --prompt or --infill, not both")
 
+  commands.join()
   from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
   from dllm_jax.sampling import watch, write  # pylint: disable=g-import-not-at-top
 

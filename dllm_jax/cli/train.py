@@ -32,9 +32,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
       )
     resolved = configs.stored(workdir)
 
-  from dllm_jax.parallel import initialise  # pylint: disable=g-import-not-at-top
-
-  initialise()
+  commands.join()
   from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
 
   run = Run.create(resolved, workdir)

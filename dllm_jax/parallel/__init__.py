@@ -6,6 +6,7 @@ from dllm_jax.parallel.mesh import check_rows, make_mesh, MeshConfig
 from dllm_jax.parallel.sharding import (
   batch_sharding,
   global_batch,
+  row_share,
   RULES,
   shardings,
 )
@@ -18,6 +19,7 @@ __all__ = [
   "initialise",
   "make_mesh",
   "MeshConfig",
+  "row_share",
   "RULES",
   "shardings",
 ]

@@ -8,8 +8,10 @@ parameters and every optimizer statistic of the same shape alike.
 """
 
 from collections.abc import Sequence
+import functools
 import math
 import re
+from typing import NamedTuple
 
 import jax
 from jaxtyping import PyTree
@@ -127,12 +129,60 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(mesh, jax.P(BATCH_AXES, CONTEXT))
 
 
+class RowShare(NamedTuple):
+  """Which rows of a batch a process holds.
+
+  Attributes:
+    index: its number among the processes that hold different rows.
+    count: the number of those.
+    blocks: where its rows lie, counted in a device's rows.
+  """
+
+  index: int
+  count: int
+  blocks: tuple[int, ...]
+
+
+@functools.cache
+def row_share(mesh: jax.sharding.Mesh) -> RowShare:
+  """Returns which rows of each batch this process reads.
+
+  Processes whose devices hold the same rows (parts of a network, or of their
+  positions) read the same ones.
+
+  Raises:
+    ValueError: the rows of two processes overlap in part.
+  """
+  owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  axes = [mesh.axis_names.index(a) for a in BATCH_AXES if a in mesh.shape]
+  owners = np.moveaxis(owners, axes, range(len(axes)))
+  blocks = owners.reshape(_parts(BATCH_AXES, mesh), -1)
+  return _share(blocks, jax.process_index())
+
+
+def _share(owners: np.ndarray, process: int) -> RowShare:
+  """Returns a process's share, given who owns `[blocks, devices]`."""
+  held = {
+    int(p): tuple(map(int, np.flatnonzero((owners == p).any(axis=1))))
+    for p in np.unique(owners)
+  }
+  shares = sorted(set(held.values()))
+  if len({len(s) for s in shares}) > 1 or sum(map(len, shares)) != len(owners):
+    raise ValueError(
+      f"the mesh divides rows into {len(owners)} blocks, of which processes "
+      f"hold {', '.join(map(str, map(list, shares)))}; choose axis sizes that "
+      "give each process blocks of its own, or those of another"
+    )
+  mine = held[process]
+  return RowShare(shares.index(mine), len(shares), mine)
+
+
 def global_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
   """Returns global arrays of a batch of which each process holds its own rows.
 
   Args:
     batch: a pytree of numpy arrays, `[B, L, ...]` or `[B]`, with this process's
-      share of the rows; None leaves stay None.
+      share of the rows, see `row_share`; None leaves stay None.
     mesh: the mesh.
 
   Raises:
@@ -141,10 +191,11 @@ def global_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
   rows, context = _parts(BATCH_AXES, mesh), _parts(CONTEXT, mesh)
   sharding = batch_sharding(mesh)
   by_row = jax.sharding.NamedSharding(mesh, jax.P(BATCH_AXES))
+  share = row_share(mesh)
 
   def place(leaf):
     leaf = np.asarray(leaf)
-    total = leaf.shape[0] * jax.process_count()
+    total = leaf.shape[0] * share.count
     if total % rows:
       raise ValueError(
         f"a batch of {total} rows does not divide over the {rows} devices of"
@@ -156,8 +207,14 @@ def global_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
         f"rows of {leaf.shape[1]} positions do not divide over mesh axis"
         f" context of size {context}; change the length or the mesh"
       )
-    return jax.make_array_from_process_local_data(
-      sharding if leaf.ndim > 1 else by_row, leaf
+    size = total // rows
+
+    def part(index):
+      start = share.blocks.index((index[0].start or 0) // size) * size
+      return leaf[(slice(start, start + size), *index[1:])]
+
+    return jax.make_array_from_callback(
+      (total, *leaf.shape[1:]), sharding if leaf.ndim > 1 else by_row, part
     )
 
   return jax.tree.map(place, batch)

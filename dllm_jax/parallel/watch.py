@@ -15,6 +15,7 @@ A process on its own is watched for getting no further.
 
 import collections
 from collections.abc import Callable
+import contextlib
 import faulthandler
 import json
 import os
@@ -133,10 +134,9 @@ class Watch:
         self._heard[process] = said, now
 
   def _pronounce(self, verdict: str) -> None:
-    try:
+    # Another may have been first, or nobody listens any more.
+    with contextlib.suppress(Exception):
       self._store.key_value_set(f"{_VERDICT}0", verdict)
-    except Exception:  # pylint: disable=broad-except
-      pass  # Another was first, or nobody listens any more.
 
   # ---------------------------------------------------------------- judging
 

@@ -1,13 +1,15 @@
 """Checkpoints: train state and data-iterator state together, by Orbax.
 
 Saves are asynchronous and atomic (a step's directory appears when it is
-complete); restoring works onto any mesh. A newest checkpoint that cannot be read
-is skipped, loudly, for the one before it.
+complete); restoring works onto any mesh and any number of processes. A newest
+checkpoint that cannot be read, by any one process, is skipped, loudly, for the
+one before it.
 """
 
 import dataclasses
 import logging
 import pathlib
+import threading
 from typing import Any
 
 import jax
@@ -16,9 +18,13 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from dllm_jax.core.types import Process
+from dllm_jax.parallel import distributed
 from dllm_jax.training.step import TrainState
 
 _LOGGER = logging.getLogger(__name__)
+
+# A save that needs a process which is gone never ends.
+_LAST_SAVE_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,19 +50,27 @@ class Checkpoint:
 class Checkpoints:
   """The checkpoints of a working directory."""
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    keep: int = 2,
+    writes: bool = True,
+  ):
     """Opens `workdir/checkpoints`, which is made if it is missing.
 
     Args:
       workdir: the run's directory.
       keep: newest checkpoints that stay on disk.
+      writes: whether to save, too: what a save that was cut off has left is
+        removed. Whoever only reads must not remove what another is writing.
     """
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    directory = _directory(workdir)
     self._checkpointer = ocp.training.Checkpointer(
       directory,
       preservation_policy=ocp.training.preservation_policies.LatestN(keep),
       save_decision_policy=_Always(),
-      cleanup_tmp_directories=True,
+      cleanup_tmp_directories=writes,
     )
     self._directory = directory
 
@@ -111,14 +125,12 @@ class Checkpoints:
     Raises:
       ValueError: there are checkpoints, and none can be read.
     """
-    steps = self.steps()
+    seen = [set(steps) for steps in distributed.exchange(self.steps())]
+    steps = sorted(set.intersection(*seen))
     for step in reversed(steps):
       try:
-        imported = step == 0 and self._imported(step)
-        wanted = _imported(abstract) if imported else _saved(abstract)
-        loaded = self._checkpointer.load_checkpointables(
-          step, {"state": wanted, "data": None}
-        )
+        with distributed.together():
+          imported, loaded = self._read(step, abstract)
       except Exception as error:  # pylint: disable=broad-except
         # Orbax and tensorstore raise many types for a damaged file.
         reason = " ".join(str(error).split())[:200]
@@ -142,9 +154,24 @@ class Checkpoints:
       )
     return None
 
-  def _imported(self, step: int) -> bool:
-    data = self._checkpointer.load_checkpointables(step, {"data": None})["data"]
-    return bool(data.get("imported"))
+  def _read(
+    self, step: int, abstract: TrainState
+  ) -> tuple[bool, dict[str, Any]]:
+    """Returns whether a step was imported, and what it holds.
+
+    Each process reads its own shards and waits for no other, so that one which
+    cannot read them can say so.
+    """
+    load = self._checkpointer.load_checkpointables
+    context = ocp.Context()
+    own = jax.process_index()
+    context.multiprocessing.primary_host = own
+    context.multiprocessing.active_processes = {own}
+    with context:
+      data = load(step, {"data": None})["data"]
+      imported = step == 0 and bool(data.get("imported"))
+      wanted = _imported(abstract) if imported else _saved(abstract)
+      return imported, load(step, {"state": wanted}) | {"data": data}
 
   def wait(self) -> None:
     """Waits until everything that was started is on disk."""
@@ -154,6 +181,18 @@ class Checkpoints:
     """Waits and releases the writers."""
     self._checkpointer.close()
 
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    if kind is None or distributed.store() is None:
+      self.close()
+      return
+    # Others may be gone, and what was being saved with them.
+    last = threading.Thread(target=self._checkpointer.close, daemon=True)
+    last.start()
+    last.join(_LAST_SAVE_SECONDS)
+
 
 class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
   """Saves whenever the loop says so: cadence is decided in one place."""
@@ -161,6 +200,16 @@ class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
   def should_save(self, step, previous_steps, *, context) -> bool:
     del step, previous_steps, context
     return True
+
+
+def steps_in(workdir: str | pathlib.Path) -> list[int]:
+  """Returns the steps of the checkpoints of a run, oldest first."""
+  names = [path.name for path in _directory(workdir).glob("*")]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _directory(workdir: str | pathlib.Path) -> pathlib.Path:
+  return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
 def _saved(state: TrainState) -> dict[str, PyTree]:

@@ -8,6 +8,7 @@ loop is handed `evaluate` and `sample` as callables and knows neither.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 import sys
@@ -15,13 +16,17 @@ import threading
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 from tqdm import tqdm
 
 from dllm_jax.core.types import Batch
+from dllm_jax.data import merge_states
+from dllm_jax.parallel import distributed
 from dllm_jax.parallel.sharding import global_batch, shardings
+from dllm_jax.parallel.watch import Watch
 from dllm_jax.training.checkpoint import abstract_state, Checkpoints
 from dllm_jax.training.metrics import Logging, MetricWriter
 from dllm_jax.training.step import Trainer, TrainState
@@ -143,17 +148,36 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
 
 
 class _Stop:
-  """Turns SIGTERM and the first Ctrl-C into a request to stop after a step."""
+  """Turns SIGTERM and the first Ctrl-C into a request to stop after a step.
+
+  In a job of several processes, one that is asked is enough: jax's preemption
+  service, which catches SIGTERM itself, makes all agree on the step.
+  """
 
   def __init__(self):
     self.requested = False
+    self._several = distributed.store() is not None
     self._previous = {}
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._request)
+      handlers = {signal.SIGTERM: self._request, signal.SIGINT: self._request}
+      if self._several:
+        handlers = {signal.SIGINT: self._terminate}
+      for number, handler in handlers.items():
+        self._previous[number] = signal.signal(number, handler)
     return self
+
+  def after(self, step: int) -> bool:
+    """Returns whether to stop after a step, the same on every process."""
+    if self._several:
+      self.requested = multihost_utils.reached_preemption_sync_point(step)
+    return self.requested
+
+  def _terminate(self, number, frame):
+    del number, frame
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
   def _request(self, number, frame):
     del number, frame
@@ -183,6 +207,7 @@ class Loop:
     hooks: evaluation and sampling.
     learning_rate: step -> learning rate, for the log.
     workdir: the run's directory.
+    watch: notices that this process or another gets no further.
     model_flops: () -> FLOPs of a step over all devices, for the log.
     profile_steps: the first and last step of a profiler trace under
       `workdir/profile`, or None.
@@ -199,6 +224,7 @@ class Loop:
   hooks: Hooks
   learning_rate: Callable[[int], Any]
   workdir: pathlib.Path
+  watch: Watch
   model_flops: Callable[[], int]
   profile_steps: tuple[int, int] | None = None
 
@@ -212,6 +238,10 @@ class Loop:
     Raises:
       NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
     """
+    with self.checkpoints, self.watch:
+      return self._run()
+
+  def _run(self) -> tuple[TrainState, dict[str, Any]]:
     restored = self.program.restore(self.checkpoints)
     if restored is None:
       state = self.program.init()
@@ -230,11 +260,8 @@ class Loop:
       # A log file gets a line now and then, a terminal a smooth bar.
       mininterval=0.1 if sys.stderr.isatty() else 15.0,
     )
-    try:
-      with contextlib.closing(writer), bar, _Stop() as stop:
-        return self._steps(state, start, writer, bar, stop)
-    finally:
-      self.checkpoints.close()
+    with contextlib.closing(writer), bar, _Stop() as stop:
+      return self._steps(state, start, writer, bar, stop)
 
   def _steps(self, state, start, writer, bar, stop):
     log = StepLog(
@@ -250,9 +277,16 @@ class Loop:
     summary: dict[str, Any] = {}
     step, saved, batch = start, start, None
     profile = Profile(self.workdir / "profile", self.profile_steps)
-    while step < self.steps and not stop.requested:
+    if step < self.steps and distributed.store() is not None:
+      # Collectives wait for a process that still compiles, but not for long.
+      batch = self._next(step)
+      self.watch.at(step, "compiling")
+      self.program.step.lower(state, batch).compile()
+      distributed.exchange("compiled")
+    while step < self.steps and not stop.after(step):
       if batch is None:
-        batch = self._next()
+        batch = self._next(step)
+      self.watch.at(step, "training")
       profile.before(step + 1)
       state, metrics = self.program.step(state, batch)
       step += 1
@@ -260,17 +294,19 @@ class Loop:
       # While the step runs: the state of the iterator that goes with it, then
       # the transfer of the next batch, then the metrics of the step before.
       data_state = self.batches.get_state()
-      batch = self._next() if step < self.steps else None
+      batch = self._next(step) if step < self.steps else None
+      self.watch.at(step, "training")
       log.push(step, metrics)
       if step % self.save_every == 0 or step == self.steps:
         log.flush()  # raises rather than save a state that is not finite
-        self.checkpoints.save(state, data_state)
+        self._save(step, state, data_state)
         saved = step
       summary.update(self._hooks(state, step, log, writer, stop))
     log.flush()
     if saved != step:
-      self.checkpoints.save(state, data_state)
+      self._save(step, state, data_state)
     profile.close()
+    self.watch.at(step, "saving")
     self.checkpoints.wait()
     return state, {
       "step": step,
@@ -279,8 +315,14 @@ class Loop:
       "interrupted": step < self.steps,
     }
 
-  def _next(self) -> Batch:
+  def _next(self, step: int) -> Batch:
+    self.watch.at(step, "reading data")
     return global_batch(next(self.batches), self.mesh)
+
+  def _save(self, step: int, state: TrainState, data_state: Any) -> None:
+    """Starts to save; of the data, what all processes together know."""
+    self.watch.at(step, "saving")
+    self.checkpoints.save(state, merge_states(distributed.exchange(data_state)))
 
   def _hooks(self, state, step, log, writer, stop) -> dict[str, Any]:
     """Runs evaluation and sampling where they are due."""
@@ -290,6 +332,7 @@ class Loop:
     due = hooks.evaluate_every and step % hooks.evaluate_every == 0
     if hooks.evaluate is not None and (due or last):
       log.flush()
+      self.watch.at(step, "evaluating")
       with log.paused():
         result = hooks.evaluate(state)
       writer.write(step, result)
@@ -297,6 +340,7 @@ class Loop:
     due = hooks.sample_every and step % hooks.sample_every == 0
     if hooks.sample is not None and due:
       log.flush()
+      self.watch.at(step, "sampling")
       with log.paused():
         texts = hooks.sample(state)
       writer.write(step, {"sample": "\n---\n".join(texts)})

@@ -57,6 +57,9 @@ class Training:
     seed: the seed of initialisation, corruption and data order.
     ema_decay: decay of the parameter average a step; 0 keeps none.
     dropout: whether networks with dropout use it.
+    hang_seconds: the run ends, to be started again, when it gets no further for
+      so long; longer than compiling, evaluating and saving take.
+    heartbeat_seconds: how long a process of several may be silent.
     profile_steps: "first:last" writes a profiler trace of those steps, both
       included, under `workdir/profile`; "" none.
   """
@@ -67,6 +70,8 @@ class Training:
   seed: int = 0
   ema_decay: float = 0.0
   dropout: bool = False
+  hang_seconds: float = 1800.0
+  heartbeat_seconds: float = 60.0
   profile_steps: str = ""
 
   def __post_init__(self):
@@ -83,6 +88,11 @@ class Training:
     if not 0.0 <= self.ema_decay < 1.0:
       raise ValueError(
         f"training.ema_decay must lie in [0, 1), not {self.ema_decay}"
+      )
+    if self.hang_seconds <= 0 or self.heartbeat_seconds <= 0:
+      raise ValueError(
+        "training.hang_seconds and training.heartbeat_seconds must be above 0, "
+        f"not {self.hang_seconds} and {self.heartbeat_seconds}"
       )
     self.profiled()
 
