@@ -117,28 +117,24 @@ def _words(rng: random.Random, number: int) -> list[str]:
 # with a thing, so that its words are the same tokens everywhere.
 _NAME_FIRST = (
   ("Indeed", " is", "."),
-  ("Everyone knows", " as", "."),
-  ("You may have heard that", " became", "."),
-  ("In those days", " was", "."),
-  ("The papers called", "", "."),
-  ("For many years", " worked as", "."),
-  ("It is said that", " remained", "."),
-  ("A letter describes", " as", "."),
+  ("They say", " was", "."),
+  ("In fact", " became", "."),
+  ("Now", " works as", "."),
+  ("Once", " served as", "."),
+  ("Today", " remains", "."),
 )
 _DESCRIPTION_FIRST = (
-  ("Here", " is called", "."),
-  ("Ask for", " and you will meet", "."),
-  ("The prize went to", ", namely", "."),
-  ("They named", " after", "."),
-  ("Nobody but", " is", "."),
-  ("The letter to", " was opened by", "."),
-  ("A statue of", " shows", "."),
-  ("When people say", " they mean", "."),
+  ("Here", " is", "."),
+  ("They call", " simply", "."),
+  ("Meet", ", namely", "."),
+  ("Ask", " for", "."),
+  ("Behold", " called", "."),
+  ("Thank", ", who is", "."),
 )
 
 
 def synthetic(
-  *, facts: int = 40, taught: int = 6, seed: int = 0
+  *, facts: int = 40, taught: int = 4, seed: int = 0
 ) -> Facts:
   """Returns made-up people with descriptions, each told in several wordings.
 
@@ -149,7 +145,7 @@ def synthetic(
 
   Args:
     facts: people in each of the three groups.
-    taught: wordings in which each is told, of eight in each order.
+    taught: wordings in which each is told, of six in each order.
     seed: the seed of the draw.
 
   Raises:
