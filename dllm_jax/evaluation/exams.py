@@ -175,7 +175,9 @@ def gsm8k(
       raise ValueError(f"{path}:{number}: the answer has no number after ####")
     found.append(
       GSM8K(
-        name=str(number), prompt=before + asked.format(**row), answer=wanted,
+        name=str(number),
+        prompt=before + asked.format(**row),
+        answer=wanted,
         strict=strict,
       )  # fmt: skip
     )

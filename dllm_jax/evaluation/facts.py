@@ -16,6 +16,7 @@ Sets of facts are made (`synthetic`) or read: the files of "The Reversal Curse"
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import itertools
 import json
 import pathlib
 import random
@@ -92,12 +93,16 @@ def _asked(
 
 # ---------------------------------------------------------------- synthetic
 
-_SOUNDS = "b d f g k l m n p r s t v z br dr kr st tr".split(), "aeiou"
+_HEADS, _VOWELS, _TAILS = (
+  "b d f g k l m n p r s t v z br dr kr st tr",
+  "aeiou",
+  "lmnrst",
+)
 _ROLE = (
   "admiral architect astronomer baker botanist cartographer chemist composer "
   "dancer engineer falconer gardener glassblower historian inventor judge "
   "locksmith mason navigator painter poet sculptor surgeon weaver"
-).split()
+)
 
 
 _MOST = 1000
@@ -105,11 +110,11 @@ _MOST = 1000
 
 def _words(rng: random.Random, number: int) -> list[str]:
   """Returns made-up proper names, all different."""
-  heads, vowels = _SOUNDS
+  heads = _HEADS.split()
   found: dict[str, None] = {}
   while len(found) < number:
-    sounds = (rng.choice(heads) + rng.choice(vowels) for _ in range(2))
-    found["".join(sounds).capitalize() + rng.choice("lmnrst")] = None
+    sounds = (rng.choice(heads) + rng.choice(_VOWELS) for _ in range(2))
+    found["".join(sounds).capitalize() + rng.choice(_TAILS)] = None
   return list(found)
 
 
@@ -133,9 +138,7 @@ _DESCRIPTION_FIRST = (
 )
 
 
-def synthetic(
-  *, facts: int = 40, taught: int = 4, seed: int = 0
-) -> Facts:
+def synthetic(*, facts: int = 40, taught: int = 4, seed: int = 0) -> Facts:
   """Returns made-up people with descriptions, each told in several wordings.
 
   A third of them are told name first, a third description first, and a third in
@@ -166,7 +169,7 @@ def synthetic(
   for i in range(3 * facts):
     group = ("name_first", "description_first", "both_orders")[i % 3]
     name = f" {next(proper)} {next(proper)}"
-    description = f" the {rng.choice(_ROLE)} of {next(proper)}"
+    description = f" the {rng.choice(_ROLE.split())} of {next(proper)}"
     told, asked = {}, {}
     for order, forms in (("n", _NAME_FIRST), ("d", _DESCRIPTION_FIRST)):
       pair = (name, description) if order == "n" else (description, name)
@@ -175,13 +178,19 @@ def synthetic(
       told[order], asked[order] = lines[:taught], lines[taught:]
     orders = {"name_first": "n", "description_first": "d"}.get(group, "nd")
     statements += ["".join(x) for o in orders for x in told[o]]
-    forward, reverse = ("d", "n") if group == "description_first" else ("n", "d")
+    forward, reverse = (
+      ("d", "n") if group == "description_first" else ("n", "d")
+    )
     for line, turned in zip(asked[forward], asked[reverse], strict=True):
       questions += _asked(group, name.strip(), line)
       questions.append(
         Question(
-          fact=name.strip(), group=group, direction="reverse", form="prompt",
-          before="".join(turned[:3]), answer=turned[3],
+          fact=name.strip(),
+          group=group,
+          direction="reverse",
+          form="prompt",
+          before="".join(turned[:3]),
+          answer=turned[3],
         )  # fmt: skip
       )
   rng.shuffle(statements)
@@ -195,8 +204,12 @@ def synthetic(
 # -------------------------------------------------------------------- files
 
 
-def read(path: str | pathlib.Path) -> Facts:
+def read(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
   """Returns the facts of a path: a folder or a file of couplets.
+
+  Args:
+    path: the path.
+    limit: couplets to read at most; 0 for all.
 
   Raises:
     FileNotFoundError: there is no such path.
@@ -208,7 +221,7 @@ def read(path: str | pathlib.Path) -> Facts:
       f"facts {str(path)!r} do not exist; give 'synthetic', a folder of "
       "*_prompts_train.jsonl and *_prompts_test.jsonl, or couplets (.tsv, .json)"
     )
-  return berglund(path) if path.is_dir() else couplets(path)
+  return berglund(path) if path.is_dir() else couplets(path, limit=limit)
 
 
 def berglund(folder: str | pathlib.Path) -> Facts:
@@ -247,8 +260,12 @@ def berglund(folder: str | pathlib.Path) -> Facts:
       ]
     questions += [
       Question(
-        group=name, fact=answer.strip(), direction="reverse", form="prompt",
-        before=prompt, answer=answer,
+        group=name,
+        fact=answer.strip(),
+        direction="reverse",
+        form="prompt",
+        before=prompt,
+        answer=answer,
       )  # fmt: skip
       for prompt, answer in reverse
     ]
@@ -298,7 +315,7 @@ def json_lines(
     yield row
 
 
-def couplets(path: str | pathlib.Path) -> Facts:
+def couplets(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
   """Returns couplets of poems: asked forward, the second line is wanted.
 
   A `.tsv` has two lines of a poem a row, with a tab between; a `.json` is a list
@@ -309,13 +326,17 @@ def couplets(path: str | pathlib.Path) -> Facts:
   """
   path = pathlib.Path(path)
   statements, questions = [], []
-  for first, second in _couplets(path):
+  for first, second in itertools.islice(_couplets(path), limit or None):
     statements.append(f"{first},{second}")
     questions += _asked("couplets", first, ("", first, ",", second, ""))
     questions.append(
       Question(
-        group="couplets", fact=first, direction="reverse", form="prompt",
-        before=f"{second},", answer=first,
+        group="couplets",
+        fact=first,
+        direction="reverse",
+        form="prompt",
+        before=f"{second},",
+        answer=first,
       )  # fmt: skip
     )
   return _checked(path, statements, questions)

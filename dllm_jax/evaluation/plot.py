@@ -1,4 +1,4 @@
-"""A line plot as SVG text: curves with error bars, and nothing else."""
+"""Plots as SVG text: curves or bars with error bars, and nothing else."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -32,33 +32,99 @@ def line_plot(
     (_HEIGHT - _BOTTOM)
     - (y - ys[0]) / (ys[-1] - ys[0]) * (_HEIGHT - _BOTTOM - top)
   )
-  parts = [
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
-    f'{_HEIGHT}" font-family="sans-serif" font-size="12">',
-    f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-  ]
+  parts = [_head(), *_axis(ys, up, right, y_label)]
   for x in xs:
     parts.append(_text(across(x), _HEIGHT - _BOTTOM + 18, f"{x:.3g}", "middle"))
+  parts.append(_text((_LEFT + right) / 2, _HEIGHT - 8, x_label, "middle"))
+  colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(series)}
+  for name, line in series.items():
+    parts.append(_curve(line, across, up, colours[name]))
+  parts += _legend(colours, right, top)
+  return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def bar_plot(
+  groups: Mapping[str, Mapping[str, tuple[float, float]]],
+  *,
+  y_label: str,
+  high: float | None = None,
+) -> str:
+  """Returns an SVG of bars in groups, one colour for each name in them.
+
+  Args:
+    groups: group -> name -> (height, standard error).
+    y_label: what the height is.
+    high: the top of the axis; None for the highest bar's.
+
+  Raises:
+    ValueError: there is no bar.
+  """
+  names = list(dict.fromkeys(n for bars in groups.values() for n in bars))
+  if not names:
+    raise ValueError("nothing to plot: no group has a bar")
+  heights = [y for bars in groups.values() for y, _ in bars.values()]
+  ys = _ticks([high or max(heights)], 0.0)
+  right, top = _WIDTH - _LEGEND, 16
+  up = lambda y: (_HEIGHT - _BOTTOM) - y / ys[-1] * (_HEIGHT - _BOTTOM - top)
+  parts = [_head(), *_axis(ys, up, right, y_label)]
+  room = (right - _LEFT) / len(groups)
+  wide = 0.7 * room / len(names)
+  for i, (group, bars) in enumerate(groups.items()):
+    left = _LEFT + room * (i + 0.15)
+    parts.append(
+      _text(left + 0.35 * room, _HEIGHT - _BOTTOM + 18, group, "middle")
+    )
+    for name, (y, error) in bars.items():
+      k = names.index(name)
+      x = left + wide * k
+      parts.append(
+        f'<rect x="{x:.1f}" y="{up(y):.1f}" width="{wide - 4:.1f}" '
+        f'height="{max(up(0) - up(y), 1):.1f}" fill="{_COLOURS[k]}"/>'
+        f'<path class="line" d="M{x + wide / 2 - 2:.1f} '
+        f'{up(max(y - error, 0)):.1f}V{up(min(y + error, ys[-1])):.1f}"/>'
+        + _text(x + wide / 2 - 2, up(y) - 10, f"{y:.3f}", "middle")
+      )
+  parts += _legend({n: _COLOURS[k] for k, n in enumerate(names)}, right, top)
+  return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _head() -> str:
+  """Returns the beginning of a plot, which follows the reader's colour scheme."""
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
+    f'{_HEIGHT}" font-family="sans-serif" font-size="12">'
+    "<style>.paper{fill:#fff}.grid{stroke:#ddd}.line{stroke:#1f2328;fill:none}"
+    "text{fill:#1f2328}@media(prefers-color-scheme:dark){.paper{fill:#15181d}"
+    ".grid{stroke:#333a44}.line{stroke:#e6e8eb}text{fill:#e6e8eb}}</style>"
+    f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}"/>'
+  )
+
+
+def _axis(ys: Sequence[float], up, right: float, label: str) -> list[str]:
+  """Returns the horizontal lines and what they stand for."""
+  parts = []
   for y in ys:
     parts.append(
-      f'<path d="M{_LEFT} {up(y):.1f}H{right}" stroke="#ddd"/>'
+      f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{right}"/>'
       + _text(_LEFT - 8, up(y) + 4, f"{y:.3g}", "end")
     )
-  parts.append(_text((_LEFT + right) / 2, _HEIGHT - 8, x_label, "middle"))
   parts.append(
     f'<g transform="translate(14 {_HEIGHT / 2}) rotate(-90)">'
-    + _text(0, 0, y_label, "middle")
+    + _text(0, 0, label, "middle")
     + "</g>"
   )
-  for i, (name, line) in enumerate(series.items()):
-    colour = _COLOURS[i % len(_COLOURS)]
-    parts.append(_curve(line, across, up, colour))
+  return parts
+
+
+def _legend(colours: Mapping[str, str], right: float, top: float) -> list[str]:
+  parts = []
+  for i, (name, colour) in enumerate(colours.items()):
     y = top + 12 + 18 * i
     parts.append(
       f'<path d="M{right + 14} {y - 4}h18" stroke="{colour}" '
       'stroke-width="2"/>' + _text(right + 38, y, name, "start")
     )
-  return "\n".join([*parts, "</svg>"]) + "\n"
+  return parts
 
 
 def _curve(line: Sequence[Point], across, up, colour: str) -> str:

@@ -10,7 +10,7 @@ Any grid or calculation that obeys the rules is right, whether or not it is the
 one on file.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 import json
@@ -95,9 +95,7 @@ def _units(side: int) -> tuple[tuple[int, ...], ...]:
   rows = [tuple(range(r * side, (r + 1) * side)) for r in range(side)]
   columns = [tuple(range(c, side * side, side)) for c in range(side)]
   boxes = [
-    tuple(
-      (r + i) * side + c + j for i in range(box) for j in range(box)
-    )
+    tuple((r + i) * side + c + j for i in range(box) for j in range(box))
     for r in range(0, side, box)
     for c in range(0, side, box)
   ]
@@ -328,7 +326,9 @@ def _puzzle(question: str, answer: str) -> Puzzle:
     if answer.strip().isdigit():
       return Countdown(numbers=tuple(numbers), target=int(answer))
   except ValueError as error:
-    raise ValueError(f"numbers with commas expected, not {question!r}") from error
+    raise ValueError(
+      f"numbers with commas expected, not {question!r}"
+    ) from error
   return Countdown(
     numbers=tuple(numbers[:-1]), target=numbers[-1], answer=answer.strip()
   )
@@ -342,5 +342,3 @@ def lines(puzzles: Iterable[Puzzle]) -> list[str]:
 def solved(puzzle: Puzzle, written: str) -> bool:
   """Returns whether what was written after a question answers it."""
   return puzzle.check(written.split(END)[0])
-
-

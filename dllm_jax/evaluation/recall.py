@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.data.tokenizer import make_tokenizer, Tokenizer
 from dllm_jax.evaluation.facts import Facts, Question
 
 # A word with the space before it, a number, any other sign, a line break. Scripts
@@ -25,8 +25,8 @@ Answer = Callable[[Sequence[Template]], list[list[int]]]
 """Templates to finished rows of token ids."""
 
 
-def words(texts: Sequence[str]) -> str:
-  """Returns a `tokenizer.json` of the words that occur in texts.
+def words(facts: Facts) -> str:
+  """Returns a `tokenizer.json` of the words that occur in facts.
 
   Decoding joins the tokens again, so that no text is changed.
   """
@@ -34,7 +34,7 @@ def words(texts: Sequence[str]) -> str:
   from tokenizers import decoders, models, pre_tokenizers  # noqa: PLC0415
 
   found = {_FILL}
-  for text in texts:
+  for text in _texts(facts):
     found.update(re.findall(_WORD, text))
   vocabulary = {word: i for i, word in enumerate(sorted(found))}
   vocabulary["<unknown>"] = len(vocabulary)
@@ -48,11 +48,19 @@ def words(texts: Sequence[str]) -> str:
   return tokenizer.to_str(pretty=True)
 
 
+def tokenizer(path: str) -> Tokenizer:
+  """Returns the tokenizer of a `tokenizer.json`."""
+  return make_tokenizer(path, [])
+
+
+def _texts(facts: Facts) -> list[str]:
+  whole = [q.before + q.answer + q.after for q in facts.questions]
+  return [*facts.statements, *whole]
+
+
 def row_length(facts: Facts, tokenizer: Tokenizer) -> int:
   """Returns the tokens of the longest text, and a line break, in fours."""
-  texts = [*facts.statements]
-  texts += [q.before + q.answer + q.after for q in facts.questions]
-  longest = max(len(tokenizer.encode(text)) for text in texts) + 1
+  longest = max(len(tokenizer.encode(text)) for text in _texts(facts)) + 1
   return -(-longest // 4) * 4
 
 

@@ -15,8 +15,8 @@ sockets: enough for faulty code, not for hostile code. `Verdict.isolation` says
 which it was.
 """
 
-from concurrent import futures
 from collections.abc import Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ import tempfile
 import time
 
 _CAGE = pathlib.Path(__file__).with_name("cage.py")
-_GRACE_SECONDS = 2.0  # for starting the interpreter and for setting up
+GRACE_SECONDS = 2.0  # for starting the interpreter and for setting up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def _run(program: str, limits: Limits, kind: str) -> Verdict:
     try:
       told, _ = process.communicate(
         json.dumps(task).encode(errors="surrogatepass"),
-        timeout=limits.seconds + _GRACE_SECONDS,
+        timeout=limits.seconds + GRACE_SECONDS,
       )
     except subprocess.TimeoutExpired:
       told = None
