@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
       "schedule": "wsd",
       "warmup_steps": 50,
     },
-    "training": {"steps": 3000, "batch_size": 64},
+    "training": {"steps": 2000, "batch_size": 32},
     "checkpoint": {"every_steps": 500, "keep": 1},
     "logging": {"every_steps": 100, "tensorboard": False},
   })
