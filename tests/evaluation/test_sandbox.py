@@ -73,7 +73,9 @@ def test_files_outside_are_safe(tmp_path, kind):
 
 def test_a_disk_cannot_be_filled(kind):
   one = "f = open('a', 'wb')\nwhile True: f.write(bytes(10**5))"
-  many = "n = 0\nwhile True:\n  n += 1\n  open(str(n), 'wb').write(bytes(10**5))"
+  many = (
+    "n = 0\nwhile True:\n  n += 1\n  open(str(n), 'wb').write(bytes(10**5))"
+  )
   for program in (one, many):
     assert ran(program, kind).reason.startswith(("OSError", "PermissionError"))
 
