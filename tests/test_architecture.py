@@ -30,6 +30,7 @@ ORDER = (
 # Where programs are launched; everything else is a plain function.
 LAUNCHERS = {
   "benchmark.py",
+  "evaluation/scorer.py",
   "pretrained/load.py",
   "run.py",
   "sampling/launch.py",

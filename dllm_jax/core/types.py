@@ -207,6 +207,11 @@ class Objective(Protocol):
       unchanged latent may be kept.
     block_length: slots that a sampler has to fill together, left to right; None
       for as many as it likes.
+    exact: whether `Loss.bound` is the negative log-likelihood itself.
+    order_agnostic: whether the tokens that stand are all that the network needs
+      to know, so that the bound is an average over orders of unmasking. There
+      is then `restore(process, denoise, z, batch)`, -log p(x0 | z) at the
+      masked positions of z, nats.
   """
 
   vocab_size: int
@@ -214,6 +219,8 @@ class Objective(Protocol):
   shift: Literal[0, 1]
   block_length: int | None
   reads_time: bool
+  exact: bool
+  order_agnostic: bool
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns fresh arrays of the process."""

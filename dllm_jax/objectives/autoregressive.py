@@ -67,6 +67,11 @@ class Autoregressive(Discrete):
     return Causal()
 
   @property
+  def exact(self) -> bool:
+    """True: nothing is drawn."""
+    return True
+
+  @property
   def block_length(self) -> int:
     """Slots that are sampled together: one."""
     return 1

@@ -157,6 +157,32 @@ class Discrete:
     """
     return process
 
+  @property
+  def exact(self) -> bool:
+    """Whether `bound` is the negative log-likelihood itself: nothing is drawn."""
+    return False
+
+  @property
+  def order_agnostic(self) -> bool:
+    """Whether the tokens that stand are all that the network needs to know.
+
+    The likelihood bound is then an average over orders of unmasking, and
+    `restore` is defined.
+    """
+    return False
+
+  def with_blocks(self, size: int) -> Self:
+    """Returns the objective with blocks of another size.
+
+    Raises:
+      ValueError: it has no blocks.
+    """
+    del size
+    raise ValueError(
+      f"{type(self).__name__} has no blocks: a block size belongs to block "
+      "diffusion"
+    )
+
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
     """Returns what the network is told of the time: nothing."""
     del t

@@ -135,6 +135,15 @@ class BD3LM(MDLM):
     """Slots that are sampled together: a block."""
     return self.block_size
 
+  @property
+  def exact(self) -> bool:
+    """Whether blocks are single tokens: each is masked, every time."""
+    return self.block_size == 1
+
+  def with_blocks(self, size: int) -> "BD3LM":
+    """Returns the objective with blocks of another size."""
+    return dataclasses.replace(self, block_size=size)
+
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns the clip interval, `[low, high]`.
 

@@ -76,6 +76,11 @@ class MD4(MDLM):
     """Returns t if the network is told the time."""
     return t if self.time_conditioning else None
 
+  @property
+  def order_agnostic(self) -> bool:
+    """False: the end terms belong to its own schedule."""
+    return False
+
   def end_terms(self) -> Float[Array, ""]:
     r"""Returns reconstruction and prior terms, nats per token.
 

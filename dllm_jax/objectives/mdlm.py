@@ -13,6 +13,7 @@ s = t - 1/T.
 import dataclasses
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -24,7 +25,7 @@ from dllm_jax.core.schedule import (
   SigmaLinear,
 )
 from dllm_jax.core.time import draw_times, TimeRule
-from dllm_jax.core.types import ModelOutputs, Process
+from dllm_jax.core.types import Batch, Denoise, ModelOutputs, Process
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
   check_choice,
@@ -216,6 +217,29 @@ class MDLM(Discrete):
     if self.weighting == "bound":
       return self.weight(t)
     return jnp.ones_like(t) if self.weighting == "uniform" else 1.0 - t
+
+  @property
+  def order_agnostic(self) -> bool:
+    """Whether the tokens that stand are all that the network needs to know."""
+    return self.steps is None and not self.reads_time
+
+  def restore(
+    self,
+    process: Process,
+    denoise: Denoise,
+    z: Int[Array, "B L"],
+    batch: Batch,
+  ) -> Float[Array, "B L"]:
+    """Returns -log p(x0 | z) at the masked positions of z, nats; 0 elsewhere.
+
+    As the loss has it, in one evaluation of the network: the bound of rows that
+    are as they are, without its factor.
+    """
+    step = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
+    drawn = self.draw(process, jax.random.key(0), batch, step=step)
+    drawn = drawn.replace(t=jnp.full_like(drawn.t, 0.5), z=z)
+    loss = self.loss(process, denoise, drawn, batch, step=step)
+    return loss.bound / self.weight(drawn.t)
 
   def score(
     self,
