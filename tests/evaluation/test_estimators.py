@@ -1,5 +1,6 @@
 """Estimators against exact sums, their intervals, and a recorded likelihood."""
 
+import functools
 import itertools
 import math
 
@@ -14,7 +15,6 @@ from dllm_jax.evaluation.scorer import batch_of, Item, Scorer
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.mdlm import MDLM
-from dllm_jax.objectives.udlm import UDLM
 from dllm_jax.parallel import make_mesh, MeshConfig
 from tests import golden_cases
 from tests.objectives import toy
@@ -24,6 +24,10 @@ _LENGTH, _VOCAB, _MASK = 4, 4, 3
 _X0 = np.array([2, 0, 1, 1])
 _SPACE = {"vocab_size": _VOCAB, "mask_id": _MASK}
 _KEY = jax.random.key(0)
+_FAST = {  # These programs run once.
+  "xla_backend_optimization_level": 0,
+  "xla_llvm_disable_expensive_passes": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def _estimate(name, objective, network, *, groups, copies, given=0, key=0):
   batch = batch_of([item] * (groups * copies), _LENGTH)
   process = objective.init(_KEY)
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=_FAST)
   def run(keys, batch):
     return estimators.nats(
       name, objective, process, network, keys, batch, steps=_LENGTH
@@ -78,7 +82,9 @@ def _in_order(table, order):
 def test_agrees_with_the_exact_value_and_its_interval_covers(
   table, name, given
 ):
-  objective, repetitions, passes = MDLM(**_SPACE), 500, 8
+  # Weights 1 / t over rows of four tokens have a tail that no interval of few
+  # passes knows: it is cut here, in the exact value too.
+  objective, repetitions, passes = MDLM(**_SPACE, time_epsilon=0.05), 500, 8
   exact = (
     _by_counts(table, given)
     if name == "counts"
@@ -89,7 +95,7 @@ def test_agrees_with_the_exact_value_and_its_interval_covers(
     objective,
     table,
     groups=repetitions * passes,
-    copies=4,
+    copies=16,
     given=given,
   )
   mean, error, _ = likelihood.mean(found)
@@ -198,8 +204,6 @@ def _scorer(objective, network, seen, **fields):
     (MDLM(**_SPACE), "counts", 8 * 4 * 3),
     (MDLM(**_SPACE), "left", 8 * 3 * 8),
     (BD3LM(**_SPACE, length=8, block_size=2), "counts", 2 * 8 * 4 * 3),
-    (UDLM(vocab_size=_VOCAB), "times", 8 * 4 * 3),
-    (Autoregressive(**_SPACE), "exact", 8 * 3),
   ],
 )
 def test_costs_as_many_tokens_as_the_protocol_says(
