@@ -165,7 +165,7 @@ def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:
   cls, needs = _NETWORKS[name], objective.network_fields()
   legal = {f.name for f in dataclasses.fields(cls)}
   network = cls(**{
-    **fields,
+    **{k: _nested(cls, k, v) for k, v in fields.items()},
     "vocab_size": objective.vocab_size,
     **{k: v for k, v in needs.items() if k in legal},
   })

@@ -22,15 +22,16 @@ from dllm_jax.models import merge_adapters
 from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.parallel import make_mesh, shardings
 from dllm_jax.pretrained import families, files
-from dllm_jax.pretrained.adopt import adopt
+from dllm_jax.pretrained.adopt import adopt, check_target
 from dllm_jax.pretrained.convert import Source
+from dllm_jax.pretrained.describe import describe, PREFIXES
 from dllm_jax.pretrained.load import (
   copy_companions,
   load_pretrained,
   Pretrained,
   save_pretrained,
 )
-from dllm_jax.pretrained.table import shapes
+from dllm_jax.pretrained.table import expected, places_of, shapes
 from dllm_jax.run import Run
 from dllm_jax.training.checkpoint import Checkpoints
 
@@ -87,6 +88,8 @@ def import_folder(
     ValueError: the folder cannot be read; nothing is written then.
   """
   start = time.perf_counter()
+  if target is not None:
+    check_target(target)
   with files.new_folder(workdir) as temporary:
     model = load_pretrained(
       folder,
@@ -116,27 +119,37 @@ def export_run(
   workdir: str | pathlib.Path,
   folder: str | pathlib.Path,
   *,
+  family: str | None = None,
   use_ema: bool = True,
   dtype: str | None = None,
 ) -> dict[str, Any]:
-  """Writes a run's newest parameters as its family's folder; tells which.
+  """Writes a run's newest parameters as a published folder; tells which.
 
   Adapters are merged.
 
   Args:
-    workdir: a run that began with an import.
+    workdir: a run.
     folder: a new folder.
+    family: whose layout, for a run that was trained from scratch; None for the
+      first with its objective that holds its network. A run that began with an
+      import goes back to what it was.
     use_ema: whether to write averaged parameters where there are any.
     dtype: "float32" or "bfloat16"; None for the types that were imported.
 
   Raises:
     FileExistsError: there is something at `folder`.
     FileNotFoundError: there is no run.
-    ValueError: the run did not begin with an import.
+    ValueError: no layout holds the run's network.
   """
   start = time.perf_counter()
   run = Run.open(workdir)
-  model = _kept(run)
+  kept = run.workdir / _PUBLISHED
+  if kept.is_dir() and family is not None:
+    raise ValueError(
+      f"{workdir} began with an import and goes back to that layout; leave"
+      " --as out"
+    )
+  model = _kept(run) if kept.is_dir() else _described(run, family)
   state = run.state
   params = (state.eval_params if use_ema else state.params)["model"]
   params = merge_adapters(params, run.network)
@@ -188,8 +201,11 @@ def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
   length = length or max(min(trained, _ROW) // block, 1) * block
   name = type(objective).__module__.rsplit(".", 1)[-1]
   kind = type(network).__name__.removesuffix("Config").lower()
-  shape = dataclasses.asdict(network)
-  del shape["vocab_size"]
+  shape = {
+    f.name: getattr(network, f.name)
+    for f in dataclasses.fields(network)
+    if f.name != "vocab_size"
+  }
   rows = 8 * jax.device_count()
   return {
     "data": {"length": length},
@@ -229,11 +245,6 @@ def _keep(model: Pretrained, folder: pathlib.Path) -> None:
 def _kept(run: Run) -> Pretrained:
   """Returns the model that a run began with, without its parameters."""
   folder = run.workdir / _PUBLISHED
-  if not folder.is_dir():
-    raise ValueError(
-      f"{run.workdir} was trained from scratch and has no published layout;"
-      " only runs made by `dllm convert --from_hf` go back"
-    )
   fields = families.Fields(files.read_config(folder), folder / "config.json")
   family = families.find(fields)
   kept = json.loads((folder / "source.json").read_text(encoding="utf-8"))
@@ -263,4 +274,35 @@ def _kept(run: Run) -> Pretrained:
     used=tuple(kept["used"]),
     unused=tuple(kept["unused"]),
     folder=folder,
+  )
+
+
+def _described(run: Run, name: str | None) -> Pretrained:
+  """Returns a run that was trained from scratch as a model of a family."""
+  tokenizer = run.tokenizer
+  special = families.Ids(
+    run.objective.mask_id,
+    tokenizer.eos_id,
+    tokenizer.pad_id,
+    tokenizer.bos_id,
+  )
+  network = dataclasses.replace(run.network, lora_rank=0)
+  family, published = describe(
+    run.objective, network, special, length=run.config.data.length, name=name
+  )
+  places = places_of(family.table, network)
+  prefix = PREFIXES.get(family.name, "")
+  return Pretrained(
+    family.table.network(network),
+    {},
+    run.objective,
+    tokenizer,
+    family.sampler,
+    network,
+    family=family,
+    published=published,
+    ids=special,
+    source=Source(prefix),
+    used=tuple(prefix + key for key in expected(places)),
+    unused=(),
   )

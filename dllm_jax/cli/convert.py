@@ -24,11 +24,12 @@ def _define(values: flags.FlagValues) -> None:
     "the run: new for --from_hf, existing for --to_hf",
     flag_values=values,
   )
-  flags.DEFINE_enum(
+  flags.DEFINE_string(
     "as",
     "",
-    ["", "dream", "llada", "bd3lm"],
-    "start this diffusion from autoregressive weights (Qwen, LLaMA)",
+    "with --from_hf: the diffusion (dream, llada, bd3lm) to start from"
+    " autoregressive weights; with --to_hf: the family whose layout a run that"
+    " was trained from scratch is written in",
     flag_values=values,
   )
   flags.DEFINE_enum(
@@ -70,7 +71,11 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   dtype = values.dtype or None
   if values.to_hf:
     result = exchange.export_run(
-      workdir, values.to_hf, use_ema=values.use_ema, dtype=dtype
+      workdir,
+      values.to_hf,
+      family=values["as"].value or None,
+      use_ema=values.use_ema,
+      dtype=dtype,
     )
     print(f"wrote {values.to_hf}")
     return result

@@ -120,7 +120,12 @@ def trunk(
     key_segments = write(cache.segment_ids, inputs.segment_ids, slots)
   shared = Shared(
     inputs.replace(dropout_key=None),
-    rotary_tables(inputs.positions, dim=c.rotary_dim, theta=c.rope_theta),
+    rotary_tables(
+      inputs.positions,
+      dim=c.rotary_dim,
+      theta=c.rope_theta,
+      scaling=c.rope_scaling,
+    ),
     conditioning,
     slots,
     key_segments,

@@ -34,6 +34,7 @@ from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
 from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.layers import LayerNorm, TimeEmbedding, Weight
 from dllm_jax.models.perceptron import GeluMlp
+from dllm_jax.models.rotary import Unscaled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ class DiTConfig:
 
   qk_norm = False
   qkv_bias = False
+  rope_scaling = Unscaled()
 
   @property
   def conditioned(self) -> bool:

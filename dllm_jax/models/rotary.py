@@ -1,11 +1,171 @@
-"""Rotary position embeddings, rotate-half form (arXiv:2104.09864)."""
+"""Rotary position embeddings, rotate-half form (arXiv:2104.09864).
+
+Feature pair i turns by position times theta^(-2i / dim). A network that reads
+more tokens than it was first trained on slows some pairs down: `SCALINGS`.
+"""
+
+import dataclasses
+import math
+from typing import Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+class Scaling(Protocol):
+  """How the frequencies of a longer context follow from the plain ones."""
+
+  def slow(
+    self, frequencies: Float[Array, "half"], *, dim: int, theta: float
+  ) -> Float[Array, "half"]:
+    """Returns the frequencies, in radians a position."""
+
+  def magnitude(self) -> float:
+    """Returns the factor of cosines and sines."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unscaled:
+  """Frequencies as they are."""
+
+  def slow(self, frequencies, *, dim, theta):
+    """Returns the frequencies."""
+    return frequencies
+
+  def magnitude(self) -> float:
+    """Returns 1."""
+    return 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(Unscaled):
+  """Positions divided by a factor (arXiv:2306.15595).
+
+  Attributes:
+    factor: how many times the first context, at least 1.
+  """
+
+  factor: float
+
+  def __post_init__(self):
+    _check_factor(self.factor)
+
+  def slow(self, frequencies, *, dim, theta):
+    """Returns frequencies / factor."""
+    return frequencies / self.factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama3(Unscaled):
+  """LLaMA 3.1's: only waves too long for the first context are slowed down.
+
+  With r = first_length f / (2 pi) turns in the first context,
+
+      s = clip((r - low) / (high - low), 0, 1),   f' = f (s + (1 - s) / factor).
+
+  Attributes:
+    factor: how many times slower the longest waves are, at least 1.
+    first_length: tokens of the first context.
+    low: turns up to which a wave is slowed down by the whole factor.
+    high: turns from which it is left alone.
+  """
+
+  factor: float
+  first_length: int
+  low: float = 1.0
+  high: float = 4.0
+
+  def __post_init__(self):
+    _check_factor(self.factor)
+    _check_turns(self.low, self.high)
+
+  def slow(self, frequencies, *, dim, theta):
+    """Returns f' above."""
+    turns = frequencies * (self.first_length / (2 * math.pi))
+    kept = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)
+    return frequencies * (kept + (1 - kept) / self.factor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Yarn(Unscaled):
+  """YaRN (arXiv:2309.00071, eq. 19 to 22), as LLaMA's and Qwen's code has it.
+
+  A pair is slowed down by the share of its index i between the pairs that turn
+  `high` and `low` times in the first context,
+
+      i(r) = dim ln(first_length / (2 pi r)) / (2 ln theta),
+      s = clip((i - i(high)) / (i(low) - i(high)), 0, 1),
+      f' = f (1 - s + s / factor).
+
+  Attributes:
+    factor: how many times the first context, at least 1.
+    first_length: tokens of the first context.
+    low: turns up to which a wave is slowed down by the whole factor.
+    high: turns from which it is left alone.
+    whole: whether i(high) is rounded down and i(low) up.
+    scale: factor of cosines and sines; None for 0.1 ln(factor) + 1.
+  """
+
+  factor: float
+  first_length: int
+  low: float = 1.0
+  high: float = 32.0
+  whole: bool = True
+  scale: float | None = None
+
+  def __post_init__(self):
+    _check_factor(self.factor)
+    _check_turns(self.low, self.high)
+
+  def slow(self, frequencies, *, dim, theta):
+    """Returns f' above."""
+    index = lambda turns: (
+      (dim * math.log(self.first_length / (2 * math.pi * turns)))
+      / (2 * math.log(theta))
+    )
+    first, last = index(self.high), index(self.low)
+    if self.whole:
+      first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
+    # Deviates: as the originals, from the paper, where both are one pair.
+    last += 0.001 * (first == last)
+    slowed = jnp.arange(dim // 2, dtype=jnp.float32)
+    slowed = jnp.clip((slowed - first) / (last - first), 0, 1)
+    return frequencies * (1 - slowed + slowed / self.factor)
+
+  def magnitude(self) -> float:
+    """Returns the factor of cosines and sines."""
+    if self.scale is not None:
+      return self.scale
+    return 0.1 * math.log(self.factor) + 1.0
+
+
+SCALINGS = {
+  "none": Unscaled,
+  "linear": Linear,
+  "llama3": Llama3,
+  "yarn": Yarn,
+}
+
+
+def _check_factor(factor: float) -> None:
+  if not factor >= 1:
+    raise ValueError(f"the factor of rotary scaling is {factor}; at least 1")
+
+
+def _check_turns(low: float, high: float) -> None:
+  if not 0 < low < high:
+    raise ValueError(
+      f"rotary scaling between {low} and {high} turns; give 0 < low < high"
+    )
+
+
 def rotary_tables(
-  positions: Int[Array, "B T"], *, dim: int, theta: float
+  positions: Int[Array, "B T"],
+  *,
+  dim: int,
+  theta: float,
+  scaling: Scaling = Unscaled(),
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
   """Returns float32 cosines and sines of positions times theta^(-2i / dim).
 
@@ -13,10 +173,13 @@ def rotary_tables(
     positions: position of each token.
     dim: rotated features of a head, even.
     theta: the longest wavelength is about 2 pi theta positions.
+    scaling: how frequencies are changed for a longer context.
   """
   exponent = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
-  angles = positions[:, :, None, None].astype(jnp.float32) * theta**-exponent
-  return jnp.cos(angles), jnp.sin(angles)
+  frequencies = scaling.slow(theta**-exponent, dim=dim, theta=theta)
+  angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+  scale = scaling.magnitude()
+  return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def rotate(

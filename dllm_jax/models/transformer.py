@@ -47,6 +47,7 @@ from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
 from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.layers import Linear, RMSNorm, TimeEmbedding, Weight
 from dllm_jax.models.perceptron import SwiGLU
+from dllm_jax.models.rotary import Scaling, SCALINGS, Unscaled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class TransformerConfig:
       multiple of 64.
     norm_eps: added to mean squares.
     rope_theta: base of the rotary wavelengths.
+    rope_scaling: how wavelengths grow for a longer context (`rotary.SCALINGS`).
     rotary_dim: rotated features of a head, even; None for all.
     qk_norm: RMSNorm of each query and key head before rotation.
     qkv_bias: biases on queries, keys and values.
@@ -109,6 +111,9 @@ class TransformerConfig:
   mlp_dim: int | None = None
   norm_eps: float = 1e-6
   rope_theta: float = 10_000.0
+  rope_scaling: Scaling = dataclasses.field(
+    default=Unscaled(), metadata={"choices": SCALINGS}
+  )
   rotary_dim: int | None = None
   qk_norm: bool = False
   qkv_bias: bool = False

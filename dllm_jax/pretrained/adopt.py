@@ -23,6 +23,14 @@ FIELD = "diffusion_objective"
 """What a config.json says of a network that was adopted."""
 
 
+def check_target(target: str) -> None:
+  """Raises ValueError unless weights can be adopted for an objective."""
+  if target not in TARGETS:
+    raise ValueError(
+      f"unknown objective {target!r} to adopt; legal: {', '.join(TARGETS)}"
+    )
+
+
 def adopt(model: Pretrained, target: str) -> Pretrained:
   """Returns an autoregressive model, set up to be trained by diffusion.
 
@@ -33,10 +41,7 @@ def adopt(model: Pretrained, target: str) -> Pretrained:
   Raises:
     ValueError: the target is unknown, or the model is not autoregressive.
   """
-  if target not in TARGETS:
-    raise ValueError(
-      f"unknown objective {target!r} to adopt; legal: {', '.join(TARGETS)}"
-    )
+  check_target(target)
   if not model.family.adopts:
     raise ValueError(
       f"{model.folder} holds a {model.family.name} model, which diffuses"

@@ -181,7 +181,7 @@ FAMILIES: tuple[Family, ...] = (
     table=names.LLAMA,
     model_types=("llama",),
     architectures=("LlamaForCausalLM",),
-    network=lambda f: networks.llama(f, qkv_bias=f.flag("attention_bias")),
+    network=networks.meta,
     objective=Autoregressive,
     sampler="autoregressive",
     adopts=True,
@@ -286,53 +286,6 @@ def by_name(name: str) -> Family:
       return family
   known = ", ".join(family.name for family in FAMILIES)
   raise KeyError(f"unknown family {name!r}; legal: {known}")
-
-
-def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
-  """Returns the special tokens: the config's, the tokenizer's, the published.
-
-  Families without a mask among their tokens have the last id for one, and so
-  have folders in which nothing names a mask that fits.
-
-  Args:
-    family: the family.
-    fields: the config.
-    vocab_size: the network's tokens.
-    hint: what the tokenizer says.
-
-  Raises:
-    ValueError: the config's mask is not in the vocabulary.
-  """
-
-  def pick(role: str, stated: tuple[str, ...]) -> int | None:
-    value = fields.get(*stated)
-    if role == "begin" and hint.begin is not None:
-      return hint.begin  # Dream's config names another than its tokenizer.
-    value = value[0] if isinstance(value, list) and value else value
-    if value is not None:
-      return value
-    published = getattr(family.ids, role)
-    for one in (getattr(hint, role), published):
-      if one is not None and one < vocab_size:
-        return one
-    return None
-
-  mask = pick("mask", ("mask_token_id", "mask_index"))
-  if networks.has_uniform_noise(fields):  # the mask is no token: one past them
-    return Ids(vocab_size)
-  if mask is None:
-    mask = vocab_size - 1
-  if not isinstance(mask, int) or not 0 <= mask < vocab_size:
-    raise ValueError(
-      f"{fields.path}: the vocabulary of {vocab_size} tokens is smaller than"
-      f" the mask id {mask}; mend vocab_size or mask_token_id"
-    )
-  return Ids(
-    mask,
-    pick("end", ("eos_token_id",)),
-    pick("pad", ("pad_token_id",)),
-    pick("begin", ("bos_token_id",)),
-  )
 
 
 def objective(

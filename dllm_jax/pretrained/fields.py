@@ -40,9 +40,15 @@ class Fields:
       )
     return value
 
-  def number(self, name: str, default: float) -> float:
-    """Returns a number."""
+  def number(self, name: str, default: float | None = None) -> float:
+    """Returns a number.
+
+    Raises:
+      ValueError: it is missing without a default, or something else.
+    """
     value = self.get(name, default=default)
+    if value is None:
+      raise ValueError(f"{self.path} lacks the field {name}")
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise ValueError(f"{self.path}: {name} must be a number, not {value!r}")
     return float(value)

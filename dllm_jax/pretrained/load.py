@@ -11,7 +11,6 @@ import os
 import pathlib
 import shutil
 from typing import Any
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +20,9 @@ import numpy as np
 from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, ModelInputs, Objective
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.data.numbers import Numbers
-from dllm_jax.data.tokenizer import HuggingFace, huggingface, Tokenizer
+from dllm_jax.data.tokenizer import HuggingFace, Tokenizer
 from dllm_jax.parallel.sharding import shardings
-from dllm_jax.pretrained import convert, families, files
+from dllm_jax.pretrained import convert, families, files, tokens
 from dllm_jax.pretrained.families import Family, Fields, Ids
 from dllm_jax.pretrained.table import parameters, shapes
 
@@ -192,11 +190,11 @@ def load_pretrained(
   fields = Fields(published, folder / "config.json")
   family = families.find(fields)
   config = _network_config(family, fields)
-  hint, tokenizer = _read_tokenizer(folder)
+  tokenizer = tokens.read(folder)
   if mask_id is not None:
     fields = Fields({**published, "mask_token_id": mask_id}, fields.path)
-  ids = families.ids(family, fields, config.vocab_size, hint)
-  tokenizer = _fit_tokenizer(tokenizer, hint, ids, config.vocab_size, fields)
+  ids = tokens.ids(family, fields, config.vocab_size, tokens.hint(tokenizer))
+  tokenizer = tokens.fit(tokenizer, ids, config.vocab_size, fields)
   objective = families.objective(family, fields, config.vocab_size, ids)
   tensors = files.read_tensors(folder)
   dtype = _dtype(tensors, dtype)
@@ -294,60 +292,6 @@ def _placer(family, config, mesh, progress):
   return place
 
 
-# ------------------------------------------------------------------ tokenizers
-
-
-def _read_tokenizer(folder) -> tuple[Ids, HuggingFace | None]:
-  """Returns the special tokens that the tokenizer names, and the tokenizer."""
-  if not (folder / "tokenizer.json").is_file():
-    return Ids(None), None
-  tokenizer = huggingface(str(folder))
-  named = tokenizer.mask_id <= tokenizer.last_id
-  mask = tokenizer.mask_id if named else None
-  return Ids(mask, tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id), (
-    tokenizer
-  )
-
-
-def _fit_tokenizer(tokenizer, hint: Ids, ids: Ids, vocab_size, fields):
-  """Returns the tokenizer with the model's own special tokens.
-
-  Raises:
-    ValueError: it has more tokens than the network, or another mask.
-  """
-  roles = dict(pad_id=ids.pad, eos_id=ids.end, bos_id=ids.begin)
-  if tokenizer is None:
-    size = max(vocab_size, ids.mask + 1)
-    return Numbers(vocab_size=size, mask_id=ids.mask, **roles)
-  where = f"{fields.path.parent / 'tokenizer.json'}"
-  if tokenizer.last_id >= vocab_size:
-    raise ValueError(
-      f"{where} has tokens up to {tokenizer.last_id}, but {fields.path} gives"
-      f" {vocab_size}; they belong to different models"
-    )
-  if hint.mask not in (None, ids.mask):
-    raise ValueError(
-      f"{where} has the mask {hint.mask}, but {fields.path} says {ids.mask};"
-      " mend one of them"
-    )
-  for role in ("end", "pad"):
-    ours, theirs = getattr(ids, role), getattr(hint, role)
-    stated = fields.get({"end": "eos_token_id", "pad": "pad_token_id"}[role])
-    legal = stated if isinstance(stated, list) else [ours]
-    if theirs is not None and ours is not None and theirs not in legal:
-      warnings.warn(
-        f"{where} has the {role} token {theirs}, but {fields.path} says"
-        f" {ours}, which is used",
-        stacklevel=3,
-      )
-  return dataclasses.replace(
-    tokenizer, mask_id=ids.mask, size=vocab_size, **roles
-  )
-
-
-# ---------------------------------------------------------------------- saving
-
-
 def save_pretrained(
   model: Pretrained,
   path: str | pathlib.Path,
@@ -401,6 +345,8 @@ def save_pretrained(
     )
     if model.folder is not None:
       copy_companions(model.folder, folder)
+    elif isinstance(model.tokenizer, HuggingFace):
+      model.tokenizer.save(folder)
 
 
 def copy_companions(

@@ -4,9 +4,10 @@ Options that our networks do not have are refused by name.
 """
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
-from dllm_jax.models import DiTConfig, TransformerConfig
+from dllm_jax.models import DiTConfig, rotary, TransformerConfig
 from dllm_jax.pretrained.fields import Fields
 
 
@@ -39,13 +40,6 @@ def llama(f: Fields, **changes: Any) -> TransformerConfig:
       hidden_act="silu", mlp_bias=False, use_sliding_window=False,
       attention_dropout=0.0, use_bias=False,
   )  # fmt: skip
-  scaling = f.get("rope_scaling", default={})
-  kind = scaling.get("rope_type", scaling.get("type", "default"))
-  if kind != "default":
-    raise ValueError(
-      f"{f.path}: rope_scaling of type {kind!r} is not supported; legal:"
-      " null, 'default'"
-    )
   width, heads = f.integer("hidden_size"), f.integer("num_attention_heads")
   head_dim = f.integer("head_dim", default=width // max(heads, 1))
   share = f.number("partial_rotary_factor", 1.0)
@@ -60,18 +54,75 @@ def llama(f: Fields, **changes: Any) -> TransformerConfig:
       "rotary_dim": int(head_dim * share),
       "mlp_dim": f.get("intermediate_size"),
       "norm_eps": f.number("rms_norm_eps", 1e-6),
-      "rope_theta": f.number("rope_theta", 10_000.0),
+      **_rotary(f),
       "tied": f.flag("tie_word_embeddings"),
     }
     | changes
   )
 
 
+def _rotary(f: Fields) -> dict[str, Any]:
+  """Returns the base of the wavelengths, and how they are scaled.
+
+  Newer configs have both under `rope_parameters`.
+  """
+  name = "rope_scaling" if f.get("rope_scaling") else "rope_parameters"
+  r = f.section(name) if f.get(name) else Fields({}, f.path)
+  theta = f.number("rope_theta", r.number("rope_theta", 10_000.0))
+  kind = r.get("rope_type", "type", default="default")
+  if kind not in _SCALINGS:
+    raise ValueError(
+      f"{f.path}: {name} of type {kind!r} is not supported; legal:"
+      f" {', '.join(_SCALINGS)}"
+    )
+  return {"rope_theta": theta, "rope_scaling": _SCALINGS[kind](f, r)}
+
+
+def _llama3(f: Fields, r: Fields) -> rotary.Llama3:
+  return rotary.Llama3(
+    factor=r.number("factor"),
+    first_length=r.integer("original_max_position_embeddings"),
+    low=r.number("low_freq_factor"),
+    high=r.number("high_freq_factor"),
+  )
+
+
+def _yarn(f: Fields, r: Fields) -> rotary.Yarn:
+  factor = r.number("factor")
+  scale = r.get("attention_factor")
+  if scale is None and r.get("mscale") and r.get("mscale_all_dim"):
+    grown = lambda name: 0.1 * r.number(name) * math.log(factor) + 1.0
+    scale = grown("mscale") / grown("mscale_all_dim")
+  first = r.get("original_max_position_embeddings")
+  return rotary.Yarn(
+    factor=factor,
+    first_length=first or f.integer("max_position_embeddings"),
+    low=r.number("beta_slow", 1.0),
+    high=r.number("beta_fast", 32.0),
+    whole=r.flag("truncate", True),
+    scale=scale,
+  )
+
+
+_SCALINGS = {
+  "default": lambda f, r: rotary.Unscaled(),
+  "linear": lambda f, r: rotary.Linear(factor=r.number("factor")),
+  "llama3": _llama3,
+  "yarn": _yarn,
+}
+
+
 def qwen(f: Fields) -> TransformerConfig:
   """Returns Qwen 2, 2.5 and 3's network."""
   third = f.get("model_type") == "qwen3"
-  bias = f.flag("attention_bias", default=not third)
+  bias = not third or f.flag("attention_bias")  # Qwen 2 always has them
   return llama(f, qk_norm=third, qkv_bias=bias)
+
+
+def meta(f: Fields) -> TransformerConfig:
+  """Returns LLaMA's network."""
+  f.only(attention_bias=False)
+  return llama(f)
 
 
 def sdar(f: Fields) -> TransformerConfig:

@@ -8,12 +8,14 @@ import pytest
 
 import dllm_jax
 from dllm_jax.cli import main
+from dllm_jax.models.rotary import Yarn
+from dllm_jax.pretrained import families, tokens
 from dllm_jax.pretrained.adopt import adopt
 from dllm_jax.run import Run
 from tests import golden_cases
 from tests.data.test_chat import folder as tokenizer_folder
 from tests.data.test_chat import TALK, TEMPLATE
-from tests.pretrained.golden import publish
+from tests.pretrained.golden import publish, published_config
 
 
 def qwen(path, kind, **changes):
@@ -51,7 +53,15 @@ def test_a_new_row_is_the_mask(kind, target, tmp_path):
 
 
 def test_a_spare_row_is_the_mask(tmp_path):
-  source = qwen(tmp_path / "in", "qwen2", eos_token_id=6, pad_token_id=6)
+  scaling = {"rope_type": "yarn", "factor": 4.0}
+  source = qwen(
+    tmp_path / "in",
+    "qwen2",
+    eos_token_id=6,
+    pad_token_id=6,
+    rope_scaling=scaling,
+    max_position_embeddings=64,
+  )
   tokenizer_folder(source, mask_token=None, chat_template=TEMPLATE)
   ours = adopt(dllm_jax.load_pretrained(source), "dream")
   assert ours.objective.mask_id == 8  # after the tokenizer's last, 7
@@ -62,6 +72,7 @@ def test_a_spare_row_is_the_mask(tmp_path):
   assert main.main(["convert", *argv]) == 0
   run = Run.open(workdir)
   assert run.objective.mask_id == 8 and run.objective.vocab_size == 128
+  assert run.network.rope_scaling == Yarn(factor=4.0, first_length=64)
   assert run.tokenizer.chat(TALK).size
   assert "▁" not in run.sample(["a"], length=4).texts[0]
   assert (
@@ -99,6 +110,26 @@ def test_end_and_pad_are_checked(tmp_path):
   with pytest.warns(UserWarning, match="has the end token 6, but .* says 3"):
     model = dllm_jax.load_pretrained(source)
   assert model.tokenizer.eos_id == 3 and model.tokenizer.bos_id == 3
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"eos_token_id": 126}, "token 126 is both the mask and the end of a text"),
+    ({"eos_token_id": [5, 400]}, None),
+    ({"eos_token_id": 400}, "vocabulary of 128 tokens lacks the end id 400"),
+    ({"pad_token_id": 128}, "vocabulary of 128 tokens lacks the pad id 128"),
+    ({"pad_token_id": "x"}, "pad_token_id must be a token id, not 'x'"),
+    ({"pad_token_id": -1}, None),
+])  # fmt: skip
+def test_special_tokens_must_be_possible(fields, message):
+  config = published_config(golden_cases.load("llada_logits")) | fields
+  fields = families.Fields(config, "config.json")
+  family = families.find(fields)
+  read = lambda: tokens.ids(family, fields, 128, families.Ids(None))
+  if message is None:
+    assert read().mask == 126
+  else:
+    with pytest.raises(ValueError, match=message):
+      read()
 
 
 def test_too_many_tokens(tmp_path):

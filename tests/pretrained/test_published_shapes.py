@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from dllm_jax.core.types import ModelInputs
+from dllm_jax.models import rotary
 from dllm_jax.parallel.sharding import shardings
-from dllm_jax.pretrained import families, table
+from dllm_jax.pretrained import families, networks, table, tokens
 
 QWEN = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6}
 LLADA2 = {
@@ -66,6 +67,26 @@ CONFIGS = {
     "vocab_size": 151936,
     "mask_token_id": 151669,
   },
+  "LLaMA-3.1-8B": {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+    "rope_scaling": {
+      "factor": 8.0,
+      "low_freq_factor": 1.0,
+      "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192,
+      "rope_type": "llama3",
+    },
+    "eos_token_id": [128001, 128008, 128009],
+  },
   "LLaDA2-mini": LLADA2
   | {
     "hidden_size": 2048,
@@ -98,6 +119,7 @@ COUNTS = {
   "LLaDA-8B": 8_015_581_184,
   "Dream-7B": 7_615_616_512,
   "SDAR-8B": 8_190_735_360,
+  "LLaMA-3.1-8B": 8_030_261_248,
   "LLaDA2-mini": llada2(20, 2048, 16, 5120, 512),
   "LLaDA2-flash": llada2(32, 4096, 32, 9216, 1024),
 }
@@ -114,10 +136,51 @@ def test_counts(name):
   family, fields, config = resolved(name)
   assert table.parameters(family.table, config) == COUNTS[name]
   assert config.vocab_size == config.padded_vocab  # nothing is added to these
-  special = families.ids(family, fields, config.vocab_size, families.Ids(None))
-  assert special.mask == fields.get("mask_token_id", default=156895)
+  special = tokens.ids(family, fields, config.vocab_size, families.Ids(None))
   objective = families.objective(family, fields, config.vocab_size, special)
-  assert objective.mask_id == special.mask
+  if not family.adopts:
+    assert special.mask == fields.get("mask_token_id", default=156895)
+    assert objective.mask_id == special.mask
+
+
+def scaled(**scaling):
+  """Returns the network of LLaMA with another scaling of its positions."""
+  fields = CONFIGS["LLaMA-3.1-8B"] | {
+    "rope_scaling": None,
+    "max_position_embeddings": 4096,
+    **scaling,
+  }
+  return networks.llama(families.Fields(fields, "config.json"))
+
+
+def test_scaled_positions():
+  _, _, config = resolved("LLaMA-3.1-8B")
+  assert config.rope_scaling == rotary.Llama3(
+    factor=8.0, first_length=8192, low=1.0, high=4.0
+  )
+  # As Qwen says to write it, and as newer folders have it.
+  yarn = {"type": "yarn", "factor": 4.0}
+  ours = scaled(rope_scaling=yarn | {"original_max_position_embeddings": 32768})
+  assert ours.rope_scaling == rotary.Yarn(factor=4.0, first_length=32768)
+  newer = {"rope_type": "linear", "factor": 2, "rope_theta": 7.0}
+  ours = scaled(rope_parameters=newer, rope_theta=None)
+  assert ours.rope_scaling == rotary.Linear(factor=2.0) and ours.rope_theta == 7
+  both = yarn | {"mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False}
+  ours = scaled(rope_scaling=both).rope_scaling
+  assert ours.first_length == 4096 and not ours.whole
+  log = 0.1 * math.log(4.0)
+  assert math.isclose(ours.magnitude(), (log + 1) / (log / 2 + 1))
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"rope_type": "longrope"}, "'longrope' is not supported; legal: default,"),
+    ({"rope_type": "llama3", "factor": 8}, "lacks the field original_max"),
+    ("llama3", "lacks the section rope_scaling"),
+    ({"rope_type": "linear", "factor": "2"}, "factor must be a number"),
+])  # fmt: skip
+def test_scalings_that_are_refused(given, message):
+  with pytest.raises(ValueError, match=message):
+    scaled(rope_scaling=given)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

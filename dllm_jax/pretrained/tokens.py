@@ -1,0 +1,157 @@
+"""Special tokens of a published folder: its config's and its tokenizer's.
+
+They come from two files that are written apart. A mask that they disagree about
+spoils every sample, and is an error; another end or pad token may be meant
+(chat models end a turn with another token than a text), and is a warning.
+"""
+
+import dataclasses
+import pathlib
+import warnings
+
+from dllm_jax.data.huggingface import has_tokenizer, HuggingFace, huggingface
+from dllm_jax.data.numbers import Numbers
+from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.pretrained import networks
+from dllm_jax.pretrained.families import Family, Ids
+from dllm_jax.pretrained.fields import Fields
+
+_FIELDS = {
+  "mask": ("mask_token_id", "mask_index"),
+  "end": ("eos_token_id",),
+  "pad": ("pad_token_id",),
+  "begin": ("bos_token_id",),
+}
+
+
+def read(folder: pathlib.Path) -> HuggingFace | None:
+  """Returns the tokenizer of a folder, None if it has none."""
+  return huggingface(str(folder)) if has_tokenizer(folder) else None
+
+
+def hint(tokenizer: HuggingFace | None) -> Ids:
+  """Returns the special tokens that a tokenizer names."""
+  if tokenizer is None:
+    return Ids(None)
+  named = tokenizer.mask_id <= tokenizer.last_id
+  return Ids(
+    tokenizer.mask_id if named else None,
+    tokenizer.eos_id,
+    tokenizer.pad_id,
+    tokenizer.bos_id,
+  )
+
+
+def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
+  """Returns the special tokens: the config's, the tokenizer's, the published.
+
+  Families without a mask among their tokens have the last id for one, and so
+  have folders in which nothing names a mask that fits.
+
+  Args:
+    family: the family.
+    fields: the config.
+    vocab_size: the network's tokens.
+    hint: what the tokenizer says.
+
+  Raises:
+    ValueError: one is not in the vocabulary, or the end is the mask.
+  """
+
+  def pick(role: str) -> int | None:
+    if role == "begin" and hint.begin is not None:
+      return hint.begin  # Dream's config names another than its tokenizer.
+    value = _stated(fields, role)
+    if value:
+      return value[0]
+    published = getattr(family.ids, role)
+    for one in (getattr(hint, role), published):
+      if one is not None and one < vocab_size:
+        return one
+    return None
+
+  mask = pick("mask")
+  if networks.has_uniform_noise(fields):  # the mask is no token: one past them
+    return Ids(vocab_size)
+  if mask is None:
+    mask = vocab_size - 1
+  if not isinstance(mask, int) or not 0 <= mask < vocab_size:
+    raise ValueError(
+      f"{fields.path}: the vocabulary of {vocab_size} tokens is smaller than"
+      f" the mask id {mask}; mend vocab_size or mask_token_id"
+    )
+  found = Ids(mask, pick("end"), pick("pad"), pick("begin"))
+  _check(found, fields, vocab_size)
+  return found
+
+
+def _stated(fields: Fields, role: str) -> list[int]:
+  """Returns the ids that a config states: none, one, or several."""
+  value = fields.get(*_FIELDS[role], default=[])
+  values = value if isinstance(value, list) else [value]
+  for one in values:
+    if isinstance(one, bool) or not isinstance(one, int):
+      raise ValueError(
+        f"{fields.path}: {_FIELDS[role][0]} must be a token id, not {one!r}"
+      )
+  # Old LLaMA configs write -1 for a token that there is not.
+  return [one for one in values if one != -1]
+
+
+def _check(found: Ids, fields: Fields, vocab_size: int) -> None:
+  """Raises ValueError for ids that no text of the model can have."""
+  for role in ("end", "pad", "begin"):
+    one = getattr(found, role)
+    if one is not None and not 0 <= one < vocab_size:
+      raise ValueError(
+        f"{fields.path}: the vocabulary of {vocab_size} tokens lacks the"
+        f" {role} id {one}; mend vocab_size or {_FIELDS[role][0]}"
+      )
+  if found.end == found.mask:
+    raise ValueError(
+      f"{fields.path}: token {found.mask} is both the mask and the end of a"
+      " text; mend mask_token_id or eos_token_id"
+    )
+
+
+def fit(
+  tokenizer: HuggingFace | None, ids: Ids, vocab_size: int, fields: Fields
+) -> Tokenizer:
+  """Returns a tokenizer with the model's own special tokens.
+
+  Args:
+    tokenizer: the folder's; None for ids in decimal.
+    ids: the model's special tokens.
+    vocab_size: the network's tokens.
+    fields: the config.
+
+  Raises:
+    ValueError: it has more tokens than the network, or another mask.
+  """
+  roles = dict(pad_id=ids.pad, eos_id=ids.end, bos_id=ids.begin)
+  if tokenizer is None:
+    size = max(vocab_size, ids.mask + 1)
+    return Numbers(vocab_size=size, mask_id=ids.mask, **roles)
+  where = f"{fields.path.parent / 'tokenizer.json'}"
+  if tokenizer.last_id >= vocab_size:
+    raise ValueError(
+      f"{where} has tokens up to {tokenizer.last_id}, but {fields.path} gives"
+      f" {vocab_size}; they belong to different models"
+    )
+  theirs = hint(tokenizer)
+  if theirs.mask not in (None, ids.mask):
+    raise ValueError(
+      f"{where} has the mask {theirs.mask}, but {fields.path} says {ids.mask};"
+      " mend one of them"
+    )
+  for role in ("end", "pad"):
+    stated, other = _stated(fields, role), getattr(theirs, role)
+    if other is not None and stated and other not in stated:
+      warnings.warn(
+        f"{where} has the {role} token {other}, but {fields.path} says"
+        f" {stated[0]}, which is used",
+        stacklevel=3,
+      )
+  return dataclasses.replace(
+    tokenizer, mask_id=ids.mask, size=vocab_size, **roles
+  )
