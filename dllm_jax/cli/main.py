@@ -15,6 +15,7 @@ import os
 import pathlib
 import sys
 import traceback
+import warnings
 
 # Commands are imported when they are called: `dllm --help` loads no jax.
 _COMMANDS = {
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, argv: list[str]) -> int:
   # Writers' threads log tracebacks of errors that reach us, and our one line, too.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
+  warnings.formatwarning = lambda text, *_: f"dllm: warning: {text}\n"
   from dllm_jax.cli import command as commands  # pylint: disable=g-import-not-at-top
 
   module = importlib.import_module(f"dllm_jax.cli.{name}")

@@ -23,6 +23,7 @@ _ARITHMETIC = {
   "lora_rank", "param_dtype", "remat", "unroll", "vocab_multiple",
   "balance_weight", "cond_dim",
 }  # fmt: skip
+_ROUTED = ("llada_moe", "llada2_moe")
 _LENGTHS = {
   "llada": "max_sequence_length",
   "mdlm": "model_length",
@@ -235,6 +236,8 @@ def _config(family, objective, network, special, length) -> dict[str, Any]:
       f"the layout of {family.name} holds a {'dit' if dit else 'transformer'},"
       " which this network is not"
     )
+  if family.name in _ROUTED and not network.experts:
+    raise ValueError(f"the layout of {family.name} has experts")
   if objective.shift != family.objective.shift:
     raise ValueError(
       f"outputs of {family.name} predict the token {family.objective.shift}"

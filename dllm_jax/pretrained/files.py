@@ -60,14 +60,31 @@ class Stored:
   def __getitem__(self, rows: slice) -> np.ndarray:
     """Returns rows of the tensor (of its first axis)."""
     start, stop, _ = rows.indices(self.shape[0])
-    width = math.prod(self.shape[1:])
-    numbers = np.fromfile(
-      self.file,
-      self.dtype,
-      count=(stop - start) * width,
-      offset=self.offset + start * width * self.dtype.itemsize,
-    )
-    return numbers.reshape(stop - start, *self.shape[1:])
+    size = math.prod(self.shape[1:]) * self.dtype.itemsize
+    return self.read(start, stop, np.empty((stop - start) * size, np.uint8))
+
+  def read(self, start: int, stop: int, memory: np.ndarray) -> np.ndarray:
+    """Returns rows of the tensor, in memory that was made for them.
+
+    Args:
+      start: the first row.
+      stop: the row after the last.
+      memory: bytes, at least as many as the rows have.
+
+    Raises:
+      ValueError: the file has become shorter.
+    """
+    size = math.prod(self.shape[1:]) * self.dtype.itemsize
+    memory = memory[: (stop - start) * size]
+    with self.file.open("rb", buffering=0) as file:
+      file.seek(self.offset + start * size)
+      done = 0
+      while done < memory.size:
+        count = file.readinto(memory[done:])
+        if not count:
+          raise ValueError(f"{self.file} is truncated; fetch it again")
+        done += count
+    return memory.view(self.dtype).reshape(stop - start, *self.shape[1:])
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     """Returns the whole tensor."""

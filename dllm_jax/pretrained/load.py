@@ -4,13 +4,15 @@ Loading makes one shard of one parameter at a time, from the rows of the files
 that it needs, and hands it to its device: the host holds no more than that.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from dllm_jax.pretrained import convert, families, files, tokens
 from dllm_jax.pretrained.families import Family, Fields, Ids
 from dllm_jax.pretrained.table import parameters, shapes
 
+_AVERAGE = re.compile(r"(^|\.)ema\.")
 SHARD_BYTES = 5 * 10**9
 # Small files that make a folder whole for the code it was published with.
 _COMPANIONS = (
@@ -208,6 +211,7 @@ def load_pretrained(
     dtype=dtype,
     place=_placer(family, config, mesh, progress),
   )
+  _warn_of_averages(folder, converted.unused)
   return Pretrained(
     family.table.network(config),
     converted.params,
@@ -235,6 +239,18 @@ def _network_config(family: Family, fields: Fields) -> Any:
     path = str(fields.path)
     text = str(error)
     raise ValueError(text if path in text else f"{path}: {text}") from error
+
+
+def _warn_of_averages(folder: pathlib.Path, unused: Sequence[str]) -> None:
+  """Says that there are averaged parameters, which nothing names."""
+  averages = [key for key in unused if _AVERAGE.search(key)]
+  if averages:
+    warnings.warn(
+      f"{folder}: {len(averages)} averaged tensors ({averages[0]}, ...) have no"
+      " names of parameters and are unused; the plain parameters are loaded. To"
+      " have the averages, save them under the parameters' names",
+      stacklevel=3,
+    )
 
 
 def _common(tensors: Mapping[str, files.Stored]) -> np.dtype:

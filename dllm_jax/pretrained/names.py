@@ -66,7 +66,8 @@ DIT = Table(
 """MDLM, SEDD, BD3-LM and UDLM: bare, or under "backbone." as exported.
 
 Under "backbone." a Lightning module's own tensors may lie beside them: its noise
-schedule, and a second, averaged copy of the parameters, which are unused.
+schedule, and an averaged copy of the parameters. That is a list without names,
+so that it stays unused, and `load_pretrained` warns of it.
 """
 
 

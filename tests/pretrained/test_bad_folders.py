@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dllm_jax
+from dllm_jax import exchange
 from dllm_jax.cli import main
 from tests import golden_cases
 from tests.pretrained.golden import publish
@@ -138,6 +139,34 @@ def test_shards_load(tmp_path):
   a = golden_cases.load(CASE).arrays
   logits = dllm_jax.load_pretrained(folder).logits(a["input_ids"])
   np.testing.assert_allclose(logits, a["logits"], atol=2e-4)
+
+
+def test_averages_without_names_are_told_of(tmp_path):
+  folder = publish("mdlm", tmp_path)
+  more = {"ema.shadow_params.0": np.ones((3, 4), np.float32)}
+  edit_weights(lambda t: t.update(more))(folder)
+  with pytest.warns(
+    UserWarning, match="1 averaged tensors .ema.shadow_params.0"
+  ):
+    model = dllm_jax.load_pretrained(folder)
+  assert "ema.shadow_params.0" in model.unused
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+  tmp_path, capsys, monkeypatch
+):
+  folder = publish(CASE, tmp_path / "in")
+  before = sorted(tmp_path.rglob("*"))
+
+  def interrupt(*_):
+    assert sorted(tmp_path.glob(".run.*.tmp"))  # under way
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(exchange.Checkpoints, "save_imported", interrupt)
+  argv = ["convert", f"--from_hf={folder}", f"--workdir={tmp_path / 'run'}"]
+  assert main.main(argv) == 130
+  assert "dllm: interrupted" in capsys.readouterr().err
+  assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_half_precision(tmp_path):

@@ -99,5 +99,7 @@ def test_what_no_layout_holds():
     ValueError, match="no published layout .* name one .* --as"
   ):
     describe(objective, kind(conditioned=True), special, length=8)
+  with pytest.raises(ValueError, match="name one .*: llada, dream, sdar"):
+    describe(objective, kind(qk_norm=True), special, length=8)
   with pytest.raises(ValueError, match="mdlm holds a dit, which this"):
     describe(objective, network, special, length=8, name="mdlm")

@@ -62,6 +62,7 @@ def test_llada_moe():
   mask = at(a["attention_mask"])
   ours = model.logits(a["input_ids"], mask)
   assert_allclose(ours[mask], a["masked_logits"][mask], atol=2e-4)
+  assert model.sampler == "llada"
 
 
 @pytest.mark.parametrize("name, atol", [("llada2_moe", 5e-4), ("sdar", 2e-4)])
@@ -72,6 +73,7 @@ def test_block_models(name, atol):
   everyone = np.ones_like(square)
   assert_allclose(model.logits(tokens, square), a["logits"], atol=atol)
   assert_allclose(model.logits(tokens, everyone), a["logits_full"], atol=atol)
+  assert model.sampler == {"llada2_moe": "llada2"}.get(name, name)
 
 
 def test_sdar_samples_and_trains_as_published():

@@ -23,9 +23,6 @@ CONFIG = {
   "rms_norm_eps": 1e-5,
   "mask_token_id": 50300,
 }
-MIB = 2**20
-# Of a process: numbers that threads hold, freed pages not yet given back.
-SLACK = 64 * MIB
 
 MEASURE = """
 import json, os, pathlib, re, shutil, sys, time
@@ -122,7 +119,7 @@ def measure(folders, task, devices):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_memory(folders, devices):
   m = measure(folders, "load", devices)
-  limit = m["total_bytes"] + 1.2 * m["largest_shard_bytes"] + SLACK
+  limit = m["total_bytes"] + 1.2 * m["largest_shard_bytes"]
   assert m["peak_bytes"] < limit
   assert m["device_bytes"] / m["total_bytes"] < 1 / devices + 0.05
 
