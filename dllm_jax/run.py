@@ -31,7 +31,7 @@ from dllm_jax.parallel.watch import Watch
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import Template
 from dllm_jax.sampling.writer import Sampled, Writer
-from dllm_jax.training import bound
+from dllm_jax.training import adaptation, bound
 from dllm_jax.training.checkpoint import Checkpoints
 from dllm_jax.training.loop import compile_program, Hooks, Loop, Program
 from dllm_jax.training.metrics import latest, MetricWriter
@@ -213,9 +213,11 @@ class Run:
       NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
     """
     evaluation = self.config.evaluation
+    adapts = self.objective.adapts and self.corpus.held_out
     hooks = Hooks(
       evaluate=self._training_evaluation if self.corpus.held_out else None,
       evaluate_every=evaluation.every_steps,
+      adapt=self._adapt if adapts else None,
       sample=lambda state: self.sample(state=state).texts,
       sample_every=evaluation.sample_every,
     )
@@ -269,6 +271,32 @@ class Run:
     names = ("bits_per_token", "bits_per_char", "standard_error")
     return {f"eval_{name}": figures[name] for name in names}
 
+  def _adapt(self, state: TrainState) -> TrainState:
+    """Returns the state with its process adapted to held-out text."""
+    evaluation = self.config.evaluation
+    measured = adaptation.summed(
+      lambda key, batch: self._measures(
+        state.eval_params, state.process, key, global_batch(batch, self.mesh)
+      ),
+      self._held_out_batches(evaluation.batches or None),
+      seed=evaluation.seed,
+    )
+    return adaptation.adapted(self.objective, state, measured)
+
+  @functools.cached_property
+  def _measures(self):
+    return jax.jit(adaptation.measures(self.objective, self.denoiser))
+
+  def _held_out_batches(self, limit: int | None):
+    share = row_share(self.mesh)
+    return data.held_out_batches(
+      self.corpus,
+      batch_size=self.config.evaluation.batch_size,
+      limit=limit,
+      process_index=share.index,
+      process_count=share.count,
+    )
+
   @functools.cached_property
   def _bound_sums(self):
     def sums(params, process, key, batch):
@@ -300,27 +328,20 @@ class Run:
       ValueError: nothing is held out.
     """
     state = self.state if state is None else state
-    evaluation, share = self.config.evaluation, row_share(self.mesh)
+    evaluation = self.config.evaluation
     size = self.corpus.held_out_text
     if size is None:
       raise ValueError(
         "nothing is held out: set config.data.held_out above 0, or "
         "config.data.held_out_path"
       )
-    batches = data.held_out_batches(
-      self.corpus,
-      batch_size=evaluation.batch_size,
-      limit=limit,
-      process_index=share.index,
-      process_count=share.count,
-    )
     params = state.eval_params if use_ema else state.params
     with jax.set_mesh(self.mesh):
       return bound.held_out_bound(
         lambda key, batch: self._bound_sums(
           params, state.process, key, global_batch(batch, self.mesh)
         ),
-        batches,
+        self._held_out_batches(limit),
         passes=passes or evaluation.passes,
         seed=evaluation.seed,
         characters_per_token=size.characters_per_token,

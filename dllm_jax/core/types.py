@@ -205,6 +205,7 @@ class Objective(Protocol):
     shift: 1 if the output at slot i predicts the token of slot i + 1.
     reads_time: whether the network is told the time; if not, its output for an
       unchanged latent may be kept.
+    adapts: whether `adapt` changes the process at evaluations while training.
     block_length: slots that a sampler has to fill together, left to right; None
       for as many as it likes.
     exact: whether `Loss.bound` is the negative log-likelihood itself.
@@ -221,6 +222,7 @@ class Objective(Protocol):
   reads_time: bool
   exact: bool
   order_agnostic: bool
+  adapts: bool
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns fresh arrays of the process."""
@@ -252,6 +254,22 @@ class Objective(Protocol):
     step: Int[Array, ""],
   ) -> Loss:
     """Returns the training loss, a deterministic function of what was drawn."""
+
+  def measure(
+    self,
+    process: Process,
+    denoise: Denoise,
+    key: Key[Array, ""],
+    batch: Batch,
+  ) -> PyTree:
+    """Returns what `adapt` asks of one held-out batch; batches are summed."""
+
+  def adapt(self, process: Process, measured: PyTree) -> Process:
+    """Returns the process with its state as the held-out text would have it.
+
+    Called at evaluations while training, where `adapts`; only `Process.state`
+    may change, so that nothing compiles again.
+    """
 
   def corruption(
     self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]

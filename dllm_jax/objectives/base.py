@@ -183,6 +183,27 @@ class Discrete:
       "diffusion"
     )
 
+  @property
+  def adapts(self) -> bool:
+    """Whether the process changes at evaluations while training."""
+    return False
+
+  def measure(
+    self,
+    process: Process,
+    denoise: Denoise,
+    key: Key[Array, ""],
+    batch: Batch,
+  ) -> PyTree:
+    """Returns what `adapt` asks of one held-out batch: nothing."""
+    del process, denoise, key, batch
+    return ()
+
+  def adapt(self, process: Process, measured: PyTree) -> Process:
+    """Returns the process as it is."""
+    del measured
+    return process
+
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
     """Returns what the network is told of the time: nothing."""
     del t
@@ -262,7 +283,7 @@ class Discrete:
     del step
     x0, t, z = batch.tokens, drawn.t, drawn.z
     out = denoise(self.inputs(process, z, t, batch))
-    weights = self.weigh(process, x0, z, t, batch.loss_mask)
+    weights = self.weigh(process, x0, z, t, batch)
     if batch.loss_weight is not None:
       row = batch.loss_weight[:, None]
       weights = weights._replace(

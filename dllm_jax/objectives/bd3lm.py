@@ -3,11 +3,10 @@ r"""BD3-LM: block diffusion, autoregressive over blocks (arXiv:2503.09573).
 Blocks of B tokens are diffused one after another, each given the clean ones
 before it. All of them train in one pass over two streams, [z ; x0], under the
 mask `TwoStream`; each block has its own time. Times may be clipped to an
-interval in which the loss varies least; its ends are `Process.state`, so that
-moving them compiles nothing. Block 1 is autoregressive, block L is MDLM.
+interval in which the loss varies least, found on held-out text; its ends are
+`Process.state`, so that moving them compiles nothing. Block 1 is autoregressive, block L is MDLM.
 """
 
-from collections.abc import Sequence
 import dataclasses
 
 import jax
@@ -82,6 +81,10 @@ class BD3LM(MDLM):
       `Square`, `SquareRoot`, `Logarithmic` and `BlockCosine` are its others.
     clip_low: the least training time at the start; above 0.5 the weight is 1.
     clip_high: the greatest training time at the start.
+    clip_search_widths: widths of the intervals that are compared at each
+      evaluation while training, on held-out text; the one in which the loss
+      varies least is then trained in. None: the interval stays.
+    clip_search_delta: distance between the starts of those intervals.
     resample: whether blocks are drawn again until their masked share lies in
       the clip interval too (an end at time_epsilon or 1 does not bind).
     ignore_bos: whether the first token of a row stays clean and counts nothing.
@@ -94,6 +97,8 @@ class BD3LM(MDLM):
   )
   clip_low: float = 1e-3
   clip_high: float = 1.0
+  clip_search_widths: tuple[float, ...] = ()
+  clip_search_delta: float = 0.05
   resample: bool = False
   ignore_bos: bool = False
 
@@ -108,6 +113,14 @@ class BD3LM(MDLM):
       raise ValueError(
         "clip_low and clip_high must be 0 <= low < high <= 1, not "
         f"{self.clip_low} and {self.clip_high}"
+      )
+    # A list, as JSON has it, would not be hashable.
+    widths = tuple(self.clip_search_widths)
+    object.__setattr__(self, "clip_search_widths", widths)
+    if not all(0.0 < x <= 1.0 for x in (*widths, self.clip_search_delta)):
+      raise ValueError(
+        "clip_search_widths and clip_search_delta must lie in (0, 1], not "
+        f"{widths} and {self.clip_search_delta}"
       )
     if self.steps is not None or self.time_change != "none":
       raise ValueError(
@@ -247,10 +260,14 @@ class BD3LM(MDLM):
     )
 
   def emphasis(
-    self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self,
+    process: Process,
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    batch: Batch,
   ) -> Float[Array, "B #L"]:
     """Returns MDLM's factor at each token's time; 1 under heavy masking."""
-    factor = super().emphasis(process, z, t)
+    factor = super().emphasis(process, z, t, batch)
     heavy = process.state["clip"][0] > 0.5
     return jnp.where(heavy, 1.0, factor)
 
@@ -271,7 +288,10 @@ class BD3LM(MDLM):
       return out.replace(hidden=out.hidden[:, : drawn.z.shape[1]])
 
     batch = batch.replace(loss_mask=self._supervised(batch))
-    return super().loss(process, noisy_half, drawn, batch, step=step)
+    loss = super().loss(process, noisy_half, drawn, batch, step=step)
+    low, high = process.state["clip"]
+    ends = {"clip_low": low, "clip_high": high}
+    return loss.replace(metrics={**loss.metrics, **ends})
 
   def grid(self, steps: int) -> Float[Array, "steps+1"]:
     """Returns even times from 1 to 0, for each block."""
@@ -279,56 +299,48 @@ class BD3LM(MDLM):
       raise ValueError(f"sampling needs at least 1 step, not {steps}")
     return jnp.linspace(1.0, 0.0, steps + 1)
 
+  @property
+  def adapts(self) -> bool:
+    """Whether the clip interval is searched while training."""
+    return bool(self.clip_search_widths)
 
-def clip_candidates(
-  objective: BD3LM,
-  widths: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
-  stride: float = 0.05,
-) -> Float[Array, "C 2"]:
-  """Returns the intervals that a search compares: all times, then windows."""
-  found = [(objective.time_epsilon, 1.0)]
-  for width in widths:
-    starts = int((1.0 - width) / stride + 1e-6) + 1
-    for i in range(starts):
-      low = max(i * stride, objective.time_epsilon)
-      found.append((low, min(i * stride + width, 1.0)))
-  return jnp.array(found, jnp.float32)
+  def clip_candidates(self) -> Float[Array, "C 2"]:
+    """Returns the intervals that a search compares: all times, then windows."""
+    found = [(self.time_epsilon, 1.0)]
+    for width in self.clip_search_widths:
+      starts = int((1.0 - width) / self.clip_search_delta + 1e-6) + 1
+      for i in range(starts):
+        low = i * self.clip_search_delta
+        found.append((max(low, self.time_epsilon), min(low + width, 1.0)))
+    return jnp.array(found, jnp.float32)
 
+  def measure(
+    self,
+    process: Process,
+    denoise: Denoise,
+    key: Key[Array, ""],
+    batch: Batch,
+  ) -> Float[Array, "C"]:
+    """Returns the variance of block losses under each candidate interval.
 
-def clip_variances(
-  objective: BD3LM,
-  process: Process,
-  denoise: Denoise,
-  key: Key[Array, ""],
-  batch: Batch,
-  candidates: Float[Array, "C 2"],
-) -> Float[Array, "C"]:
-  """Returns the variance of block losses under each interval, for one batch.
+    The data-driven criterion (sec. 5.2): of the mean loss of every block of the
+    batch, each at its own time in the interval. One network evaluation for each
+    candidate.
+    """
+    step = jnp.zeros((), jnp.int32)
 
-  The data-driven criterion (sec. 5.2): of the mean loss of every block of the
-  batch, each at its own time in the interval. Sum over held-out batches, then
-  `choose_clip`. A pure function, one network evaluation for each candidate.
-  """
-  step = jnp.zeros((), jnp.int32)
+    def variance(candidate):
+      trial = self.clipped(process, candidate)
+      drawn = self.draw(trial, key, batch, step=step)
+      loss = self.loss(trial, denoise, drawn, batch, step=step).bound
+      # From the bound's weights to those of the loss.
+      loss *= self.emphasis(trial, drawn.z, drawn.t, batch)
+      loss /= self.weight(drawn.t)
+      blocks = loss.reshape(loss.shape[0], -1, self.block_size)
+      return jnp.var(jnp.mean(blocks, axis=-1), ddof=1)
 
-  def variance(candidate):
-    trial = objective.clipped(process, candidate)
-    drawn = objective.draw(trial, key, batch, step=step)
-    loss = objective.loss(trial, denoise, drawn, batch, step=step).bound
-    # From the bound's weights to those of the loss.
-    loss *= objective.emphasis(trial, drawn.z, drawn.t)
-    loss /= objective.weight(drawn.t)
-    blocks = loss.reshape(loss.shape[0], -1, objective.block_size)
-    return jnp.var(jnp.mean(blocks, axis=-1), ddof=1)
+    return jax.lax.map(variance, self.clip_candidates())
 
-  return jax.lax.map(variance, candidates)
-
-
-def choose_clip(
-  objective: BD3LM,
-  process: Process,
-  candidates: Float[Array, "C 2"],
-  variances: Float[Array, "C"],
-) -> Process:
-  """Returns the process clipped to the interval of least summed variance."""
-  return objective.clipped(process, candidates[jnp.argmin(variances)])
+  def adapt(self, process: Process, measured: Float[Array, "C"]) -> Process:
+    """Returns the process clipped to the interval of least summed variance."""
+    return self.clipped(process, self.clip_candidates()[jnp.argmin(measured)])

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from dllm_jax.core.time import draw_times, TimeRule
-from dllm_jax.core.types import ModelOutputs, Noise, Process
+from dllm_jax.core.types import Batch, ModelOutputs, Noise, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import check_choice, Discrete, evenly, Weights
 from dllm_jax.objectives.mixture import (
@@ -124,11 +124,11 @@ class ContinuousMixture(Discrete):
     x0: Int[Array, "B L"],
     z: Int[Array, "B L"],
     t: Float[Array, "B #L"],
-    loss_mask: Bool[Array, "B L"],
+    batch: Batch,
   ) -> Weights:
     """Returns one for each supervised token: `token_loss` has the weight."""
     del process, x0, z, t
-    one = evenly(loss_mask)
+    one = evenly(batch.loss_mask)
     return Weights(loss=one, count=one, bound=one)
 
   def score(

@@ -20,7 +20,7 @@ import numpy as np
 
 from dllm_jax.core.noise import inverse_cdf
 from dllm_jax.core.time import draw_times, TimeRule
-from dllm_jax.core.types import ModelOutputs, Noise, Process
+from dllm_jax.core.types import Batch, ModelOutputs, Noise, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import (
   check_choice,
@@ -196,11 +196,11 @@ class D3PM(Discrete):
     x0: Int[Array, "B L"],
     z: Int[Array, "B L"],
     t: Float[Array, "B #L"],
-    loss_mask: Bool[Array, "B L"],
+    batch: Batch,
   ) -> Weights:
     """Returns T at supervised tokens: one step stands for all of them."""
     del process, x0, z, t
-    one = evenly(loss_mask)
+    one = evenly(batch.loss_mask)
     return Weights(loss=self.steps * one, count=one, bound=self.steps * one)
 
   def score(

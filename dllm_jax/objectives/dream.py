@@ -116,9 +116,6 @@ class Dream(LLaDA):
     A segment's first token is predicted by its own slot, as the original leaves
     the first logits where they are.
     """
-    # Padding is hidden from attention, and as masks from CART's context too.
-    hidden = jnp.where(batch.segment_ids > 0, drawn.z, self.mask_id)
-    drawn = drawn.replace(z=hidden)
     length = batch.tokens.shape[1]
 
     def shifted(inputs: ModelInputs):
@@ -133,12 +130,17 @@ class Dream(LLaDA):
     return super().loss(process, shifted, drawn, batch, step=step)
 
   def emphasis(
-    self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self,
+    process: Process,
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    batch: Batch,
   ) -> Float[Array, "B #L"]:
     """Returns context weights, or the factor that `weighting` names."""
     if self.token_weights == "time":
-      return super().emphasis(process, z, t)
-    return context_weights(z != self.mask_id, self.cart_decay)
+      return super().emphasis(process, z, t, batch)
+    known = z != self.mask_id
+    return context_weights(known, self.cart_decay, batch.segment_ids)
 
   def grid(self, steps: int) -> Float[Array, "steps+1"]:
     """Returns even times from 1 to `sampling_epsilon`; the last one is 0."""
@@ -149,25 +151,24 @@ class Dream(LLaDA):
 
 
 def context_weights(
-  known: Bool[Array, "B L"], decay: float
+  known: Bool[Array, "B L"], decay: float, segment_ids: Int[Array, "B L"]
 ) -> Float[Array, "B L"]:
   """Returns sum_{j known, j != i} (p / 2) (1 - p)^(|i - j| - 1), p = decay.
 
-  By a linear recurrence from each side, so that no L x L matrix is built.
+  The sum is over i's own segment, which is all that it attends to. By a linear
+  recurrence from each side, so that no L x L matrix is built.
   """
-  keep = 1.0 - decay
   here = jnp.where(known, 0.5 * decay, 0.0)
 
   def join(left, right):
     return left[0] * right[0], left[1] * right[0] + right[1]
 
-  def one_side(x, reverse):
-    factors = jnp.full(x.shape, keep)
-    _, total = jax.lax.associative_scan(
-      join, (factors, x), axis=1, reverse=reverse
-    )
-    return total
+  def before(x, segments):
+    """Returns the sum over earlier slots."""
+    goes_on = ~begins_segment(segments)
+    factors = jnp.where(goes_on, 1.0 - decay, 0.0)
+    _, total = jax.lax.associative_scan(join, (factors, x), axis=1)
+    return jnp.where(goes_on, jnp.roll(total, 1, axis=1), 0.0)
 
-  before = jnp.pad(one_side(here, False)[:, :-1], ((0, 0), (1, 0)))
-  after = jnp.pad(one_side(here, True)[:, 1:], ((0, 0), (0, 1)))
-  return before + after
+  after = before(here[:, ::-1], segment_ids[:, ::-1])[:, ::-1]
+  return before(here, segment_ids) + after

@@ -49,7 +49,7 @@ class GenMD4(Discrete):
     time_epsilon: training times lie in [time_epsilon, 1); what is masked
       earlier is the reconstruction term.
     time_rule: how training times are drawn over the global batch.
-    time_conditioning: whether the network is told t.
+    time_conditioning: whether the network is told 1000 t.
   """
 
   epsilon: float = 1e-4
@@ -78,8 +78,8 @@ class GenMD4(Discrete):
     return Process(params={"omega": jnp.full((self.vocab_size,), omega)})
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
-    """Returns t if the network is told the time."""
-    return t if self.time_conditioning else None
+    """Returns 1000 t if the network is told the time."""
+    return 1000.0 * t if self.time_conditioning else None
 
   def powers(self, process: Process) -> Float[Array, "V"]:
     """Returns w of every token."""

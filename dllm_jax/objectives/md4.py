@@ -41,7 +41,7 @@ class MD4(MDLM):
       is the paper's "cosine".
     time_rule: "shared_offset" is the published one.
     time_epsilon: training times lie in [time_epsilon, 1).
-    time_conditioning: whether the network is told t.
+    time_conditioning: whether the network is told 1000 t.
     spacing: sampling times: cos(pi k / 2T), or even ones.
     reverse_draw: "ancestral" draws z_s at once; "mean" draws x0 for each mask
       and then which ones are revealed: the same law. (The paper's third
@@ -73,8 +73,8 @@ class MD4(MDLM):
       )
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
-    """Returns t if the network is told the time."""
-    return t if self.time_conditioning else None
+    """Returns 1000 t if the network is told the time."""
+    return 1000.0 * t if self.time_conditioning else None
 
   @property
   def order_agnostic(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from dllm_jax.core.schedule import (
   Linear,
@@ -199,21 +199,25 @@ class MDLM(Discrete):
     x0: Int[Array, "B L"],
     z: Int[Array, "B L"],
     t: Float[Array, "B #L"],
-    loss_mask: Bool[Array, "B L"],
+    batch: Batch,
   ) -> Weights:
     """Returns -alpha' / (1 - alpha) at masked positions (eq. 10)."""
     del x0
-    masked = (z == self.mask_id) & loss_mask
+    masked = (z == self.mask_id) & batch.loss_mask
     bound = jnp.where(masked, self.weight(t), 0.0)
-    loss = jnp.where(masked, self.emphasis(process, z, t), 0.0)
-    weights = Weights(loss=loss, count=evenly(loss_mask), bound=bound)
-    return normalise(weights, self.normalisation, loss_mask)
+    loss = jnp.where(masked, self.emphasis(process, z, t, batch), 0.0)
+    weights = Weights(loss=loss, count=evenly(batch.loss_mask), bound=bound)
+    return normalise(weights, self.normalisation, batch.loss_mask)
 
   def emphasis(
-    self, process: Process, z: Int[Array, "B L"], t: Float[Array, "B #L"]
+    self,
+    process: Process,
+    z: Int[Array, "B L"],
+    t: Float[Array, "B #L"],
+    batch: Batch,
   ) -> Float[Array, "B #L"]:
     """Returns the factor of a masked token's cross-entropy in the loss."""
-    del process, z
+    del process, z, batch
     if self.weighting == "bound":
       return self.weight(t)
     return jnp.ones_like(t) if self.weighting == "uniform" else 1.0 - t

@@ -155,7 +155,7 @@ class UDLM(ContinuousMixture):
     if self.reconstruction == "copied":
       return loss
     inputs = self.inputs(process, batch.tokens, jnp.zeros_like(drawn.t), batch)
-    weights = self.weigh(process, None, None, None, batch.loss_mask)
+    weights = self.weigh(process, None, None, None, batch)
     row = 1.0 if batch.loss_weight is None else batch.loss_weight[:, None]
     total, terms = cross_entropy(
       denoise(inputs), batch.tokens, weights.loss * row

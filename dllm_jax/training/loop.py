@@ -44,12 +44,15 @@ class Hooks:
   Attributes:
     evaluate: state -> metrics by name, or None.
     evaluate_every: steps between evaluations; 0 for only at the end.
+    adapt: state -> state whose process fits held-out text, or None; after each
+      evaluation but the last.
     sample: state -> texts, or None.
     sample_every: steps between sample texts; 0 for never.
   """
 
   evaluate: Callable[[TrainState], dict[str, float]] | None = None
   evaluate_every: int = 0
+  adapt: Callable[[TrainState], TrainState] | None = None
   sample: Callable[[TrainState], list[str]] | None = None
   sample_every: int = 0
 
@@ -291,6 +294,7 @@ class Loop:
     while step < self.steps and not stop.after(step):
       if batch is None:
         batch = self._next(step)
+      state = self._adapted(state, step, log)
       self.watch.at(step, "training")
       profile.before(step + 1)
       state, metrics = self.program.step(state, batch)
@@ -335,6 +339,20 @@ class Loop:
     """Starts to save; of the data, what all processes together know."""
     self.watch.at(step, "saving")
     self.checkpoints.save(state, merge_states(distributed.exchange(data_state)))
+
+  def _adapted(self, state, step, log) -> TrainState:
+    """Returns the state to take a step from.
+
+    Before the step, not after the evaluation: the checkpoint between them is
+    then the same whether the run goes on or is resumed.
+    """
+    every = self.hooks.evaluate_every
+    if self.hooks.adapt is None or not every or not step or step % every:
+      return state
+    log.flush()
+    self.watch.at(step, "evaluating")
+    with log.paused():
+      return self.hooks.adapt(state)
 
   def _hooks(self, state, step, log, writer, stop) -> dict[str, Any]:
     """Runs evaluation and sampling where they are due."""

@@ -1,16 +1,14 @@
 """BD3-LM: clip intervals, their search, blocks drawn again."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.objectives.bd3lm import (
-  BD3LM,
-  choose_clip,
-  clip_candidates,
-  clip_variances,
-)
+from dllm_jax.objectives.bd3lm import BD3LM
+from tests import runs
 from tests.objectives import toy
 
 _LENGTH, _VOCAB, _MASK = 4, 4, 3
@@ -36,9 +34,9 @@ def test_heavy_masking_weighs_evenly():
   objective = BD3LM(**_SPACE, length=_LENGTH, block_size=2)
   process = objective.clipped(objective.init(_KEY), (0.55, 0.95))
   t = jnp.full((1, _LENGTH), 0.6)
-  assert np.all(np.asarray(objective.emphasis(process, None, t)) == 1.0)
+  assert np.all(np.asarray(objective.emphasis(process, None, t, None)) == 1.0)
   light = objective.clipped(process, (0.45, 0.95))
-  np.testing.assert_allclose(objective.emphasis(light, None, t), 1 / 0.6)
+  np.testing.assert_allclose(objective.emphasis(light, None, t, None), 1 / 0.6)
 
 
 def test_resampled_blocks_lie_in_the_clip_interval():
@@ -59,16 +57,53 @@ def test_resampled_blocks_lie_in_the_clip_interval():
 def test_clip_search_finds_the_quiet_interval():
   # Under a network that knows nothing, the loss of a block is its masked share
   # over t times a constant: its variance falls with t.
-  objective = BD3LM(**_SPACE, length=_LENGTH, block_size=2)
+  objective = BD3LM(
+    **_SPACE,
+    length=_LENGTH,
+    block_size=2,
+    clip_search_widths=(0.5, 0.7),
+    clip_search_delta=0.1,
+  )
   process = objective.init(_KEY)
   data = toy.batch(np.tile(_X0, (64, 1)))
   flat = toy.Attention(length=_LENGTH, tokens=_VOCAB)
   flat.near = 0.0 * flat.near
-  candidates = clip_candidates(objective, widths=(0.5, 0.7), stride=0.1)
-  assert candidates.shape == (1 + 6 + 4, 2)
-  variances = jax.jit(
-    lambda key: clip_variances(objective, process, flat, key, data, candidates)
-  )(_KEY)
-  chosen = choose_clip(objective, process, candidates, variances)
+  assert objective.clip_candidates().shape == (1 + 6 + 4, 2)
+  variances = jax.jit(lambda key: objective.measure(process, flat, key, data))(
+    _KEY
+  )
+  chosen = objective.adapt(process, variances)
   np.testing.assert_allclose(chosen.state["clip"], [0.5, 1.0], atol=1e-6)
   assert float(variances[0]) == pytest.approx(float(variances.max()))
+
+
+def test_a_run_moves_the_clip_interval_and_compiles_nothing(tmp_path):
+  searched = {
+    "objective__name": "bd3lm",
+    "objective__block_size": 4,
+    "objective__clip_search_widths": (0.5,),
+    "objective__clip_search_delta": 0.25,
+    "data__length": 16,
+    "model__layers": 1,
+    "evaluation__every_steps": 2,
+    "checkpoint__every_steps": 2,
+  }
+  run = runs.run(tmp_path / "whole", **searched, training__steps=3)
+  run.train()
+  clip = np.asarray(run.state.process.state["clip"])
+  assert run.program.step._cache_size() == 1
+  log = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+  ends = [
+    (row["clip_low"], row["clip_high"])
+    for row in map(json.loads, log)
+    if "clip_low" in row
+  ]
+  np.testing.assert_allclose(ends[:2], [(1e-3, 1.0)] * 2)
+  np.testing.assert_allclose(ends[2], clip)
+  assert np.isclose(clip[1] - clip[0], 0.5, atol=2e-3)
+
+  # A run that is resumed where it would search makes the same search.
+  for steps in (2, 3):
+    run = runs.run(tmp_path / "parts", **searched, training__steps=steps)
+    run.train()
+  np.testing.assert_array_equal(run.state.process.state["clip"], clip)

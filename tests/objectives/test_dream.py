@@ -30,8 +30,17 @@ def test_context_weights_are_the_published_sum():
   known = jax.random.bernoulli(jax.random.key(4), 0.4, (3, 11))
   apart = abs(np.arange(11)[:, None] - np.arange(11))
   matrix = np.where(apart > 0, 0.5 * 0.8 * 0.2 ** (apart - 1.0), 0.0)
+  one = jnp.ones((3, 11), jnp.int32)
   np.testing.assert_allclose(
-    context_weights(known, 0.8), np.asarray(known) @ matrix, atol=1e-6
+    context_weights(known, 0.8, one), np.asarray(known) @ matrix, atol=1e-6
+  )
+  # Packed: neighbours in another document are no context.
+  packed = jnp.array([[1] * 4 + [2] * 5 + [0] * 2] * 3)
+  same = np.asarray(packed[0, :, None] == packed[0])
+  np.testing.assert_allclose(
+    context_weights(known, 0.8, packed),
+    np.asarray(known) @ (matrix * same),
+    atol=1e-6,
   )
 
 
