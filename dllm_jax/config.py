@@ -305,9 +305,21 @@ def _nested(cls: type, name: str, value: Any) -> Any:
   choices = field.metadata.get("choices")
   if choices is None or not isinstance(value, Mapping):
     return value
-  fields = dict(value)
-  chosen = choices[fields.pop("name")]
-  return chosen(**{k: _nested(chosen, k, v) for k, v in fields.items()})
+  fields, where = dict(value), f"config.objective.{name}"
+  chosen = fields.pop("name")
+  if chosen not in choices:
+    raise ValueError(
+      f"{where}: unknown name {chosen!r}; legal: {', '.join(choices)}"
+    )
+  kind = choices[chosen]
+  # Another name on the command line leaves the fields of the one before.
+  other = sorted(fields.keys() - {f.name for f in dataclasses.fields(kind)})
+  if other:
+    raise ValueError(
+      f"{where}: {chosen} has no field {', '.join(other)}; choose it with its "
+      "own fields in a config file"
+    )
+  return kind(**{k: _nested(kind, k, v) for k, v in fields.items()})
 
 
 def _check_names(kind: str, given, legal, where: str) -> None:

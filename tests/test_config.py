@@ -3,10 +3,15 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dllm_jax import config, config_file
 from dllm_jax.data.tokenizer import Bytes, Characters
+from dllm_jax.objectives import registry
+from tests.objectives import toy
 
 
 def test_every_bundled_config_builds():
@@ -18,6 +23,40 @@ def test_every_bundled_config_builds():
     # What is written into a working directory reads back the same.
     again = config.resolve(json.loads(resolved.to_json()))
     assert config.differences(resolved.to_dict(), again.to_dict()) == []
+
+
+def test_every_objective_has_a_recipe_and_a_small_twin():
+  """The published one states its source; the other is for a laptop."""
+  recipes, twins = set(), set()
+  for name in config_file.bundled():
+    resolved = config.load(name)
+    if resolved.data.path == "shakespeare":
+      twins.add(resolved.objective.name)
+    elif "arXiv:" in config_file.find(name).read_text():
+      recipes.add(resolved.objective.name)
+  assert recipes == twins == set(registry.objectives())
+
+
+def test_every_bundled_network_has_its_shapes():
+  """Those of a network are computed once, without an array."""
+  seen = set()
+  for name in config_file.bundled():
+    parsed = config.parse(config.load(name))
+    objective, denoiser = parsed.build(Bytes())
+    network = parsed.network(objective)
+    if network in seen:
+      continue
+    seen.add(network)
+    batch = toy.batch(np.zeros((1, 32), np.int32))
+
+    def init(key, objective=objective, denoiser=denoiser, batch=batch):
+      process = objective.init(key)
+      t, z = jnp.ones((1, 1)), objective.clean(process, batch.tokens)
+      return denoiser.init(key, objective.inputs(process, z, t, batch))
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    layers = {len(x.shape) and x.shape[0] for x in jax.tree.leaves(shapes)}
+    assert network.layers in layers, name
 
 
 def test_every_bundled_config_has_a_smoke_size():
@@ -142,3 +181,27 @@ def test_networks_are_told_the_time_where_objectives_need_it(network):
   given["model"] |= {"name": "dit", "adaptive": False}
   with pytest.raises(ValueError, match="conditioned True"):
     config.parse(config.resolve(given)).build(Characters("abc"))
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("linear_beta", "config.objective.schedule: unknown name 'linear_beta'; l"),
+    ("cosine", None),
+  ],
+)
+def test_a_choice_is_named_on_the_command_line(name, words):
+  resolved = config.load("shakespeare_d3pm_uniform")
+  resolved.objective.schedule.name = name  # as an override does
+  if words is None:
+    config.parse(resolved).build(Characters("abc"))
+    return
+  with pytest.raises(ValueError, match=words):
+    config.parse(resolved).build(Characters("abc"))
+
+
+def test_a_choice_with_fields_of_another_is_refused():
+  resolved = config.load("shakespeare")
+  resolved.objective.schedule.name = "geometric"
+  with pytest.raises(ValueError, match="geometric has no field ceiling, floor"):
+    config.parse(resolved).build(Characters("abc"))

@@ -7,6 +7,7 @@ import this package, start without jax and grain.
 import importlib
 
 _HOMES = {
+  "answers": ("answer_batch",),
   "batches": (
     "BatchIterator",
     "HeldOut",

@@ -46,6 +46,7 @@ from dllm_jax.objectives.mixture import (
   draw_prior,
   normalised,
   one_hot_log,
+  real_tokens,
   step_divergence,
   vocabulary_without_mask,
 )
@@ -186,9 +187,12 @@ class D3PM(Discrete):
     self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
-    clean = one_hot_log(x0, self.vocab_size)
-    q = self._marginal(process.constants, clean, self.step(t))
-    return 1.0 - jnp.take_along_axis(q, x0[..., None], axis=-1)[..., 0]
+    cumulative, n = process.constants["cumulative"], self.step(t)
+    if not self.transition.closed:
+      return 1.0 - cumulative[n, x0, x0]
+    parts = at(cumulative, n)
+    moved = 1.0 - 1.0 / real_tokens(self.vocab_size, self.mask_id)
+    return jnp.broadcast_to(parts.mask + moved * parts.uniform, x0.shape)
 
   def weigh(
     self,

@@ -173,6 +173,33 @@ def test_prepare_then_train_on_it(tmp_path, capsys):
       ["train", "--workdir=w", "--config=smoke", "--config.mesh.data=3"],
       "multiply to 8",
     ),
+    (
+      [
+        "train",
+        "--workdir=w",
+        "--config=shakespeare_bd3lm",
+        "--config.objective.block_size=7",
+      ],
+      "divide the length 128",
+    ),
+    (
+      [
+        "train",
+        "--workdir=w",
+        "--config=shakespeare_d3pm_uniform",
+        "--config.objective.steps=0",
+      ],
+      "at least T = 1",
+    ),
+    (
+      [
+        "train",
+        "--workdir=w",
+        "--config=shakespeare_d3pm_uniform",
+        "--config.objective.schedule.name=loglinear",
+      ],
+      "legal: linear, cosine, mutual_information",
+    ),
     (["sample", "--workdir=w"], "no run in w"),
     (["evaluate", "--workdir=w"], "no run in w"),
     (["evaluate", "--workdir=w", "--task=taste"], "likelihood"),

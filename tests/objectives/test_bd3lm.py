@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dllm_jax import benchmark
 from dllm_jax.objectives.bd3lm import BD3LM
 from tests import runs
 from tests.objectives import toy
@@ -107,3 +108,52 @@ def test_a_run_moves_the_clip_interval_and_compiles_nothing(tmp_path):
     run = runs.run(tmp_path / "parts", **searched, training__steps=steps)
     run.train()
   np.testing.assert_array_equal(run.state.process.state["clip"], clip)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+  """Returns runs of MDLM and of its blocks: length 256, width 384, on XLA."""
+  size = {
+    "data__length": 256,
+    "model__width": 384,
+    "model__layers": 6,
+    "model__heads": 6,
+    "training__batch_size": 2,
+  }
+  return [
+    runs.run(
+      tmp_path_factory.mktemp(name) / "run",
+      objective__name=name,
+      evaluation__batch_size=2,
+      **size,
+    )
+    for name in ("mdlm", "bd3lm")
+  ]
+
+
+def _batch(run):
+  with jax.set_mesh(run.mesh):
+    return benchmark._first_batch(run)
+
+
+def test_a_step_costs_at_most_twice_mdlms_products(compared):
+  whole, blocks = (x.model_flops() for x in compared)
+  assert blocks <= 2.2 * whole
+
+
+@pytest.mark.all
+def test_a_step_takes_at_most_2_2_times_mdlms(compared):
+  """The median of five rounds in turns; a ratio, since machines are shared."""
+  states = [x.program.init() for x in compared]
+  batches = [_batch(x) for x in compared]
+  ratios = []
+  for _ in range(6):
+    seconds = []
+    for i, run in enumerate(compared):
+      with jax.set_mesh(run.mesh):
+        states[i], spent = benchmark._bare(run, states[i], batches[i], 3)
+      seconds.append(spent)
+    ratios.append(seconds[1] / seconds[0])
+  ratio = float(np.median(ratios[1:]))  # the first round warms up
+  print(f"a step of bd3lm takes {ratio:.2f} times one of mdlm: {ratios}")
+  assert ratio <= 2.2

@@ -16,13 +16,17 @@ from dllm_jax.parallel import global_batch, make_mesh, RULES, shardings
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.training.step import Trainer
 from tests import runs
-from tests.objectives import toy
+from tests.objectives import toy, variants
 
 NAMES = sorted(registry.objectives())
 SPACE = TokenSpace(vocab_size=7, mask_id=6, length=32)
 STEPS = 2
 
 each = pytest.mark.parametrize("name", NAMES)
+OBJECTIVES = variants.objectives(SPACE)
+each_variant = pytest.mark.parametrize(
+  "objective", OBJECTIVES.values(), ids=OBJECTIVES.keys()
+)
 
 
 def _tiny(name, **fields):
@@ -51,14 +55,13 @@ def trained(tmp_path_factory):
   return train
 
 
-@each
-def test_corruption_frequencies(name):
+@each_variant
+def test_corruption_frequencies(objective):
   """Tokens differ from x0 as often as the objective says, early and late.
 
   Within 4 standard errors of a sum of independent coins, whose times are the
   ones drawn.
   """
-  objective = registry.objective_class(name).over(SPACE)
   process = objective.init(jax.random.key(0))
   rows = jax.random.randint(jax.random.key(1), (512, SPACE.length), 0, 6)
   batch = toy.batch(rows)
@@ -81,9 +84,8 @@ def test_corruption_frequencies(name):
     assert abs(found.sum() - p.sum()) < 4 * error
 
 
-@each
-def test_prompts_count_nothing(name):
-  objective = registry.objective_class(name).over(SPACE)
+@each_variant
+def test_prompts_count_nothing(objective):
   process = objective.init(jax.random.key(0))
   rows = jax.random.randint(jax.random.key(1), (8, SPACE.length), 0, 6)
   prompt = jnp.arange(SPACE.length) < SPACE.length // 2

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dllm_jax.data.answers import answer_batch
 from dllm_jax.objectives.llada import LLaDA
 from tests.objectives import toy
 
@@ -69,3 +70,20 @@ def test_fine_tuning_divides_by_the_length_of_each_answer(table):
   ])
   exact = (ce[0, 1:].sum() / 0.5 / 3 + ce[1, 3] / 0.25 / 1) / 2
   np.testing.assert_allclose(loss.total / loss.weight, exact, rtol=1e-5)
+
+
+def test_answers_are_filled_with_end_of_text_that_counts():
+  end = 2
+  data = answer_batch([([0, 1], [1]), ([0], [])], length=_LENGTH, eos_id=end)
+  np.testing.assert_array_equal(data.tokens, [[0, 1, 1, 2], [0, 2, 2, 2]])
+  np.testing.assert_array_equal(
+    data.loss_mask, [[False, False, True, True], [False, True, True, True]]
+  )
+  many = jax.tree.map(lambda x: np.tile(x, (200, 1)), data)
+  objective = LLaDA(**_SPACE, random_length=0.0, normalisation="sequence")
+  drawn = toy.draw(objective, objective.init(_KEY), _KEY, many)
+  masked = np.asarray(drawn.z == _MASK)
+  assert not np.any(masked[~many.loss_mask])
+  assert np.all(masked[many.loss_mask].reshape(200, -1).any(0))
+  with pytest.raises(ValueError, match="pair 0 has 4 tokens"):
+    answer_batch([([0, 1], [1, 1])], length=_LENGTH, eos_id=end)

@@ -26,6 +26,7 @@ from dllm_jax.objectives.mixture import (
 )
 from dllm_jax.objectives.sedd import SEDD
 from dllm_jax.objectives.udlm import UDLM
+from tests import jaxprs
 from tests.objectives import toy
 
 _SEDD_UNIFORM = dict(
@@ -186,6 +187,21 @@ def _temporary_bytes(objective) -> int:
     .compile()
   )
   return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_corruption_of_a_large_vocabulary_builds_no_row_of_it(name):
+  objective = _all(_LARGE)[name]
+  process = objective.init(jax.random.key(0))
+  rows = jnp.zeros((2, 4), jnp.int32)
+
+  def corrupt(process, key, rows):
+    step = jnp.int32(0)
+    drawn = objective.draw(process, key, toy.batch(rows), step=step)
+    return drawn, objective.corruption(process, rows, drawn.t)
+
+  traced = jax.make_jaxpr(corrupt)(process, jax.random.key(1), rows)
+  assert not jaxprs.larger_than(traced, _LARGE)
 
 
 @pytest.fixture(scope="module")

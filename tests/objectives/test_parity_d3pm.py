@@ -131,7 +131,16 @@ def test_image_process(image, combo):
   losses(bits(prior), image[f"{name}_prior_bpd"])
 
   s = (n - 1) / objective.steps
-  log_q = jax.jit(objective.posterior)(process, logits, z, t, s)
+  posterior = jax.jit(objective.posterior)
+  later = np.asarray(n)[:, 0] > 1  # the first step has its own formula
+  log_q = posterior(process, jnp.maximum(log_p, -1e9), z, t, s)
+  np.testing.assert_allclose(
+    log_q[later],
+    jax.nn.log_softmax(flat(image[f"{name}_posterior_logits_x0"]))[later],
+    rtol=1e-4,
+    atol=1e-4,
+  )
+  log_q = posterior(process, logits, z, t, s)
   p_logits = flat(image[f"{name}_p_logits"])
   np.testing.assert_allclose(
     log_q, jax.nn.log_softmax(p_logits), rtol=1e-4, atol=1e-4
@@ -197,6 +206,11 @@ def test_text_process(text, kind):
   t = s + 1 / objective.steps
   term, clean = jax.jit(objective.token_terms)(process, logits, x0, z, t)
   summed = lambda x: np.sum(np.asarray(x) * text["target_mask"], axis=1)
+  posterior = jax.jit(objective.posterior)
+  # How likely one step back is the clean text.
+  said = posterior(process, logits, z, t, s)
+  said = -jnp.take_along_axis(said, x0[..., None], axis=-1)[..., 0]
+  sure = np.max(said, axis=1) < 20.0  # below that their 1e-20 shows
   later = text["t"] > 0
   for form in ("prob", "log"):
     get = lambda x: text[f"{kind}_{form}_{x}"]
@@ -205,6 +219,9 @@ def test_text_process(text, kind):
     )
     np.testing.assert_allclose(
       objective.cross_entropy * summed(clean), get("hybrid_loss"), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+      summed(said)[sure], get("cross_entropy_loss")[sure], rtol=1e-4
     )
     np.testing.assert_allclose(
       summed(term)[later], get("kl_loss")[later], rtol=1e-4, atol=1e-5
@@ -216,7 +233,13 @@ def test_text_process(text, kind):
       atol=1e-5,
     )
   truth = jnp.log(jax.nn.one_hot(x0, size))
-  posterior = jax.jit(objective.posterior)
+  # The law of every step given the clean text, but for the last (as above).
+  steps = jnp.arange(objective.steps)[:, None]
+  clean_text = jnp.tile(truth[:1], (objective.steps, 1, 1))
+  q = objective.transition.marginal(
+    process.constants, clean_text, steps, objective.mask_id
+  )
+  close(q, text[f"{kind}_qt"][: objective.steps])
   for guess, name in ((truth, "q_t"), (logits, "p_t")):
     if name == "q_t":
       guess = jnp.maximum(guess, -1e9)

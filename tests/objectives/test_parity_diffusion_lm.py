@@ -87,6 +87,26 @@ def test_steps(case, objective, process):
   close(one.of_z, "sqrt_posterior_mean_coef2")
   close(one.variance, "sqrt_posterior_variance")
   close(jnp.sqrt(process.constants["kept"][1:]), "sqrt_sqrt_alphas_cumprod")
+  close(process.constants["kept"][1:], "sqrt_alphas_cumprod")
+  close(
+    jnp.sqrt(process.constants["lost"][1:]),
+    "sqrt_sqrt_one_minus_alphas_cumprod",
+  )
+
+
+def test_laws_of_noisy_latents(case, process):
+  """q(x_t | x_start), and q(x_{t-1} | x_t, x_start) at any x_t."""
+  arrays = case.arrays
+  n = jnp.asarray(arrays["t"])[:, None, None] + 1
+  one, x = law(process.constants, n, n - 1), arrays["x_start"]
+  close = lambda a, name: np.testing.assert_allclose(
+    np.broadcast_to(a, arrays[name].shape), arrays[name], rtol=1e-3, atol=1e-5
+  )
+  close(jnp.sqrt(process.constants["kept"][n]) * x, "q_mean")
+  close(process.constants["lost"][n], "q_variance")
+  close(jnp.log(process.constants["lost"][n]), "q_log_variance")
+  close(one.of_x * x + one.of_z * arrays["x_t_random"], "post_mean")
+  close(one.variance, "post_variance")
 
 
 def test_corruption(case, objective, process):

@@ -79,6 +79,20 @@ def test_md4_schedules(md4):
     )
 
 
+def test_md4_tells_the_network_a_thousand_t(md4):
+  """Its sinusoid of t, sines first, is one of what ours is told."""
+  a, width = md4.arrays, md4.arrays["t_embedding"].shape[-1]
+  told = _md4(md4, "ct_lin").conditioning(recorded.column(a["t"]))
+  space = {"vocab_size": 5, "mask_id": 4}
+  np.testing.assert_array_equal(
+    GenMD4(**space).conditioning(recorded.column(a["t"])), told
+  )
+  rates = np.exp(-np.log(1e4) * np.arange(width // 2) / (width // 2 - 1))
+  angles = np.asarray(told, np.float64) * rates
+  found = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+  np.testing.assert_allclose(found, a["t_embedding"], atol=2e-4)
+
+
 def test_md4_times_share_an_offset(md4, monkeypatch):
   a = md4.arrays
   recorded.replay(monkeypatch, a["antithetic_t0"])

@@ -8,14 +8,32 @@ import pytest
 from dllm_jax.core import schedule as schedules
 from dllm_jax.core.types import Process
 from dllm_jax.objectives.base import Drawn
+from dllm_jax.objectives.d3pm import D3PM
+from dllm_jax.objectives.d3pm_transition import Absorbing
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.objectives.sedd import SEDD
 from tests import golden_cases
-from tests.objectives import recorded
+from tests.objectives import recorded, recorded_dit
 
 
 @pytest.fixture(scope="module")
 def mdlm():
   return golden_cases.load("mdlm")
+
+
+@pytest.fixture(scope="module")
+def said(mdlm):
+  """Returns `(z, sigma) -> logits` of the recorded weights, compiled once."""
+  run, rows = recorded_dit.network("mdlm"), len(mdlm.arrays["x0"])
+
+  def logits(z, sigma=0.0):
+    batch = recorded.batch(np.resize(z, (rows, z.shape[1])))
+    told = jnp.broadcast_to(jnp.float32(sigma), (rows, 1))
+    inputs = _mdlm(mdlm.config).inputs(None, batch.tokens, told, batch)
+    found = recorded_dit.logits(run, inputs.replace(conditioning=told))
+    return found[: len(z)]
+
+  return logits
 
 
 def _mdlm_schedules(config):
@@ -95,9 +113,20 @@ def test_mdlm_log_probabilities(mdlm, told):
 
 
 def test_mdlm_tells_the_network_sigma(mdlm):
-  objective = _mdlm(mdlm.config, time_conditioning=True)
-  found = objective.conditioning(recorded.column(mdlm.arrays["t"]))
-  np.testing.assert_allclose(found[:, 0], mdlm.arrays["sigma"], rtol=1e-4)
+  a, objective = mdlm.arrays, _mdlm(mdlm.config, time_conditioning=True)
+  t = recorded.column(a["t"])
+  found = objective.conditioning(t)
+  np.testing.assert_allclose(found[:, 0], a["sigma"], rtol=1e-4)
+  rate = objective.schedule.dsigma(t)
+  np.testing.assert_allclose(rate[:, 0], a["dsigma"], rtol=1e-4)
+  chance = objective.masked(t)
+  np.testing.assert_allclose(chance[:, 0], a["move_chance"], rtol=1e-4)
+  # Their name for sigma at time 1e-3 / (1 - 1e-3), whose alpha is 1 - 1e-3.
+  np.testing.assert_allclose(
+    objective.schedule.sigma(jnp.float32(1.0)),
+    a["loglinear_sigma_max"],
+    rtol=1e-4,
+  )
 
 
 _VARIANTS = (
@@ -151,19 +180,114 @@ def test_mdlm_loss(mdlm, variant):
   )
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddpm_cache", "analytic", "denoiser"])
-def test_mdlm_reverse_step(mdlm, name):
+@pytest.mark.parametrize(
+  "name", ["ddpm", "ddpm_tc", "ddpm_cache", "analytic", "denoiser"]
+)
+def test_mdlm_reverse_step(mdlm, said, name):
   # The Tweedie step of the absorbing graph is the ancestral one; the denoiser's
   # is the one to time 0.
   a, objective = mdlm.arrays, _mdlm(mdlm.config)
   t = a["denoiser_t"] if name == "denoiser" else a["step_t"]
   s = np.zeros_like(t) if name == "denoiser" else t - a["step_dt"]
-  u, z = a["step_uniform"], a["xt"]
-  p, drawn = recorded.reverse_step(
-    objective, Process(), a["logits_sigma0"], z, t, s, u
-  )
+  u, z, logits = a["step_uniform"], a["xt"], a["logits_sigma0"]
+  if name == "ddpm_tc":
+    objective = _mdlm(mdlm.config, time_conditioning=True)
+    logits = said(z, objective.conditioning(jnp.asarray(t)))
+  p, drawn = recorded.reverse_step(objective, Process(), logits, z, t, s, u)
   expected = a[f"{name}_probs"].astype(np.float64)
   masked = z == mdlm.config["mask_index"]
   expected = expected / expected.sum(-1, keepdims=True)
   np.testing.assert_allclose(p[masked], expected[masked], rtol=1e-3, atol=1e-6)
   golden_cases.same_draws(drawn, a[f"{name}_next"], recorded.ratios(p, u))
+
+
+def test_mdlm_trajectory(mdlm, said):
+  """Their whole sampler: steps by recorded draws, then the best tokens."""
+  a, objective = mdlm.arrays, _mdlm(mdlm.config)
+  history, uniforms = a["traj_history"], a["traj_uniform"]
+  times = np.asarray(objective.grid(len(uniforms) + 1))
+  for i, u in enumerate(uniforms):
+    z = history[i]
+    t, s = (np.full((len(z), 1), x) for x in times[i : i + 2])
+    p, z = recorded.reverse_step(objective, Process(), said(z), z, t, s, u)
+    if i + 1 < len(uniforms):
+      golden_cases.same_draws(z, history[i + 1], recorded.ratios(p, u))
+  best = objective.log_x0(Process(), said(z), jnp.asarray(z), None)
+  np.testing.assert_array_equal(jnp.argmax(best, -1), history[-1])
+
+
+def _same_loss(a, name, found, **tolerance):
+  """Checks each token's loss, and the mean over the recorded mask."""
+  np.testing.assert_allclose(found, a[f"loss_{name}"], **tolerance)
+  mask = a["loss_attention_mask"]
+  mean = np.sum(found * mask) / mask.sum()
+  np.testing.assert_allclose(
+    mean, a[f"loss_{name}_mean"], rtol=tolerance["rtol"]
+  )
+
+
+@pytest.mark.parametrize("name", ["d3pm_T", "d3pm_T_subsmask"])
+def test_mdlm_in_the_form_of_d3pm(mdlm, said, name):
+  """Its discrete bound is D3PM's with absorbing matrices."""
+  a, config = mdlm.arrays, mdlm.config
+  steps = config["variants"]["subs_T_and_d3pm_T"]
+  objective = D3PM(
+    vocab_size=config["vocab_size"],
+    mask_id=config["mask_index"],
+    transition=Absorbing(),
+    steps=steps,
+    support="tokens" if name.endswith("mask") else "vocabulary",
+  )
+  t = (jnp.floor(recorded.column(a["t"]) * steps) + 1.0) / steps
+  process = objective.init(jax.random.key(0))
+  x0, z = jnp.asarray(a["x0"]), jnp.asarray(a["xt"])
+  # Recorded with a network that is told the rounded time.
+  told = _mdlm_schedules(config)["loglinear"].sigma(t)
+  term, _ = jax.jit(objective.token_terms)(process, said(z, told), x0, z, t)
+  # The network that reads the clean text says it again, at a price.
+  log_p = objective.log_x0(process, said(a["x0"]), x0, t)
+  again = -jnp.take_along_axis(log_p, x0[..., None], axis=-1)[..., 0]
+  chance = objective.corruption(process, x0, t)[:, 0]
+  np.testing.assert_allclose(
+    chance, a[f"loss_{name}_move_chance"].ravel(), rtol=2e-3
+  )
+  # Their t is clamped to 1 - 1e-4, and log(1 + x) is of float32.
+  _same_loss(a, name, steps * term + again, rtol=2.5e-4, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def sedd(mdlm):
+  return SEDD(
+    vocab_size=mdlm.config["vocab_size"],
+    mask_id=mdlm.config["mask_index"],
+    schedule=_mdlm_schedules(mdlm.config)["loglinear"],
+  )
+
+
+def test_mdlm_in_the_form_of_sedd(mdlm, sedd):
+  a, t = mdlm.arrays, recorded.column(mdlm.arrays["t"])
+  logits, z = jnp.asarray(a["logits_sigma"]), jnp.asarray(a["xt"])
+  np.testing.assert_allclose(
+    sedd.log_score(logits, z, t), a["logscore_sedd"], atol=2e-4
+  )
+  np.testing.assert_allclose(
+    sedd.parts(t).mask[:, 0], a["loss_sedd_move_chance"].ravel(), rtol=1e-4
+  )
+  found = sedd.token_loss(None, logits, jnp.asarray(a["x0"]), z, t)
+  _same_loss(a, "sedd", found, rtol=2e-4, atol=1e-5)
+
+
+def test_mdlm_reverse_step_of_sedd(mdlm, said, sedd):
+  a, z, u = mdlm.arrays, mdlm.arrays["xt"], mdlm.arrays["step_uniform"]
+  t = a["step_t"]
+  logits = said(z, sedd.conditioning(jnp.asarray(t)))
+  p, drawn = recorded.reverse_step(
+    sedd, Process(), logits, z, t, t - a["step_dt"], u
+  )
+  expected = a["analytic_sedd_probs"].astype(np.float64)
+  expected = np.maximum(expected, 0.0)
+  expected = expected / expected.sum(-1, keepdims=True)
+  np.testing.assert_allclose(p, expected, rtol=1e-3, atol=1e-6)
+  golden_cases.same_draws(
+    drawn, a["analytic_sedd_next"], recorded.ratios(expected, u)
+  )

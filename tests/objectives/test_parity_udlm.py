@@ -13,10 +13,11 @@ from dllm_jax.core.noise import Recorded, Tag
 from dllm_jax.core.schedule import Linear, LogLinear, Sine
 from dllm_jax.core.types import ModelOutputs
 from dllm_jax.objectives.base import Drawn
+from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.mixture import Parts
 from dllm_jax.objectives.udlm import UDLM
 from tests import golden_cases
-from tests.objectives import recorded_dit, toy
+from tests.objectives import recorded, recorded_dit, toy
 
 _FORMS = ("direct", "rao_blackwell")
 _FLOOR = 1e-3  # eps of the originals' schedules
@@ -167,3 +168,25 @@ def test_posteriors_of_duo(duo):
   ):
     q = _step(objective, log_x, g["xt"], g["alpha_t"], alpha_s)
     _close(q, g[f"posterior_{name}"])
+
+
+def test_masked_diffusion_of_duo(duo):
+  config, g = duo
+  objective = MDLM(
+    vocab_size=config["vocab_size"],
+    mask_id=config["absorb_mask_index"],
+    schedule=LogLinear(floor=_FLOOR),
+  )
+  z, logits = g["absorb_xt"], g["absorb_log_x_theta"]
+  loss = objective.loss(
+    None,
+    recorded.network(logits),
+    Drawn(t=_column(g["t"]), z=z),
+    toy.batch(g["absorb_x0"]),
+    step=recorded.STEP,
+  )
+  _close(loss.bound, g["mdlm_nll"])
+  t, s = (_column(1.0 - g[f"alpha_{x}"]) / (1 - _FLOOR) for x in "ts")
+  masked = np.asarray(z) == objective.mask_id
+  q = np.exp(objective.posterior(None, logits, z, t, s))
+  _close(q[masked], np.asarray(g["absorb_posterior"])[masked])
