@@ -5,12 +5,14 @@ least five rounds are reported: on a shared machine a ratio is worth more than a
 time.
 """
 
+import dataclasses
 import pathlib
 import tempfile
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -114,6 +116,9 @@ def _peak_bytes(compiled) -> int:
   )
 
 
+AGAINST = ("uncached", "equal", "weights")
+
+
 def sample(
   run: Run,
   sampler: SamplerConfig,
@@ -122,6 +127,7 @@ def sample(
   rounds: int = 5,
   prompt_tokens: int | None = None,
   ragged: bool = False,
+  against: Literal["uncached", "equal", "weights"] | None = None,
 ) -> dict[str, Any]:
   """Returns the speed of the sampler, warm.
 
@@ -134,38 +140,122 @@ def sample(
       canvas.
     ragged: whether prompts have lengths from half of that to all of it, each
       row with as many new tokens.
+    against: what runs in alternation: the same without a cache, ragged rows'
+      program on rows of equal length, or one reading of all weights.
 
   Returns:
     `tokens_per_second`, `step_milliseconds` (of a network call),
     `function_evaluations` (the most of a row), `dispatch_milliseconds` (the
     host's share of a generation: until the one program is under way),
-    `programs`, `compile_seconds`, `batch_size`, `new_tokens`, `device`.
+    `programs` (that were compiled for it all), `compile_seconds`, `batch_size`,
+    `new_tokens`, `device`.
+    With `against` also `against` and `ratio`, the median over rounds of the
+    two's tokens per second, and `against_tokens_per_second`; for "weights"
+    `cached_step_milliseconds` (a network call that refreshes nothing),
+    `weight_read_milliseconds`, `weight_bytes` and the `ratio` of the two times.
 
   Raises:
-    ValueError: the prompt leaves nothing to sample.
+    ValueError: the prompt leaves nothing to sample, or there is nothing of that
+      kind to compare with.
   """
   length = run.config.data.length
   rows = _prompts(run, length, batch_size, prompt_tokens, ragged)
+  other = {"rows": rows, "sampler": sampler}
+  if against == "equal":
+    if not ragged:
+      raise ValueError(
+        "rows of equal length are what ragged ones are compared "
+        "with: give --ragged, or another --against"
+      )
+    other["rows"] = _prompts(run, length, batch_size, prompt_tokens, False)
+  elif against is not None:
+    other["sampler"] = _other(run, sampler, against)
 
-  def once(seed):
+  def once(seed, rows=rows, sampler=sampler):
     return run.sample_rows(rows, length=length, sampler=sampler, seed=seed)
 
-  first = once(0)
-  timed = [once(seed) for seed in range(1, rounds + 1)]
-  seconds = float(np.median([sampled.seconds for sampled in timed]))
-  steps = int(first.generation.function_evaluations.max())
-  (launcher,) = run.writer.launchers
-  return {
-    "tokens_per_second": first.new_tokens / seconds,
-    "step_milliseconds": 1000 * seconds / steps,
-    "function_evaluations": steps,
-    "dispatch_milliseconds": 1000
-    * float(np.median([sampled.dispatch_seconds for sampled in timed])),
-    "programs": launcher.programs(),
+  programs = lambda: sum(
+    launcher.programs() for launcher in run.writer.launchers
+  )
+  compiled = programs()
+  first, timed, others = once(0), [], []
+  before = against and once(0, **other)
+  for seed in range(1, rounds + 1):
+    timed.append(once(seed))
+    if against is not None:
+      others.append(once(seed, **other))
+  seconds = np.array([sampled.seconds for sampled in timed])
+  calls = int(first.generation.function_evaluations.max())
+  dispatched = [sampled.dispatch_seconds for sampled in timed]
+  result = {
+    "tokens_per_second": first.new_tokens / float(np.median(seconds)),
+    "step_milliseconds": 1000 * float(np.median(seconds)) / calls,
+    "function_evaluations": calls,
+    "dispatch_milliseconds": 1000 * float(np.median(dispatched)),
+    "programs": programs() - compiled,
     "compile_seconds": first.compile_seconds,
     "batch_size": batch_size,
     "new_tokens": first.new_tokens,
     "device": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
+  }
+  if against is None:
+    return result
+  slower = np.array([sampled.seconds for sampled in others])
+  if against == "weights":
+    fewer = calls - int(before.generation.function_evaluations.max())
+    step = float(np.median((seconds - slower) / fewer))
+    return result | {"against": against} | _beside_weights(run, step, rounds)
+  ratio = (slower / before.new_tokens) / (seconds / first.new_tokens)
+  return result | {
+    "against": against,
+    "against_tokens_per_second": before.new_tokens / float(np.median(slower)),
+    "ratio": float(np.median(ratio)),
+  }
+
+
+def _other(run: Run, sampler: SamplerConfig, against: str) -> SamplerConfig:
+  """Returns the sampler that another one is compared with."""
+  if against not in AGAINST:
+    raise ValueError(
+      f"unknown --against {against!r}; legal: {', '.join(AGAINST)}"
+    )
+  spec = sampler.build(run.objective, length=run.config.data.length)
+  if spec.cache == "none":
+    raise ValueError(
+      f"--against={against} measures a cache: give --sampler.cache=dual, or "
+      "another one that fits the network"
+    )
+  if against == "uncached":
+    return dataclasses.replace(sampler, cache="none")
+  if spec.steps < 2:
+    raise ValueError(
+      "--against=weights needs at least 2 steps a block, of which it takes half "
+      "away to time the rest: set sampler.steps"
+    )
+  return dataclasses.replace(sampler, steps=spec.steps // 2)
+
+
+def _beside_weights(run: Run, step: float, rounds: int) -> dict[str, Any]:
+  """Returns the seconds of a network call beside those of reading all weights."""
+  params = run.state.params["model"]
+  sums = lambda params: [jnp.sum(x, dtype=jnp.float32) for x in leaves(params)]
+  leaves = jax.tree.leaves
+  with jax.set_mesh(run.mesh):
+    read = jax.jit(sums)
+    jax.block_until_ready(read(params))
+    seconds, calls = [], 10
+    for _ in range(rounds):
+      start = time.perf_counter()
+      for _ in range(calls):
+        total = read(params)
+      jax.block_until_ready(total)
+      seconds.append((time.perf_counter() - start) / calls)
+  once = float(np.median(seconds))
+  return {
+    "cached_step_milliseconds": 1000 * step,
+    "weight_read_milliseconds": 1000 * once,
+    "weight_bytes": sum(x.nbytes for x in leaves(params)),
+    "ratio": step / once,
   }
 
 

@@ -202,9 +202,16 @@ class Run:
     return restored[0]
 
   def start(self) -> None:
-    """Makes a fresh state the current one: an untrained network."""
+    """Makes an untrained network the current state, to measure it.
+
+    Nothing of an optimiser is made: only parameters take memory.
+    """
+    bare = {"ema_params": None, "opt_state": None}
     with jax.set_mesh(self.mesh):
-      self.__dict__["state"] = self.program.init()
+      abstract = self.program.abstract.replace(**bare)
+      fresh = lambda: self.trainer.init(self._empty_batch()).replace(**bare)
+      placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+      self.__dict__["state"] = jax.jit(fresh, out_shardings=placed)()
 
   def train(self) -> dict[str, Any]:
     """Trains, or continues, to the configured step; returns a summary.

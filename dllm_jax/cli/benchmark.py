@@ -21,10 +21,10 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     "steps", 20, "train steps in a round", lower_bound=2, flag_values=values
   )
-  flags.DEFINE_integer(
+  flags.DEFINE_multi_integer(
     "batch_size",
-    8,
-    "rows that are sampled together",
+    [8],
+    "rows that are sampled together; repeated, one line of a table for each",
     lower_bound=1,
     flag_values=values,
   )
@@ -39,6 +39,15 @@ def _define(values: flags.FlagValues) -> None:
     "ragged",
     False,
     "sample after prompts of different lengths",
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    "against",
+    None,
+    ["uncached", "equal", "weights"],
+    "what runs in alternation, for a ratio: the same without a cache, rows of "
+    "equal length beside ragged ones, or one reading of all weights beside a "
+    "cached network call",
     flag_values=values,
   )
 
@@ -66,19 +75,37 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   with tempfile.TemporaryDirectory() as directory:
     run = _untrained(resolved, pathlib.Path(directory) / "run")
     run.start()
-    result = benchmark.sample(
-      run,
-      commands.sampler(values, rest, run.config.sampler),
-      batch_size=values.batch_size,
-      rounds=values.rounds,
-      prompt_tokens=values.prompt_tokens,
-      ragged=values.ragged,
-    )
-  print(
-    f"{result['tokens_per_second']:,.0f} tokens/s, "
-    f"{result['step_milliseconds']:.1f} ms a network call"
+    results = [
+      benchmark.sample(
+        run,
+        commands.sampler(values, rest, run.config.sampler),
+        batch_size=size,
+        rounds=values.rounds,
+        prompt_tokens=values.prompt_tokens,
+        ragged=values.ragged,
+        against=values.against,
+      )
+      for size in values.batch_size
+    ]
+  for result in results:
+    print(_line(result))
+  return results[0] if len(results) == 1 else {"rows": results}
+
+
+def _line(result: Mapping[str, Any]) -> str:
+  """Returns a measurement for people."""
+  line = (
+    f"batch {result['batch_size']}: {result['tokens_per_second']:,.1f} "
+    f"tokens/s, {result['step_milliseconds']:.1f} ms a network call"
   )
-  return result
+  names = {
+    "uncached": "times the tokens/s without a cache",
+    "equal": "times the tokens/s of rows of equal length",
+    "weights": "times as long as reading all weights once",
+  }
+  if "against" not in result:
+    return line
+  return f"{line}, {result['ratio']:.2f} {names[result['against']]}"
 
 
 def _untrained(resolved: Any, workdir: pathlib.Path) -> Any:

@@ -334,6 +334,7 @@ class Policy(Protocol):
     extra: calls beyond `steps` that may follow on a full window.
     counts: whether `step` wants to know how often tokens stand in a row.
     forces: whether `step` can be told slots to reveal (`must`).
+    idles: whether a step may leave a window as it was.
   """
 
   objective: Objective
@@ -341,6 +342,7 @@ class Policy(Protocol):
   extra: int
   counts: bool
   forces: bool
+  idles: bool
 
   def init(
     self, process: Process, z: PyTree, window: Bool[Array, "B W"]

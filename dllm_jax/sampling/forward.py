@@ -4,7 +4,7 @@ Caches are explicit pytrees with a slot for each canvas slot. What is recomputed
 at a network call, with S the start of a row's block and W its length:
 
     none     canvas     [0, T)                 nothing is kept
-    prefix   suffix     [S, T)                 keys and values before S are kept
+    prefix   suffix     [S, S + reach)         keys and values before S are kept
     dual     block      [S, S + W)             those on both sides are kept
     block    block      [S, S + W)             exact: nothing after it is seen
 
@@ -12,6 +12,12 @@ Prefix and dual caches (Fast-dLLM, arXiv:2505.22618) are approximations for
 bidirectional networks, refreshed by a pass over the canvas when a block is
 entered, and every `refresh` calls. The block cache is that of block-causal
 networks. Guidance doubles the rows and nothing else.
+
+Two shapes of the network are compiled, the canvas and what is recomputed, of
+which the latter is as wide for every block. A suffix is thus as wide as the
+widest, `reach`: all T slots, and no work is saved, unless the caller says how
+many follow a prompt at most. Slots beyond it keep what the last refresh made of
+them, as all those after the block do under a dual cache.
 """
 
 from typing import Literal, NamedTuple
@@ -49,6 +55,8 @@ class Network(NamedTuple):
     cache: what is kept between calls.
     refresh: calls between passes over the canvas inside a block; 0 for one at
       its entry only.
+    reach: slots from a block's start that a prefix cache recomputes; None for
+      as many as the canvas has.
     guidance: how two branches are joined, or None.
   """
 
@@ -59,6 +67,7 @@ class Network(NamedTuple):
   batch: Batch
   cache: CacheKind
   refresh: int
+  reach: int | None
   guidance: Guidance | None
 
   @property
@@ -110,9 +119,8 @@ class Network(NamedTuple):
     visible: Bool[Array, "B T"],
     cache: KVCache | None,
     call: Int[Array, ""],
-    head: ModelOutputs,
-  ) -> tuple[Outputs, Int[Array, "B W"] | None, KVCache | None]:
-    """Returns outputs that predict a window, where in them, and the cache.
+  ) -> tuple[Float[Array, "R Q D"], KVCache | None]:
+    """Returns hidden states that predict a window, for `outputs`, and the cache.
 
     Args:
       z: the canvas.
@@ -121,22 +129,32 @@ class Network(NamedTuple):
       visible: slots that may be seen now.
       cache: what was kept.
       call: calls since the window was entered.
-      head: see `head`.
     """
     if self.cache == "none":
       t = self._times(t, window)
-      out, _ = self._canvas(z, t, visible, None)
-      return self._split(self._cut(out)), window.hidden, None
+      return self._canvas(z, t, visible, None)[0].hidden, None
     if self.cache == "block":
-      hidden, cache = self._part(z, t, window, visible, cache)
-    else:
-      fresh = call % self.refresh == 0 if self.refresh else call == 0
-      hidden, cache = lax.cond(
-        fresh,
-        lambda: self._refreshed(z, t, window, visible, cache),
-        lambda: self._part(z, t, window, visible, cache),
-      )
-    return self._split(head.replace(hidden=hidden)), None, cache
+      return self._part(z, t, window, visible, cache)
+    fresh = call % self.refresh == 0 if self.refresh else call == 0
+    return lax.cond(
+      fresh,
+      lambda: self._refreshed(z, t, window, visible, cache),
+      lambda: self._part(z, t, window, visible, cache),
+    )
+
+  def nothing(self, head: ModelOutputs) -> Float[Array, "R T D"]:
+    """Returns what `look` gives without a cache, all zeros."""
+    return self._rows(jnp.zeros_like(head.hidden))
+
+  def outputs(
+    self, hidden: Float[Array, "R Q D"], window: Window, head: ModelOutputs
+  ) -> tuple[Outputs, Int[Array, "B W"] | None]:
+    """Returns what predicts a window, of each branch, and where in it."""
+    index = window.hidden if self.cache == "none" else None
+    if self.guidance is None:
+      return head.replace(hidden=hidden), index
+    branches = jnp.split(hidden, 2)
+    return tuple(head.replace(hidden=h) for h in branches), index
 
   def prefill(
     self, z: PyTree, visible: Bool[Array, "B T"], cache: KVCache
@@ -169,7 +187,7 @@ class Network(NamedTuple):
     """Calls the network on the window alone, or on all slots from it on."""
     length, width = self.batch.tokens.shape[1], window.slots.shape[1]
     start = jnp.maximum(window.start - self.lead, 0)
-    wide = length if self.cache == "prefix" else width
+    wide = (self.reach or length) if self.cache == "prefix" else width
     slots = start[:, None] + jnp.arange(wide)
     batch = gather(self.batch.replace(cond=None), slots)
     seen = gather(visible, slots) & (slots < length)
@@ -205,13 +223,6 @@ class Network(NamedTuple):
     if out.vocab_size is None and vocab_width(out) > self.objective.vocab_size:
       return out.replace(vocab_size=self.objective.vocab_size)
     return out
-
-  def _split(self, out: ModelOutputs) -> Outputs:
-    """Returns the outputs of each branch."""
-    out = out.replace(aux={})
-    if self.guidance is None:
-      return out
-    return tuple(out.replace(hidden=h) for h in jnp.split(out.hidden, 2))
 
 
 def check_cache(

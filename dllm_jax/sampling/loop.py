@@ -11,7 +11,7 @@ from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.types import KVCache, ModelOutputs, Noise, Process
 from dllm_jax.sampling.forward import Network
@@ -32,6 +32,8 @@ class Canvas:
 
   Attributes:
     z: the latent, leaves `[B, T, ...]`.
+    hidden: what the network last made of it, where that is kept.
+    changed: rows whose latent is another one since then.
     step: each row's own count of the policy's steps.
     calls: each row's count of network calls.
     stopped: rows that have drawn their end of text.
@@ -47,6 +49,8 @@ class Canvas:
   stage: Int[Array, "B"]
   cache: KVCache | None = None
   state: PyTree = None
+  hidden: Float[Array, "R T D"] | None = None
+  changed: Bool[Array, "B"] | None = None
 
 
 class Run(NamedTuple):
@@ -68,6 +72,17 @@ class Run(NamedTuple):
   def process(self) -> Process:
     """Returns the arrays of the objective."""
     return self.network.process
+
+  @property
+  def keeps(self) -> bool:
+    """Whether the network is left alone while no row changes.
+
+    MDLM's shortcut (arXiv:2406.07524, sec. 3.5): at an unchanged latent a
+    network that is not told the time says what it said.
+    """
+    objective, policy = self.sampler.objective, self.sampler.policy
+    still = policy.idles and not objective.reads_time
+    return still and self.sampler.cache == "none"
 
   @property
   def free(self) -> Bool[Array, "B T"]:
@@ -150,7 +165,11 @@ def _block(run: Run, canvas: Canvas, k: Array) -> tuple[Canvas, Frame | None]:
   keep = _STORING if network.stores else _IDLE
   kept = jnp.where(jnp.any(used, axis=1) & ~canvas.stopped, keep, _IDLE)
   ready = todo & ~policy.done(run.process, z, state, window.active)
-  canvas = canvas.replace(state=state, stage=jnp.where(ready, _RUNNING, kept))
+  canvas = canvas.replace(
+    state=state,
+    stage=jnp.where(ready, _RUNNING, kept),
+    changed=jnp.ones_like(ready) if run.keeps else None,
+  )
 
   def busy(carry):
     return jnp.any(carry[1].stage != _IDLE)
@@ -172,7 +191,7 @@ def _block(run: Run, canvas: Canvas, k: Array) -> tuple[Canvas, Frame | None]:
     )
   else:
     carry = lax.while_loop(busy, lambda carry: body(carry)[0], carry)
-  canvas = carry[1].replace(state=None)
+  canvas = carry[1].replace(state=None, changed=None)
   if run.sampler.eos_id is None:
     return canvas, frames
   tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
@@ -188,9 +207,8 @@ def _step(
   z = take(canvas.z, window)
   running = canvas.stage == _RUNNING
   t = jnp.where(running[:, None], policy.time(canvas.state), 0.0)
-  out, index, cache = network.look(
-    canvas.z, t, window, run.visible(window), canvas.cache, call, run.head
-  )
+  calling, hidden, cache = _look(run, canvas, window, t, call)
+  out, index = network.outputs(hidden, window, run.head)
   active, must = window.active & running[:, None], None
   if network.approximate and network.objective.shift:
     # A block's first slot is predicted from outside it: by its entry's pass.
@@ -218,10 +236,12 @@ def _step(
   after = canvas.replace(
     z=put(canvas.z, window, new_z),
     step=canvas.step + running,
-    calls=canvas.calls + (canvas.stage != _IDLE),
+    calls=canvas.calls + calling,
     stage=jnp.where(running, stage, _IDLE),
     cache=cache,
     state=state,
+    hidden=hidden if run.keeps else None,
+    changed=_differs(new_z, z) if run.keeps else None,
   )
   if not run.trace:
     return after, None
@@ -235,6 +255,29 @@ def _step(
   return after, Frame(
     tokens=tokens, ran=running, **_spread(seen, window, tokens)
   )
+
+
+def _look(
+  run: Run, canvas: Canvas, window: Window, t: Array, call: Array
+) -> tuple[Bool[Array, "B"], Float[Array, "R Q D"], KVCache | None]:
+  """Returns which rows need a network call, hidden states and the cache."""
+  visible = run.visible(window)
+  look = lambda: run.network.look(
+    canvas.z, t, window, visible, canvas.cache, call
+  )
+  calling = canvas.stage != _IDLE
+  if not run.keeps:
+    return calling, *look()
+  calling &= canvas.changed
+  same = lambda: (canvas.hidden, canvas.cache)
+  return calling, *lax.cond(jnp.any(calling), look, same)
+
+
+def _differs(new: PyTree, old: PyTree) -> Bool[Array, "B"]:
+  """Returns the rows in which two latents differ."""
+  pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+  rows = [jnp.any((a != b).reshape(a.shape[0], -1), axis=1) for a, b in pairs]
+  return jnp.any(jnp.stack(rows), axis=0)
 
 
 def _counts(run: Run, z: PyTree) -> Int[Array, "B 1 V"]:

@@ -43,6 +43,7 @@ class Stepwise:
   processors: tuple[Processor, ...] = ()
 
   forces = False
+  idles = False
   extra = 0
   """Calls beyond `steps` that a revision may add."""
 
@@ -134,6 +135,8 @@ class Ancestral(Stepwise):
   """
 
   spacing: Grid = "objective"
+
+  idles = True
 
   def __post_init__(self):
     super().__post_init__()

@@ -55,6 +55,8 @@ class SamplerConfig:
     cache: "none", "prefix", "dual", "block"; None for the preset's.
     refresh: calls between passes over the canvas, for prefix and dual caches; 0
       for one at each block's entry.
+    reach: slots from a block's start that a prefix cache recomputes, which saves
+      work where prompts leave no more than these; 0 for the canvas.
     cfg_scale: classifier-free guidance; 0 for none.
     null_label: the label of no class: guidance is then of the class, and else
       of the prompt.
@@ -81,6 +83,7 @@ class SamplerConfig:
   score_temperature: float | None = None
   cache: str | None = None
   refresh: int = 0
+  reach: int = 0
   cfg_scale: float = 0.0
   null_label: int | None = None
   repetition_penalty: float = 1.0
@@ -96,7 +99,8 @@ class SamplerConfig:
       raise ValueError(
         f"unknown sampler.preset {self.preset!r}; legal: {', '.join(PRESETS)}"
       )
-    for name in ("steps", "block_length", "top_k", "refresh", "context"):
+    counts = ("steps", "block_length", "top_k", "refresh", "reach", "context")
+    for name in counts:
       if getattr(self, name) < 0:
         raise ValueError(
           f"sampler.{name} must be at least 0, not {getattr(self, name)}"
@@ -162,6 +166,7 @@ class SamplerConfig:
       blocks_from="start" if isinstance(spec, BlockCausal) else "prompt",
       cache=cache,
       refresh=self.refresh,
+      reach=self.reach or None,
       guidance=self._guidance(),
       eos_id=eos_id if stop else None,
       extend=self.extend,

@@ -39,8 +39,8 @@ class Generation:
 
   Attributes:
     tokens: the finished canvases; unused slots hold what the request had there.
-    function_evaluations: network calls that each row took part in; both
-      branches of guidance are one.
+    function_evaluations: network calls that each row needed; both branches of
+      guidance are one.
     trace: every step of it, if it was asked for.
   """
 
@@ -88,6 +88,7 @@ def generate(
   start = where(run.free, prior, objective.clean(process, requests.tokens))
   canvas = Canvas(
     z=start,
+    hidden=run.network.nothing(run.head) if run.keeps else None,
     step=zeros,
     calls=zeros,
     stopped=zeros > 0,
@@ -152,6 +153,7 @@ def _prepare(
     batch=batch,
     cache=sampler.cache,
     refresh=sampler.refresh,
+    reach=sampler.reach,
     guidance=guidance if guidance is not None and guidance.scale else None,
   )
   if noise is None:

@@ -249,6 +249,8 @@ class ReMDM(Stepwise):
 
   rule: Rule = Cap()
 
+  idles = True
+
   def __post_init__(self):
     super().__post_init__()
     if self.objective.mask_id is None or not hasattr(self.objective, "masked"):

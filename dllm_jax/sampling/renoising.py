@@ -36,6 +36,8 @@ class Psi(Stepwise):
   begins: float = 1.0
   ends: float = 0.0
 
+  idles = True
+
   def __post_init__(self):
     super().__post_init__()
     if not 0.0 <= self.kappa <= 1.0:

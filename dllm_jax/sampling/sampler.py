@@ -22,6 +22,8 @@ class Sampler:
     cache: what is kept between network calls (`forward`).
     refresh: calls between passes over the canvas inside a block, for
       approximate caches; 0 for one at each block's entry.
+    reach: slots from a block's start that a prefix cache recomputes: as many as
+      follow a prompt at most, or None for the canvas (`forward`).
     guidance: of two branches, or None.
     eos_id: a row stops after the block in which it draws this token, and its
       free slots after it hold it too; None for no such stop.
@@ -38,6 +40,7 @@ class Sampler:
   blocks_from: Literal["prompt", "start"] = "prompt"
   cache: CacheKind = "none"
   refresh: int = 0
+  reach: int | None = None
   guidance: Guidance | None = None
   eos_id: int | None = None
   extend: bool = False
@@ -61,6 +64,13 @@ class Sampler:
       raise ValueError(
         "refresh must be 0 (at a block's entry) or more and least_calls at "
         f"least 1, not {self.refresh} and {self.least_calls}"
+      )
+    if self.reach is not None and (
+      self.cache != "prefix" or not width <= self.reach <= self.length
+    ):
+      raise ValueError(
+        f"reach is for cache 'prefix' and lies in [{width}, {self.length}], from "
+        f"a block to the canvas, not {self.reach} with cache {self.cache!r}"
       )
     if self.context is not None and not width <= self.context <= self.length:
       raise ValueError(

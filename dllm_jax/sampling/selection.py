@@ -1,9 +1,9 @@
 r"""Selections: how many of the ranked masked slots a step reveals.
 
 A selection is `(seen, progress, steps, objective) -> [B, W] bool`: which
-candidates take their drawn token now. `fixed` ones reveal planned numbers in a
-known number of steps; the others look at the network and take as few steps as
-it allows. Every one of them reveals at least one candidate a step, or all at
+candidates take their drawn token now. Some reveal planned numbers in a known
+number of steps; the others look at the network and take as few steps as it
+allows. Every one of them reveals at least one candidate a step, or all at
 its last step, so that no window stays unfinished.
 """
 
@@ -81,7 +81,6 @@ class _Selection:
 
   entropy = False
   uniform = False
-  fixed = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,7 +242,6 @@ class Threshold(_Selection):
 
   value: float = 0.9
   least: Even | None = None
-  fixed = False
 
   def __post_init__(self):
     if not 0.0 < self.value <= 1.0:
@@ -276,7 +274,6 @@ class Factor(_Selection):
   """
 
   value: float = 1.0
-  fixed = False
 
   def __post_init__(self):
     if not 0.0 < self.value < float("inf"):
@@ -308,7 +305,6 @@ class EntropyBound(_Selection):
 
   value: float = 0.1
   entropy = True
-  fixed = False
 
   def __post_init__(self):
     if not 0.0 <= self.value < float("inf"):
