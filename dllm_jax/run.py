@@ -202,10 +202,7 @@ class Run:
     return restored[0]
 
   def start(self) -> None:
-    """Makes an untrained network the current state, to measure it.
-
-    Nothing of an optimiser is made: only parameters take memory.
-    """
+    """Makes an untrained network the current state, without an optimiser's."""
     bare = {"ema_params": None, "opt_state": None}
     with jax.set_mesh(self.mesh):
       abstract = self.program.abstract.replace(**bare)
@@ -362,6 +359,7 @@ class Run:
     infills: Sequence[str] = (),
     num_samples: int = 1,
     length: int | None = None,
+    new_tokens: int | None = None,
     seed: int = 0,
     sampler: SamplerConfig | None = None,
     state: TrainState | None = None,
@@ -375,6 +373,8 @@ class Run:
       infills: texts with spans such as "[MASK*8]" to fill in, instead of prompts.
       num_samples: samples of each prompt or infill.
       length: slots of the canvas; by default the training length.
+      new_tokens: tokens after each prompt, on a canvas for the longest of them;
+        None fills the canvas.
       seed: the seed; a request's tokens depend on it and the request's number.
       sampler: how to sample; by default as configured.
       state: whose parameters; by default the newest checkpoint's.
@@ -384,8 +384,11 @@ class Run:
     Raises:
       ValueError: a prompt is longer than the canvas, or the sampler is illegal.
     """
-    length = length or self.config.data.length
-    rows = self.writer.templates(prompts, infills, length=length)
+    if new_tokens is None:
+      length = length or self.config.data.length
+    rows = self.writer.templates(
+      prompts, infills, length=length, new_tokens=new_tokens
+    )
     return self.sample_rows(
       [row for row in rows for _ in range(num_samples)],
       length=length,
@@ -400,7 +403,7 @@ class Run:
     self,
     rows: Sequence[Template],
     *,
-    length: int,
+    length: int | None = None,
     seed: int = 0,
     sampler: SamplerConfig | None = None,
     state: TrainState | None = None,
@@ -411,7 +414,7 @@ class Run:
 
     Args:
       rows: a template for each sample.
-      length: slots of the canvas.
+      length: slots of the canvas; None for the bucket of the longest row.
       seed: this and what follows as in `sample`.
       sampler: how to sample; by default as configured.
       state: whose parameters.

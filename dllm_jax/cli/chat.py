@@ -39,7 +39,6 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 
   from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
   from dllm_jax.sampling import watch  # pylint: disable=g-import-not-at-top
-  from dllm_jax.sampling.requests import bucket  # pylint: disable=g-import-not-at-top
 
   run = Run.open(workdir)
   if getattr(run.tokenizer, "chat_template", None) is None:
@@ -51,16 +50,16 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   messages = []
   if values.system:
     messages.append({"role": "system", "content": values.system})
-  print("Type a message; an empty line or Ctrl-D ends.", file=sys.stderr)
+  print(
+    "Type a message; an empty line, Ctrl-D or Ctrl-C ends.", file=sys.stderr
+  )
   answers, calls = [], 0
   while text := _ask():
     messages.append({"role": "user", "content": text})
     row = [int(i) for i in run.tokenizer.chat(messages)]
     row += [None] * values.new_tokens
-    length = _canvas(bucket(len(row)), sampler, run.objective)
     sampled = run.sample_rows(
       [row],
-      length=length,
       seed=values.seed + len(answers),
       sampler=sampler,
       use_ema=values.use_ema,
@@ -78,16 +77,16 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 
 
 def _ask() -> str:
-  """Returns the next message, "" at the end of input."""
+  """Returns the next message, "" at the end of input or at Ctrl-C."""
   sys.stderr.write("> ")
   sys.stderr.flush()
-  return sys.stdin.readline().strip()
-
-
-def _canvas(slots: int, sampler: Any, objective: Any) -> int:
-  """Returns the canvas, up to a whole number of blocks."""
-  block = sampler.block_length or objective.block_length or 1
-  return -(-slots // block) * block
+  try:
+    line = sys.stdin.readline()
+  except KeyboardInterrupt:
+    line = ""
+  if not line.endswith("\n"):
+    sys.stderr.write("\n")  # The terminal is left on a line of its own.
+  return line.strip()
 
 
 COMMAND = commands.Command(

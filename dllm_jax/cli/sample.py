@@ -1,6 +1,7 @@
 """`dllm sample`: samples text from a trained model."""
 
 from collections.abc import Mapping
+import pathlib
 from typing import Any
 
 from absl import flags
@@ -12,6 +13,12 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "the run to sample", flag_values=values)
   flags.DEFINE_multi_string(
     "prompt", [], "text to continue; may be repeated", flag_values=values
+  )
+  flags.DEFINE_string(
+    "prompts",
+    "",
+    "a file with a prompt on each line, which are sampled in one batch",
+    flag_values=values,
   )
   flags.DEFINE_multi_string(
     "infill",
@@ -31,6 +38,14 @@ def _define(values: flags.FlagValues) -> None:
     "length",
     0,
     "slots of the canvas; 0 for the training length",
+    lower_bound=0,
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    "new_tokens",
+    0,
+    "tokens after each prompt, on a canvas for the longest of them; 0 fills the "
+    "canvas",
     lower_bound=0,
     flag_values=values,
   )
@@ -58,7 +73,8 @@ def _define(values: flags.FlagValues) -> None:
 def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, argv)
   workdir = commands.required(values, "workdir", "runs/mine")
-  if values.prompt and values.infill:
+  prompts = [*values.prompt, *_lines(values.prompts)]
+  if prompts and values.infill:
     raise commands.UsageError("give --prompt or --infill, not both")
 
   commands.join()
@@ -70,10 +86,11 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 
   run = Run.open(workdir)
   sampled = run.sample(
-    values.prompt or [""],
+    prompts or [""],
     infills=values.infill,
     num_samples=values.num_samples,
     length=values.length or None,
+    new_tokens=values.new_tokens or None,
     seed=values.seed,
     sampler=commands.sampler(values, argv, run.config.sampler),
     use_ema=values.use_ema,
@@ -92,6 +109,17 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     "tokens_per_second": sampled.new_tokens / sampled.seconds,
     "compile_seconds": sampled.compile_seconds,
   }
+
+
+def _lines(path: str) -> list[str]:
+  """Returns the lines of a file that are not empty; none without a file."""
+  if not path:
+    return []
+  lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+  prompts = [line for line in lines if line.strip()]
+  if not prompts:
+    raise commands.UsageError(f"{path} holds no prompt: write one on each line")
+  return prompts
 
 
 COMMAND = commands.Command(

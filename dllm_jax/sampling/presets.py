@@ -23,6 +23,7 @@ from dllm_jax.sampling.processors import (
 )
 from dllm_jax.sampling.remasking import ReMDM
 from dllm_jax.sampling.renoising import Psi, Renoise
+from dllm_jax.sampling.requests import bucket
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.sampling.selection import EntropyBound, Factor, Threshold
 from dllm_jax.sampling.unmasking import Unmasking
@@ -128,6 +129,12 @@ class SamplerConfig:
       if getattr(self, name) is not None:
         _check_owner(name, self.preset, policies)
     self._processors(PRESETS[self.preset], end=None)
+
+  def canvas(self, objective: Objective, slots: int) -> int:
+    """Returns the canvas for rows of so many slots: a bucket of whole blocks."""
+    own = PRESETS[self.preset].block_length
+    block = self.block_length or objective.block_length or own or 1
+    return bucket(slots, multiple=block)
 
   def build(
     self, objective: Objective, *, length: int, eos_id: int | None = None

@@ -142,11 +142,16 @@ def text_ids(
   return kept
 
 
-def bucket(slots: int, *, least: int = 32) -> int:
+def bucket(slots: int, *, least: int = 32, multiple: int = 1) -> int:
   """Returns the canvas for a number of slots: 32, 48, 64, 96, 128, ...
 
   A service that rounds up compiles two programs for each doubling of length,
   and wastes at most a third of its slots.
+
+  Args:
+    slots: the longest row.
+    least: the smallest canvas, a power of 2.
+    multiple: the canvas is then rounded up to whole blocks of so many slots.
 
   Raises:
     ValueError: a number is below 1.
@@ -158,22 +163,30 @@ def bucket(slots: int, *, least: int = 32) -> int:
   size = least
   while size < slots:
     size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-  return size
+  return -(-size // multiple) * multiple
 
 
 def continuation(
-  prompt: Sequence[int], *, length: int, new_tokens: int | None = None
+  prompt: Sequence[int],
+  *,
+  length: int | None = None,
+  new_tokens: int | None = None,
 ) -> list[int | None]:
   """Returns a template: a prompt, then free slots.
 
   Args:
     prompt: token ids, possibly none.
-    length: slots of the canvas.
+    length: slots of the canvas; None for as many as are needed.
     new_tokens: free slots after the prompt; None fills the canvas.
 
   Raises:
-    ValueError: the prompt, with its new tokens, is longer than the canvas.
+    ValueError: the prompt, with its new tokens, is longer than the canvas, or
+      neither `length` nor `new_tokens` was given.
   """
+  if length is None:
+    if new_tokens is None:
+      raise ValueError("give the canvas a length, or say how many new_tokens")
+    length = len(prompt) + max(new_tokens, 0)
   if len(prompt) > length:
     raise ValueError(
       f"the prompt has {len(prompt)} tokens but the canvas has {length} slots: "

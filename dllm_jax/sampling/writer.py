@@ -77,9 +77,20 @@ class Writer:
     return self._launchers[sampler, trace]
 
   def templates(
-    self, prompts: Sequence[str], infills: Sequence[str] = (), *, length: int
+    self,
+    prompts: Sequence[str],
+    infills: Sequence[str] = (),
+    *,
+    length: int | None = None,
+    new_tokens: int | None = None,
   ) -> list[requests.Template]:
     """Returns the templates of texts to fill in, or else of prompts.
+
+    Args:
+      prompts: texts to continue.
+      infills: texts with spans, instead.
+      length: slots of the canvas; None for as many as `new_tokens` need.
+      new_tokens: tokens after each prompt; None fills the canvas.
 
     Raises:
       ValueError: a prompt is longer than the canvas.
@@ -89,7 +100,9 @@ class Writer:
     if infills:
       return [begun(infill.parse(text, encode)) for text in infills]
     return [
-      requests.continuation(begun(encode(text)), length=length)
+      requests.continuation(
+        begun(encode(text)), length=length, new_tokens=new_tokens
+      )
       for text in prompts
     ]
 
@@ -99,7 +112,7 @@ class Writer:
     process: Process,
     rows: Sequence[requests.Template],
     *,
-    length: int,
+    length: int | None,
     seed: int,
     sampler: SamplerConfig,
     trace: bool = False,
@@ -110,7 +123,8 @@ class Writer:
       params: the network's parameters.
       process: the process's arrays.
       rows: a template for each sample.
-      length: slots of the canvas.
+      length: slots of the canvas; None for the bucket of the longest row, so
+        that rows of many lengths need a handful of programs.
       seed: the seed; tokens depend on it and on the row's number.
       sampler: how to sample.
       trace: whether to keep every step.
@@ -119,6 +133,9 @@ class Writer:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
     end = getattr(self.tokenizer, "eos_id", None)
+    if length is None:
+      longest = max(map(len, rows), default=1)
+      length = sampler.canvas(self.objective, max(longest, 1))
     built = sampler.build(self.objective, length=length, eos_id=end)
     batch = requests.build(rows, objective=self.objective, length=length)
     launcher = self._launcher(built, trace)

@@ -32,9 +32,9 @@ class Fake:
   def __init__(self):
     self.asked = []
 
-  def sample_rows(self, rows, *, length, **_):
+  def sample_rows(self, rows, **_):
     (row,) = rows
-    self.asked.append((len(row), length))
+    self.asked.append(len(row))
     prompt = row.index(None)
     generation = types.SimpleNamespace(function_evaluations=np.array([4]))
     return types.SimpleNamespace(
@@ -47,11 +47,29 @@ def test_each_turn_sees_the_ones_before(monkeypatch, capsys):
   monkeypatch.setattr(Run, "open", lambda workdir: fake)
   monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAnd?\n\nnever\n"))
   argv = ["--workdir=x", "--new_tokens=40", "--system=Be brief."]
-  result = chat.COMMAND.run([*argv, "--sampler.block_length=32"])
+  result = chat.COMMAND.run(argv)
   assert result == {"answers": ["abc", "abc"], "function_evaluations": 8}
   assert capsys.readouterr().out == "abc\nabc\n"
-  # 2 and 4 messages of 3 ids each, on canvases of whole blocks.
-  assert fake.asked == [(46, 64), (52, 64)]
+  assert fake.asked == [46, 52]  # 2 and 4 messages of 3 ids each
+
+
+class Interrupted(io.StringIO):
+  """A terminal at which Ctrl-C is pressed after its lines."""
+
+  def readline(self):
+    line = super().readline()
+    if not line:
+      raise KeyboardInterrupt
+    return line
+
+
+@pytest.mark.parametrize("terminal", [io.StringIO, Interrupted])
+def test_ctrl_d_and_ctrl_c_end_a_conversation(terminal, monkeypatch, capsys):
+  monkeypatch.setattr(Run, "open", lambda workdir: Fake())
+  monkeypatch.setattr("sys.stdin", terminal("Hello\n"))
+  result = chat.COMMAND.run(["--workdir=x"])
+  assert result == {"answers": ["abc"], "function_evaluations": 4}
+  assert capsys.readouterr().err.endswith("> \n")
 
 
 def test_a_model_without_a_template_is_refused(monkeypatch):

@@ -1,11 +1,16 @@
 """Requests and infill templates."""
 
+import jax
 import numpy as np
 import pytest
 
+from dllm_jax.core.types import Process
+from dllm_jax.data.numbers import Numbers
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.parallel import make_mesh, MeshConfig
 from dllm_jax.sampling.infill import parse
+from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import (
   begun,
   bucket,
@@ -13,6 +18,8 @@ from dllm_jax.sampling.requests import (
   continuation,
   text_ids,
 )
+from dllm_jax.sampling.writer import Writer
+from tests import toys
 
 OBJECTIVE = MDLM(vocab_size=128, mask_id=127)
 encode = lambda text: [ord(c) for c in text]
@@ -47,6 +54,9 @@ def test_continuation():
   assert continuation([1, 2], length=4, new_tokens=1) == [1, 2, None]
   with pytest.raises(ValueError, match="5 tokens but the canvas has 4 slots"):
     continuation([1] * 5, length=4)
+  assert continuation([1], new_tokens=2) == [1, None, None]
+  with pytest.raises(ValueError, match="how many new_tokens"):
+    continuation([1])
   with pytest.raises(ValueError, match="new_tokens must lie in"):
     continuation([1, 2], length=4, new_tokens=3)
 
@@ -70,8 +80,39 @@ def test_buckets_are_few_and_wide_enough():
   sizes = {bucket(n) for n in range(1, 1025)}
   assert sorted(sizes) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
   assert all(n <= bucket(n) < max(1.5 * n, 33) for n in range(1, 1025))
+  assert bucket(65, multiple=32) == 96 and bucket(33, multiple=20) == 60
   with pytest.raises(ValueError, match="at least 1 slot"):
     bucket(0)
+
+
+def test_prompts_of_many_lengths_need_a_handful_of_programs():
+  fast, plain = SamplerConfig(preset="fast_dllm"), SamplerConfig(preset="llada")
+  for config, most in ((plain, 11), (fast, 10)):
+    specs = {
+      config.build(OBJECTIVE, length=config.canvas(OBJECTIVE, slots))
+      for slots in range(1, 1025)
+    }
+    assert len(specs) <= most  # Each is one program for a number of rows.
+
+
+def test_a_service_compiles_once_for_all_lengths_of_a_bucket():
+  tokenizer = Numbers(9)
+  objective = MDLM(vocab_size=9, mask_id=8)
+  denoiser = toys.mixer(9, 4)
+  writer = Writer(
+    objective, denoiser, tokenizer, mesh=make_mesh(MeshConfig(data=1))
+  )
+  config = SamplerConfig(preset="llada", steps=2)
+  params = denoiser.init(jax.random.key(0), None)
+  for length in (1, 5, 20):
+    rows = [continuation([1] * n, new_tokens=10) for n in (length, 2)]
+    sampled = writer(
+      params, Process(), rows, length=None, seed=0, sampler=config
+    )
+    assert sampled.generation.tokens.shape == (2, 32)
+    assert [len(row) for row in sampled.rows] == [length + 10, 12]
+  (launcher,) = writer.launchers
+  assert launcher.programs() == 1
 
 
 def test_a_text_ends_at_its_end_and_begins_after_its_beginning():
