@@ -8,7 +8,7 @@ from dllm_jax.core.types import Process
 from dllm_jax.data.numbers import Numbers
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.mdlm import MDLM
-from dllm_jax.parallel import make_mesh, MeshConfig
+from dllm_jax.parallel import make_mesh
 from dllm_jax.sampling.infill import parse
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import (
@@ -96,12 +96,11 @@ def test_prompts_of_many_lengths_need_a_handful_of_programs():
 
 
 def test_a_service_compiles_once_for_all_lengths_of_a_bucket():
-  tokenizer = Numbers(9)
+  tokenizer = Numbers(vocab_size=9, mask_id=8)
   objective = MDLM(vocab_size=9, mask_id=8)
   denoiser = toys.mixer(9, 4)
-  writer = Writer(
-    objective, denoiser, tokenizer, mesh=make_mesh(MeshConfig(data=1))
-  )
+  mesh = make_mesh(devices=jax.devices()[:1])
+  writer = Writer(objective, denoiser, tokenizer, mesh=mesh)
   config = SamplerConfig(preset="llada", steps=2)
   params = denoiser.init(jax.random.key(0), None)
   for length in (1, 5, 20):
