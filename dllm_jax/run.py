@@ -206,7 +206,7 @@ class Run:
     bare = {"ema_params": None, "opt_state": None}
     with jax.set_mesh(self.mesh):
       abstract = self.program.abstract.replace(**bare)
-      fresh = lambda: self.trainer.init(self._empty_batch()).replace(**bare)
+      fresh = lambda: self.trainer.init(self._blank()).replace(**bare)
       placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
       self.__dict__["state"] = jax.jit(fresh, out_shardings=placed)()
 
@@ -424,17 +424,13 @@ class Run:
     Raises:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
+    plan = self.writer.plan(
+      rows, length=length, sampler=sampler or self.config.sampler
+    )
     state = self.state if state is None else state
     params = state.eval_params if use_ema else state.params
-    return self.writer(
-      params["model"],
-      state.process.replace(params=params["process"]),
-      rows,
-      length=length,
-      seed=seed,
-      sampler=sampler or self.config.sampler,
-      trace=trace,
-    )
+    process = state.process.replace(params=params["process"])
+    return self.writer(params["model"], process, plan, seed=seed, trace=trace)
 
 
 def _load(workdir: pathlib.Path, resolved: ConfigDict) -> data.Corpus:

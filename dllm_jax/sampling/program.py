@@ -112,6 +112,15 @@ def generate(
   )
 
 
+def check_network(sampler: Sampler, denoiser: Denoiser) -> None:
+  """Raises ValueError unless a network can fill the sampler's cache."""
+  if sampler.cache != "none" and denoiser.cache is None:
+    raise ValueError(
+      f"cache {sampler.cache!r} with a network that keeps no keys and values: "
+      "use cache 'none'"
+    )
+
+
 def _prepare(
   sampler: Sampler,
   denoiser: Denoiser,
@@ -131,11 +140,7 @@ def _prepare(
       f"the requests have {shape[1]} slots a row but the sampler has a canvas "
       f"of {sampler.length}: build both with the same length"
     )
-  if sampler.cache != "none" and denoiser.cache is None:
-    raise ValueError(
-      f"cache {sampler.cache!r} with a network that keeps no keys and values: "
-      "use cache 'none'"
-    )
+  check_network(sampler, denoiser)
   requests = jax.tree.map(jnp.asarray, requests)
   batch = Batch(
     tokens=requests.tokens,

@@ -14,7 +14,8 @@ from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.sampling import infill, requests
 from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.presets import SamplerConfig
-from dllm_jax.sampling.program import Generation
+from dllm_jax.sampling.program import check_network, Generation
+from dllm_jax.sampling.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,21 @@ class Sampled:
   compile_seconds: float
   dispatch_seconds: float
   rows: list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """What is to be sampled, and how: legal, and on one canvas.
+
+  Attributes:
+    sampler: how.
+    rows: a template for each sample.
+    batch: the same as arrays.
+  """
+
+  sampler: Sampler
+  rows: Sequence[requests.Template]
+  batch: requests.Requests
 
 
 class Writer:
@@ -106,38 +122,52 @@ class Writer:
       for text in prompts
     ]
 
-  def __call__(
+  def plan(
     self,
-    params: PyTree,
-    process: Process,
     rows: Sequence[requests.Template],
     *,
     length: int | None,
-    seed: int,
     sampler: SamplerConfig,
-    trace: bool = False,
-  ) -> Sampled:
-    """Returns samples of templates: token ids, None where one is wanted.
+  ) -> Plan:
+    """Returns what is to be sampled, checked: before parameters are read.
 
     Args:
-      params: the network's parameters.
-      process: the process's arrays.
-      rows: a template for each sample.
+      rows: a template for each sample: token ids, None where one is wanted.
       length: slots of the canvas; None for the bucket of the longest row, so
         that rows of many lengths need a handful of programs.
-      seed: the seed; tokens depend on it and on the row's number.
       sampler: how to sample.
-      trace: whether to keep every step.
 
     Raises:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
-    end = getattr(self.tokenizer, "eos_id", None)
     if length is None:
       longest = max(map(len, rows), default=1)
       length = sampler.canvas(self.objective, max(longest, 1))
+    end = getattr(self.tokenizer, "eos_id", None)
     built = sampler.build(self.objective, length=length, eos_id=end)
+    check_network(built, self.denoiser)
     batch = requests.build(rows, objective=self.objective, length=length)
+    return Plan(sampler=built, rows=rows, batch=batch)
+
+  def __call__(
+    self,
+    params: PyTree,
+    process: Process,
+    plan: Plan,
+    *,
+    seed: int,
+    trace: bool = False,
+  ) -> Sampled:
+    """Returns samples of what was planned.
+
+    Args:
+      params: the network's parameters.
+      process: the process's arrays.
+      plan: what is wanted.
+      seed: the seed; tokens depend on it and on the row's number.
+      trace: whether to keep every step.
+    """
+    built, rows, batch = plan.sampler, plan.rows, plan.batch
     launcher = self._launcher(built, trace)
     args = (params, process, jax.random.key(seed), batch)
     with jax.set_mesh(self.mesh):

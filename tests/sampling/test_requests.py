@@ -105,9 +105,8 @@ def test_a_service_compiles_once_for_all_lengths_of_a_bucket():
   params = denoiser.init(jax.random.key(0), None)
   for length in (1, 5, 20):
     rows = [continuation([1] * n, new_tokens=10) for n in (length, 2)]
-    sampled = writer(
-      params, Process(), rows, length=None, seed=0, sampler=config
-    )
+    plan = writer.plan(rows, length=None, sampler=config)
+    sampled = writer(params, Process(), plan, seed=0)
     assert sampled.generation.tokens.shape == (2, 32)
     assert [len(row) for row in sampled.rows] == [length + 10, 12]
   (launcher,) = writer.launchers
