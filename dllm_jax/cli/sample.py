@@ -115,6 +115,10 @@ def _lines(path: str) -> list[str]:
   """Returns the lines of a file that are not empty; none without a file."""
   if not path:
     return []
+  if not pathlib.Path(path).is_file():
+    raise commands.UsageError(
+      f"--prompts={path} is no file: write a prompt on each line of one"
+    )
   lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
   prompts = [line for line in lines if line.strip()]
   if not prompts:

@@ -55,7 +55,8 @@ button { min-width: 2.75rem; min-height: 2.5rem; cursor: pointer; }
   font-size: .85rem; color: var(--soft); align-items: center; }
 .legend b { display: inline-block; width: 1.1em; height: 1.1em; color: var(--ink);
   border-radius: .15rem; vertical-align: -.2em; margin-right: .35em; }
-.legend .fresh { width: .9em; height: .9em; margin: 0 .55em 0 .15em; }
+.legend .fresh { width: .9em; height: .9em; margin: 0 .55em 0 .15em;
+  vertical-align: -.1em; }
 .legend .ramp { width: 6.5em; margin: 0 .35em; background: linear-gradient(90deg,
   oklch(var(--light) .1 45), oklch(var(--light) .1 94), oklch(var(--light) .1 142),
   oklch(var(--light) .1 191), oklch(var(--light) .1 240)); }

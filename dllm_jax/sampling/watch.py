@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import html
+import os
 import sys
 import time
+import unicodedata
 from typing import TextIO
 
 from dllm_jax.sampling.strip import layout
@@ -11,7 +13,7 @@ from dllm_jax.sampling.trace import Film, films, page, Trace
 
 # Backgrounds of the 256-colour palette from unsure to sure: orange to blue.
 _RAMP = (216, 222, 151, 115, 117)
-_HIDDEN, _RESET = "\x1b[48;5;252m\x1b[38;5;252m", "\x1b[0m"
+_HIDDEN, _RESET = "\x1b[48;5;248m", "\x1b[0m"
 _HOME, _CLEAR = "\x1b[H", "\x1b[J"
 
 
@@ -53,13 +55,22 @@ def screens(
 
 def _cell(text, token, confidence, given, colour) -> str:
   if token is None:
-    return f"{_HIDDEN}{text}{_RESET}" if colour else "·" * len(text)
+    # Blanks, not text in the colour of its ground: terminals that see to it
+    # that text can be read would show what is not revealed yet.
+    return (
+      f"{_HIDDEN}{' ' * _width(text)}{_RESET}" if colour else "·" * len(text)
+    )
   if not colour:
     return text
   if given:
     return f"\x1b[1m{text}{_RESET}"
   shade = _RAMP[min(4, int(5 * confidence))]
   return f"\x1b[48;5;{shade}m\x1b[38;5;16m{text}{_RESET}"
+
+
+def _width(text: str) -> int:
+  """Returns how many columns a text takes."""
+  return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def play(
@@ -69,8 +80,8 @@ def play(
   sample: int = 0,
   seconds: float = 6.0,
   out: TextIO | None = None,
-  columns: int = 78,
-  lines: int = 20,
+  columns: int | None = None,
+  lines: int | None = None,
 ) -> None:
   """Plays a sample in the terminal; without one, prints its start and end.
 
@@ -80,8 +91,8 @@ def play(
     sample: the row of the batch.
     seconds: the length of the animation.
     out: where to; by default standard error.
-    columns: characters in a line.
-    lines: lines of text.
+    columns: characters in a line; None for the terminal's, 78 at most.
+    lines: lines of text; None for the terminal's, 20 at most.
 
   Raises:
     ValueError: there is no such sample.
@@ -94,6 +105,10 @@ def play(
       f"{sample}"
     )
   live = out.isatty()
+  # A line that the terminal wraps would put all that follow in its wrong place.
+  width, height = _size(out)
+  columns = columns or max(8, min(78, width - 1))
+  lines = lines or max(1, min(20, height - 4))
   frames = list(
     screens(samples[sample], decode, columns=columns, lines=lines, colour=live)
   )
@@ -106,6 +121,14 @@ def play(
     out.write((start if live else "") + frame.replace("\n", clear))
     out.flush()
     time.sleep(pause)
+
+
+def _size(out: TextIO) -> tuple[int, int]:
+  """Returns the columns and lines of a terminal, 80 and 24 of anything else."""
+  try:
+    return os.get_terminal_size(out.fileno())
+  except (OSError, ValueError, AttributeError):
+    return 80, 24
 
 
 class Widget:

@@ -1,6 +1,7 @@
 """Traces in the terminal, in a notebook, as pictures."""
 
 import io
+import re
 
 import jax
 import numpy as np
@@ -46,6 +47,14 @@ def test_screens_go_from_masks_to_the_text(trace):
   assert bodies[0] == "de" + "·" * 8
   assert bodies[-1] == decode(np.asarray(trace.frames.tokens)[-1, 0])
   assert [body.count("·") for body in bodies] == [8, 6, 4, 2, 0]
+
+
+def test_what_is_hidden_is_not_on_the_screen(trace):
+  (film,) = films(trace)
+  first, *_, last = watch.screens(film, decode)
+  plain = lambda screen: re.sub(r"\x1b\[[0-9;]*m", "", screen).split("\n\n")[1]
+  assert plain(first).rstrip() == "de"
+  assert len(plain(first)) == len(plain(last))
 
 
 def test_play_animates_a_terminal_and_prints_to_a_file(trace):
