@@ -47,6 +47,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
       "model that was tuned to talk"
     )
   sampler = commands.sampler(values, argv, run.config.sampler)
+  # A sampler that cannot be is refused before anything is typed.
+  run.writer.plan([[None] * values.new_tokens], length=None, sampler=sampler)
   messages = []
   if values.system:
     messages.append({"role": "system", "content": values.system})
@@ -58,13 +60,18 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     messages.append({"role": "user", "content": text})
     row = [int(i) for i in run.tokenizer.chat(messages)]
     row += [None] * values.new_tokens
-    sampled = run.sample_rows(
-      [row],
-      seed=values.seed + len(answers),
-      sampler=sampler,
-      use_ema=values.use_ema,
-      trace=values.watch,
-    )
+    try:
+      sampled = run.sample_rows(
+        [row],
+        seed=values.seed + len(answers),
+        sampler=sampler,
+        use_ema=values.use_ema,
+        trace=values.watch,
+      )
+    except ValueError as error:  # such as a mask token in the message
+      print(f"dllm: {error}", file=sys.stderr)
+      messages.pop()
+      continue
     if values.watch:
       watch.play(sampled.generation.trace, run.tokenizer.decode)
     prompt = len(row) - values.new_tokens

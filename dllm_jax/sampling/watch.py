@@ -5,8 +5,8 @@ import html
 import os
 import sys
 import time
-import unicodedata
 from typing import TextIO
+import unicodedata
 
 from dllm_jax.sampling.strip import layout
 from dllm_jax.sampling.trace import Film, films, page, Trace

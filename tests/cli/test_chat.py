@@ -28,12 +28,15 @@ class Fake:
   tokenizer = Tokenizer()
   objective = types.SimpleNamespace(block_length=None)
   config = types.SimpleNamespace(sampler=SamplerConfig(preset="llada"))
+  writer = types.SimpleNamespace(plan=lambda rows, **_: None)
 
-  def __init__(self):
-    self.asked = []
+  def __init__(self, refused=()):
+    self.asked, self.refused = [], refused
 
   def sample_rows(self, rows, **_):
     (row,) = rows
+    if len(row) in self.refused:
+      raise ValueError("a prompt holds text only")
     self.asked.append(len(row))
     prompt = row.index(None)
     generation = types.SimpleNamespace(function_evaluations=np.array([4]))
@@ -70,6 +73,15 @@ def test_ctrl_d_and_ctrl_c_end_a_conversation(terminal, monkeypatch, capsys):
   result = chat.COMMAND.run(["--workdir=x"])
   assert result == {"answers": ["abc"], "function_evaluations": 4}
   assert capsys.readouterr().err.endswith("> \n")
+
+
+def test_a_message_that_is_refused_is_forgotten(monkeypatch, capsys):
+  fake = Fake(refused=[9 + 128])
+  monkeypatch.setattr(Run, "open", lambda workdir: fake)
+  monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n<mask>\n"))
+  result = chat.COMMAND.run(["--workdir=x"])
+  assert result["answers"] == ["abc"] and fake.asked == [3 + 128]
+  assert "dllm: a prompt holds text only\n" in capsys.readouterr().err
 
 
 def test_a_model_without_a_template_is_refused(monkeypatch):
