@@ -14,9 +14,30 @@ from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.udlm import UDLM
+from dllm_jax.sampling.policies import Ancestral
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig
+from dllm_jax.sampling.processors import Temperature, TopP
 from dllm_jax.sampling.program import generate
+from dllm_jax.sampling.remasking import (
+  Cap,
+  Conf,
+  FlowCorrector,
+  ForwardBackward,
+  Loop,
+  Rescale,
+)
 from dllm_jax.sampling.requests import build, Requests
+from dllm_jax.sampling.revision import MaskPredict
+from dllm_jax.sampling.selection import (
+  Chance,
+  CosinePlan,
+  EntropyBound,
+  Even,
+  Factor,
+  Threshold,
+  Truncated,
+)
+from dllm_jax.sampling.unmasking import FirstHitting
 from tests import jaxprs
 from tests.sampling import published
 
@@ -135,6 +156,79 @@ def network_of(vocab):
   return denoiser, denoiser.init(jax.random.key(0), inputs)
 
 
+def defaults(name):
+  """Returns a preset's sampler, policy, filters and processors."""
+  spec = SamplerConfig(preset=name).build(
+    objective_of(name, length=128), length=128, eos_id=0
+  )
+  return spec, spec.policy, spec.policy.filters, spec.policy.processors
+
+
+@pytest.mark.parametrize(
+  ("name", "rule"),
+  [
+    ("remdm", Cap(eta=0.04)),
+    ("remdm_rescale", Rescale(eta=0.04)),
+    ("remdm_conf", Conf()),
+    ("remdm_loop", Loop(eta=0.02, t_on=0.55, t_off=0.05, alpha_on=0.9)),
+    ("forward_backward", ForwardBackward()),
+    ("dfm", FlowCorrector(scale=10.0, power=0.25)),
+  ],
+)
+def test_published_defaults_of_remasking(name, rule):
+  _, policy, _, processors = defaults(name)
+  assert policy.rule == rule and TopP(0.9) in processors
+
+
+@pytest.mark.parametrize(
+  ("name", "score", "selection", "heat"),
+  [
+    ("llada", "confidence", Even(), 0.0),
+    ("llada_random", "random", Even(), 0.0),
+    ("dream", "entropy", Truncated(), 0.2),
+    ("dream_margin", "margin", Truncated(), 0.0),
+    ("dream_origin", "random", Chance(), 0.0),
+    ("maskgit_plus", "confidence", Truncated(), 0.0),
+    ("maskgit", "confidence", CosinePlan(), 1.0),
+    ("fast_dllm", "confidence", Threshold(value=0.9), 0.0),
+    ("fast_dllm_factor", "confidence", Factor(value=1.0), 0.0),
+    ("entropy_bound", "entropy", EntropyBound(value=0.1), 0.0),
+    ("sdar", "confidence", Threshold(value=0.85, least=Even(of="window")), 1.0),
+    ("llada2", "confidence", Threshold(value=0.95, least=Even(of="window")), 0.0),
+  ],
+)  # fmt: skip
+def test_published_defaults_by_confidence(name, score, selection, heat):
+  _, policy, filters, processors = defaults(name)
+  assert (policy.score, policy.selection) == (score, selection)
+  heats = [
+    p.value for p in (*filters, *processors) if isinstance(p, Temperature)
+  ]
+  assert heats == [heat] or (heat == 1.0 and not heats)
+
+
+def test_published_defaults_of_the_rest():
+  spec, *_ = defaults("fast_dllm")
+  assert (spec.block_length, spec.cache, spec.refresh) == (32, "dual", 0)
+  assert TopP(0.95) in defaults("dream")[2]
+  bd3lm, policy, _, processors = defaults("bd3lm")
+  assert isinstance(policy, FirstHitting) and TopP(0.9) in processors
+  assert (bd3lm.cache, bd3lm.eos_id) == ("block", 0)
+  edit = defaults("llada2_edit")[1].revision
+  assert (edit.threshold, edit.extra, edit.always) == (0.9, 16, False)
+  gemma = defaults("diffusion_gemma")[1]
+  assert (gemma.steps, gemma.hot, gemma.cold, gemma.bound) == (
+    48,
+    0.8,
+    0.4,
+    0.1,
+  )
+  for name in ("mdlm", "sedd", "udlm", "duo", "md4", "uniform_grid"):
+    assert isinstance(defaults(name)[1], Ancestral)
+  assert defaults("md4")[1].spacing == "cosine"
+  assert isinstance(defaults("mask_predict")[1].revision, MaskPredict)
+  assert defaults("psi")[1].kappa == 0.95
+
+
 def refuses(message, *, name="llada", length=24, **fields):
   with pytest.raises(ValueError, match=message) as caught:
     SamplerConfig(preset=name, **fields).build(
@@ -164,6 +258,7 @@ def test_what_is_refused_before_compilation():
   refuses("separated by commas", banned="a")
   refuses("repetition penalty", repetition_penalty=0.0)
   refuses("context must lie in", context=99)
+  refuses("reach is for cache 'prefix'", block_length=8, reach=8)
   refuses("end of text", stop=True)
   refuses("top_p must lie in", top_p=0.0)
 
