@@ -49,8 +49,8 @@ def test_the_surest_stay_while_their_entropies_are_bounded():
   assert tokens[:2] == [3, 1]
   assert tokens[2] == 0 and not state.settled[0]
   tight = Renoise(objective=OBJECTIVE, steps=48, bound=0.0)
-  # Only the first is kept; others get floor(0.7 * 5).
-  assert step(tight, [0, 0, 0])[0] == [3, 3, 3]
+  # The greatest of two is left out of the sum; the third gets floor(0.7 * 5).
+  assert step(tight, [0, 0, 0])[0] == [3, 1, 3]
 
 
 def test_all_are_kept_at_the_last_step():
