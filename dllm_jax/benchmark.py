@@ -23,6 +23,7 @@ from dllm_jax.parallel.hardware import peak_flops
 from dllm_jax.run import Run
 from dllm_jax.sampling import requests as sampling_requests
 from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.sampling.writer import Sampled
 from dllm_jax.training.loop import Hooks
 
 
@@ -164,8 +165,8 @@ def sample(
   if against == "equal":
     if not ragged:
       raise ValueError(
-        "rows of equal length are what ragged ones are compared "
-        "with: give --ragged, or another --against"
+        "rows of equal length are what ragged ones are compared with: give "
+        "--ragged, or another --against"
       )
     other["rows"] = _prompts(run, length, batch_size, prompt_tokens, False)
   elif against is not None:
@@ -174,9 +175,7 @@ def sample(
   def once(seed, rows=rows, sampler=sampler):
     return run.sample_rows(rows, length=length, sampler=sampler, seed=seed)
 
-  programs = lambda: sum(
-    launcher.programs() for launcher in run.writer.launchers
-  )
+  programs = lambda: sum(each.programs() for each in run.writer.launchers)
   compiled = programs()
   first, timed, others = once(0), [], []
   before = against and once(0, **other)
@@ -185,31 +184,41 @@ def sample(
     if against is not None:
       others.append(once(seed, **other))
   seconds = np.array([sampled.seconds for sampled in timed])
-  calls = int(first.generation.function_evaluations.max())
-  dispatched = [sampled.dispatch_seconds for sampled in timed]
-  result = {
-    "tokens_per_second": first.new_tokens / float(np.median(seconds)),
-    "step_milliseconds": 1000 * float(np.median(seconds)) / calls,
-    "function_evaluations": calls,
-    "dispatch_milliseconds": 1000 * float(np.median(dispatched)),
+  result = _speed(first, timed) | {
     "programs": programs() - compiled,
-    "compile_seconds": first.compile_seconds,
     "batch_size": batch_size,
-    "new_tokens": first.new_tokens,
     "device": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
   }
   if against is None:
     return result
+  result["against"] = against
   slower = np.array([sampled.seconds for sampled in others])
   if against == "weights":
-    fewer = calls - int(before.generation.function_evaluations.max())
+    fewer = result["function_evaluations"] - _calls(before)
     step = float(np.median((seconds - slower) / fewer))
-    return result | {"against": against} | _beside_weights(run, step, rounds)
+    return result | _beside_weights(run, step, rounds)
   ratio = (slower / before.new_tokens) / (seconds / first.new_tokens)
   return result | {
-    "against": against,
     "against_tokens_per_second": before.new_tokens / float(np.median(slower)),
     "ratio": float(np.median(ratio)),
+  }
+
+
+def _calls(sampled: Sampled) -> int:
+  return int(sampled.generation.function_evaluations.max())
+
+
+def _speed(first: Sampled, timed: list[Sampled]) -> dict[str, Any]:
+  """Returns the figures of one sampler, the medians of its timed rounds."""
+  seconds = float(np.median([sampled.seconds for sampled in timed]))
+  dispatched = [sampled.dispatch_seconds for sampled in timed]
+  return {
+    "tokens_per_second": first.new_tokens / seconds,
+    "step_milliseconds": 1000 * seconds / _calls(first),
+    "function_evaluations": _calls(first),
+    "dispatch_milliseconds": 1000 * float(np.median(dispatched)),
+    "compile_seconds": first.compile_seconds,
+    "new_tokens": first.new_tokens,
   }
 
 
