@@ -4,6 +4,9 @@ Relative tolerance 1e-4, as the golden sets state; where a network is run, 2e-4
 on its logits.
 """
 
+import re
+
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +19,8 @@ from dllm_jax.objectives.base import Drawn
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.mixture import Parts
 from dllm_jax.objectives.udlm import UDLM
+from dllm_jax.sampling.policies import Ancestral
+from dllm_jax.sampling.selection import Progress
 from tests import golden_cases
 from tests.objectives import recorded, recorded_dit, toy
 
@@ -190,3 +195,79 @@ def test_masked_diffusion_of_duo(duo):
   masked = np.asarray(z) == objective.mask_id
   q = np.exp(objective.posterior(None, logits, z, t, s))
   _close(q[masked], np.asarray(g["absorb_posterior"])[masked])
+
+
+@struct.dataclass
+class _Law:
+  """Noise that gives the whole law in place of a draw from it."""
+
+  like: jax.Array
+
+  def categorical(self, tag, logits):
+    del tag
+    return jax.nn.softmax(logits)
+
+
+def _guided(objective, ends, gamma, logits, z, uniform):
+  """Returns the law of a guided step and the draw by recorded uniforms."""
+
+  class OneStep(Ancestral):
+    """A step between times of each row."""
+
+    def times(self, step):
+      return ends[step]
+
+  policy, start = (
+    OneStep(objective=objective, steps=1),
+    Progress(step=0, maskable=0),
+  )
+  out = tuple(ModelOutputs(hidden=jnp.asarray(x)) for x in logits)
+  guide = lambda x, z, t: x[1] + gamma * (x[0] - x[1])
+  tokens = Recorded(uniforms={Tag.TOKEN: uniform}, epsilon=1e-10)
+  return [
+    policy.step(
+      None, noise, out, z, start, jnp.ones(z.shape, bool), guide=guide
+    )[0]
+    for noise in (_Law(like=z), tokens)
+  ]
+
+
+@pytest.mark.parametrize("state", ["uniform", "absorbing"])
+def test_guidance_by_class(udlm, state):
+  """Posteriors are mixed on uniform noise, and as well logits under masks."""
+  config, g = udlm
+  size, prefix = config["vocab_size"], "absorb_" * (state == "absorbing")
+  chances = [_column(g[f"move_chance_{x}"]) for x in "ts"]
+  ends = [x / (1 - _FLOOR) for x in chances]
+  fields = {"vocab_size": size, "schedule": LogLinear(floor=_FLOOR)}
+  if state == "uniform":
+    objective, z = UDLM(**fields), g["xt"]
+    logits = g["log_x_theta_cond"], g["log_x_theta_nullcond"]
+  else:
+    mask_id = config["mask_index"]
+    objective, z = MDLM(**fields, mask_id=mask_id), g["absorb_xt"]
+    run, none = recorded_dit.network("udlm"), config["config"]["data"]
+    inputs = objective.inputs(None, z, ends[0], toy.batch(z))
+    inputs = inputs.replace(conditioning=-jnp.log1p(-chances[0]))
+    logits = [
+      recorded_dit.logits(run, inputs.replace(cond=cond))
+      for cond in (g["cond"], jnp.full_like(g["cond"], none["num_classes"]))
+    ]
+  names = [re.fullmatch(rf"{prefix}cfg_(.+)_q_xs", key) for key in g]
+  names = [match for match in names if match]
+  assert names
+  for match in names:
+    q, drawn = _guided(
+      objective, ends, float(match[1]), logits, z, g["uniform"]
+    )
+    expected = np.asarray(g[match[0]])
+    noisy = np.ones(z.shape, bool)
+    if state == "absorbing":
+      noisy = np.asarray(z) == objective.mask_id
+    np.testing.assert_allclose(q[noisy], expected[noisy], rtol=2e-4, atol=2e-6)
+    golden_cases.same_draws(
+      drawn,
+      g[f"{prefix}cfg_{match[1]}_xs"],
+      np.where(noisy[..., None], expected, np.eye(size)[z])
+      / -np.log(np.asarray(g["uniform"]) + 1e-10),
+    )
