@@ -12,7 +12,7 @@ any one system.
 """
 
 import dataclasses
-from typing import Any, ClassVar, get_args, Literal, NamedTuple, Self
+from typing import Any, ClassVar, get_args, NamedTuple, Self
 
 from flax import struct
 import jax
@@ -363,32 +363,6 @@ def begins_segment(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
   """Returns True at the first token of each segment."""
   before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   return segment_ids != before
-
-
-Normalisation = Literal["token", "sequence", "batch", "masked"]
-
-
-def normalise(
-  weights: Weights,
-  rule: Normalisation,
-  loss_mask: Bool[Array, "B L"],
-) -> Weights:
-  """Returns weights whose loss is an average of the named kind.
-
-  "token": over supervised tokens of the batch. "masked": over those that were
-  masked. "sequence": each row's loss over its supervised tokens (its answer),
-  then over rows. "batch": each row's sum, over rows.
-  """
-  if rule == "token":
-    return weights
-  if rule == "masked":
-    return weights._replace(count=evenly(weights.bound != 0))
-  share = loss_mask / jnp.maximum(jnp.sum(loss_mask, 1, keepdims=True), 1)
-  if rule == "sequence":
-    weights = weights._replace(
-      loss=weights.loss * jnp.max(share, axis=1, keepdims=True)
-    )
-  return weights._replace(count=share)
 
 
 def check_choice(name: str, value: str, legal: object) -> None:

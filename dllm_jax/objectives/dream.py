@@ -23,9 +23,9 @@ from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
 from dllm_jax.objectives.base import (
   begins_segment,
   check_choice,
-  Normalisation,
 )
 from dllm_jax.objectives.llada import Cut, LLaDA
+from dllm_jax.objectives.mdlm import Normalisation
 
 TokenWeights = Literal["cart", "time"]
 

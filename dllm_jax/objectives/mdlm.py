@@ -15,7 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dllm_jax.core.schedule import (
   Linear,
@@ -32,8 +32,6 @@ from dllm_jax.objectives.base import (
   corrupt_to,
   Discrete,
   evenly,
-  Normalisation,
-  normalise,
   subs,
   Weights,
 )
@@ -41,6 +39,7 @@ from dllm_jax.objectives.base import (
 Weighting = Literal["bound", "uniform", "linear"]
 Parameterisation = Literal["subs", "softmax"]
 TimeChange = Literal["none", "change_of_variables", "importance_sampling"]
+Normalisation = Literal["token", "sequence", "batch", "masked"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -304,3 +303,26 @@ class MDLM(Discrete):
       raise ValueError(f"sampling needs at least 1 step, not {steps}")
     times = jnp.linspace(1.0, self.sampling_epsilon, steps)
     return jnp.append(times, 0.0)
+
+
+def normalise(
+  weights: Weights,
+  rule: Normalisation,
+  loss_mask: Bool[Array, "B L"],
+) -> Weights:
+  """Returns weights whose loss is an average of the named kind.
+
+  "token": over supervised tokens of the batch. "masked": over those that were
+  masked. "sequence": each row's loss over its supervised tokens (its answer),
+  then over rows. "batch": each row's sum, over rows.
+  """
+  if rule == "token":
+    return weights
+  if rule == "masked":
+    return weights._replace(count=evenly(weights.bound != 0))
+  share = loss_mask / jnp.maximum(jnp.sum(loss_mask, 1, keepdims=True), 1)
+  if rule == "sequence":
+    weights = weights._replace(
+      loss=weights.loss * jnp.max(share, axis=1, keepdims=True)
+    )
+  return weights._replace(count=share)
