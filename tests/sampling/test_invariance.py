@@ -1,7 +1,6 @@
 """What a row's tokens do not depend on: caches, neighbours, padding, meshes."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,103 +8,33 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.types import Process
-from dllm_jax.models.transformer import transformer, TransformerConfig
-from dllm_jax.objectives.autoregressive import Autoregressive
-from dllm_jax.objectives.bd3lm import BD3LM
-from dllm_jax.objectives.dream import Dream
-from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.parallel import global_batch, make_mesh, RULES, shardings
 from dllm_jax.sampling.guidance import Guidance
 from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.program import generate, Sampler
+from dllm_jax.sampling.program import Sampler
 from dllm_jax.sampling.remasking import Cap, ReMDM, Rescale
 from dllm_jax.sampling.requests import build, continuation
 from dllm_jax.sampling.selection import Even, Factor, Threshold
-from dllm_jax.sampling.unmasking import FirstHitting, Unmasking
+from dllm_jax.sampling.unmasking import FirstHitting
 from tests.sampling import published, ties
-
-VOCAB, MASK, LENGTH = 20, 19, 24
-TOKENS = {"vocab_size": VOCAB, "mask_id": MASK}
-KEY = jax.random.key(5)
-MDLM_ = MDLM(**TOKENS)
-DREAM = Dream(**TOKENS)
-BLOCKS = BD3LM(**TOKENS, length=LENGTH, block_size=4)
-TIMED = BD3LM(**TOKENS, length=LENGTH, block_size=4, time_conditioning=True)
-AUTOREGRESSIVE = Autoregressive(**TOKENS, bos_id=0)
-
-
-@functools.cache
-def network(conditioned=False, classes=0, dtype="float32"):
-  """Returns a random transformer whose logits are far apart."""
-  config = TransformerConfig(
-    vocab_size=VOCAB,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    conditioned=conditioned,
-    num_classes=classes,
-    dtype=dtype,
-  )
-  denoiser = transformer(config)
-  inputs = MDLM_.inputs(
-    None, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 1)), _batch()
-  )
-  params = denoiser.init(jax.random.key(1), inputs)
-  # Fresh networks are nearly constant: larger weights make slots matter.
-  keys = iter(jax.random.split(jax.random.key(2), 99))
-  params = jax.tree.map(
-    lambda x: 2.0 * x + 0.3 * jax.random.normal(next(keys), x.shape), params
-  )
-  return denoiser, params
-
-
-def _batch():
-  from dllm_jax.core.types import Batch
-
-  ones = jnp.ones((1, 4), jnp.int32)
-  return Batch(
-    tokens=ones, loss_mask=ones > 0, segment_ids=ones, positions=ones
-  )
-
-
-def ragged(objective, length=LENGTH, seed=0, rows=4):
-  """Random prompts, budgets and infilled tokens; with a first token each."""
-  rng = np.random.default_rng(seed)
-  made = []
-  for _ in range(rows):
-    prompt = rng.integers(1, MASK, rng.integers(1, 9)).tolist()
-    new = int(rng.integers(5, LENGTH - len(prompt) + 1))
-    row = continuation(prompt, length=LENGTH, new_tokens=new)
-    for slot in range(len(prompt) + 2, len(row)):
-      if rng.random() < 0.1:
-        row[slot] = int(rng.integers(1, MASK))
-    made.append(row)
-  request = rng.permutation(100)[:rows]
-  return build(made, objective=objective, length=length, request=request)
-
-
-def sample(spec, requests, net=None, trace=False):
-  denoiser, params = net or network()
-  args = params, Process(), KEY, jax.tree.map(jnp.asarray, requests)
-  return published.quick(spec, denoiser, *args, trace=trace)
-
-
-def program(spec, requests):
-  """Returns the jaxpr of a sampler, as text."""
-  denoiser, params = network()
-  run = functools.partial(generate, spec, denoiser)
-  return str(jax.make_jaxpr(run)(params, Process(), KEY, requests))
-
-
-def rows(requests, index):
-  return jax.tree.map(lambda x: x[np.asarray(index)], requests)
-
-
-def confidence(objective, steps, **fields):
-  return Unmasking(objective=objective, steps=steps, **fields)
-
+from tests.sampling.small import (
+  AUTOREGRESSIVE,
+  BLOCKS,
+  confidence,
+  DREAM,
+  dual,
+  KEY,
+  LENGTH,
+  MASK,
+  MDLM_,
+  network,
+  program,
+  ragged,
+  rows,
+  sample,
+  TIMED,
+)
 
 EXACT = {
   "threshold": (
@@ -151,11 +80,6 @@ def test_an_exact_cache_changes_nothing(name):
     assert (more <= 1).all()
   else:
     assert (more >= 1).all()
-
-
-def dual(objective, **fields):
-  policy = confidence(objective, 4, selection=Threshold(value=0.4))
-  return Sampler(policy=policy, length=LENGTH, block_length=4, **fields)
 
 
 ALONE = {
@@ -274,63 +198,6 @@ def test_remdm_without_remasking_is_mdlm(rule):
   np.testing.assert_array_equal(
     sample(spec, requests).tokens, sample(plain, requests).tokens
   )
-
-
-class Restless(Ancestral):
-  """Ancestral sampling that never leaves the network alone."""
-
-  idles = False
-
-
-@pytest.mark.parametrize("block", [None, 8])
-def test_an_unchanged_canvas_needs_no_network_call(block):
-  requests = ragged(MDLM_)
-  spec = lambda policy: Sampler(
-    policy=policy(objective=MDLM_, steps=60), length=LENGTH, block_length=block
-  )
-  kept, plain = (
-    sample(spec(policy), requests) for policy in (Ancestral, Restless)
-  )
-  np.testing.assert_array_equal(kept.tokens, plain.tokens)
-  free = np.asarray(requests.valid & ~requests.fixed).sum(axis=1)
-  # At most one call for each slot, and one at each block's entry.
-  blocks = 1 if block is None else LENGTH // block
-  assert (kept.function_evaluations <= free + blocks).all()
-  assert (plain.function_evaluations > 2 * kept.function_evaluations).all()
-  alone = sample(spec(Ancestral), rows(requests, [2]))
-  np.testing.assert_array_equal(alone.tokens[0], kept.tokens[2])
-  assert alone.function_evaluations[0] == kept.function_evaluations[2]
-
-
-def test_a_prefix_cache_may_reach_as_far_as_the_text():
-  """The same tokens, from calls that are as wide as what follows a prompt."""
-  made = [continuation([i] * 12, length=LENGTH) for i in (3, 4)]
-  requests = build(made, objective=MDLM_, length=LENGTH)
-  whole = sample(dual(MDLM_, cache="prefix"), requests)
-  part = sample(dual(MDLM_, cache="prefix", reach=12), requests)
-  np.testing.assert_array_equal(part.tokens, whole.tokens)
-  block = sample(dual(MDLM_, cache="prefix", reach=4), requests)
-  np.testing.assert_array_equal(
-    block.tokens, sample(dual(MDLM_, cache="dual"), requests).tokens
-  )
-  assert widths(dual(MDLM_, cache="prefix", reach=12), requests) == {12, 24}
-  assert widths(dual(MDLM_, cache="dual"), requests) == {4, 24}
-
-
-def widths(spec, requests):
-  """Returns how many positions the network's calls in a program have."""
-  denoiser, params = network()
-  seen = set()
-
-  def apply(params, inputs, cache):
-    if cache is not None:
-      seen.add(inputs.latent.shape[1])
-    return denoiser.apply(params, inputs, cache)
-
-  spied = denoiser._replace(apply=apply)
-  args = params, Process(), KEY, requests
-  jax.eval_shape(functools.partial(generate, spec, spied), *args)
-  return seen
 
 
 @pytest.mark.parametrize(
