@@ -20,6 +20,9 @@ sigma) is its objective's. Paths of the parameters, N layers stacked first:
     final_modulation/{kernel,bias} [C, 2 D]         (adaptive)
     unembed/kernel                 [D, V]           (not tied)
     unembed/bias                   [V]
+
+With `latent_dim` and `output_dim`, for objectives over vectors, `input/` and
+`output/{kernel,bias}` take the places of `embed` and `unembed`.
 """
 
 import dataclasses
@@ -32,7 +35,7 @@ from dllm_jax.models import layers
 from dllm_jax.models.attention import check_implementation, Implementation
 from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
 from dllm_jax.models.cache import empty_cache
-from dllm_jax.models.layers import LayerNorm, TimeEmbedding, Weight
+from dllm_jax.models.layers import LayerNorm, Linear, TimeEmbedding, Weight
 from dllm_jax.models.perceptron import GeluMlp
 from dllm_jax.models.rotary import Unscaled
 
@@ -52,6 +55,8 @@ class DiTConfig:
     num_classes: class labels that `cond` may name, num_classes itself being the
       null label; 0 for none.
     tied: the unembedding is the embedding.
+    latent_dim: features of vector inputs; None for tokens.
+    output_dim: features of vector outputs; None for logits.
     dropout: rate on the output of each branch, where a dropout key is given.
     norm_eps: added to variances.
     rope_theta: base of the rotary wavelengths.
@@ -75,6 +80,8 @@ class DiTConfig:
   cond_dim: int = 128
   num_classes: int = 0
   tied: bool = False
+  latent_dim: int | None = None
+  output_dim: int | None = None
   dropout: float = 0.0
   norm_eps: float = 1e-5
   rope_theta: float = 10_000.0
@@ -90,7 +97,7 @@ class DiTConfig:
   def __post_init__(self):
     layers.check_at_least(
         self, 1, "vocab_size", "width", "layers", "heads", "mlp_dim",
-        "cond_dim", "vocab_multiple", "unroll",
+        "cond_dim", "latent_dim", "output_dim", "vocab_multiple", "unroll",
     )  # fmt: skip
     layers.check_at_least(self, 0, "num_classes", "lora_rank")
     if self.width % (2 * self.heads):
@@ -101,6 +108,11 @@ class DiTConfig:
     if self.num_classes and not self.adaptive:
       raise ValueError(
         "num_classes needs adaptive=True: labels enter by adaptive norms"
+      )
+    if self.tied and (self.latent_dim or self.output_dim):
+      raise ValueError(
+        "tied=True needs token inputs and logits: unset latent_dim and"
+        " output_dim, or set tied=False"
       )
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
@@ -172,22 +184,19 @@ class _DiT(nn.Module):
   @nn.compact
   def __call__(self, inputs: ModelInputs, cache: KVCache | None):
     c = self.config
-    if inputs.latent.ndim != 2:
-      raise ValueError(
-        f"a DiT takes tokens [B, T], not latents {inputs.latent.shape}; use"
-        " the transformer with latent_dim"
-      )
-    shape = (c.padded_vocab, c.width)
-    embedding = Weight("embedding", shape, name="embed")()
+    x, embedding = self._embed(inputs.latent)
     x, cache, _ = trunk(
       c,
-      embedding[inputs.latent],
+      x,
       inputs,
       cache,
       self._conditioning(inputs),
       norm=LayerNorm,
       mlp=GeluMlp,
     )
+    if c.output_dim is not None:
+      linear = Linear((c.width,), (c.output_dim,), bias=True, name="output")
+      return ModelOutputs(hidden=linear(x)), cache
     kernel, bias = _Unembed(c, name="unembed")()
     out = ModelOutputs(
       hidden=x,
@@ -196,6 +205,21 @@ class _DiT(nn.Module):
       vocab_size=c.vocab_size,
     )
     return out, cache
+
+  def _embed(self, latent):
+    c = self.config
+    if latent.ndim != (2 if c.latent_dim is None else 3):
+      raise ValueError(
+        f"a DiT with latent_dim {c.latent_dim} takes"
+        f" {'tokens [B, T]' if c.latent_dim is None else 'vectors [B, T, E]'},"
+        f" not {latent.shape}"
+      )
+    if c.latent_dim is not None:
+      linear = Linear((c.latent_dim,), (c.width,), bias=True, name="input")
+      return linear(latent), None
+    shape = (c.padded_vocab, c.width)
+    embedding = Weight("embedding", shape, name="embed")()
+    return embedding[latent], embedding
 
   def _conditioning(self, inputs):
     c = self.config

@@ -110,6 +110,15 @@ def test_bad_configs(change, message):
     dataclasses.replace(CONFIG, mlp_dim=None, **change)
 
 
-def test_vectors_are_refused():
-  with pytest.raises(ValueError, match="a DiT takes tokens"):
-    dit(CONFIG).init(jax.random.key(0), inputs(latent=jnp.ones((2, 6, 3))))
+def test_vectors():
+  vectors = inputs(latent=jnp.ones((2, 6, 3)))
+  with pytest.raises(ValueError, match="takes tokens"):
+    dit(CONFIG).init(jax.random.key(0), vectors)
+  network = dit(dataclasses.replace(CONFIG, latent_dim=3, output_dim=5))
+  run = lambda key: network.apply(network.init(key, vectors), vectors, None)
+  out, _ = jax.eval_shape(run, jax.random.key(0))
+  assert out.hidden.shape == (2, 6, 5) and out.unembed is None
+  with pytest.raises(ValueError, match="takes vectors"):
+    network.init(jax.random.key(0), inputs())
+  with pytest.raises(ValueError, match="tied=True needs token inputs"):
+    dataclasses.replace(CONFIG, tied=True, latent_dim=3)

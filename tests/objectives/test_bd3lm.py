@@ -1,6 +1,8 @@
 """BD3-LM: clip intervals, their search, blocks drawn again."""
 
 import json
+import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +106,9 @@ def test_a_run_moves_the_clip_interval_and_compiles_nothing(tmp_path):
   assert np.isclose(clip[1] - clip[0], 0.5, atol=2e-3)
 
   # A run that is resumed where it would search makes the same search.
-  for steps in (2, 3):
-    run = runs.run(tmp_path / "parts", **searched, training__steps=steps)
-    run.train()
+  shutil.rmtree(tmp_path / "whole" / "checkpoints" / "3")
+  run = runs.run(tmp_path / "whole", **searched, training__steps=3)
+  assert run.train()["step"] == 3
   np.testing.assert_array_equal(run.state.process.state["clip"], clip)
 
 
@@ -116,7 +118,7 @@ def compared(tmp_path_factory):
   size = {
     "data__length": 256,
     "model__width": 384,
-    "model__layers": 6,
+    "model__layers": 4,
     "model__heads": 6,
     "training__batch_size": 2,
   }
@@ -143,16 +145,17 @@ def test_a_step_costs_at_most_twice_mdlms_products(compared):
 
 @pytest.mark.all
 def test_a_step_takes_at_most_2_2_times_mdlms(compared):
-  """The median of five rounds in turns; a ratio, since machines are shared."""
+  """The median of five rounds in turns, in CPU time: machines are shared."""
   states = [x.program.init() for x in compared]
   batches = [_batch(x) for x in compared]
   ratios = []
   for _ in range(6):
     seconds = []
     for i, run in enumerate(compared):
+      start = time.process_time()
       with jax.set_mesh(run.mesh):
-        states[i], spent = benchmark._bare(run, states[i], batches[i], 3)
-      seconds.append(spent)
+        states[i], _ = benchmark._bare(run, states[i], batches[i], 2)
+      seconds.append(time.process_time() - start)
     ratios.append(seconds[1] / seconds[0])
   ratio = float(np.median(ratios[1:]))  # the first round warms up
   print(f"a step of bd3lm takes {ratio:.2f} times one of mdlm: {ratios}")
