@@ -111,6 +111,8 @@ def test_there_and_back(name, tmp_path, capsys):
   assert set(back) == set(theirs)
   for key, tensor in theirs.items():
     assert back[key].tobytes() == tensor.tobytes(), key
+  if name in ("llada_moe", "sedd_absorb"):
+    return  # their presets are sampled with elsewhere
   sampled = dllm(
       capsys, "sample", f"--workdir={workdir}", "--sampler.steps=2",
       "--length=32",
