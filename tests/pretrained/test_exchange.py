@@ -121,7 +121,7 @@ def test_there_and_back(name, tmp_path, capsys):
 
 
 def test_bfloat16_runs(text, tmp_path, capsys):
-  source, workdir = publish("sdar", tmp_path / "in"), tmp_path / "run"
+  source, workdir = publish("llada_logits", tmp_path / "in"), tmp_path / "run"
   dllm(
       capsys, "convert", f"--from_hf={source}", f"--workdir={workdir}",
       "--dtype=bfloat16", "--length=16",
