@@ -45,6 +45,7 @@ def test_ragged_rows_are_the_program_and_the_calls_of_equal_ones(run):
   assert result["ratio"] > 0 and result["against_tokens_per_second"] > 0
 
 
+@pytest.mark.all
 def test_a_cached_call_is_timed_beside_the_weights(run):
   result = benchmark.sample(
     run, DUAL, batch_size=1, rounds=1, against="weights"

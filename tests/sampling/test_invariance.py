@@ -1,6 +1,7 @@
 """What a row's tokens do not depend on: caches, neighbours, padding, meshes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -108,58 +109,66 @@ def test_alone_equals_batched_equals_reordered(name):
     assert alone.function_evaluations[0] == batched.function_evaluations[row]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+long = functools.partial(pytest.param, marks=pytest.mark.all)
+
+
+@pytest.mark.parametrize("dtype", ["float32", long("bfloat16")])
 def test_more_padding_changes_a_token_only_on_a_tie(dtype):
-  """On a longer canvas; alone and in another order, nothing changes at all."""
   net = network(dtype=dtype)
   spec = Sampler(policy=confidence(MDLM_, 6), length=LENGTH)
   wide = dataclasses.replace(spec, length=32)
-  requests = ragged(MDLM_, rows=16)
-  short = sample(spec, requests, net, trace=True)
-  alone = sample(spec, rows(requests, [5]), net)
-  np.testing.assert_array_equal(alone.tokens[0], short.tokens[5])
-  order = np.random.default_rng(1).permutation(16)
-  shuffled = sample(spec, rows(requests, order), net)
-  np.testing.assert_array_equal(shuffled.tokens, short.tokens[order])
-  padded = sample(wide, ragged(MDLM_, 32, rows=16), net, trace=True)
-  differ = short.tokens != padded.tokens[:, :LENGTH]
+  requests, longer = (ragged(MDLM_, n, rows=16) for n in (LENGTH, 32))
+  short, padded = sample(spec, requests, net), sample(wide, longer, net)
+  differ = np.asarray(short.tokens != padded.tokens[:, :LENGTH])
   free = np.asarray(requests.valid & ~requests.fixed)
-  rate = float(np.asarray(differ)[free].mean())
-  print(f"{dtype}: {rate:.2%} of the tokens differ with other padding")
-  if dtype == "float32":
-    close = ties.margins(spec, net, requests, short, padded)
-    print(f"{len(close)} of 16 rows, on margins under 1e-4")
-    assert max(close, default=0.0) < 1e-4
+  print(f"{dtype}: {differ[free].mean():.2%} of the tokens differ by padding")
+  if dtype == "bfloat16":  # Only a rate is promised, but for equal lengths.
+    alone = sample(spec, rows(requests, [5]), net)
+    np.testing.assert_array_equal(alone.tokens[0], short.tokens[5])
+    return
+  close = []
+  if differ.any():
+    traces = (
+      sample(spec, requests, net, trace=True),
+      sample(wide, longer, net, trace=True),
+    )
+    close = ties.margins(spec, net, requests, *traces)
+  print(f"{len(close)} of 16 rows differ, on margins under 1e-4")
+  assert max(close, default=0.0) < 1e-4
 
 
 @pytest.mark.parametrize(
   ("name", "sizes"),
   [
     ("dual", {"data": 2, "fsdp": 2, "tensor": 2}),
-    ("block", {"fsdp": 4, "tensor": 2}),
-    ("none", {"data": 2, "fsdp": 2, "tensor": 2}),
+    long("block", {"fsdp": 4, "tensor": 2}),
+    ("none", {"fsdp": 4, "tensor": 2}),
   ],
 )
 def test_meshes_change_a_token_only_on_a_tie(name, sizes):
-  spec = ALONE.get(name) or Sampler(policy=confidence(MDLM_, 6), length=LENGTH)
+  whole = Sampler(policy=confidence(MDLM_, 6), length=LENGTH)
+  spec = ALONE.get(name, whole)
   requests = ragged(spec.objective)
   denoiser, params = net = network()
   mesh = make_mesh(sizes)
-  traced = name == "none"
-  with jax.set_mesh(mesh):
-    params = jax.device_put(params, shardings(params, mesh, RULES))
-    args = params, Process(), KEY, global_batch(requests, mesh)
-    spread = published.quick(spec, denoiser, *args, trace=traced)
-  plain = sample(spec, requests, trace=traced)
-  if traced:
-    close = ties.margins(spec, net, requests, plain, spread)
+
+  def spread(trace):
+    with jax.set_mesh(mesh):
+      placed = jax.device_put(params, shardings(params, mesh, RULES))
+      args = placed, Process(), KEY, global_batch(requests, mesh)
+      return published.quick(spec, denoiser, *args, trace=trace)
+
+  plain, divided = sample(spec, requests), spread(False)
+  if name != "none":  # None of these rows has a tie.
+    np.testing.assert_array_equal(divided.tokens, plain.tokens)
+  elif (divided.tokens != plain.tokens).any():
+    plain = sample(spec, requests, trace=True)
+    close = ties.margins(spec, net, requests, plain, spread(True))
     print(f"{len(close)} of 4 rows differ, on margins under 1e-4")
-    assert max(close, default=0.0) < 1e-4
-  else:  # None of these rows has a tie.
-    np.testing.assert_array_equal(spread.tokens, plain.tokens)
+    assert max(close) < 1e-4
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "block"])
+@pytest.mark.parametrize("cache", ["none", long("prefix"), "dual", "block"])
 def test_guidance_of_scale_0_is_none_and_of_another_scale_is_not(cache):
   exactly = cache == "block"
   requests = ragged(BLOCKS if exactly else MDLM_)

@@ -99,7 +99,8 @@ def test_memory_is_bounded(name):
   masks = objective.mask_id is not None
   caches = [None]
   if type(objective) in (MDLM, Dream):  # The others have one cache each.
-    caches = ["none", "prefix", "dual"]
+    policy = SamplerConfig(preset=name).build(objective, length=length).policy
+    caches = ["none", "prefix", "dual"] if policy.forces else [None, "dual"]
   for cache in caches:
     blocks = {} if cache in (None, "none") else {"block_length": 32}
     spec = SamplerConfig(
