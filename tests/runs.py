@@ -1,8 +1,10 @@
 """Tiny runs and their subprocesses, for tests of whole commands."""
 
+import json
 import math
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import numpy as np
 
 from dllm_jax import config
 from dllm_jax.run import Run
+from dllm_jax.training.checkpoint import Checkpoints  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -73,3 +76,49 @@ def free_port() -> int:
   with socket.socket() as found:
     found.bind(("localhost", 0))
     return found.getsockname()[1]
+
+
+def job(workdir, resolved, *options, processes: int = 2, devices: int = 1):
+  """Starts `dllm train` in several processes by launch/local.py.
+
+  Args:
+    workdir: the run's directory; beside it lies the configuration's file.
+    resolved: the configuration.
+    *options: of the launcher.
+    processes: how many.
+    devices: simulated devices of each.
+
+  Returns:
+    The launcher's process, and a function to the ids of the running processes.
+  """
+  file = workdir.parent / f"{workdir.name}.py"
+  file.write_text(
+    "from ml_collections import ConfigDict\n"
+    f"def get_config(): return ConfigDict({resolved.to_dict()!r})\n"
+  )
+  log = workdir.parent / f"{workdir.name}.log"
+  launcher = subprocess.Popen(
+    [
+      *(sys.executable, ROOT / "launch" / "local.py"),
+      *(f"--processes={processes}", f"--devices={devices}", *options),
+      *("--", "train", f"--config={file}", f"--workdir={workdir}"),
+    ],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": ""},
+    stdout=subprocess.PIPE,
+    stderr=log.open("w"),
+    text=True,
+  )
+
+  def running() -> list[int]:
+    lines = re.findall(r"attempt \d+, processes ([\d ]+)", log.read_text())
+    return [int(number) for number in lines[-1].split()] if lines else []
+
+  return launcher, running
+
+
+def steps_logged(workdir) -> int:
+  """Returns the newest step that a run has logged."""
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  return json.loads(lines[-1])["step"] if lines else 0

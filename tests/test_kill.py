@@ -51,11 +51,14 @@ def _finish(args, **kwargs):
   return json.loads(out.splitlines()[-1])
 
 
-def _kill(args, workdir, step):
-  """Starts a run and kills it once it has logged a step."""
+def _kill(args, workdir, step, *, saving=False):
+  """Starts a run and kills it once it has logged a step, or saves after it."""
   process = runs.dllm(*args)
   while _step(workdir) < step and process.poll() is None:
     time.sleep(0.002)
+  while saving and process.poll() is None:
+    if list(workdir.glob("checkpoints/*tmp*")):
+      break
   process.send_signal(signal.SIGKILL)
   process.communicate()
 
@@ -75,8 +78,8 @@ def whole(tmp_path_factory):
 
 def _killed_run(workdir, kills, seed):
   rng = random.Random(seed)
-  for step in sorted(rng.sample(range(1, STEPS), kills)):
-    _kill(_args(workdir), workdir, step)
+  for i, step in enumerate(sorted(rng.sample(range(1, STEPS), kills))):
+    _kill(_args(workdir), workdir, step, saving=i % 2 == 0)
   assert _finish(_args(workdir))["step"] == STEPS
   return _parameters(workdir)
 
@@ -86,6 +89,7 @@ def test_three_kills_change_nothing(whole, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.all
 def test_kill_and_restart_on_another_mesh(whole, tmp_path):
   workdir = tmp_path / "run"
   _kill(_args(workdir), workdir, 50)
@@ -104,6 +108,7 @@ def test_twenty_kills_change_nothing(whole, tmp_path):
       np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.all
 def test_sigterm_saves_and_exits_0(tmp_path):
   workdir = tmp_path / "run"
   args = _args(workdir, training__steps=100_000)
