@@ -14,6 +14,7 @@ from dllm_jax.parallel import (
   global_batch,
   make_mesh,
   RULES,
+  sharding,
   shardings,
 )
 
@@ -169,6 +170,20 @@ def test_global_batch_keeps_values_and_divides_rows():
   assert placed.loss_weight.addressable_shards[0].data.shape == (2,)
   assert placed.cond is None
   jax.tree.map(np.testing.assert_array_equal, placed, batch(8))
+
+
+def test_processes_that_hold_the_same_rows_share_them():
+  share = sharding._share
+  # Rows in 4 blocks over 2 processes; then the second axis across processes.
+  apart = np.array([[0, 0], [0, 0], [1, 1], [1, 1]])
+  assert share(apart, 1) == (1, 2, (2, 3))
+  assert share(np.array([[0, 1], [0, 1]]), 1) == (0, 1, (0, 1))
+  both = np.array([[0, 1], [0, 1], [2, 3], [2, 3]])
+  assert [share(both, p)[:2] for p in range(4)] == [(0, 2)] * 2 + [(1, 2)] * 2
+  # A pod's order of devices may give a process blocks that are not adjacent.
+  assert share(np.array([[0], [1], [0], [1]]), 1) == (1, 2, (1, 3))
+  with pytest.raises(ValueError, match=r"hold \[0, 1\], \[1, 2\]"):
+    share(np.array([[0, 0], [0, 1], [1, 1]]), 0)
 
 
 def test_global_batch_that_does_not_divide():
