@@ -15,9 +15,19 @@ _COLOURS = (
 
 
 def line_plot(
-  series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str
+  series: Mapping[str, Sequence[Point]],
+  *,
+  x_label: str,
+  y_label: str,
+  log_x: bool = False,
 ) -> str:
   """Returns an SVG of one curve a name, in the order given.
+
+  Args:
+    series: the points of each curve.
+    x_label: what x is.
+    y_label: what y is.
+    log_x: whether x, above 0, lies on a logarithmic axis.
 
   Raises:
     ValueError: there is no point.
@@ -25,9 +35,15 @@ def line_plot(
   points = [p for line in series.values() for p in line if math.isfinite(p[1])]
   if not points:
     raise ValueError("nothing to plot: no curve has a finite point")
-  xs, ys = _ticks([p[0] for p in points], 0.0), _ticks([p[1] for p in points])
+  scale = math.log10 if log_x else float
+  across_all = [p[0] for p in points]
+  xs = _decades(across_all) if log_x else _ticks(across_all, 0.0)
+  ys = _ticks([p[1] for p in points])
   right, top = _WIDTH - _LEGEND, 16
-  across = lambda x: _LEFT + (x - xs[0]) / (xs[-1] - xs[0]) * (right - _LEFT)
+  first, last = scale(xs[0]), scale(xs[-1])
+  across = lambda x: (
+    _LEFT + (scale(x) - first) / (last - first) * (right - _LEFT)
+  )
   up = lambda y: (
     (_HEIGHT - _BOTTOM)
     - (y - ys[0]) / (ys[-1] - ys[0]) * (_HEIGHT - _BOTTOM - top)
@@ -154,6 +170,18 @@ def _ticks(values: Sequence[float], low: float | None = None) -> list[float]:
   step *= next(k for k in (1, 2, 5, 10) if span / (k * step) <= 8)
   first, last = math.floor(low / step), math.ceil(high / step)
   return [step * k for k in range(first, max(last, first + 1) + 1)]
+
+
+def _decades(values: Sequence[float]) -> list[float]:
+  """Returns 1, 2 and 5 times powers of ten around some values."""
+  powers = range(
+    math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1
+  )
+  ticks = [k * 10.0**n for n in powers for k in (1, 2, 5)]
+  low = max((t for t in ticks if t <= min(values)), default=ticks[0])
+  high = min((t for t in ticks if t >= max(values)), default=ticks[-1])
+  found = [t for t in ticks if low <= t <= high]
+  return found if len(found) > 1 else [low, 2 * low]
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -87,6 +87,7 @@ def fill(
   sampler: SamplerConfig,
   use_ema: bool = True,
   rows: int = 0,
+  seed: int = 0,
 ) -> tuple[list[list[int]], Any]:
   """Returns finished rows, and what sampling them cost.
 
@@ -97,12 +98,17 @@ def fill(
     sampler: how to sample.
     use_ema: whether to use averaged parameters.
     rows: rows of the compiled batch; fewer templates are repeated.
+    seed: the seed of the samples.
   """
   begun = [requests.begun(row, run.objective) for row in templates]
   begun += [begun[-1]] * (rows - len(begun))
   extra = run.objective.begin_id is not None
   sampled = run.sample_rows(
-    begun, length=length + extra, sampler=sampler, use_ema=use_ema
+    begun,
+    length=length + extra,
+    seed=seed,
+    sampler=sampler,
+    use_ema=use_ema,
   )
   return sampled.rows[: len(templates)], sampled
 

@@ -37,7 +37,7 @@ class Reversal:
     "'synthetic' (made-up people), a folder in the form of 'The Reversal Curse' "
     "(*_prompts_train.jsonl, *_prompts_test.jsonl), or couplets (.tsv, .json)",
   )
-  people: int = option(20, "made-up people in each of the three groups")
+  people: int = option(16, "made-up people in each of the three groups")
   limit: int = option(0, "at most so many couplets of a file; 0 for all")
   seed: int = option(0, "the seed of made-up facts")
   steps: int = option(0, "training steps of each model; 0 for the recipe's")

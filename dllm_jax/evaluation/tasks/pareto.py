@@ -1,0 +1,331 @@
+"""`--task=pareto`: speed against quality, of one model and of the baseline.
+
+One diffusion model is sampled over steps, thresholds and policies, and beside it
+an autoregressive one with its cache. Each point says tokens per second (generated
+ones only, compilation apart), network calls, FLOPs and bytes moved, and quality:
+perplexity under a judge with the entropy of its tokens, since either alone is
+easily made to look good.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from dllm_jax.evaluation import recall, scorer, teach, traffic
+from dllm_jax.evaluation.plot import line_plot
+from dllm_jax.evaluation.registry import option, Setting, Task
+from dllm_jax.run import Run
+from dllm_jax.sampling.presets import SamplerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pareto:
+  """What `--task=pareto` is told.
+
+  Attributes: as their help says.
+  """
+
+  autoregressive: str = option("", "the run of the autoregressive baseline")
+  judge: str = option(
+    "", "the autoregressive run that judges; '' for the baseline"
+  )
+  policies: str = option("mdlm,llada", "presets that are tried over --steps")
+  steps: str = option("4,8,16,32,64", "network calls for the canvas")
+  threshold_policies: str = option(
+    "llada,fast_dllm", "presets that are tried over --thresholds"
+  )
+  thresholds: str = option("0.3,0.5,0.7,0.9", "confidences that reveal a slot")
+  temperature: float = option(1.0, "of all samplers")
+  samples: int = option(16, "texts of each point, one batch")
+  length: int = option(0, "tokens of a text; 0 for the training length")
+  rounds: int = option(5, "timed rounds of each point; the median counts")
+  seed: int = option(0, "the seed of the samples")
+
+  def __post_init__(self):
+    if not self.autoregressive:
+      raise ValueError(
+        "--autoregressive must name the run of a baseline of the same size, "
+        "for example --autoregressive=runs/autoregressive"
+      )
+    for name in ("samples", "rounds"):
+      if getattr(self, name) < 2:
+        raise ValueError(
+          f"--{name} must be at least 2, not {getattr(self, name)}"
+        )
+    self.points()
+
+  def points(self) -> dict[str, SamplerConfig]:
+    """Returns the samplers to try, by name.
+
+    Raises:
+      ValueError: a list has something else in it.
+    """
+    found = {}
+    heat = {"temperature": self.temperature}
+    for name in _list("policies", self.policies, str):
+      for steps in _list("steps", self.steps, int):
+        found[f"{name}, {steps} steps"] = SamplerConfig(
+          preset=name, steps=steps, **heat
+        )
+    for name in _list("threshold_policies", self.threshold_policies, str):
+      for value in _list("thresholds", self.thresholds, float):
+        found[f"{name}, threshold {value:g}"] = SamplerConfig(
+          preset=name, threshold=value, **heat
+        )
+    return found
+
+
+def _list(name: str, text: str, kind: type) -> list:
+  try:
+    return [kind(part) for part in text.split(",") if part.strip()]
+  except ValueError:
+    raise ValueError(
+      f"--{name} must be of type {kind.__name__} with commas between, not "
+      f"{text!r}"
+    ) from None
+
+
+def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
+  baseline = _opened("autoregressive", options.autoregressive)
+  judge = baseline
+  if options.judge and options.judge != options.autoregressive:
+    judge = _opened("judge", options.judge)
+  length = options.length or setting.run.config.data.length
+  judged = scorer.Scorer.of(judge, use_ema=setting.use_ema)
+  samplers = options.points()
+  tried = {name: (setting.run, sampler) for name, sampler in samplers.items()}
+  own = SamplerConfig(preset="autoregressive", temperature=options.temperature)
+  tried["autoregressive, cached"] = (baseline, own)
+  ledger = setting.ledger(
+    "pareto",
+    {
+      "task": "pareto",
+      "baseline": str(baseline.workdir),
+      "baseline_step": int(baseline.state.step),
+      "judge": str(judge.workdir),
+      "judge_step": int(judge.state.step),
+      "judge_is_baseline": judge is baseline,
+      "samples": options.samples,
+      "length": length,
+      "rounds": options.rounds,
+      "seed": options.seed,
+      "temperature": options.temperature,
+      "samplers": {k: dataclasses.asdict(v) for k, (_, v) in tried.items()},
+      "device": _device(setting.run),
+    },
+  )
+
+  def measure(names: Sequence[str]) -> list[dict[str, Any]]:
+    return [_point(*tried[n], judged, judge, length, options) for n in names]
+
+  values = ledger.each(list(tried), measure, unit="point")
+  rows = [
+    {"point": name, "model": _family(name)} | value
+    for name, value in zip(tried, values, strict=True)
+  ]
+  for row in rows:
+    row["pareto"] = not any(_better(other, row) for other in rows)
+  result = {
+    "rows": rows,
+    "parameters": {
+      "diffusion": _parameters(setting.run),
+      "autoregressive": _parameters(baseline),
+    },
+    "held_out": _reference(judge, judged, length, options.samples),
+    "protocol": ledger.protocol,
+  }
+  if jax.process_index() == 0:
+    result |= _write(result, setting.workdir / "evaluation")
+  return result
+
+
+def _opened(name: str, workdir: str) -> Run:
+  run = Run.open(workdir)
+  if run.objective.shift != 1 or run.objective.block_length != 1:
+    raise ValueError(
+      f"--{name}={workdir} holds a run of {run.resolved.objective.name}; give "
+      "one whose objective is autoregressive"
+    )
+  return run
+
+
+def _family(name: str) -> str:
+  policy, _, how = name.partition(", ")
+  return f"{policy}, thresholds" if how.startswith("threshold") else policy
+
+
+def _device(run: Run) -> str:
+  kind = run.mesh.devices.flat[0].device_kind
+  return (
+    f"{run.mesh.size} x {kind}, {os.cpu_count()} cores, "
+    f"{platform.machine()}, jax {jax.__version__}"
+  )
+
+
+def _parameters(run: Run) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+
+
+def _point(
+  run: Run,
+  config: SamplerConfig,
+  judged: scorer.Scorer,
+  judge: Run,
+  length: int,
+  options: Pareto,
+) -> dict[str, Any]:
+  """Returns the figures of one sampler."""
+  empty = [[None] * length] * options.samples
+  extra = run.objective.begin_id is not None
+  once = lambda: teach.fill(
+    run, empty, length=length, sampler=config, seed=options.seed
+  )
+  rows, sampled = once()
+  seconds = [once()[1].seconds for _ in range(options.rounds)]
+  calls = int(np.max(jax.device_get(sampled.generation.function_evaluations)))
+  tokens = sum(map(len, rows))
+  built = config.build(
+    run.objective,
+    length=length + extra,
+    eos_id=getattr(run.tokenizer, "eos_id", None),
+  )
+  cost = traffic.generation(run, built, rows=options.samples, calls=calls)
+  middle = float(np.median(seconds))
+  return {
+    "tokens_per_second": tokens / middle,
+    "seconds": middle,
+    "seconds_quartiles": np.quantile(seconds, (0.25, 0.75)).tolist(),
+    "tokens": tokens,
+    "function_evaluations": calls,
+    "flops_per_token": cost.flops / tokens,
+    "bytes_per_token": cost.bytes / tokens,
+    "flops_per_byte": cost.flops / cost.bytes,
+    **_quality(sampled.texts[: len(rows)], judged, judge),
+  }
+
+
+def _quality(
+  texts: Sequence[str], judged: scorer.Scorer, judge: Run
+) -> dict[str, Any]:
+  """Returns perplexity under the judge and unigram entropy, with their errors.
+
+  Perplexity is exp of the mean nats per token over all texts; its error follows
+  from that of the mean over texts, to first order.
+  """
+  items = [
+    scorer.Item(tokens=tuple(int(i) for i in judge.tokenizer.encode(text)))
+    for text in texts
+    if text
+  ]
+  if len(items) < 2:
+    return {"perplexity": None, "entropy": None}
+  nats = judged.score(items, samples=1, key=jax.random.key(0), rows=len(items))
+  sizes = np.asarray([len(item.tokens) for item in items])
+  mean = float(nats.sum() / sizes.sum())
+  # A ratio of means: its residuals are those of nats - mean * size.
+  error = recall.standard_error((nats - mean * sizes) / sizes.mean())
+  entropies = [_entropy(item.tokens) for item in items]
+  return {
+    "perplexity": math.exp(mean),
+    "standard_error": math.exp(mean) * error,
+    "entropy": float(np.mean(entropies)),
+    "entropy_error": recall.standard_error(entropies),
+  }
+
+
+def _entropy(tokens: Sequence[int]) -> float:
+  """Returns the entropy of a text's tokens, nats."""
+  shares = np.unique(tokens, return_counts=True)[1] / len(tokens)
+  return float(-(shares * np.log(shares)).sum())
+
+
+def _reference(
+  judge: Run, judged: scorer.Scorer, length: int, count: int
+) -> dict[str, Any] | None:
+  """Returns the same figures of the judge's held-out text."""
+  held = judge.corpus.held_out
+  if held is None or not hasattr(held, "tokens"):
+    return None
+  ids = held.tokens[: count * length].reshape(-1, length)
+  texts = [judge.tokenizer.decode(row) for row in ids]
+  return _quality(texts, judged, judge)
+
+
+def _better(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+  """Whether a point is at least as fast and as good, and one of both more."""
+  if a["perplexity"] is None or b["perplexity"] is None:
+    return b["perplexity"] is None and a["perplexity"] is not None
+  faster = a["tokens_per_second"] - b["tokens_per_second"]
+  nicer = b["perplexity"] - a["perplexity"]
+  return faster >= 0 and nicer >= 0 and faster + nicer > 0
+
+
+def _table(result: Mapping[str, Any]) -> str:
+  lines = [
+    "| sampler | tokens/s | network calls | perplexity | error | entropy, nats "
+    "| MFLOP/token | FLOP/byte | front |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for row in result["rows"]:
+    if row["perplexity"] is None:
+      continue
+    lines.append(
+      f"| {row['point']} | {row['tokens_per_second']:.0f} "
+      f"| {row['function_evaluations']} | {row['perplexity']:.2f} "
+      f"| {row['standard_error']:.2f} | {row['entropy']:.2f} "
+      f"| {row['flops_per_token'] / 1e6:.1f} | {row['flops_per_byte']:.2f} "
+      f"| {'yes' if row['pareto'] else ''} |"
+    )
+  held = result["held_out"]
+  if held and held["perplexity"] is not None:
+    lines.append(
+      f"| held-out text | | | {held['perplexity']:.2f} "
+      f"| {held['standard_error']:.2f} | {held['entropy']:.2f} | | | |"
+    )
+  return "\n".join(lines) + "\n"
+
+
+def _write(result: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
+  """Writes pareto.json, pareto.md and two plots."""
+  folder.mkdir(parents=True, exist_ok=True)
+  dump = json.dumps(result, indent=2) + "\n"
+  (folder / "pareto.json").write_text(dump, encoding="utf-8")
+  (folder / "pareto.md").write_text(_table(result), encoding="utf-8")
+  axes = {
+    "tokens_per_second": "generated tokens per second",
+    "function_evaluations": "network calls",
+  }
+  for field, label in axes.items():
+    curves: dict[str, list] = {}
+    for row in result["rows"]:
+      if row["perplexity"] is not None:
+        point = (row[field], row["perplexity"], row["standard_error"])
+        curves.setdefault(row["model"], []).append(point)
+    plot = line_plot(
+      {name: sorted(points) for name, points in curves.items()},
+      x_label=label,
+      y_label="perplexity under the judge",
+      log_x=True,
+    )
+    (folder / f"pareto_{field}.svg").write_text(plot, encoding="utf-8")
+  return {
+    "table": str(folder / "pareto.md"),
+    "plot": str(folder / "pareto_tokens_per_second.svg"),
+  }
+
+
+TASK = Task(
+  summary="speed against quality over steps, thresholds and policies, beside "
+  "a cached autoregressive baseline",
+  run=_run,
+  text=_table,
+  options=Pareto,
+)
