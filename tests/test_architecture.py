@@ -23,7 +23,7 @@ ORDER = (
   {"workdir"},
   {"run"},
   {"evaluation"},
-  {"benchmark", "compare", "exchange"},
+  {"benchmark", "compare", "exchange", "report"},
   {"cli"},
   {"__main__"},
 )

@@ -83,7 +83,10 @@ class _Asked:
 def _run(setting: Setting, options: Planning) -> Mapping[str, Any]:
   limits = sandbox.Limits(seconds=options.seconds, memory_mb=options.memory_mb)
   asked = _problems(options)
-  run = _model(setting, options, asked)
+  try:
+    run = _model(setting, options, asked)
+  except teach.InterruptedTask as stop:
+    return {"interrupted": True, "message": str(stop)}
   sampler = teach.greedy(run, setting)
   code = any(isinstance(a.problem, exams.Code) for a in asked)
   fields = {
@@ -109,6 +112,7 @@ def _run(setting: Setting, options: Planning) -> Mapping[str, Any]:
   right = [value["right"] for value in values]
   share = sum(right) / len(right)
   return {
+    "interrupted": False,
     "accuracy": share,
     "standard_error": recall.standard_error(right),
     "interval_95": recall.wilson(share, len(right)),
@@ -264,6 +268,8 @@ def _marked(
 
 
 def _text(figures: Mapping[str, Any]) -> str:
+  if "message" in figures:
+    return figures["message"]
   low, high = figures["interval_95"]
   error = figures["standard_error"]
   reasons = ", ".join(f"{n} {r}" for r, n in figures["reasons"].items())

@@ -69,10 +69,14 @@ def _run(setting: Setting, options: Reversal) -> Mapping[str, Any]:
   )
   rows, protocols = [], {}
   for model in _MODELS:
-    run = _model(model, facts, setting, options)
+    try:
+      run = _model(model, facts, setting, options)
+    except teach.InterruptedTask as stop:
+      return {"interrupted": True, "message": str(stop)}
     found, protocols[model] = _asked(model, run, facts, setting, options)
     rows += found
   result = {
+    "interrupted": False,
     "rows": rows,
     "summary": {model: _summary(model, rows) for model in _MODELS},
     "facts": len({(q.group, q.fact) for q in facts.questions}),
@@ -237,6 +241,8 @@ def _write(result: Mapping[str, Any], output: pathlib.Path) -> dict[str, str]:
 
 
 def _text(result: Mapping[str, Any]) -> str:
+  if "message" in result:
+    return result["message"]
   lines = [_table(result)]
   for model, summary in result["summary"].items():
     told = [
