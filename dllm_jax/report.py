@@ -210,9 +210,9 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; overflow-wrap: anywhere; }
 p { color: var(--soft); max-width: 46rem; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem;
   background: var(--panel); }
-table { border-collapse: collapse; width: 100%; font-size: .9rem;
+table { border-collapse: collapse; width: 100%; font-size: .85rem;
   font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .4rem .7rem; white-space: nowrap;
+th, td { text-align: right; padding: .35rem .5rem; white-space: nowrap;
   border-top: 1px solid var(--line); }
 tr:first-child th { border-top: 0; } th:first-child, td:first-child {
   text-align: left; }

@@ -50,7 +50,7 @@ def line_plot(
   )
   parts = [_head(), *_axis(ys, up, right, y_label)]
   for x in xs:
-    parts.append(_text(across(x), _HEIGHT - _BOTTOM + 18, f"{x:.3g}", "middle"))
+    parts.append(_text(across(x), _HEIGHT - _BOTTOM + 18, _round(x), "middle"))
   parts.append(_text((_LEFT + right) / 2, _HEIGHT - 8, x_label, "middle"))
   colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(series)}
   for name, line in series.items():
@@ -80,7 +80,7 @@ def bar_plot(
     raise ValueError("nothing to plot: no group has a bar")
   heights = [y for bars in groups.values() for y, _ in bars.values()]
   ys = _ticks([high or max(heights)], 0.0)
-  right, top = _WIDTH - _LEGEND, 16
+  right, top = _WIDTH - _LEGEND, 32  # room for what stands on the highest bar
   up = lambda y: (_HEIGHT - _BOTTOM) - y / ys[-1] * (_HEIGHT - _BOTTOM - top)
   parts = [_head(), *_axis(ys, up, right, y_label)]
   room = (right - _LEFT) / len(groups)
@@ -98,7 +98,7 @@ def bar_plot(
         f'height="{max(up(0) - up(y), 1):.1f}" fill="{_COLOURS[k]}"/>'
         f'<path class="line" d="M{x + wide / 2 - 2:.1f} '
         f'{up(max(y - error, 0)):.1f}V{up(min(y + error, ys[-1])):.1f}"/>'
-        + _text(x + wide / 2 - 2, up(y) - 10, f"{y:.3f}", "middle")
+        + _text(x + wide / 2 - 2, up(y) - 10, f"{y:.4g}", "middle")
       )
   parts += _legend({n: _COLOURS[k] for k, n in enumerate(names)}, right, top)
   return "\n".join([*parts, "</svg>"]) + "\n"
@@ -122,7 +122,7 @@ def _axis(ys: Sequence[float], up, right: float, label: str) -> list[str]:
   for y in ys:
     parts.append(
       f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{right}"/>'
-      + _text(_LEFT - 8, up(y) + 4, f"{y:.3g}", "end")
+      + _text(_LEFT - 8, up(y) + 4, _round(y), "end")
     )
   parts.append(
     f'<g transform="translate(14 {_HEIGHT / 2}) rotate(-90)">'
@@ -182,6 +182,11 @@ def _decades(values: Sequence[float]) -> list[float]:
   high = min((t for t in ticks if t >= max(values)), default=ticks[-1])
   found = [t for t in ticks if low <= t <= high]
   return found if len(found) > 1 else [low, 2 * low]
+
+
+def _round(value: float) -> str:
+  """Returns a tick's number: thousands with commas, no powers of ten."""
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
