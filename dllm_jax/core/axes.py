@@ -25,8 +25,8 @@ def axis_size(*names: str) -> int:
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
   """Returns x, told to lie along the named mesh axes; x itself without a mesh.
 
-  Names that the mesh lacks are left out, and a dimension that its axes do not
-  divide (a single prompt on many devices) is left whole.
+  Names that the mesh lacks are left out, and of the axes of a dimension only the
+  first ones that divide it are taken (a single prompt on many devices: none).
 
   Args:
     x: an array with at least `len(spec)` dimensions.
@@ -39,7 +39,9 @@ def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
   def place(names, size):
     names = (names,) if isinstance(names, str) else names or ()
     names = tuple(name for name in names if name in mesh.shape)
-    return names if names and size % axis_size(*names) == 0 else None
+    while names and size % axis_size(*names):
+      names = names[:-1]
+    return names or None
 
   spec = jax.P(*map(place, spec, x.shape))
   return jax.lax.with_sharding_constraint(x, spec)

@@ -42,6 +42,9 @@ def _equation(eqn: core.JaxprEqn) -> int:
     for sub in (value if isinstance(value, (tuple, list)) else (value,))
     if isinstance(sub, (core.Jaxpr, core.ClosedJaxpr))
   ]
+  if name == "shard_map":  # what one device does, by all that do it
+    sizes = eqn.params["mesh"].shape
+    return sum(inside) * math.prod(sizes[a] for a in eqn.params["manual_axes"])
   if name == "cond":
     return max(inside, default=0)
   if name == "while" and sum(inside):

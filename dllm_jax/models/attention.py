@@ -2,11 +2,12 @@
 
 The mask is a small spec (`dllm_jax.core.mask`) with segment ids; the reference
 turns it into one boolean array a row, kernels get the spec itself where they
-can. Softmax is float32 everywhere, grouped keys and values are never repeated,
-and the two-stream mask of block diffusion is attended in two parts, so that no
-2L x 2L score matrix exists. No parameters here.
+can. The two-stream mask of block diffusion is attended in two parts, so that no
+2L x 2L score matrix exists. Where the mesh divides positions, `context` says how
+queries meet the keys of other devices. No parameters here.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -14,21 +15,32 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.core.mask import BlockCausal, MaskSpec, materialise, TwoStream
+from dllm_jax.models import context as divided
 from dllm_jax.models import splash
+from dllm_jax.models.scores import mix, row_max, row_sum, scores, to_heads
 
 IMPLEMENTATIONS = (None, "xla", "cudnn", "splash")
 Implementation = Literal["xla", "cudnn", "splash"] | None
 
-# Finite, so that a row without any allowed key gives numbers and not NaN.
-_MASKED = -1e30
 
-
-def check_implementation(name: str | None) -> None:
-  """Raises ValueError unless `attention` knows the implementation."""
+def check_implementation(
+  name: str | None, context: divided.Strategy = "all_gather"
+) -> None:
+  """Raises ValueError unless `attention` knows both and can join them."""
   if name not in IMPLEMENTATIONS:
     raise ValueError(
       f"attention implementation {name!r} is unknown; choose one of"
       f" {', '.join(map(str, IMPLEMENTATIONS))}"
+    )
+  if context not in divided.STRATEGIES:
+    raise ValueError(
+      f"context {context!r} is unknown; choose one of"
+      f" {', '.join(divided.STRATEGIES)}"
+    )
+  if context == "ring" and name in ("cudnn", "splash"):
+    raise ValueError(
+      f"attention {name!r} needs all keys at once: take context 'all_gather',"
+      " or attention 'xla' for 'ring'"
     )
 
 
@@ -43,6 +55,7 @@ def attention(
   q_slots: Int[Array, "*B T"] | None = None,
   extra: Bool[Array, "*B T S"] | None = None,
   implementation: Implementation = None,
+  context: divided.Strategy = "all_gather",
 ) -> Float[Array, "B T H K"]:
   """Returns softmax(q k^T / sqrt(K)) v over the keys that each query may see.
 
@@ -57,6 +70,8 @@ def attention(
     extra: a further mask, True = may attend, or None.
     implementation: None or "xla" for the reference; "cudnn" (NVIDIA GPU, 16-bit
       inputs); "splash" (TPU, no cache and no extra mask, T a multiple of 128).
+    context: how keys come from other devices where the mesh divides positions,
+      "all_gather" or "ring" ("xla" only): `dllm_jax.models.context`.
 
   Returns:
     The mixed values, in the type of q. Rows of padded queries are finite and
@@ -65,7 +80,7 @@ def attention(
   Raises:
     ValueError: for an unknown implementation, or inputs that it cannot take.
   """
-  check_implementation(implementation)
+  check_implementation(implementation, context)
   whole = q_slots is None and extra is None
   if implementation == "splash":
     if not whole:
@@ -73,6 +88,13 @@ def attention(
         "attention 'splash' takes no cache and no extra mask; use 'xla'"
       )
     return splash.attention(q, k, v, mask, q_segments, k_segments)
+  if whole and divided.divides(q.shape[1]):
+    if implementation == "cudnn":
+      local = functools.partial(_cudnn_shard, mask)
+      return divided.placed(local)(q, k, v, q_segments, k_segments)
+    return divided.attention(
+      q, k, v, mask, q_segments, k_segments, strategy=context
+    )
   if implementation != "cudnn" and whole and isinstance(mask, TwoStream):
     return _two_stream(q, k, v, mask, q_segments, k_segments)
   slots = jnp.arange(q.shape[1]) if q_slots is None else q_slots
@@ -85,56 +107,29 @@ def attention(
     extra=extra,
   )
   if implementation == "cudnn":
-    return jax.nn.dot_product_attention(
-      q, k, v, mask=allowed[:, None], implementation="cudnn"
-    )
-  scores = _scores(q, k, allowed[:, None, None])
-  p = jnp.exp(scores - _row_max(scores))
-  return _divide(_mix(p, v), _row_sum(p), q)
+    return _cudnn(q, k, v, allowed)
+  s = scores(q, k, allowed[:, None, None])
+  p = jnp.exp(s - row_max(s))
+  return to_heads((mix(p, v) / row_sum(p)).astype(q.dtype))
 
 
-def _row_max(scores):
-  # Any shift leaves the result alone, so no gradient goes through it.
-  return jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-
-
-def _row_sum(p):
-  return jnp.sum(p, axis=-1, keepdims=True)
-
-
-def _scores(q, k, allowed) -> Float[Array, "B G R T S"]:
-  """Returns scaled float32 scores, `_MASKED` where not allowed.
-
-  The R query heads of a group are stacked as rows of one matrix product.
-  """
-  batch, length, heads, width = q.shape
-  groups = k.shape[2]
-  q = (q * width**-0.5).reshape(batch, length, groups, -1, width)
-  q = jnp.transpose(q, (0, 2, 3, 1, 4)).reshape(batch, groups, -1, width)
-  scores = jnp.einsum(
-    "bgnk,bgsk->bgns",
-    q,
-    jnp.swapaxes(k, 1, 2),
-    preferred_element_type=jnp.float32,
+def _cudnn(q, k, v, allowed):
+  return jax.nn.dot_product_attention(
+    q, k, v, mask=allowed[:, None], implementation="cudnn"
   )
-  scores = scores.reshape(batch, groups, heads // groups, length, -1)
-  return jnp.where(allowed, scores, _MASKED)
 
 
-def _mix(p, v) -> Float[Array, "B G R T K"]:
-  batch, groups, repeat, length, _ = p.shape
-  mixed = jnp.einsum(
-    "bgns,bgsk->bgnk",
-    p.astype(v.dtype).reshape(batch, groups, repeat * length, -1),
-    jnp.swapaxes(v, 1, 2),
-    preferred_element_type=jnp.float32,
+def _cudnn_shard(mask, q, k, v, q_segments, k_segments):
+  """Returns attention of one device's queries to the keys of all."""
+  k, v, k_segments = divided.all_keys(k, v, k_segments)
+  allowed = materialise(
+    mask,
+    divided.first_slot(q.shape[1]) + jnp.arange(q.shape[1]),
+    jnp.arange(k.shape[1]),
+    q_segments=q_segments,
+    k_segments=k_segments,
   )
-  return mixed.reshape(batch, groups, repeat, length, -1)
-
-
-def _divide(mixed, total, q) -> Float[Array, "B T H K"]:
-  out = (mixed / total).astype(q.dtype)
-  return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(q.shape)
+  return _cudnn(q, k, v, allowed)
 
 
 def _two_stream(q, k, v, mask, q_segments, k_segments):
@@ -163,7 +158,7 @@ def _two_stream(q, k, v, mask, q_segments, k_segments):
   blocks = jnp.arange(length) // block
   past = blocks[:, None] > blocks[None, :]
   past &= q_segments[:, noisy, None] == k_segments[:, None, clean]
-  past_scores = _scores(q[:, noisy], k[:, clean], past[:, None, None])
+  past_scores = scores(q[:, noisy], k[:, clean], past[:, None, None])
 
   # Own blocks become rows: [B * L / block, block, heads, K].
   own_q, own_k, own_v, own_qs, own_ks = (
@@ -171,7 +166,7 @@ def _two_stream(q, k, v, mask, q_segments, k_segments):
     for x in (q, k, v, q_segments, k_segments)
   )
   own = own_qs[:, :, None] == own_ks[:, None, :]
-  own_scores = _scores(own_q, own_k, own[:, None, None])
+  own_scores = scores(own_q, own_k, own[:, None, None])
 
   batch = q.shape[0]
 
@@ -184,10 +179,10 @@ def _two_stream(q, k, v, mask, q_segments, k_segments):
     x = jnp.moveaxis(x, 1, 3)
     return x.reshape(*x.shape[:3], length, x.shape[-1])
 
-  top = jnp.maximum(_row_max(past_scores), from_rows(_row_max(own_scores)))
+  top = jnp.maximum(row_max(past_scores), from_rows(row_max(own_scores)))
   past_p = jnp.exp(past_scores - top)
   own_p = jnp.exp(own_scores - to_rows(top))
-  mixed = _mix(past_p, v[:, clean]) + from_rows(_mix(own_p, own_v))
-  total = _row_sum(past_p) + from_rows(_row_sum(own_p))
-  out_noisy = _divide(mixed, total, q[:, noisy])
+  mixed = mix(past_p, v[:, clean]) + from_rows(mix(own_p, own_v))
+  total = row_sum(past_p) + from_rows(row_sum(own_p))
+  out_noisy = to_heads((mixed / total).astype(q.dtype))
   return jnp.concatenate([out_noisy, out_clean], axis=1)

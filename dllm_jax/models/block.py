@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT
+from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
 from dllm_jax.models.attention import attention
 from dllm_jax.models.cache import query_slots, write
@@ -113,7 +113,7 @@ def trunk(
     experts: the same for the layers of routed runs.
   """
   c = config
-  x = constrain(x.astype(c.dtype), BATCH_AXES, CONTEXT, None)
+  x = _between(x.astype(c.dtype))
   slots, key_segments = None, inputs.segment_ids
   if cache is not None:
     slots = query_slots(inputs)
@@ -150,11 +150,26 @@ def trunk(
   if conditioning is not None:
     change = _modulation(c, 2, "final_modulation")(conditioning)
     x = modulate(x, *jnp.split(change, 2, axis=-1))
-  x = constrain(x, BATCH_AXES, CONTEXT, None)
+  x = _within(x)
   if cache is not None:
     key, value = jax.tree.map(lambda *a: jnp.concatenate(a), *kept)
     cache = KVCache(key=key, value=value, segment_ids=key_segments)
   return x, cache, aux
+
+
+def _between(x):
+  """Returns activations as they lie between branches: positions over `tensor` too.
+
+  Norms, residuals and what is kept for the backward pass are then divided by all
+  axes (arXiv:2205.05198, sec. 4.2.2): a branch begins with an all-gather and ends
+  with a reduce-scatter where an all-reduce would be.
+  """
+  return constrain(x, BATCH_AXES, (CONTEXT, TENSOR), None)
+
+
+def _within(x):
+  """Returns activations as a branch reads them, gathered once for its matrices."""
+  return constrain(x, BATCH_AXES, CONTEXT, None)
 
 
 def _stack(config, norm: type, mlp: type, layers: int):
@@ -207,18 +222,19 @@ class Block(nn.Module):
     attention_norm = self.norm(c.norm_eps, name="attention_norm")
     mlp_norm = self.norm(c.norm_eps, name="mlp_norm")
     if shared.conditioning is None:
-      y, own = attend(attention_norm(x), shared, own)
-      x += dropout(y)
-      y, aux = mlp(mlp_norm(x), shared.inputs.segment_ids > 0)
-      return x + dropout(y), (own, aux)
+      y, own = attend(_within(attention_norm(x)), shared, own)
+      x = _between(x + dropout(y))
+      y, aux = mlp(_within(mlp_norm(x)), shared.inputs.segment_ids > 0)
+      return _between(x + dropout(y)), (own, aux)
     change = _modulation(c, 6, "modulation")(shared.conditioning)
     shift, scale, gate, *second = jnp.split(change, 6, axis=-1)
-    y, own = attend(modulate(attention_norm(x), shift, scale), shared, own)
-    x += gate * dropout(y)
+    y = _within(modulate(attention_norm(x), shift, scale))
+    y, own = attend(y, shared, own)
+    x = _between(x + gate * dropout(y))
     shift, scale, gate = second
-    y = modulate(mlp_norm(x), shift, scale)
+    y = _within(modulate(mlp_norm(x), shift, scale))
     y, aux = mlp(y, shared.inputs.segment_ids > 0)
-    return x + gate * dropout(y), (own, aux)
+    return _between(x + gate * dropout(y)), (own, aux)
 
 
 class Attention(nn.Module):
@@ -239,6 +255,7 @@ class Attention(nn.Module):
         bias=c.qkv_bias,
         dtype=c.dtype,
         adapter=adapter(c),
+        matmul=c.matmul,
         name=name,
       )(x)
 
@@ -261,6 +278,7 @@ class Attention(nn.Module):
       q_slots=shared.slots,
       extra=inputs.extra_mask,
       implementation=c.attention,
+      context=c.context,
     )
     out = Linear(
       (c.heads, c.head_dim),
@@ -268,6 +286,7 @@ class Attention(nn.Module):
       dtype=c.dtype,
       kernel_init=scaled_normal((2 * c.layers) ** -0.5),
       adapter=adapter(c),
+      matmul=c.matmul,
       name="o",
     )
     return out(y), own

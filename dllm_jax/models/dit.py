@@ -35,8 +35,10 @@ from dllm_jax.models import layers
 from dllm_jax.models.attention import check_implementation, Implementation
 from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
 from dllm_jax.models.cache import empty_cache
+from dllm_jax.models.context import Strategy
 from dllm_jax.models.layers import LayerNorm, Linear, TimeEmbedding, Weight
 from dllm_jax.models.perceptron import GeluMlp
+from dllm_jax.models.quantised import check_matmul, Matmul
 from dllm_jax.models.rotary import Unscaled
 
 
@@ -66,6 +68,10 @@ class DiTConfig:
     remat: what a layer keeps for its backward pass (`layers.REMAT`).
     unroll: layers to a step of the scan.
     attention: implementation (`attention.IMPLEMENTATIONS`).
+    context: how attention meets the keys of other devices where the mesh divides
+      positions, "all_gather" or "ring" (`context.STRATEGIES`).
+    matmul: how layers multiply by their matrices, "default" (in `dtype`), "int8"
+      or "fp8" (`quantised`).
     lora_rank: rank of adapters on the matrices of attention and perceptrons,
       which are then all that trains; 0 for none.
     lora_alpha: adapters are scaled by lora_alpha / lora_rank.
@@ -91,6 +97,8 @@ class DiTConfig:
   remat: str = "none"
   unroll: int = 1
   attention: Implementation = None
+  context: Strategy = "all_gather"
+  matmul: Matmul = "default"
   lora_rank: int = 0
   lora_alpha: float = 16.0
 
@@ -119,7 +127,8 @@ class DiTConfig:
     layers.check_choice("dtype", self.dtype, layers.DTYPES)
     layers.check_choice("param_dtype", self.param_dtype, layers.DTYPES)
     layers.check_choice("remat", self.remat, layers.REMAT)
-    check_implementation(self.attention)
+    check_implementation(self.attention, self.context)
+    check_matmul(self.matmul)
     object.__setattr__(self, "mlp_dim", self.mlp_dim or 4 * self.width)
 
   qk_norm = False

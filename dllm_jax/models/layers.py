@@ -15,6 +15,8 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dllm_jax.models.quantised import Matmul, product
+
 DTYPES = ("float32", "bfloat16")
 
 _POLICIES = jax.checkpoint_policies
@@ -55,6 +57,7 @@ class Linear(nn.Module):
     dtype: of the product.
     kernel_init: initialiser of the kernel, flattened to `[in, out]`.
     adapter: the low-rank change of the kernel, or None.
+    matmul: how the product is computed (`quantised.MATMULS`).
   """
 
   inputs: tuple[int, ...]
@@ -63,6 +66,7 @@ class Linear(nn.Module):
   dtype: str = "float32"
   kernel_init: Callable = scaled_normal()
   adapter: "Adapter | None" = None
+  matmul: Matmul = "default"
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T *inputs"]):
@@ -76,7 +80,7 @@ class Linear(nn.Module):
     kernel = self.param("kernel", init).astype(self.dtype)
     lead = x.shape[: x.ndim - len(self.inputs)]
     x = x.reshape(*lead, fan_in).astype(self.dtype)
-    y = x @ kernel.reshape(fan_in, fan_out)
+    y = product(x, kernel.reshape(fan_in, fan_out), self.matmul)
     if self.adapter is not None:
       a, b = self._low_rank(fan_in, fan_out)
       y += self.adapter.scale * ((x @ a) @ b)

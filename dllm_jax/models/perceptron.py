@@ -29,7 +29,12 @@ class SwiGLU(nn.Module):
     c = self.config
     dim = self.dim or c.mlp_dim
     wide = lambda name: Linear(
-      (c.width,), (dim,), dtype=c.dtype, adapter=adapter(c), name=name
+      (c.width,),
+      (dim,),
+      dtype=c.dtype,
+      adapter=adapter(c),
+      matmul=c.matmul,
+      name=name,
     )
     down = Linear(
       (dim,),
@@ -37,6 +42,7 @@ class SwiGLU(nn.Module):
       dtype=c.dtype,
       kernel_init=scaled_normal((2 * c.layers) ** -0.5),
       adapter=adapter(c),
+      matmul=c.matmul,
       name="down",
     )
     return down(nn.silu(wide("gate")(x)) * wide("up")(x)), {}
@@ -58,6 +64,7 @@ class GeluMlp(nn.Module):
       bias=True,
       dtype=c.dtype,
       adapter=adapter(c),
+      matmul=c.matmul,
       name=name,
     )
     x = nn.gelu(linear(c.width, c.mlp_dim, "up")(x), approximate=True)

@@ -1,7 +1,7 @@
 """Splash attention on TPU: mask specs become tiles, empty tiles cost nothing.
 
 Pallas kernels cannot be divided by the compiler, so under a mesh each device
-runs its own rows and heads. Imported for `dllm_jax.models.attention` alone.
+runs its own rows, heads and queries, against the keys of all. Imported for `dllm_jax.models.attention` alone.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 import jax.numpy as jnp
 import numpy as np
 
-from dllm_jax.core.axes import axis_size, BATCH_AXES, TENSOR
+from dllm_jax.core.axes import axis_size, BATCH_AXES, CONTEXT, TENSOR
 from dllm_jax.core.mask import Causal, Full, MaskSpec
+from dllm_jax.models.context import all_keys
 
 _TILE = 128
 _LARGEST_TILE = 512
@@ -46,29 +47,26 @@ def attention(q, k, v, spec, q_segments, k_segments, *, interpret=False):
   """Returns attention by the splash kernel; arguments as in `attention`.
 
   Raises:
-    ValueError: where the kernel cannot run: off a TPU, a length that is not a
-      multiple of 128, positions divided over devices.
+    ValueError: where the kernel cannot run: off a TPU, or with a length on a
+      device that is not a multiple of 128.
   """
   if not interpret and _platform() != "tpu":
     raise ValueError(
       f"attention 'splash' needs a TPU, not {_platform()}; use 'xla'"
     )
+  shards = axis_size(CONTEXT)
   size = (q.shape[1], k.shape[1])
-  if size[0] % _TILE or size[1] % _TILE:
+  if size[0] % (shards * _TILE) or size[1] % _TILE:
     raise ValueError(
-      f"attention 'splash' needs lengths that are multiples of {_TILE}, not"
-      f" {size[0]} and {size[1]}; use 'xla'"
+      f"attention 'splash' needs lengths that are multiples of {_TILE} on each"
+      f" device, not {size[0]} and {size[1]} over {shards}; use 'xla'"
     )
   heads = q.shape[2] // axis_size(TENSOR)
-  kernel = kernels.make_splash_mha(
-    kernels.MultiHeadMask([_mask(spec, size)] * heads),
-    block_sizes=_block_sizes(*size),
-    head_shards=1,
-    q_seq_shards=1,
-    interpret=interpret,
-  )
+  kernel = make_kernel(spec, size, heads, shards, interpret=interpret)
 
-  def local(q, k, v, q_segments, k_segments):
+  def local(kernel, q, k, v, q_segments, k_segments):
+    if shards > 1:
+      k, v, k_segments = all_keys(k, v, k_segments)
     q = q * q.shape[-1] ** -0.5
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     out = jax.vmap(
@@ -81,15 +79,46 @@ def attention(q, k, v, spec, q_segments, k_segments, *, interpret=False):
   mesh = jax.sharding.get_abstract_mesh()
   rows = tuple(a for a in BATCH_AXES if a in mesh.shape)
   if mesh.empty or not rows:
-    return local(q, k, v, q_segments, k_segments)
+    return local(kernel, q, k, v, q_segments, k_segments)
   tensor = TENSOR if TENSOR in mesh.shape else None
-  here = jax.P(rows, None, tensor)
+  context = CONTEXT if shards > 1 else None
+  here, segments = jax.P(rows, context, tensor), jax.P(rows, context)
+  tiles = jax.NamedSharding(mesh, jax.P(None, context))
   return jax.shard_map(
     local,
-    in_specs=(here, here, here, jax.P(rows), jax.P(rows)),
+    in_specs=(
+      kernel.manual_sharding_spec(tiles),
+      *(here, here, here, segments, segments),
+    ),
     out_specs=here,
     check_vma=False,
-  )(q, k, v, q_segments, k_segments)
+  )(kernel, q, k, v, q_segments, k_segments)
+
+
+def make_kernel(
+  spec: MaskSpec,
+  size: tuple[int, int],
+  heads: int,
+  shards: int = 1,
+  *,
+  interpret: bool = False,
+):
+  """Returns the kernel of a mask, which knows the tiles that are not empty.
+
+  Args:
+    spec: the mask.
+    size: queries and keys, over all devices.
+    heads: query heads on a device.
+    shards: devices that divide the queries.
+    interpret: whether to run it step by step, for tests off a TPU.
+  """
+  return kernels.make_splash_mha(
+    kernels.MultiHeadMask([_mask(spec, size)] * heads),
+    block_sizes=_block_sizes(size[0] // shards, size[1]),
+    head_shards=1,
+    q_seq_shards=shards,
+    interpret=interpret,
+  )
 
 
 def _block_sizes(q_length: int, k_length: int):

@@ -45,8 +45,10 @@ from dllm_jax.models import layers, moe
 from dllm_jax.models.attention import check_implementation, Implementation
 from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
 from dllm_jax.models.cache import empty_cache
+from dllm_jax.models.context import Strategy
 from dllm_jax.models.layers import Linear, RMSNorm, TimeEmbedding, Weight
 from dllm_jax.models.perceptron import SwiGLU
+from dllm_jax.models.quantised import check_matmul, Matmul
 from dllm_jax.models.rotary import Scaling, SCALINGS, Unscaled
 
 
@@ -97,6 +99,10 @@ class TransformerConfig:
     remat: what a layer keeps for its backward pass (`layers.REMAT`).
     unroll: layers to a step of the scan; more compile longer, run faster.
     attention: implementation (`attention.IMPLEMENTATIONS`).
+    context: how attention meets the keys of other devices where the mesh divides
+      positions, "all_gather" or "ring" (`context.STRATEGIES`).
+    matmul: how layers multiply by their matrices, "default" (in `dtype`), "int8"
+      or "fp8" (`quantised`).
     lora_rank: rank of adapters on the matrices of attention and perceptrons,
       which are then all that trains; 0 for none.
     lora_alpha: adapters are scaled by lora_alpha / lora_rank.
@@ -143,6 +149,8 @@ class TransformerConfig:
   remat: str = "none"
   unroll: int = 1
   attention: Implementation = None
+  context: Strategy = "all_gather"
+  matmul: Matmul = "default"
   lora_rank: int = 0
   lora_alpha: float = 16.0
 
@@ -180,7 +188,8 @@ class TransformerConfig:
     layers.check_choice("dtype", self.dtype, layers.DTYPES)
     layers.check_choice("param_dtype", self.param_dtype, layers.DTYPES)
     layers.check_choice("remat", self.remat, layers.REMAT)
-    check_implementation(self.attention)
+    check_implementation(self.attention, self.context)
+    check_matmul(self.matmul)
     fill = dict(
       kv_heads=self.kv_heads or self.heads,
       head_dim=head_dim,

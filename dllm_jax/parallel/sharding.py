@@ -57,8 +57,9 @@ def shardings(
 ) -> PyTree:
   """Returns the sharding of each array in a tree.
 
-  An array with fewer dimensions than its rule names (a factored statistic, a
-  placeholder) is replicated.
+  An array with one dimension less than the parameter whose path ends its own (a
+  factored statistic) lies as the parameter does in the others; one with fewer
+  dimensions than its rule names (a placeholder) is replicated.
 
   Args:
     tree: arrays or `jax.ShapeDtypeStruct`s: parameters or a whole train state.
@@ -70,17 +71,36 @@ def shardings(
       array above 4 MiB stays whole though parameters are divided.
   """
   compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
+  shapes = {
+    _name(path).removeprefix("params/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    if _name(path).startswith("params/")
+  }
 
   def place(key_path, leaf):
-    path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+    path = _name(key_path)
     spec = _match(compiled, path)
     if len(spec) > len(leaf.shape):
-      spec = jax.P()
+      parameter = next((s for p, s in shapes.items() if path.endswith(p)), ())
+      spec = _without_one(spec, parameter, leaf.shape)
     spec = jax.P(*(_present(names, mesh) for names in spec))
     _check(path, leaf, spec, mesh)
     return jax.sharding.NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _name(path: tuple) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _without_one(spec, parameter, shape):
+  """Returns a parameter's spec without the dimension that `shape` lacks."""
+  spec = (*spec, *[None] * (len(parameter) - len(spec)))
+  for axis in reversed(range(len(parameter))):
+    if parameter[:axis] + parameter[axis + 1 :] == shape:
+      return jax.P(*spec[:axis], *spec[axis + 1 :])
+  return jax.P()
 
 
 def _match(compiled, path):

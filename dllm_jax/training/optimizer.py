@@ -139,21 +139,52 @@ def _lion(o: Optimizer, rate, mask):
 
 
 def _adafactor(o: Optimizer, rate, mask):
-  return optax.adafactor(
-    rate,
-    weight_decay_rate=o.weight_decay or None,
-    weight_decay_mask=mask,
-  )
+  return _decayed(optax.adafactor(), o, rate, mask)
 
 
 def _muon(o: Optimizer, rate, mask):
-  return optax.contrib.muon(
-    rate,
+  # Updates are as large as Adam's (arXiv:2502.16982, eq. 4), so that one
+  # learning rate serves the matrices and what Adam updates.
+  rule = optax.contrib.muon(
+    1.0,
     adam_b1=o.b1,
     adam_b2=o.b2,
-    weight_decay=o.weight_decay,
-    weight_decay_mask=mask,
+    eps=o.epsilon,
+    muon_weight_dimension_numbers=_dimension_numbers,
+    consistent_rms=0.2,
   )
+  return _decayed(rule, o, rate, mask)
+
+
+def _decayed(descent, o: Optimizer, rate, mask):
+  """Returns a rule of rate 1, with a rate and decay in proportion to it."""
+  return optax.chain(
+    descent,
+    optax.add_decayed_weights(-o.weight_decay, mask),
+    optax.scale_by_learning_rate(rate, flip_sign=False),
+  )
+
+
+_Axes = optax.contrib.MuonDimensionNumbers
+_MATRICES = (
+  (r".*layers/attention/[qkv]/kernel", _Axes(1, (2, 3))),
+  (r".*layers/attention/o/kernel", _Axes((1, 2), 3)),
+  (r".*layers/mlp/experts/(gate|up|down)", _Axes(2, 3)),
+  (r".*layers/.*/(kernel|lora_a|lora_b)", _Axes(1, 2)),
+)
+"""Axes in and out of what Muon orthogonalises: each layer, each expert alone.
+
+Embeddings, unembeddings, norms, biases and the process are Adam's, as in
+https://kellerjordan.github.io/posts/muon.
+"""
+
+
+def _dimension_numbers(params: PyTree) -> PyTree:
+  def axes(path, _):
+    name = _name(path)
+    return next((a for p, a in _MATRICES if re.fullmatch(p, name)), None)
+
+  return jax.tree_util.tree_map_with_path(axes, params)
 
 
 _RULES = {

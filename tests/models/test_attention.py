@@ -1,5 +1,7 @@
 """Attention against a dense numpy reference, mask by mask."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from dllm_jax.core.mask import BlockCausal, Causal, Full, TwoStream
 from dllm_jax.models import attention, splash
+from dllm_jax.parallel import make_mesh
 
 BATCH, LENGTH, HEADS, GROUPS, WIDTH = 2, 12, 4, 2, 8
 MASKS = [Full(), Causal(), BlockCausal(3), TwoStream(6, 2), TwoStream(6, 6)]
@@ -150,6 +153,51 @@ def test_splash_equals_the_reference(spec):
   expected = attention(q, k, v, mask=spec, **arguments)
   out = splash.attention(q, k, v, spec, *arguments.values(), interpret=True)
   np.testing.assert_allclose(out, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_splash_over_divided_positions_gradients_included():
+  spec = TwoStream(128, 32)
+  draws = draw(length=256, heads=2, groups=1, width=128)
+  segments = jnp.where(jnp.arange(256) % 128 < 70, 1, 2)
+  segments = jnp.stack([segments, jnp.ones_like(segments)])
+
+  def total(run):
+    weigh = jnp.cos(jnp.arange(BATCH * 256 * 2 * 128.0))
+
+    def of(q, k, v):
+      return jnp.vdot(run(q, k, v, spec, segments, segments), weigh)
+
+    return jax.value_and_grad(of, (0, 1, 2))
+
+  plain = lambda q, k, v, mask, a, b: attention(
+    q, k, v, mask=mask, q_segments=a, k_segments=b
+  )
+  expected = jax.device_get(jax.jit(total(plain))(*draws))
+  kernel = functools.partial(splash.attention, interpret=True)
+  mesh = make_mesh({"data": 1, "context": 2}, jax.devices()[:2])
+  with jax.set_mesh(mesh):
+    there = jax.device_get(jax.jit(total(kernel))(*draws))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
+    there,
+    expected,
+  )
+
+
+def test_splash_skips_empty_tiles():
+  """Of two streams in n tiles each, n (n + 2) of 4 n^2 tiles are not empty."""
+  tiles = lambda spec, length, shards: (
+    splash.make_kernel(spec, (length, length), 1, shards).fwd_mask_info
+  )
+  n, tile = 4, 512
+  for shards in (1, 2):
+    info = tiles(TwoStream(n * tile, 32), 2 * n * tile, shards)
+    # One noisy tile and i + 1 clean ones for the ith tile of each stream.
+    assert np.count_nonzero(info.block_mask) == n * (n + 2)
+    # The grid is as wide as its fullest row.
+    assert info.block_mask.shape[-1] == n + 1
+  causal = tiles(BlockCausal(32), n * tile, 1)
+  assert np.count_nonzero(causal.block_mask) == n * (n + 1) // 2
 
 
 @pytest.mark.parametrize(

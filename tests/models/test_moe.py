@@ -1,6 +1,8 @@
 """Routers and experts against sums written out, and over meshes."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 
+from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import ModelInputs
 from dllm_jax.models import transformer, TransformerConfig
 from dllm_jax.models.moe import choose, Experts
@@ -105,11 +108,11 @@ def test_balance_is_k_where_all_are_used_alike():
   assert_allclose(report["balance"], c.experts_per_token, rtol=1e-6)
 
 
-@pytest.mark.parametrize("sizes", [
-    {"data": 2, "expert": 4}, {"fsdp": 2, "tensor": 2, "expert": 2},
+@pytest.mark.parametrize("rows, sizes", [
+    (8, {"data": 2, "expert": 4}),
+    (1, {"fsdp": 2, "tensor": 2, "expert": 2}),  # one row is left whole
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize("rows", [8, 1])
-def test_meshes_agree(sizes, rows):
+def test_ragged_meshes_agree(rows, sizes):
   c = dataclasses.replace(CONFIG, balance_weight=0.1)
   network = transformer(c)
   tokens = jax.random.randint(jax.random.key(0), (rows, 6), 0, 11)
@@ -120,7 +123,10 @@ def test_meshes_agree(sizes, rows):
   )
   params = jax.jit(network.init)(jax.random.key(1), inputs)
 
-  @jax.jit
+  # Compiled fast: what is tested is arithmetic, not speed.
+  quick = {"xla_backend_optimization_level": 0}
+
+  @functools.partial(jax.jit, compiler_options=quick)
   def gradient(params):
     def loss(params):
       out = network.apply(params, inputs, None)[0]
@@ -139,6 +145,46 @@ def test_meshes_agree(sizes, rows):
   jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-5), alone, together)
   bias = alone[1]["run1"]["layers"]["mlp"]["router"]["expert_bias"]
   assert not bias.any()  # the choice has no gradient
+
+
+def test_each_device_multiplies_by_its_own_experts_only():
+  """Of 8 experts over 8 devices, each has one, and all positions meet it."""
+  c = dataclasses.replace(CONFIG, shared_dim=0, experts_implementation="dense")
+  x = jnp.ones((8, 4, c.width))
+  params = params_of(c)
+
+  def run(params, x):
+    return Experts(c).apply({"params": params}, x, jnp.ones((8, 4), bool))[0]
+
+  alone = matmul_flops(run, params, x)
+  router = 2 * x.size * c.experts
+  assert alone == router + 6 * x.size * c.expert_dim * c.experts
+  for sizes in (
+    {"expert": 8},
+    {"fsdp": 2, "expert": 4},
+    {"data": 4, "expert": 2},
+  ):
+    mesh = make_mesh({"data": 1} | sizes)
+    with jax.set_mesh(mesh):
+      assert matmul_flops(run, params, x) == alone
+      place = jax.tree.map(
+        lambda leaf, rule: jax.device_put(leaf, jax.NamedSharding(mesh, rule)),
+        params["experts"],
+        {"gate": jax.P("expert", "fsdp"), "up": jax.P("expert", "fsdp"),
+         "down": jax.P("expert", None, "fsdp")},
+      )  # fmt: skip
+      compiled = jax.jit(run).lower(params | {"experts": place}, x).compile()
+    # No device ever holds another's experts: only positions and, over fsdp, the
+    # halves of its own are gathered.
+    gathered = re.findall(
+      r"= f32\[([\d,]+)\][^\n]* all-gather\(", compiled.as_text()
+    )
+    own = c.experts // sizes["expert"] * c.width * c.expert_dim
+    assert gathered
+    assert all(
+      np.prod([int(n) for n in shape.split(",")]) <= max(own, x.size)
+      for shape in gathered
+    )
 
 
 @pytest.mark.parametrize("change, message", [
