@@ -19,7 +19,7 @@ from dllm_jax import workdir as workdirs
 from dllm_jax.core.types import Batch
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.parallel import (
-  check_rows,
+  check_batches,
   distributed,
   enable_compilation_cache,
   global_batch,
@@ -98,14 +98,16 @@ class Run:
       workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
     )
     training = run.config.training
-    check_rows(
+    check_batches(
       run.mesh,
       {
         "training.batch_size / training.microbatches": training.batch_size
         // training.microbatches,
         "evaluation.batch_size": run.config.evaluation.batch_size,
       },
+      run.config.data.length,
     )
+    _ = run.program  # says where the mesh does not divide a parameter
     with distributed.together():
       if jax.process_index() == 0:
         workdirs.begin(workdir, resolved, corpus.tokenizer)

@@ -23,13 +23,14 @@ ORDER = (
   {"workdir"},
   {"run"},
   {"evaluation"},
-  {"benchmark", "compare", "exchange", "report"},
+  {"benchmark", "benchmark_loss", "compare", "exchange", "report"},
   {"cli"},
   {"__main__"},
 )
 # Where programs are launched; everything else is a plain function.
 LAUNCHERS = {
   "benchmark.py",
+  "benchmark_loss.py",
   "evaluation/scorer.py",
   "pretrained/load.py",
   "run.py",

@@ -1,4 +1,4 @@
-"""`dllm benchmark train` / `sample`: measures, compilation apart."""
+"""`dllm benchmark train` / `sample` / `loss`: measures, compilation apart."""
 
 from collections.abc import Mapping
 import pathlib
@@ -50,16 +50,24 @@ def _define(values: flags.FlagValues) -> None:
     "cached network call",
     flag_values=values,
   )
+  for name, default, text in (
+    ("vocab", 126_464, "tokens of the loss"),
+    ("length", 4096, "positions of the loss"),
+    ("width", 512, "features of a position of the loss"),
+  ):
+    flags.DEFINE_integer(name, default, text, lower_bound=2, flag_values=values)
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
   if not argv or argv[0] not in COMMAND.positional:
     raise commands.UsageError(
-      "say what to measure: dllm benchmark train --config=... or "
-      "dllm benchmark sample --config=..."
+      "say what to measure: dllm benchmark train --config=..., "
+      "dllm benchmark sample --config=... or dllm benchmark loss"
     )
   what, *rest = argv
   values = commands.parse(COMMAND, rest)
+  if what == "loss":
+    return _loss(values)
   resolved = commands.required(values, "config", "configs/shakespeare.py")
 
   from dllm_jax import benchmark  # pylint: disable=g-import-not-at-top
@@ -108,6 +116,24 @@ def _line(result: Mapping[str, Any]) -> str:
   return f"{line}, {result['ratio']:.2f} {names[result['against']]}"
 
 
+def _loss(values: flags.FlagValues) -> Mapping[str, Any]:
+  from dllm_jax import benchmark_loss  # pylint: disable=g-import-not-at-top
+
+  result = benchmark_loss.loss(
+    vocab=values.vocab,
+    length=values.length,
+    width=values.width,
+    rounds=values.rounds,
+  )
+  print(
+    f"of the dense computation's time: {result['supervised_time']:.2f} with "
+    f"every position supervised, {result['masked_time']:.2f} with half of "
+    f"them, {result['reduce_time']:.2f} by the generic reduction; "
+    f"{result['memory']:.3f} of its memory"
+  )
+  return result
+
+
 def _untrained(resolved: Any, workdir: pathlib.Path) -> Any:
   """Returns a run; one of numbers needs no text."""
   from dllm_jax.data.tokenizer import make_tokenizer  # pylint: disable=g-import-not-at-top
@@ -121,9 +147,9 @@ def _untrained(resolved: Any, workdir: pathlib.Path) -> Any:
 
 COMMAND = commands.Command(
   name="benchmark",
-  summary="Measures the train step and the loop around it, or the sampler.",
+  summary="Measures the train step and its loop, the sampler, or the loss.",
   define=_define,
   run=_run,
   overrides=("config", "sampler"),
-  positional=("train", "sample"),
+  positional=("train", "sample", "loss"),
 )

@@ -2,7 +2,7 @@
 
 from dllm_jax.parallel.compilation import enable_compilation_cache
 from dllm_jax.parallel.distributed import initialise
-from dllm_jax.parallel.mesh import check_rows, make_mesh, MeshConfig
+from dllm_jax.parallel.mesh import check_batches, make_mesh, MeshConfig
 from dllm_jax.parallel.sharding import (
   batch_sharding,
   global_batch,
@@ -13,7 +13,7 @@ from dllm_jax.parallel.sharding import (
 
 __all__ = [
   "batch_sharding",
-  "check_rows",
+  "check_batches",
   "enable_compilation_cache",
   "global_batch",
   "initialise",

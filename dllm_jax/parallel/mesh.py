@@ -11,7 +11,7 @@ import math
 import jax
 from jax.experimental import mesh_utils
 
-from dllm_jax.core.axes import AXES, BATCH_AXES, DATA
+from dllm_jax.core.axes import AXES, BATCH_AXES, CONTEXT, DATA
 
 _FILL = -1
 
@@ -74,12 +74,15 @@ def make_mesh(
   return jax.sharding.Mesh(array, AXES, axis_types=types)
 
 
-def check_rows(mesh: jax.sharding.Mesh, sizes: Mapping[str, int]) -> None:
-  """Checks that a mesh divides the rows of batches.
+def check_batches(
+  mesh: jax.sharding.Mesh, sizes: Mapping[str, int], length: int
+) -> None:
+  """Checks that a mesh divides the rows of batches, and their positions.
 
   Args:
     mesh: the mesh.
     sizes: rows, by the name of the field that gives them.
+    length: positions of a row.
 
   Raises:
     ValueError: it does not divide one of them.
@@ -91,6 +94,11 @@ def check_rows(mesh: jax.sharding.Mesh, sizes: Mapping[str, int]) -> None:
         f"{name} = {size} is not divisible by the {rows} devices of the mesh "
         f"axes {', '.join(BATCH_AXES)}; choose a multiple of {rows}"
       )
+  if length % mesh.shape[CONTEXT]:
+    raise ValueError(
+      f"data.length = {length} is not divisible by the {mesh.shape[CONTEXT]}"
+      " devices of mesh axis context; change one of them"
+    )
 
 
 def _fill(sizes: dict[str, int], devices: int) -> dict[str, int]:

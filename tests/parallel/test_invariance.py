@@ -87,4 +87,6 @@ def test_no_mesh_changes_loss_or_gradients(sizes):
     gradient_there,
     gradient,
   )
-  print(sizes, run.cost_analysis()["flops"] * 8 / flops)
+  # An eighth of the matrix products a device; at this size, what every device
+  # does alike (time features, the router) adds up to half of that.
+  assert 8 * run.cost_analysis()["flops"] < 1.6 * flops

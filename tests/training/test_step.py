@@ -90,6 +90,28 @@ def test_no_vocabulary_by_positions(tmp_path):
   assert not jaxprs.larger_than(jaxpr, 1024 * 50_000)
 
 
+def test_bfloat16_computes_and_float32_remembers(tmp_path):
+  """Masters, averages and moments are float32; products are bfloat16's."""
+  run = runs.run(
+    tmp_path / "run", model__dtype="bfloat16", training__ema_decay=0.9
+  )
+  state = run.program.abstract
+  batch = jax.tree.map(jnp.asarray, data.blank(8, run.config.data.length))
+  after, _ = jax.eval_shape(run.trainer.step, state, batch)
+  for tree in (state, after):
+    leaves = jax.tree.leaves((tree.params, tree.ema_params, tree.opt_state))
+    kinds = {leaf.dtype.name for leaf in leaves}
+    assert kinds <= {"float32", "int32"}, kinds
+  jaxpr = jax.make_jaxpr(run.trainer.step)(state, batch)
+  products = [
+    tuple(v.aval.dtype.name for v in equation.invars)
+    for equation in jaxprs.equations(jaxpr)
+    if equation.primitive.name == "dot_general"
+  ]
+  assert len(products) > 20
+  assert set(products) == {("bfloat16", "bfloat16")}
+
+
 def _with_vocabulary(run, vocab):
   import dataclasses
 
