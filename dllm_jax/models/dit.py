@@ -228,7 +228,7 @@ class _DiT(nn.Module):
       return linear(latent), None
     shape = (c.padded_vocab, c.width)
     embedding = Weight("embedding", shape, name="embed")()
-    return embedding[latent], embedding
+    return layers.lookup(embedding, latent), embedding
 
   def _conditioning(self, inputs):
     c = self.config

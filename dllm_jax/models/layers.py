@@ -13,8 +13,9 @@ from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
 from dllm_jax.models.quantised import Matmul, product
 
 DTYPES = ("float32", "bfloat16")
@@ -133,6 +134,17 @@ class Weight(nn.Module):
   def __call__(self) -> Float[Array, "n m"]:
     """Returns the matrix."""
     return self.param(self.param_name, self.kernel_init, self.shape)
+
+
+def lookup(
+  table: Float[Array, "V D"], ids: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+  """Returns a table's rows, after gathering its features over `fsdp`.
+
+  Of a table divided by features, each device would look up its own features of
+  all rows of the batch, which the compiler then replicates before it divides them.
+  """
+  return constrain(constrain(table, TENSOR, None)[ids], BATCH_AXES, CONTEXT)
 
 
 class RMSNorm(nn.Module):

@@ -299,7 +299,7 @@ class _Transformer(nn.Module):
       )
     shape = (c.padded_vocab, c.width)
     embedding = Weight("embedding", shape, name="embed")()
-    return embedding[latent], embedding
+    return layers.lookup(embedding, latent), embedding
 
   def _conditioning(self, inputs):
     c = self.config

@@ -181,7 +181,8 @@ def test_prepare_then_train_on_it(tmp_path, capsys):
         "--config.objective.block_size=7",
       ],
       "divide the length 128",
-=======
+    ),
+    (
       ["train", "--workdir=w", "--config=smoke", "--config.mesh.tensor=8"],
       "q/kernel: dimension 2 of shape (2, 32, 2, 16) does not divide",
     ),
@@ -202,7 +203,11 @@ def test_prepare_then_train_on_it(tmp_path, capsys):
         "--config.objective.schedule.name=loglinear",
       ],
       "legal: linear, cosine, mutual_information",
-=======
+    ),
+    (
+      [
+        "train",
+        "--workdir=w",
         "--config=smoke",
         "--config.mesh.context=8",
         "--config.data.length=36",

@@ -66,7 +66,7 @@ def alone(routed):
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_no_mesh_changes_loss_or_gradients(sizes):
+def test_no_mesh_changes_loss_or_gradients(sizes, capfd):
   config, params, flops, loss, gradient = alone("expert" in sizes)
   mesh = make_mesh(sizes)
   with jax.set_mesh(mesh):
@@ -80,6 +80,8 @@ def test_no_mesh_changes_loss_or_gradients(sizes):
     )
     run = run.lower(params, x).compile()
     loss_there, gradient_there = jax.device_get(run(params, x))
+  # No activation was replicated on the way from one placement to another.
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
   np.testing.assert_allclose(loss_there, loss, rtol=1e-5)
   # Relative to each array's largest entry: sums run in another order.
   jax.tree.map(
@@ -87,6 +89,8 @@ def test_no_mesh_changes_loss_or_gradients(sizes):
     gradient_there,
     gradient,
   )
+  if "expert" in sizes:
+    return  # counted in tests/models/test_moe.py: here a loop's body counts once
   # An eighth of the matrix products a device; at this size, what every device
-  # does alike (time features, the router) adds up to half of that.
+  # does alike (time features) adds up to half of that.
   assert 8 * run.cost_analysis()["flops"] < 1.6 * flops
