@@ -411,6 +411,7 @@ class Run:
     state: TrainState | None = None,
     use_ema: bool = True,
     trace: bool = False,
+    numbers: Sequence[int] | None = None,
   ) -> Sampled:
     """Returns samples of templates: token ids, None where one is wanted.
 
@@ -422,12 +423,16 @@ class Run:
       state: whose parameters.
       use_ema: whether to use averages.
       trace: whether to keep steps.
+      numbers: a request number for each row; by default 0, 1, 2, ...
 
     Raises:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
     plan = self.writer.plan(
-      rows, length=length, sampler=sampler or self.config.sampler
+      rows,
+      length=length,
+      sampler=sampler or self.config.sampler,
+      numbers=numbers,
     )
     state = self.state if state is None else state
     params = state.eval_params if use_ema else state.params

@@ -24,6 +24,7 @@ _COMMANDS = {
   "chat": "talk to a model that has a chat template",
   "evaluate": "evaluate a trained model: likelihood, samples and other tasks",
   "report": "write one HTML page that compares runs",
+  "harness": "run lm-evaluation-harness with the model dllm_jax",
   "compare": "train several configurations at one budget and compare them",
   "convert": "import published weights, or export a run to their layout",
   "prepare": "tokenise a corpus once into ArrayRecord files",

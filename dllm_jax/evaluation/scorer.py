@@ -5,9 +5,10 @@ rows on few canvases; what a text is given depends on the seed and on the text
 alone, never on its neighbours in a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 import zlib
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 import numpy as np
 
+from dllm_jax.core.axes import BATCH_AXES
 from dllm_jax.core.types import Batch, Denoiser, Objective, Process
 from dllm_jax.evaluation import estimators
 from dllm_jax.parallel import global_batch
@@ -145,6 +147,23 @@ class Scorer:
       )
       return np.asarray(found, np.float64)
 
+  def compiled(
+    self, fn: Callable[[PyTree, Process, Batch], Array]
+  ) -> Callable[[Batch], np.ndarray]:
+    """Returns a function of rows under this network, as one program."""
+    program = jax.jit(
+      lambda params, process, batch: fn(
+        params, process.replace(params=params["process"]), batch
+      )
+    )
+
+    def run(batch: Batch) -> np.ndarray:
+      with jax.set_mesh(self._mesh):
+        placed = global_batch(batch, self._mesh)
+        return np.asarray(program(self._params, self._process, placed))
+
+    return run
+
   def cost(self, rows: int, length: int) -> int:
     """Returns the slots that the network sees for some rows."""
     calls = estimators.calls(self.estimator, length)
@@ -175,6 +194,7 @@ class Scorer:
       rows: of a call, about.
     """
     at_once = min(max(rows // samples, 1), len(items))
+    at_once = self.whole(at_once, samples)
     width = self.canvas(max(len(item.tokens) for item in items))
     found = []
     for start in range(0, len(items), at_once):
@@ -185,6 +205,12 @@ class Scorer:
       nats = self.nats(keys, _share(batch_of(part * samples, width)))
       found.append(nats.reshape(samples, at_once).mean(axis=0))
     return np.concatenate(found)[: len(items)]
+
+  def whole(self, count: int, copies: int = 1) -> int:
+    """Returns the items of a call whose copies the mesh's rows divide."""
+    parts = math.prod(self._mesh.shape[axis] for axis in BATCH_AXES)
+    step = parts // math.gcd(parts, copies)
+    return -(-count // step) * step
 
   def canvas(self, tokens: int) -> int:
     """Returns the slots of the canvas for a number of tokens."""

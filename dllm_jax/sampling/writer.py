@@ -128,6 +128,7 @@ class Writer:
     *,
     length: int | None,
     sampler: SamplerConfig,
+    numbers: Sequence[int] | None = None,
   ) -> Plan:
     """Returns what is to be sampled, checked: before parameters are read.
 
@@ -136,6 +137,7 @@ class Writer:
       length: slots of the canvas; None for the bucket of the longest row, so
         that rows of many lengths need a handful of programs.
       sampler: how to sample.
+      numbers: a request number for each row; by default 0, 1, 2, ...
 
     Raises:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
@@ -146,7 +148,9 @@ class Writer:
     end = getattr(self.tokenizer, "eos_id", None)
     built = sampler.build(self.objective, length=length, eos_id=end)
     check_network(built, self.denoiser)
-    batch = requests.build(rows, objective=self.objective, length=length)
+    batch = requests.build(
+      rows, objective=self.objective, length=length, request=numbers
+    )
     return Plan(sampler=built, rows=rows, batch=batch)
 
   def __call__(

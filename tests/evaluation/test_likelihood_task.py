@@ -7,14 +7,6 @@ import pytest
 
 from dllm_jax.cli.main import main
 from dllm_jax.evaluation.scorer import Scorer
-from tests import runs
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("evaluation") / "run"
-  runs.run(workdir, training__steps=2).train()
-  return workdir
 
 
 def evaluate(workdir, capsys, *args):

@@ -1,0 +1,390 @@
+r"""The model class of lm-evaluation-harness: `--model dllm_jax`.
+
+    dllm harness --model dllm_jax --model_args workdir=runs/mine,protocol=llada \
+        --tasks my_task --include_path my_tasks
+
+is the `lm_eval` command with this model registered: it has no other way to find
+models of other packages. What a request is given depends on the seed and on the
+request alone, never on what else is in its batch. A protocol names published
+settings; any of its fields can be given instead.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import sys
+from typing import Any
+import warnings
+import zlib
+
+import jax
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+import numpy as np
+from tqdm import tqdm
+
+from dllm_jax.evaluation import likelihood, protocols
+from dllm_jax.evaluation.scorer import Item, Scorer
+from dllm_jax.run import Run
+from dllm_jax.sampling import requests as sampling
+from dllm_jax.sampling.presets import SamplerConfig
+
+_LEGAL = ("until", "max_gen_toks", "max_new_tokens", "max_tokens",
+          "do_sample", "temperature", "top_p", "top_k", "seed")  # fmt: skip
+
+
+@register_model("dllm_jax")
+class DiffusionLM(LM):
+  """A run behind the interface of lm-evaluation-harness.
+
+  Attributes:
+    protocol: how requests are answered.
+    standard_errors: of the likelihoods so far, nats.
+
+  Args:
+    workdir: the run.
+    protocol: a name of `protocols.PROTOCOLS`.
+    batch_size: rows of a call, about.
+    length: slots of a canvas at most; 0 for the trained length.
+    seed: of estimates and samples.
+    use_ema: whether to use averaged parameters where the run has them.
+    block_size: block diffusion: tokens of a block; 0 as trained.
+    max_batch_size: not used.
+    device: not used: jax takes the devices there are.
+    **fields: fields of the protocol or of the sampler, instead of its own.
+
+  Raises:
+    ValueError: a field is unknown or illegal.
+    FileNotFoundError: there is no run.
+  """
+
+  def __init__(
+    self,
+    workdir: str = "",
+    *,
+    protocol: str = "default",
+    batch_size: int | str = 16,
+    length: int = 0,
+    seed: int = 0,
+    use_ema: bool = True,
+    block_size: int = 0,
+    max_batch_size: int | None = None,
+    device: str | None = None,
+    **fields: Any,
+  ):
+    super().__init__()
+    del max_batch_size, device
+    if not workdir:
+      raise ValueError("give the run as --model_args workdir=DIR")
+    self.protocol = protocols.named(protocol, fields)
+    self._run = Run.open(workdir)
+    self._seed, self._use_ema = seed, use_ema
+    self._rows = 16 if batch_size in ("auto", None) else int(batch_size)
+    self._length = length or self._run.config.data.length
+    self._sampler = self._configured()
+    self._scorer = Scorer.of(
+      self._run,
+      use_ema=use_ema,
+      estimator=self.protocol.estimator,
+      block_size=block_size,
+      cfg_scale=self.protocol.cfg_scale,
+    )
+    self.standard_errors: list[float] = []
+    _made.append(self)
+
+  def _configured(self) -> SamplerConfig:
+    """Returns the sampler's configuration."""
+    config = self._run.config.sampler
+    if self.protocol.sampler:
+      config = SamplerConfig(preset=self.protocol.sampler)
+    return dataclasses.replace(config, **dict(self.protocol.fields))
+
+  @property
+  def tokenizer_name(self) -> str:
+    """A name for the harness's caches: the run's directory."""
+    return str(self._run.workdir)
+
+  def get_model_info(self) -> dict[str, Any]:
+    """Returns the protocol of the figures, with what was spent and its error."""
+    errors = self.standard_errors
+    return {
+      "protocol": dataclasses.asdict(self.protocol)
+      | {
+        "estimator": self._scorer.estimator,
+        "sampler": dataclasses.asdict(self._sampler),
+        "length": self._length,
+        "seed": self._seed,
+        "use_ema": self._use_ema,
+        "step": int(self._run.state.step),
+      },
+      "forward_tokens": self._scorer.forward_tokens,
+      "mean_standard_error_nats": float(np.mean(errors)) if errors else None,
+    }
+
+  # ------------------------------------------------------------- likelihood
+
+  def loglikelihood(
+    self, requests: Sequence[Instance], disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
+    """Returns (log p(continuation | context), is_greedy) of each request.
+
+    Raises:
+      ValueError: a continuation is empty or longer than the canvas.
+    """
+    if not self.protocol.greedy:
+      _say_once(
+        "is_greedy is reported as False: what a diffusion model would write is "
+        "a generation of its own; give greedy=True in --model_args for tasks "
+        "whose accuracy reads it"
+      )
+    items = [self._pair(*request.args) for request in requests]
+
+    def answer(part: Sequence[int]) -> list[tuple[float, bool]]:
+      chosen = [items[i] for i in part]
+      nats = self._nats(chosen)
+      greedy = (
+        self._greedy(chosen) if self.protocol.greedy else [False] * len(chosen)
+      )
+      return list(zip((-nats).tolist(), greedy, strict=True))
+
+    sizes = [self._scorer.canvas(len(item.tokens)) for item in items]
+    return self._each("loglikelihood", requests, sizes, answer, disable_tqdm)
+
+  def _pair(self, context: str, continuation: str) -> Item:
+    """Returns a continuation given its context, cut from the left to fit."""
+    # White space at the end of a context belongs to the continuation: that is
+    # where tokenizers put it.
+    stripped = context.rstrip()
+    continuation = context[len(stripped) :] + continuation
+    whole = self._encode(stripped + continuation)
+    given = self._encode(stripped)
+    reply = whole[len(given) :]
+    if len(reply) > self._length:
+      raise ValueError(
+        f"a continuation of {len(reply)} tokens does not fit the canvas of "
+        f"{self._length}: give a longer length in --model_args"
+      )
+    room = self._length - len(reply)
+    if len(given) > room:
+      _say_once(f"contexts are cut from the left to canvases of {self._length}")
+      given = given[len(given) - room :]
+    return likelihood.answer(given, reply, canvas=self._length)
+
+  def _encode(self, text: str) -> list[int]:
+    return [int(i) for i in self._run.tokenizer.encode(text)]
+
+  def _nats(self, items: Sequence[Item]) -> np.ndarray:
+    """Returns -log p of items on one canvas, and keeps their errors."""
+    free = self._scorer.estimator in likelihood.FREE
+    samples = 1 if free else min(self.protocol.mc_num, protocols.STRATA)
+    key = jax.random.key(self._seed)
+    passes = 1 if free else self.protocol.mc_num // samples
+    found = np.stack([
+      self._scorer.score(
+        items,
+        samples=samples,
+        key=jax.random.fold_in(key, i),
+        rows=self._rows,
+      )
+      for i in range(passes)
+    ])
+    if free or passes > 1:
+      self.standard_errors += [likelihood.mean(each)[1] for each in found.T]
+    return found.mean(axis=0)
+
+  def _greedy(self, items: Sequence[Item]) -> list[bool]:
+    """Returns whether each is what the surest tokens first would write."""
+    rows = [[*i.tokens[: i.given], *[None] * i.targets] for i in items]
+    config = dataclasses.replace(
+      self._sampler, temperature=0.0, stop=False, steps=0
+    )
+    written = self._write(rows, config)
+    return [
+      tuple(new) == item.tokens[item.given :]
+      for new, item in zip(written, items, strict=True)
+    ]
+
+  def loglikelihood_rolling(
+    self, requests: Sequence[Instance], disable_tqdm: bool = False
+  ) -> list[float]:
+    """Returns log p of each document, in windows with the stated overlap.
+
+    Raises:
+      ValueError: a document is empty.
+    """
+    documents = [
+      likelihood.windows(
+        self._encode(request.args[0]),
+        length=self._length,
+        overlap=self.protocol.overlap,
+      )
+      for request in requests
+    ]
+
+    def answer(part: Sequence[int]) -> list[float]:
+      return [-self._document(documents[i]) for i in part]
+
+    return self._each(
+      "loglikelihood_rolling",
+      requests,
+      ["" for _ in requests],
+      answer,
+      disable_tqdm,
+    )
+
+  def _document(self, items: Sequence[Item]) -> float:
+    """Returns the nats of a document's windows together."""
+    canvases: dict[int, list[Item]] = {}
+    for item in items:
+      size = self._scorer.canvas(len(item.tokens))
+      canvases.setdefault(size, []).append(item)
+    return sum(float(self._nats(part).sum()) for part in canvases.values())
+
+  # ------------------------------------------------------------- generation
+
+  def generate_until(
+    self, requests: Sequence[Instance], disable_tqdm: bool = False
+  ) -> list[str]:
+    """Returns what follows each context, cut at the first of its `until`.
+
+    Raises:
+      ValueError: a request wants what a diffusion model cannot give, or more
+        tokens than the canvas has.
+    """
+    asked = [self._asked(*request.args) for request in requests]
+
+    def answer(part: Sequence[int]) -> list[str]:
+      config = asked[part[0]][2]
+      written = self._write([asked[i][0] for i in part], config)
+      texts = [self._run.tokenizer.decode(new) for new in written]
+      return [
+        _cut(text, asked[i][1]) for i, text in zip(part, texts, strict=True)
+      ]
+
+    kinds = [(self._canvas(row, c), c) for row, _, c in asked]
+    return self._each("generate_until", requests, kinds, answer, disable_tqdm)
+
+  def _asked(self, context: str, kwargs: dict[str, Any]):
+    """Returns (template, until, sampler) of a request."""
+    unknown = {k: v for k, v in kwargs.items() if k not in _LEGAL and v}
+    if unknown:
+      raise ValueError(
+        f"a diffusion model cannot be asked for {', '.join(sorted(unknown))}: "
+        f"it writes all tokens of an answer together; legal generation_kwargs: "
+        f"{', '.join(_LEGAL)}"
+      )
+    sampled = kwargs.get("do_sample", False)
+    config = self._sampler
+    if sampled:
+      named = {
+        k: kwargs[k] for k in ("temperature", "top_p", "top_k") if k in kwargs
+      }
+      config = dataclasses.replace(config, **named)
+    until = kwargs.get("until") or []
+    until = [until] if isinstance(until, str) else list(until)
+    wanted = next(
+      (kwargs[k] for k in _LEGAL[1:4] if kwargs.get(k)),
+      self.protocol.max_gen_toks,
+    )
+    given = self._encode(context)
+    room = self._length - int(wanted)
+    if room < 0:
+      raise ValueError(
+        f"an answer of {wanted} tokens is longer than the canvas of "
+        f"{self._length}: lower max_gen_toks, or give a longer length in "
+        "--model_args"
+      )
+    if len(given) > room:
+      _say_once(f"contexts are cut from the left to canvases of {self._length}")
+      given = given[len(given) - room :]
+    return [*given, *[None] * int(wanted)], until, config
+
+  def _canvas(self, row: sampling.Template, config: SamplerConfig) -> int:
+    """Returns the slots of a canvas, whole blocks of the sampler's."""
+    block = config.block_length or self._run.objective.block_length or 1
+    block = np.lcm(block, self._run.objective.block_length or 1)
+    size = sampling.bucket(len(sampling.begun(row, self._run.objective)))
+    return int(-(-size // block) * block)
+
+  def _write(
+    self, rows: Sequence[sampling.Template], config: SamplerConfig
+  ) -> list[list[int]]:
+    """Returns the new tokens of templates, as many as were asked for."""
+    objective = self._run.objective
+    size = max(self._canvas(row, config) for row in rows)
+    numbers = [
+      zlib.crc32(np.asarray([-1 if t is None else t for t in row]).tobytes())
+      & 0x7FFFFFFF
+      for row in rows
+    ]
+    missing = -len(rows) % self._rows  # one program, whatever is left over
+    templates = [sampling.begun(row, objective) for row in rows]
+    sampled = self._run.sample_rows(
+      templates + [templates[-1]] * missing,
+      length=size,
+      seed=self._seed,
+      sampler=config,
+      use_ema=self._use_ema,
+      numbers=[*numbers, *[numbers[-1]] * missing],
+    )
+    given = [sum(t is not None for t in row) for row in rows]
+    return [ids[n:] for ids, n in zip(sampled.rows, given, strict=False)]
+
+  # ------------------------------------------------------------------ order
+
+  def _each(
+    self,
+    kind: str,
+    requests: Sequence[Instance],
+    alike: Sequence[Any],
+    answer: Callable[[Sequence[int]], list[Any]],
+    quiet: bool,
+  ) -> list[Any]:
+    """Returns the answer of each request, those that are alike together.
+
+    Each is handed to the harness's cache as soon as it is known, from which
+    `--use_cache` resumes.
+    """
+    found: list[Any] = [None] * len(requests)
+    groups: dict[Any, list[int]] = {}
+    for i, same in enumerate(alike):
+      groups.setdefault(same, []).append(i)
+    with tqdm(total=len(requests), desc=kind, disable=quiet) as bar:
+      for group in groups.values():
+        for start in range(0, len(group), self._rows):
+          part = group[start : start + self._rows]
+          for i, value in zip(part, answer(part), strict=True):
+            found[i] = value
+            self.cache_hook.add_partial(kind, requests[i].args, value)
+          bar.update(len(part))
+    return found
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+  """Returns a text up to the first of some strings."""
+  ends = [text.find(stop) for stop in until if stop and stop in text]
+  return text[: min(ends)] if ends else text
+
+
+_said: set[str] = set()
+_made: list[DiffusionLM] = []
+
+
+def _say_once(text: str) -> None:
+  if text not in _said:
+    _said.add(text)
+    warnings.warn(text, stacklevel=3)
+
+
+def main(argv: Sequence[str]) -> list[DiffusionLM]:
+  """Runs the `lm_eval` command; returns the models that it made."""
+  from lm_eval.__main__ import cli_evaluate
+
+  _made.clear()
+  sys.argv = ["lm_eval", *argv]
+  cli_evaluate()
+  return list(_made)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])
