@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       )
     if _callers_mistake(error):
       return _fail(_message(error), 2)
-    if _of_several() and type(error).__name__ == "JaxRuntimeError":
+    lost = type(error).__name__ == "JaxRuntimeError" or "Gloo" in str(error)
+    if lost and _of_several():
       return _fail(
         "this process has lost another one, or its devices: start all again, "
         "they continue from the last complete checkpoint "

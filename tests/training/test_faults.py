@@ -109,13 +109,17 @@ def test_data_files_that_disappear(tmp_path, capsys):
 
   def lose():
     while runs.steps_logged(workdir) < 5:
+      if over.is_set():
+        return
       time.sleep(0.01)
     (data / "2.jsonl").rename(tmp_path / "lost")
 
+  over = threading.Event()
   loser = threading.Thread(target=lose, daemon=True)
   loser.start()
   config = _config(tmp_path / "config.py", endless)
   status = main(["train", f"--config={config}", f"--workdir={workdir}"])
+  over.set()
   loser.join()
   assert status == 1
   (line,) = capsys.readouterr().err.strip().splitlines()
