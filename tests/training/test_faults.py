@@ -41,6 +41,7 @@ def _same(run, whole):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.all
 def test_a_full_disk_leaves_the_last_save(tmp_path):
   """A disk of 1 MiB, and checkpoints of 0.2 MiB that are all kept."""
   resolved = runs.tiny(
@@ -90,6 +91,7 @@ def test_a_full_disk_leaves_the_last_save(tmp_path):
   _same(run, whole)
 
 
+@pytest.mark.all
 def test_data_files_that_disappear(tmp_path, capsys):
   data = tmp_path / "data"
   data.mkdir()
