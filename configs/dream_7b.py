@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the defaults."""
   return ConfigDict({
+    "vocab_size": 152_064,
     "data": {"path": "tokens", "length": 2048},
     "objective": {"name": "dream", "token_weights": "cart"},
     "model": {

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the defaults."""
   return ConfigDict({
+    "vocab_size": 126_464,
     "data": {"path": "tokens", "length": 4096},
     "objective": {"name": "llada", "random_length": 0.01},
     "model": {

@@ -183,7 +183,8 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
   """Returns the resolved ConfigDict of a file, every legal field in it.
 
   `name` may end in ":smoke": the same experiment at a size that runs on a CPU in
-  seconds.
+  seconds; or in one of the machines that the file was planned for, such as
+  ":v5p:4x4x8": with the mesh found for it.
 
   Args:
     name: a path or the name of a bundled config.
@@ -195,11 +196,16 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
     ValueError: the file has no get_config, or names an unknown field.
   """
   name, _, size = name.partition(":")
-  if size not in ("", "smoke"):
-    raise ValueError(f"unknown size {size!r} of config {name!r}; legal: smoke")
+  machines = config_file.machines(name)
+  if size not in ("", "smoke", *machines):
+    legal = ", ".join(["smoke", *machines])
+    raise ValueError(
+      f"unknown size {size!r} of config {name!r}; legal: {legal}"
+    )
   given = config_file.read(config_file.find(name))
   for section, value in (names or {}).items():
     given = config_file.merged(given, {section: {"name": value}})
+  given = config_file.merged(given, machines.get(size, {}))
   if size == "smoke":
     given = config_file.merged(given, _SMOKE)
     for field in ("kv_heads", "head_dim", "mlp_dim"):  # follow from the others

@@ -46,13 +46,37 @@ def _directories() -> list[pathlib.Path]:
   return [d for d in (here / "configs", here.parent / "configs") if d.is_dir()]
 
 
+_ASIDE = ("machines", "vocab_size")
+
+
+def machines(name: str) -> dict[str, dict[str, Any]]:
+  """Returns what a config changes for each machine that it was planned for."""
+  return _stated(name).get("machines", {})
+
+
+def vocab_size(name: str) -> int | None:
+  """Returns the tokens of a published vocabulary, to plan without the data."""
+  return _stated(name).get("vocab_size")
+
+
+def _stated(name: str) -> dict[str, Any]:
+  return _whole(find(name.partition(":")[0]))
+
+
 def read(path: pathlib.Path) -> dict[str, Any]:
   """Returns what a file states, on top of the file that it names as `base`.
+
+  Machines and vocabulary, which are for plans, are left out.
 
   Raises:
     FileNotFoundError: there is no such base.
     ValueError: the file has no get_config.
   """
+  given = _whole(path)
+  return {name: value for name, value in given.items() if name not in _ASIDE}
+
+
+def _whole(path: pathlib.Path) -> dict[str, Any]:
   spec = importlib.util.spec_from_file_location("_dllm_jax_config", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -63,7 +87,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   if base is None:
     return given
   beside = path.parent / f"{base}.py"
-  return merged(read(beside if beside.is_file() else find(base)), given)
+  return merged(_whole(beside if beside.is_file() else find(base)), given)
 
 
 def merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +95,14 @@ def merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
   Where `name` differs, the fields of another class do not apply.
   """
-  result = {section: dict(fields) for section, fields in base.items()}
+  result = {
+    section: fields if section in _ASIDE else dict(fields)
+    for section, fields in base.items()
+  }
   for section, fields in given.items():
+    if section in _ASIDE:
+      result[section] = fields
+      continue
     old = result.get(section, {})
     other = "name" in fields and fields["name"] != old.get("name")
     result[section] = dict(fields) if other else old | dict(fields)

@@ -23,7 +23,14 @@ ORDER = (
   {"workdir"},
   {"run"},
   {"evaluation"},
-  {"benchmark", "benchmark_loss", "compare", "exchange", "report"},
+  {
+    "benchmark",
+    "benchmark_loss",
+    "compare",
+    "exchange",
+    "planning",
+    "report",
+  },
   {"cli"},
   {"__main__"},
 )
@@ -105,6 +112,7 @@ def test_configs_are_read_in_one_place():
     "run",
     "benchmark",
     "compare",
+    "planning",
     "cli",
   }
 

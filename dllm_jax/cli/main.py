@@ -28,6 +28,7 @@ _COMMANDS = {
   "compare": "train several configurations at one budget and compare them",
   "convert": "import published weights, or export a run to their layout",
   "prepare": "tokenise a corpus once into ArrayRecord files",
+  "plan": "tell what a configuration costs on a machine that is not here",
   "benchmark": "measure the train step or the sampler",
   "configs": "list the bundled configurations",
 }

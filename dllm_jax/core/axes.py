@@ -22,6 +22,16 @@ def axis_size(*names: str) -> int:
   return math.prod(mesh.shape[name] for name in names if name in mesh.shape)
 
 
+def platform() -> str:
+  """Returns the platform that is compiled for, which need not be here."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = getattr(mesh, "abstract_device", None)
+  kind = getattr(device, "device_kind", None)
+  if kind is not None:
+    return "tpu" if "TPU" in kind.upper() else kind
+  return jax.default_backend()
+
+
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
   """Returns x, told to lie along the named mesh axes; x itself without a mesh.
 

@@ -36,6 +36,14 @@ def _equation(eqn: core.JaxprEqn) -> int:
     left = eqn.invars[0].aval.shape
     inner = math.prod(left[i] for i in contract)
     return 2 * inner * math.prod(eqn.outvars[0].aval.shape)
+  if name == "ragged_dot_general":  # each row meets the matrix of its group
+    dims = eqn.params["ragged_dot_dimension_numbers"]
+    (contract, _), _ = dims.dot_dimension_numbers
+    left = eqn.invars[0].aval.shape
+    inner = math.prod(left[i] for i in contract)
+    if set(dims.lhs_ragged_dimensions) <= set(contract):
+      inner //= eqn.outvars[0].aval.shape[0]
+    return 2 * inner * math.prod(eqn.outvars[0].aval.shape)
   inside = [
     _count(sub.jaxpr if isinstance(sub, core.ClosedJaxpr) else sub)
     for value in eqn.params.values()

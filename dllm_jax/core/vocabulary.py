@@ -29,6 +29,11 @@ def _chunk_rows(vocab: int) -> int:
   return max(_CHUNK_MIN_ROWS, _CHUNK_ELEMENTS // vocab)
 
 
+def chunks(positions: int, vocab: int) -> int:
+  """Returns into how many chunks `cross_entropy` cuts a device's positions."""
+  return -(-positions // min(_chunk_rows(vocab), positions))
+
+
 def vocab_width(out: ModelOutputs) -> int:
   """Returns the number of logits a position has, padding included."""
   return (out.hidden if out.unembed is None else out.unembed).shape[-1]

@@ -1,4 +1,4 @@
-"""Plots as SVG text: curves or bars with error bars, and nothing else."""
+"""Plots as SVG text: curves or bars with error bars, stacked bars, no more."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -141,6 +141,74 @@ def _legend(colours: Mapping[str, str], right: float, top: float) -> list[str]:
       'stroke-width="2"/>' + _text(right + 38, y, name, "start")
     )
   return parts
+
+
+def stacked_bars(
+  rows: Mapping[str, Mapping[str, float]],
+  *,
+  x_label: str,
+  limits: Mapping[str, float] | None = None,
+) -> str:
+  """Returns an SVG of one horizontal bar a row, stacked from named parts.
+
+  Args:
+    rows: sizes of parts by row and name; a part has one colour in all rows.
+    x_label: what is measured, with its unit.
+    limits: for some rows, where a line marks a limit.
+
+  Raises:
+    ValueError: there is no row.
+  """
+  if not rows:
+    raise ValueError("nothing to plot: there is no row")
+  limits = limits or {}
+  names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
+  colour = {n: _COLOURS[i % len(_COLOURS)] for i, n in enumerate(names)}
+  ends = [sum(parts.values()) for parts in rows.values()]
+  xs = _ticks([*ends, *limits.values()], 0.0)
+  left = 20 + 7 * max(map(len, rows))
+  right, top, step = _WIDTH - _LEGEND, 16, 34
+  height = max(top + step * len(rows), top + 18 * len(names) + 18) + _BOTTOM
+  bottom = top + step * len(rows)
+  across = lambda x: left + x / xs[-1] * (right - left)
+  parts = [
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
+    f'{height}" font-family="sans-serif" font-size="12">',
+    f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
+  ]
+  for x in xs:
+    at = across(x)
+    parts.append(f'<path d="M{at:.1f} {top}V{bottom}" stroke="#ddd"/>')
+    parts.append(_text(at, bottom + 18, f"{x:.3g}", "middle"))
+  parts.append(_text((left + right) / 2, bottom + 38, x_label, "middle"))
+  for i, (row, sizes) in enumerate(rows.items()):
+    y, start = top + step * i + 7, 0.0
+    parts.append(_text(left - 8, y + 14, row, "end"))
+    for name, size in sizes.items():
+      width = across(start + size) - across(start)
+      parts.append(
+        f'<rect x="{across(start):.1f}" y="{y}" width="{width:.1f}" '
+        f'height="20" fill="{colour[name]}"/>'
+      )
+      start += size
+    if row in limits:
+      at = across(limits[row])
+      parts.append(
+        f'<path d="M{at:.1f} {y - 5}v30" stroke="#b00" stroke-width="2"/>'
+      )
+  for i, name in enumerate(names):
+    y = top + 12 + 18 * i
+    parts.append(
+      f'<rect x="{right + 14}" y="{y - 10}" width="18" height="11" '
+      f'fill="{colour[name]}"/>' + _text(right + 38, y, name, "start")
+    )
+  if limits:
+    y = top + 12 + 18 * len(names)
+    parts.append(
+      f'<path d="M{right + 23} {y - 11}v13" stroke="#b00" stroke-width="2"/>'
+      + _text(right + 38, y, "limit", "start")
+    )
+  return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _curve(line: Sequence[Point], across, up, colour: str) -> str:

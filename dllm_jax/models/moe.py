@@ -23,7 +23,14 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.core.axes import axis_size, BATCH_AXES, CONTEXT, EXPERT, TENSOR
+from dllm_jax.core.axes import (
+  axis_size,
+  BATCH_AXES,
+  CONTEXT,
+  EXPERT,
+  platform,
+  TENSOR,
+)
 from dllm_jax.models.layers import scaled_normal
 from dllm_jax.models.perceptron import SwiGLU
 
@@ -189,7 +196,7 @@ def _divided(x, chosen, weights, kernels, config):
 
 def _implementation(config) -> str:
   # Off accelerators a ragged product is a dense one of all rows and experts.
-  usual = "dense" if jax.default_backend() == "cpu" else "ragged"
+  usual = "dense" if platform() == "cpu" else "ragged"
   return config.experts_implementation or usual
 
 

@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 import jax.numpy as jnp
 import numpy as np
 
-from dllm_jax.core.axes import axis_size, BATCH_AXES, CONTEXT, TENSOR
+from dllm_jax.core.axes import axis_size, BATCH_AXES, CONTEXT, platform, TENSOR
 from dllm_jax.core.mask import Causal, Full, MaskSpec
 from dllm_jax.models.context import all_keys
 
@@ -50,9 +50,9 @@ def attention(q, k, v, spec, q_segments, k_segments, *, interpret=False):
     ValueError: where the kernel cannot run: off a TPU, or with a length on a
       device that is not a multiple of 128.
   """
-  if not interpret and _platform() != "tpu":
+  if not interpret and platform() != "tpu":
     raise ValueError(
-      f"attention 'splash' needs a TPU, not {_platform()}; use 'xla'"
+      f"attention 'splash' needs a TPU, not {platform()}; use 'xla'"
     )
   shards = axis_size(CONTEXT)
   size = (q.shape[1], k.shape[1])
@@ -137,13 +137,3 @@ def _block_sizes(q_length: int, k_length: int):
     block_q_dq=q,
     block_kv_dq=k,
   )
-
-
-def _platform() -> str:
-  """Returns the platform that is compiled for, which need not be here."""
-  mesh = jax.sharding.get_abstract_mesh()
-  device = getattr(mesh, "abstract_device", None)
-  kind = getattr(device, "device_kind", None)
-  if kind is not None:
-    return "tpu" if "TPU" in kind.upper() else kind
-  return jax.default_backend()

@@ -40,6 +40,16 @@ class Launcher:
     )
     self._compiled = set()
 
+  def lower(
+    self,
+    params: PyTree,
+    process: Process,
+    key: Key[Array, ""],
+    requests: Requests,
+  ) -> jax.stages.Lowered:
+    """Returns the program of some shapes, not yet compiled."""
+    return self._program.lower(params, process, key, requests)
+
   def compile(
     self,
     params: PyTree,
@@ -59,7 +69,7 @@ class Launcher:
     if shape in self._compiled:
       return 0.0
     start = time.perf_counter()
-    self._program.lower(*args).compile()
+    self.lower(*args).compile()
     seconds = time.perf_counter() - start
     self._compiled.add(shape)
     self.compile_seconds += seconds

@@ -7,7 +7,7 @@ each evaluation.
 
 The recipe of owt_mdlm.py, data prepared as it says.
 
-    dllm train --config=configs/owt_bd3lm.py --workdir=runs/owt_bd3lm \
+    dllm train --config=configs/bd3lm_owt.py --workdir=runs/bd3lm_owt \
         --config.data.path=owt_tokens
 """
 
@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
   """Returns what differs from the base."""
   return ConfigDict({
     "base": "owt_mdlm",
+    "vocab_size": 50_258,
     "objective": {
       "name": "bd3lm",
       "block_size": 16,

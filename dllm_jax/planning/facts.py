@@ -1,0 +1,199 @@
+"""What a train step is made of, whatever the machine: counted from its traces."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from dllm_jax.core.flops import matmul_flops
+from dllm_jax.core.types import ModelInputs
+from dllm_jax.data import Tokenizer
+from dllm_jax.data.batches import blank
+from dllm_jax.parallel import RULES, shardings
+from dllm_jax.run import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+  """Counts of a train step, over all devices.
+
+  Attributes:
+    parameters: how many there are.
+    forward: FLOPs of a row's forward passes, unembedding included.
+    attention: FLOPs of one of the two products of attention, a row and a call of
+      the network, all layers, at the places that its mask allows.
+    vocabulary: FLOPs of a row's unembedding.
+    state: shapes and types of the train state.
+  """
+
+  parameters: int
+  forward: float
+  attention: float
+  vocabulary: float
+  state: object
+
+
+class Reference:
+  """A configuration on one device, without kernels: what can be counted.
+
+  Args:
+    resolved: the configuration.
+    tokenizer: its vocabulary.
+  """
+
+  def __init__(self, resolved: ConfigDict, tokenizer: Tokenizer):
+    self.resolved = plain(resolved)
+    self._tokenizer = tokenizer
+    self.run = self._run({})
+    self.network = self.run.network
+
+  def _run(self, model: Mapping[str, object]) -> Run:
+    resolved = ConfigDict(self.resolved.to_dict())
+    resolved.training.batch_size = 2
+    resolved.training.microbatches = 1
+    for name, value in model.items():
+      resolved.model[name] = value
+    here = jax.devices("cpu")[:1]
+    return Run(pathlib.Path(), resolved, self._tokenizer, devices=here)
+
+  @functools.cached_property
+  def calls(self) -> list[ModelInputs]:
+    """Shapes of what the network is called with, for two rows."""
+    run, calls = self.run, []
+    state, batch = run.program.abstract, blank(2, run.config.data.length)
+
+    def loss(params, process, batch):
+      process = process.replace(params=params["process"])
+      step = jnp.zeros((), jnp.int32)
+      key = jax.random.key(0)
+      drawn = run.objective.draw(process, key, batch, step=step)
+
+      def denoise(inputs):
+        calls.append(jax.tree.map(jax.typeof, inputs))
+        return run.denoiser.apply(params["model"], inputs, None)[0]
+
+      loss = run.objective.loss(process, denoise, drawn, batch, step=step)
+      return loss.total
+
+    jax.eval_shape(loss, state.params, state.process, batch)
+    return calls
+
+  @functools.cached_property
+  def facts(self) -> Facts:
+    """What was counted."""
+    run = self.run
+    state = run.program.abstract
+    per_row = run.model_flops() / 3 / 2
+    hidden = sum(
+      matmul_flops(self._hidden(run), state.params["model"], inputs)
+      for inputs in self.calls
+    )
+    return Facts(
+      parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+      forward=per_row,
+      attention=self._attention(),
+      vocabulary=per_row - hidden / 2,
+      state=state,
+    )
+
+  def _attention(self) -> float:
+    network = self.network
+    wide = network.heads * network.head_dim
+    total = 0.0
+    for inputs in self.calls:
+      length = inputs.segment_ids.shape[1]
+      at = np.arange(0, length, max(1, length // 2048))
+      allowed = inputs.mask.allowed(at[:, None], at[None, :])
+      share = float(np.mean(np.broadcast_to(allowed, (at.size, at.size))))
+      total += 2.0 * length**2 * wide * share * network.layers
+    return total / len(self.calls)
+
+  def _hidden(self, run: Run):
+    return lambda params, inputs: run.denoiser.apply(params, inputs)[0].hidden
+
+  @functools.cache  # noqa: B019 -- lives as long as the plan
+  def remat(self, policy: str) -> tuple[float, float, float]:
+    """Returns what a remat policy costs a row.
+
+    FLOPs of network passes forward and backward, recomputation included; bytes
+    kept for the backward pass that are as wide as the residual stream; and all
+    others, which tensor parallelism divides. Scores are not kept: kernels.
+    """
+    run = self._run({"remat": policy})
+    hidden, flops, kept = self._hidden(run), 0.0, [0.0, 0.0]
+    params = run.program.abstract.params["model"]
+
+    def gradient(params, inputs):
+      total = lambda params: jnp.sum(hidden(params, inputs), dtype=jnp.float32)
+      return jax.grad(total)(params)
+
+    for inputs in self.calls:
+      length = inputs.segment_ids.shape[1]
+      flops += matmul_flops(gradient, params, inputs)
+      one = jax.tree.map(lambda x: _rows(x, 1), inputs)
+      few, many = (self._residuals(hidden, params, i) for i in (one, inputs))
+      for small, large in zip(few, many, strict=True):
+        size = (large.size - small.size) * large.dtype.itemsize
+        scores = large.ndim > 4 and large.shape[-2:] == (length, length)
+        narrow = large.shape[-1:] == (self.network.width,)
+        kept[0 if narrow else 1] += 0.0 if scores else size
+    return flops / 2, *kept
+
+  def _residuals(self, hidden, params, inputs):
+    def backward(params, inputs):
+      return jax.vjp(lambda params: hidden(params, inputs), params)[1]
+
+    return jax.tree.leaves(jax.eval_shape(backward, params, inputs))
+
+
+def _rows(x, rows: int):
+  return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+
+
+def plain(resolved: ConfigDict) -> ConfigDict:
+  """Returns a configuration without kernels, on one device."""
+  resolved = ConfigDict(resolved.to_dict())
+  resolved.model.attention = None
+  if "experts_implementation" in resolved.model:
+    resolved.model.experts_implementation = "ragged"
+  for axis in resolved.mesh:
+    resolved.mesh[axis] = 1
+  return resolved
+
+
+def state_bytes(state, sizes: Mapping[str, int]) -> dict[str, float]:
+  """Returns a device's bytes of a train state, by kind.
+
+  Args:
+    state: shapes and types.
+    sizes: the mesh.
+
+  Raises:
+    ValueError: the mesh does not divide an array.
+  """
+  mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  placed = shardings(state, mesh, RULES)
+
+  def size(tree, where):
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
+    return float(
+      sum(
+        math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves
+      )
+    )
+
+  kinds = {
+    "parameters": size(
+      (state.params, state.process), (placed.params, placed.process)
+    ),
+    "optimizer": size(state.opt_state, placed.opt_state),
+  }
+  if state.ema_params is not None:
+    kinds["average"] = size(state.ema_params, placed.ema_params)
+  return kinds

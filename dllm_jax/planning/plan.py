@@ -1,0 +1,262 @@
+"""A plan: the real program, compiled for a machine that is not here, and read.
+
+The train step (or the sampler) is the one that `dllm train` runs, lowered from
+abstract arrays with their shardings; nothing is computed. XLA says what memory it
+takes, the optimised program what it multiplies, moves and sends (`parallel.hlo`),
+`roofline` how long that takes at least.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+import re
+from typing import Any, Literal
+
+import jax
+from ml_collections import ConfigDict
+
+from dllm_jax.core.vocabulary import chunks
+from dllm_jax.data import Tokenizer
+from dllm_jax.data.batches import blank
+from dllm_jax.parallel import batch_sharding, hlo
+from dllm_jax.parallel.mesh import check_rows
+from dllm_jax.parallel.topology import Machine
+from dllm_jax.planning import roofline, sampler
+from dllm_jax.planning.facts import Reference, state_bytes
+from dllm_jax.run import Run
+
+# Products of an attention kernel, by what its name holds; the first match counts.
+_PRODUCTS = {
+  "dkv": 4,
+  "dq": 3,
+  "Backward": 5,
+  "bwd": 5,
+  "fmha": 2,
+  "fwd": 2,
+  "splash": 2,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """What a program costs on a machine; bytes and FLOPs are of one device.
+
+  Attributes:
+    topology: the machine.
+    devices: how many it has.
+    program: "train" or "sample".
+    settings: mesh and other fields of the configuration that decide the cost.
+    fits: whether the memory is enough.
+    bytes_per_device: memory that the program takes.
+    bytes_by_kind: the same in parts.
+    memory_bytes: what a device offers to a program.
+    flops_per_device: all that run, recomputation and kernels too; None where
+      the compiler gave up for want of memory, and so on.
+    model_flops_per_device: without recomputation.
+    moved_bytes: from and to memory.
+    collective_bytes: sent by mesh axis.
+    seconds: compute, memory, and network by axis.
+    step_seconds_bound: the least time of a step; of a batch for the sampler.
+    mfu_bound: the most model FLOPs a second over the peak.
+    tokens_per_second_bound: over all devices.
+    exposed_network: share of the step in which nothing hides the network.
+    binds: compute, memory or network.
+    advice: what would make it fit.
+    assumptions: efficiencies and overlap that were taken.
+  """
+
+  topology: str
+  devices: int
+  program: str
+  settings: Mapping[str, Any]
+  fits: bool
+  bytes_per_device: int
+  bytes_by_kind: Mapping[str, int]
+  memory_bytes: int
+  flops_per_device: float | None = None
+  model_flops_per_device: float | None = None
+  moved_bytes: float | None = None
+  collective_bytes: Mapping[str, float] | None = None
+  seconds: Mapping[str, Any] | None = None
+  step_seconds_bound: float | None = None
+  mfu_bound: float | None = None
+  tokens_per_second_bound: float | None = None
+  exposed_network: float | None = None
+  binds: str = "memory size"
+  advice: str = ""
+  assumptions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def plan(
+  resolved: ConfigDict,
+  machine: Machine,
+  tokenizer: Tokenizer,
+  *,
+  program: Literal["train", "sample"] = "train",
+  rows: int = 1,
+  reference: Reference | None = None,
+) -> Plan:
+  """Returns the plan of a configuration on a machine.
+
+  Args:
+    resolved: the configuration.
+    machine: where it is to run.
+    tokenizer: the vocabulary.
+    program: the train step, or the sampler.
+    rows: rows that are sampled together, a device.
+    reference: counts of this configuration, if they are at hand.
+
+  Raises:
+    ValueError: mesh, batch and network do not fit each other.
+  """
+  run = Run(pathlib.Path(), resolved, tokenizer, devices=machine.devices)
+  if program == "sample":
+    rows *= run.mesh.size // run.mesh.shape["tensor"]
+    lowered, rounds, kinds = sampler.lowered(run, rows)
+  else:
+    rows = run.config.training.batch_size
+    _check(run)
+    lowered, rounds, kinds = _step(run)
+  text, total = _compiled(lowered, machine)
+  usable = int(machine.chip.memory * machine.chip.usable)
+  found = Plan(
+    topology=machine.name,
+    devices=len(machine.devices),
+    program=program,
+    settings=settings(run),
+    fits=total <= usable,
+    bytes_per_device=int(total),
+    bytes_by_kind=_kinds(kinds, total),
+    memory_bytes=usable,
+    assumptions={
+      "peak_flops": machine.chip.flops,
+      "matmul_efficiency": machine.chip.matmul_efficiency,
+      "kernel_efficiency": roofline.KERNEL_EFFICIENCY,
+      "memory_efficiency": roofline.MEMORY_EFFICIENCY,
+      "overlap": dict(roofline.OVERLAP),
+    },
+  )
+  if text is None:
+    return found
+  work = hlo.read(text, devices=len(machine.devices), rounds=rounds)
+  reference = reference or Reference(resolved, tokenizer)
+  return _timed(found, run, machine, work, reference, rows)
+
+
+def settings(run: Run) -> dict[str, Any]:
+  """Returns what of a configuration decides its cost on a machine."""
+  model = run.config.model
+  return {
+    "mesh": dict(run.mesh.shape),
+    "remat": model["remat"],
+    "attention": model["attention"],
+    "microbatches": run.config.training.microbatches,
+    "batch_size": run.config.training.batch_size,
+    "length": run.config.data.length,
+  }
+
+
+def _check(run: Run) -> None:
+  training, length = run.config.training, run.config.data.length
+  part = training.batch_size // training.microbatches
+  check_rows(run.mesh, {"training.batch_size / training.microbatches": part})
+  context = run.mesh.shape["context"]
+  if length % context:
+    raise ValueError(
+      f"data.length {length} does not divide over mesh axis context of size"
+      f" {context}; change one of them"
+    )
+
+
+def _step(run: Run):
+  """Returns the lowered train step, rounds of its loops, bytes by kind."""
+  training, length = run.config.training, run.config.data.length
+  where = batch_sharding(run.mesh)
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    blank(training.batch_size, length),
+  )
+  with jax.set_mesh(run.mesh):
+    lowered = run.program.step.lower(run.program.abstract, batch)
+  kinds = state_bytes(run.program.abstract, run.mesh.shape)
+  kinds["gradients"] = kinds["parameters"]
+  local = training.batch_size // training.microbatches * length
+  for axis in ("data", "fsdp", "expert", "context"):
+    local //= run.mesh.shape[axis]
+  rounds = chunks(local, run.network.padded_vocab)
+  return lowered, (rounds,), kinds
+
+
+def _compiled(lowered, machine: Machine) -> tuple[str | None, float]:
+  """Returns the optimised program, or None, and the bytes that it takes."""
+  try:
+    compiled = lowered.compile(compiler_options=dict(machine.options))
+  except jax.errors.JaxRuntimeError as error:
+    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", str(error))
+    if used is None:
+      raise
+    power = "KMGT".index(used[2]) + 1
+    return None, float(used[1]) * 1024**power
+  memory = compiled.memory_analysis()
+  total = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  return compiled.as_text(), total
+
+
+def _kinds(kinds: Mapping[str, float], total: float) -> dict[str, int]:
+  """Returns bytes by kind; what is in no other is activations and workspace."""
+  known = {name: int(size) for name, size in kinds.items() if size}
+  rest = int(total) - sum(known.values())
+  return known | {"activations and temporaries": max(rest, 0)}
+
+
+def _timed(found, run, machine, work, reference, rows) -> Plan:
+  """Returns a plan with the times of its work."""
+  facts, devices = reference.facts, len(machine.devices)
+  sent, network = roofline.network(machine, run.mesh, work.collectives)
+  parts = run.config.training.microbatches if found.program == "train" else 1
+  kernels = _kernels(run, work, facts, rows // parts)
+  times = roofline.Roofline(
+    compute=roofline.compute_seconds(machine, work.flops, kernels),
+    memory=roofline.memory_seconds(machine, work.moved),
+    network=network,
+  )
+  executed = work.flops + kernels
+  tokens = rows * run.config.data.length
+  train = found.program == "train"
+  model = 3 * facts.forward * rows / devices if train else executed
+  return dataclasses.replace(
+    found,
+    flops_per_device=executed,
+    model_flops_per_device=model,
+    moved_bytes=work.moved,
+    collective_bytes=sent,
+    seconds={
+      "compute": times.compute,
+      "memory": times.memory,
+      "network": network,
+    },
+    step_seconds_bound=times.step,
+    mfu_bound=model / machine.chip.flops / times.step,
+    tokens_per_second_bound=tokens / times.step,
+    exposed_network=times.exposed / times.step,
+    binds=times.binds,
+  )
+
+
+def _kernels(run: Run, work: hlo.Work, facts, rows: int) -> float:
+  """Returns the FLOPs of attention kernels on a device.
+
+  Each product of a kernel is one of attention's, at the places that its mask
+  allows; a backward kernel forms the scores again.
+  """
+  product = facts.attention / run.network.layers * rows / run.mesh.size
+  total = 0.0
+  for name, times in work.kernels.items():
+    count = next((n for key, n in _PRODUCTS.items() if key in name), 0)
+    total += count * times * product
+  return total

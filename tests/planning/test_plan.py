@@ -1,0 +1,230 @@
+"""Plans on simulated devices, whose peaks are made up; what is counted, exactly."""
+
+import dataclasses
+import functools
+import json
+import math
+
+import jax
+import pytest
+
+from dllm_jax import config
+from dllm_jax.cli.main import main
+from dllm_jax.data.numbers import Numbers
+from dllm_jax.parallel.hardware import Chip
+from dllm_jax.parallel.topology import Machine
+from dllm_jax.planning import plan, report, roofline, search
+from dllm_jax.planning.facts import Reference, state_bytes
+from dllm_jax.planning.search import rank
+
+VOCAB = 512
+CHIP = Chip(
+  kind="cpu",
+  flops=1e12,
+  memory=2**30,
+  usable=1.0,
+  memory_rate=1e11,
+  link_rate=1e9,
+  network_rate=1e8,
+  matmul_efficiency=0.5,
+)
+
+
+def resolved(**mesh):
+  given = config.load("smoke")
+  given.model.width, given.model.layers, given.model.heads = 128, 4, 4
+  given.data.length, given.training.batch_size = 64, 16
+  given.mesh.update(dict.fromkeys(given.mesh, 1) | mesh)
+  return given
+
+
+def tokens(size=VOCAB):
+  return Numbers(vocab_size=size, mask_id=size - 1, bos_id=0, eos_id=1)
+
+
+@pytest.fixture(scope="module")
+def machine():
+  return Machine(name="test:8", chip=CHIP, devices=tuple(jax.devices()))
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return Reference(resolved(), tokens())
+
+
+@pytest.fixture(scope="module")
+def sharded(machine, reference):
+  given = resolved(fsdp=4, tensor=2)
+  given.model.remat = "full"
+  return plan(given, machine, tokens(), reference=reference)
+
+
+def test_flops_are_six_for_each_parameter_and_token_and_attention(reference):
+  facts, network = reference.facts, reference.network
+  length = 64
+  embedding = network.padded_vocab * network.width
+  norms = (2 * network.layers + 1) * network.width
+  multiplied = facts.parameters - embedding - norms
+  attention = 2 * 2 * length**2 * network.width * network.layers
+  assert 3 * facts.forward == 6 * multiplied * length + 3 * attention
+  assert 2 * facts.attention == attention
+  assert facts.vocabulary == 2 * length * embedding
+
+
+def test_recomputation_is_time_and_no_model_flops(reference):
+  passes = {p: reference.remat(p)[0] for p in ("none", "dots", "full")}
+  facts = reference.facts
+  forward = facts.forward - facts.vocabulary
+  assert passes["none"] == passes["dots"] == 3 * forward
+  # All but the last product of a layer, which no gradient needs.
+  assert 3.7 * forward < passes["full"] < 4 * forward
+
+
+def test_full_remat_keeps_the_input_of_each_layer(reference):
+  _, narrow, wide = reference.remat("full")
+  network = reference.network
+  assert narrow >= 4 * 64 * network.width * network.layers
+  assert narrow + wide < 2 * 4 * 64 * network.width * network.layers
+  assert sum(reference.remat("none")[1:]) > 5 * narrow
+
+
+def test_state_bytes_are_those_of_the_shards(reference):
+  whole = {"data": 8, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1}
+  facts = reference.facts
+  kinds = state_bytes(facts.state, whole)
+  assert kinds["parameters"] == 4 * facts.parameters
+  assert kinds["optimizer"] == pytest.approx(8 * facts.parameters, rel=1e-4)
+  parts = state_bytes(facts.state, whole | {"data": 1, "fsdp": 8})
+  assert parts["parameters"] == pytest.approx(facts.parameters / 2, rel=0.02)
+
+
+def test_the_program_multiplies_what_was_counted(sharded, reference):
+  facts = reference.facts
+  passes = reference.remat("full")[0] + 3 * facts.vocabulary
+  assert sharded.flops_per_device == pytest.approx(16 * passes / 8, rel=0.02)
+  model = 3 * facts.forward * 16 / 8
+  assert sharded.model_flops_per_device == model < sharded.flops_per_device
+
+
+def test_kinds_of_memory_add_up(sharded):
+  assert sum(sharded.bytes_by_kind.values()) == sharded.bytes_per_device
+  assert min(sharded.bytes_by_kind.values()) > 0
+  assert sharded.fits
+
+
+def test_weights_travel_along_fsdp_and_activations_along_tensor(sharded):
+  sent = sharded.collective_bytes
+  assert {"fsdp", "tensor"} <= set(sent)
+  # At least: weights twice and gradients once, a half of them on each device.
+  least = 3 * 3 / 4 * sharded.bytes_by_kind["parameters"] * 4 * 0.8
+  assert sent["fsdp"] > least
+
+
+def test_the_bound_is_the_stated_formula(sharded):
+  seconds = sharded.seconds
+  assert seconds["compute"] == pytest.approx(
+    sharded.flops_per_device / (0.5 * CHIP.flops)
+  )
+  overlap = lambda axes: min(roofline.OVERLAP[a] for a in axes.split("+"))
+  hidden = sum(overlap(a) * t for a, t in seconds["network"].items())
+  waits = sum((1 - overlap(a)) * t for a, t in seconds["network"].items())
+  step = max(seconds["compute"], seconds["memory"], hidden) + waits
+  assert sharded.step_seconds_bound == pytest.approx(step)
+  mfu = sharded.model_flops_per_device / CHIP.flops / step
+  assert sharded.mfu_bound == pytest.approx(mfu)
+
+
+def test_text_and_pictures_show_the_plan(sharded):
+  text = report.text(sharded)
+  assert "fsdp 4, tensor 2" in text and "fits" in text and "MFU" in text
+  pictures = report.pictures({"a": sharded, "b": sharded})
+  assert set(pictures) == {"memory", "roofline"}
+  assert "optimizer" in pictures["memory"] and "limit" in pictures["memory"]
+  json.dumps(dataclasses.asdict(sharded))
+
+
+def test_search_compiles_the_first_and_returns_the_best(machine, reference):
+  lines = []
+  best, found = search(
+    resolved(),
+    machine,
+    tokens(),
+    compiled=1,
+    report=lines.append,
+    reference=reference,
+  )
+  assert len(lines) == 1 and found.fits
+  assert math.prod(found.settings["mesh"].values()) == 8
+  assert best.model.remat == found.settings["remat"]
+
+
+def test_candidates_divide_everything_and_are_ordered(machine, reference):
+  ranked = rank(resolved(), machine, reference)
+  assert len(ranked) > 50
+  for c in ranked:
+    assert math.prod(c.mesh.values()) == 8
+    rows = c.mesh["data"] * c.mesh["fsdp"] * c.mesh["expert"]
+    assert 16 % (rows * c.microbatches) == 0
+  seconds = [c.seconds for c in ranked if c.memory <= CHIP.memory]
+  assert seconds == sorted(seconds)
+
+
+def test_a_plan_that_does_not_fit_says_what_would(machine, reference):
+  small = dataclasses.replace(CHIP, memory=12 * 2**20)
+  tight = dataclasses.replace(machine, chip=small)
+  given = resolved(data=8)
+  found = plan(given, tight, tokens(), reference=reference)
+  assert not found.fits
+  advised = functools.partial(
+    report.advised, found, given, tokenizer=tokens(), reference=reference
+  )
+  found = advised(tight)
+  assert "--config.mesh.fsdp=" in found.advice
+  none = dataclasses.replace(
+    machine, chip=dataclasses.replace(CHIP, memory=2**16)
+  )
+  assert (
+    "take more devices" in report.advised(found, given, none, tokens()).advice
+  )
+
+
+def test_the_sampler_is_planned_too(machine, reference):
+  given = resolved(data=8)
+  given.sampler.steps = 4
+  found = plan(
+    given, machine, tokens(), program="sample", rows=2, reference=reference
+  )
+  facts = reference.facts
+  assert found.flops_per_device == pytest.approx(
+    4 * 2 * facts.forward, rel=0.35
+  )
+  assert "optimizer" not in found.bytes_by_kind
+
+
+@pytest.mark.parametrize(
+  "mesh, message",
+  [
+    ({"fsdp": 3}, "must multiply to 8"),
+    ({"tensor": 8}, "does not divide"),
+    ({"data": 3, "fsdp": -1}, "must multiply to 8"),
+  ],
+)
+def test_meshes_that_do_not_fit(machine, mesh, message):
+  with pytest.raises(ValueError, match=message):
+    plan(resolved(**mesh), machine, tokens())
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--config=smoke"], "--topology must be given"),
+    (["--config=smoke", "--topology=v5p:3x3x3"], "there are v5e and v6e"),
+    (["--config=llada_8b", "--topology=h200:1x9"], "h200:8x8"),
+    (["--topology=v5p:4x4x4"], "--config must be given"),
+    (["--config=llada_8b:v9:1x1", "--topology=v5p:4x4x4"], "v5p:4x4x8"),
+  ],
+)
+def test_the_command_refuses_in_one_line(arguments, message, capsys):
+  assert main(["plan", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
