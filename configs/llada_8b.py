@@ -11,6 +11,15 @@ the published tokenizer, whose mask has id 126336.
 from ml_collections import ConfigDict
 
 
+def _machine(attention: str, *, fsdp: int, parts: int) -> dict:
+  """Returns what changes on a machine: found by `dllm plan --search`."""
+  return {
+    "mesh": {"data": 1, "fsdp": fsdp},
+    "model": {"attention": attention, "remat": "dots"},
+    "training": {"batch_size": 1024, "microbatches": parts},
+  }
+
+
 def get_config() -> ConfigDict:
   """Returns what differs from the defaults."""
   return ConfigDict({
@@ -38,4 +47,10 @@ def get_config() -> ConfigDict:
     "training": {"steps": 440_000, "batch_size": 1280},
     "checkpoint": {"every_steps": 2000},
     "sampler": {"preset": "llada"},
+    "machines": {
+      "v5p:4x4x8": _machine("splash", fsdp=128, parts=2),
+      "v6e:16x16": _machine("splash", fsdp=256, parts=4),
+      "h200:1x8": _machine("cudnn", fsdp=8, parts=32),
+      "h200:8x8": _machine("cudnn", fsdp=64, parts=4),
+    },
   })

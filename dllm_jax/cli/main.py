@@ -58,7 +58,8 @@ def _callers_mistake(error: BaseException) -> bool:
   A ValueError from inside a library is no statement about the command line: it is
   a defect, and its traceback is wanted.
   """
-  if not isinstance(error, (ValueError, KeyError, TypeError, OSError)):
+  kinds = (ValueError, KeyError, TypeError, OSError, ImportError)
+  if not isinstance(error, kinds):
     return False
   if isinstance(
     error, (FileNotFoundError, NotADirectoryError, PermissionError)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -67,8 +66,6 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
-  # Compilers of other platforms are asked by name; this process computes nothing.
-  os.environ["JAX_PLATFORMS"] = "cpu"
   name, _ = commands.take(argv, "config")
   topology, _ = commands.take(argv, "topology")
   known = config_file.machines(name) if name else {}
@@ -79,6 +76,11 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, argv)
   resolved = commands.required(values, "config", "configs/llada_8b.py")
   commands.required(values, "topology", "v5p:4x4x8")
+
+  import jax  # pylint: disable=g-import-not-at-top
+
+  # Compilers of other platforms are asked by name; nothing is computed here.
+  jax.config.update("jax_platforms", "cpu")
 
   from dllm_jax import planning  # pylint: disable=g-import-not-at-top
   from dllm_jax.parallel import topology as machines  # pylint: disable=g-import-not-at-top

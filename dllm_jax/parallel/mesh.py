@@ -10,6 +10,7 @@ import math
 
 import jax
 from jax.experimental import mesh_utils
+import numpy as np
 
 from dllm_jax.core.axes import AXES, BATCH_AXES, CONTEXT, DATA
 
@@ -41,8 +42,9 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
   """Returns a mesh over the axes `core.axes.AXES`, for `jax.set_mesh`.
 
-  Neighbouring devices go to the last axes. Where devices belong to several
-  slices, `data` spans the slices and everything else stays inside one.
+  Neighbouring devices go to the last axes. Where devices belong to several TPU
+  slices, `data` spans the slices and everything else stays inside one; any axis
+  may span servers of GPUs.
 
   Args:
     sizes: axis sizes by name; absent ones are 1, one may be -1.
@@ -57,10 +59,9 @@ def make_mesh(
   shape = _fill(dict(sizes), len(devices))
   types = (jax.sharding.AxisType.Auto,) * len(AXES)
   slices = {getattr(device, "slice_index", 0) for device in devices}
-  if len(slices) == 1:
-    return jax.make_mesh(
-      tuple(shape.values()), AXES, axis_types=types, devices=devices
-    )
+  if len(slices) == 1 or devices[0].platform == "gpu":
+    array = _arranged(tuple(shape.values()), devices)
+    return jax.sharding.Mesh(array, AXES, axis_types=types)
   if shape[DATA] % len(slices):
     raise ValueError(
       f"mesh axis data has size {shape[DATA]}, which {len(slices)} slices do"
@@ -72,6 +73,19 @@ def make_mesh(
     tuple(inside.values()), tuple(across.values()), devices
   )
   return jax.sharding.Mesh(array, AXES, axis_types=types)
+
+
+def _arranged(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+  """Returns devices in the shape of the mesh, whole sides of a torus to an axis.
+
+  Where that is not possible, sides are split.
+  """
+  try:
+    return mesh_utils.create_device_mesh(shape, devices)
+  except NotImplementedError:
+    return mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
 
 
 def check_batches(

@@ -19,7 +19,7 @@ from dllm_jax.core.vocabulary import chunks
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
 from dllm_jax.parallel import batch_sharding, hlo
-from dllm_jax.parallel.mesh import check_rows
+from dllm_jax.parallel.mesh import check_batches
 from dllm_jax.parallel.topology import Machine
 from dllm_jax.planning import roofline, sampler
 from dllm_jax.planning.facts import Reference, state_bytes
@@ -157,15 +157,10 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def _check(run: Run) -> None:
-  training, length = run.config.training, run.config.data.length
+  training = run.config.training
   part = training.batch_size // training.microbatches
-  check_rows(run.mesh, {"training.batch_size / training.microbatches": part})
-  context = run.mesh.shape["context"]
-  if length % context:
-    raise ValueError(
-      f"data.length {length} does not divide over mesh axis context of size"
-      f" {context}; change one of them"
-    )
+  name = "training.batch_size / training.microbatches"
+  check_batches(run.mesh, {name: part}, run.config.data.length)
 
 
 def _step(run: Run):

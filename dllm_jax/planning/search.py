@@ -168,7 +168,6 @@ class _Model:
     self.network = reference.network
     self.batch = resolved.training.batch_size
     self.length = max(c.segment_ids.shape[1] for c in reference.calls)
-    self.kernel = resolved.model.attention
     self.bytes = 2 if self.network.dtype == "bfloat16" else 4
 
   def candidates(self) -> Iterator[Candidate]:
@@ -197,7 +196,7 @@ class _Model:
     slices = {getattr(d, "slice_index", 0) or 0 for d in self.machine.devices}
     heads = getattr(network, "kv_heads", network.heads)
     tensors = [n for n in _powers(_MOST_TENSOR) if heads % n == 0]
-    contexts = [1] if self.kernel == "splash" else list(_powers(_MOST_CONTEXT))
+    contexts = list(_powers(_MOST_CONTEXT))
     experts = (
       [
         n

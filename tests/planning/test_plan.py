@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 
@@ -183,9 +184,7 @@ def test_a_plan_that_does_not_fit_says_what_would(machine, reference):
   none = dataclasses.replace(
     machine, chip=dataclasses.replace(CHIP, memory=2**16)
   )
-  assert (
-    "take more devices" in report.advised(found, given, none, tokens()).advice
-  )
+  assert "take more devices" in advised(none).advice
 
 
 def test_the_sampler_is_planned_too(machine, reference):
@@ -214,6 +213,13 @@ def test_meshes_that_do_not_fit(machine, mesh, message):
     plan(resolved(**mesh), machine, tokens())
 
 
+def test_the_command_says_which_extra_is_missing(monkeypatch, capsys):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  assert main(["plan", "--config=smoke", "--topology=v5p:4x4x4"]) == 2
+  error = capsys.readouterr().err
+  assert "pip install 'dllm_jax[plan]'" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -221,7 +227,7 @@ def test_meshes_that_do_not_fit(machine, mesh, message):
     (["--config=smoke", "--topology=v5p:3x3x3"], "there are v5e and v6e"),
     (["--config=llada_8b", "--topology=h200:1x9"], "h200:8x8"),
     (["--topology=v5p:4x4x4"], "--config must be given"),
-    (["--config=llada_8b:v9:1x1", "--topology=v5p:4x4x4"], "v5p:4x4x8"),
+    (["--config=smoke:v9:1x1", "--topology=v5p:4x4x4"], "unknown size"),
   ],
 )
 def test_the_command_refuses_in_one_line(arguments, message, capsys):
