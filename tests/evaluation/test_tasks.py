@@ -15,6 +15,16 @@ from tests import runs
 FIELDS = {"model__layers": 1, "data__length": 16, "training__steps": 2}
 
 
+_OPEN = Run.open
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """Opens runs on one device: simulated others only cost time here."""
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(Run, "open", lambda path: _OPEN(path, devices=devices))
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
   """Returns the directories of a masked and of an autoregressive run."""
@@ -26,7 +36,7 @@ def pair(tmp_path_factory):
 
 def run_task(name: str, workdir, opens: bool = False, **options):
   task = registry.task(name)
-  run = Run.open(workdir, devices=jax.devices()[:1]) if opens else None
+  run = Run.open(workdir) if opens else None
   setting = registry.Setting(workdir=workdir, run=run)
   figures = task.run(setting, task.options(**options))
   assert json.loads(json.dumps(figures)) and task.text(figures)
@@ -62,7 +72,7 @@ def test_planning_of_a_given_run(pair, tmp_path):
   path = tmp_path / "human.jsonl"
   row = {
     "task_id": "T/0",
-    "prompt": "f = ",
+    "prompt": "let f ",
     "entry_point": "f",
     "test": "def check(f): assert f == 0",
   }
@@ -116,7 +126,7 @@ def test_pareto_resumes(pair):
 
 
 def test_traffic_is_what_shapes_say(pair):
-  run = Run.open(pair / "autoregressive", devices=jax.devices()[:1])
+  run = Run.open(pair / "autoregressive")
   weights = sum(x.nbytes for x in jax.tree.leaves(run.state.params["model"]))
   one = traffic.call(run, rows=3, slots=1, cached=17)
   cache = run.denoiser.cache(3, 17)
@@ -140,10 +150,7 @@ class Page(HTMLParser):
     self.fetched += [v for k, v in attrs if k in ("src", "href")]
 
 
-def test_report(pair, tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    report.Run, "open", lambda path: open_one(path)
-  )  # one device
+def test_report(pair, tmp_path):
   workdirs = [str(pair / "mdlm"), str(pair / "autoregressive")]
   content = report.Content(batches=1, num_samples=1, rounds=2)
   result = report.report(workdirs, tmp_path / "a.html", content)
@@ -158,14 +165,7 @@ def test_report(pair, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="twice"):
     report.labels([workdirs[0]] * 2)
   with pytest.raises(FileNotFoundError, match="no run in"):
-    open_one(tmp_path / "nothing")
-
-
-_OPEN = Run.open
-
-
-def open_one(path):
-  return _OPEN(path, devices=jax.devices()[:1])
+    report.report([str(tmp_path / "nothing")], tmp_path / "c.html")
 
 
 def test_refusals():
