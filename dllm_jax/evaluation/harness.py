@@ -300,11 +300,9 @@ class DiffusionLM(LM):
     return [*given, *[None] * int(wanted)], until, config
 
   def _canvas(self, row: sampling.Template, config: SamplerConfig) -> int:
-    """Returns the slots of a canvas, whole blocks of the sampler's."""
-    block = config.block_length or self._run.objective.block_length or 1
-    block = np.lcm(block, self._run.objective.block_length or 1)
-    size = sampling.bucket(len(sampling.begun(row, self._run.objective)))
-    return int(-(-size // block) * block)
+    """Returns the slots of a row's canvas."""
+    objective = self._run.objective
+    return config.canvas(objective, len(sampling.begun(row, objective)))
 
   def _write(
     self, rows: Sequence[sampling.Template], config: SamplerConfig

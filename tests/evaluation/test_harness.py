@@ -149,6 +149,7 @@ def tasks(tmp_path):
   return tmp_path
 
 
+@pytest.mark.all
 def test_the_real_command_on_local_tasks(workdir, tasks, capsys):
   out = tasks / "out"
   status = main([
