@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 import math
+import statistics
 
 Point = tuple[float, float, float]
 """x, y and the standard error of y."""
@@ -23,6 +24,9 @@ def line_plot(
 ) -> str:
   """Returns an SVG of one curve a name, in the order given.
 
+  Curves that lie whole above four times the typical one would press the others into
+  a line: they are left out, and the legend says so.
+
   Args:
     series: the points of each curve.
     x_label: what x is.
@@ -35,6 +39,18 @@ def line_plot(
   points = [p for line in series.values() for p in line if math.isfinite(p[1])]
   if not points:
     raise ValueError("nothing to plot: no curve has a finite point")
+  lowest = {
+    name: min((p[1] for p in line if math.isfinite(p[1])), default=math.inf)
+    for name, line in series.items()
+  }
+  typical = statistics.median(y for y in lowest.values() if math.isfinite(y))
+  above = {n for n, y in lowest.items() if typical > 0 and y > 4 * typical}
+  points = [
+    p
+    for name, line in series.items()
+    for p in line
+    if name not in above and math.isfinite(p[1])
+  ]
   scale = math.log10 if log_x else float
   across_all = [p[0] for p in points]
   xs = _decades(across_all) if log_x else _ticks(across_all, 0.0)
@@ -52,10 +68,12 @@ def line_plot(
   for x in xs:
     parts.append(_text(across(x), _HEIGHT - _BOTTOM + 18, _round(x), "middle"))
   parts.append(_text((_LEFT + right) / 2, _HEIGHT - 8, x_label, "middle"))
-  colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(series)}
+  styles = {name: _style(i) for i, name in enumerate(series)}
   for name, line in series.items():
-    parts.append(_curve(line, across, up, colours[name]))
-  parts += _legend(colours, right, top)
+    if name not in above:
+      parts.append(_curve(line, across, up, styles[name]))
+  legend = {n + " (above)" * (n in above): s for n, s in styles.items()}
+  parts += _legend(legend, right, top)
   return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -100,19 +118,19 @@ def bar_plot(
         f'{up(max(y - error, 0)):.1f}V{up(min(y + error, ys[-1])):.1f}"/>'
         + _text(x + wide / 2 - 2, up(y) - 10, f"{y:.4g}", "middle")
       )
-  parts += _legend({n: _COLOURS[k] for k, n in enumerate(names)}, right, top)
+  parts += _legend({n: _style(k) for k, n in enumerate(names)}, right, top)
   return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _head() -> str:
+def _head(height: int = _HEIGHT) -> str:
   """Returns the beginning of a plot, which follows the reader's colour scheme."""
   return (
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
-    f'{_HEIGHT}" font-family="sans-serif" font-size="12">'
+    f'{height}" font-family="sans-serif" font-size="12">'
     "<style>.paper{fill:#fff}.grid{stroke:#ddd}.line{stroke:#1f2328;fill:none}"
     "text{fill:#1f2328}@media(prefers-color-scheme:dark){.paper{fill:#15181d}"
     ".grid{stroke:#333a44}.line{stroke:#e6e8eb}text{fill:#e6e8eb}}</style>"
-    f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}"/>'
+    f'<rect class="paper" width="{_WIDTH}" height="{height}"/>'
   )
 
 
@@ -132,12 +150,18 @@ def _axis(ys: Sequence[float], up, right: float, label: str) -> list[str]:
   return parts
 
 
-def _legend(colours: Mapping[str, str], right: float, top: float) -> list[str]:
+def _style(i: int) -> str:
+  """Returns the stroke of the i-th name: dashed once colours are used up."""
+  dashes = ' stroke-dasharray="5 3"' if i >= len(_COLOURS) else ""
+  return f'stroke="{_COLOURS[i % len(_COLOURS)]}"{dashes}'
+
+
+def _legend(styles: Mapping[str, str], right: float, top: float) -> list[str]:
   parts = []
-  for i, (name, colour) in enumerate(colours.items()):
+  for i, (name, style) in enumerate(styles.items()):
     y = top + 12 + 18 * i
     parts.append(
-      f'<path d="M{right + 14} {y - 4}h18" stroke="{colour}" '
+      f'<path d="M{right + 14} {y - 4}h18" {style} '
       'stroke-width="2"/>' + _text(right + 38, y, name, "start")
     )
   return parts
@@ -171,15 +195,11 @@ def stacked_bars(
   height = max(top + step * len(rows), top + 18 * len(names) + 18) + _BOTTOM
   bottom = top + step * len(rows)
   across = lambda x: left + x / xs[-1] * (right - left)
-  parts = [
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
-    f'{height}" font-family="sans-serif" font-size="12">',
-    f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
-  ]
+  parts = [_head(height)]
   for x in xs:
     at = across(x)
-    parts.append(f'<path d="M{at:.1f} {top}V{bottom}" stroke="#ddd"/>')
-    parts.append(_text(at, bottom + 18, f"{x:.3g}", "middle"))
+    parts.append(f'<path class="grid" d="M{at:.1f} {top}V{bottom}"/>')
+    parts.append(_text(at, bottom + 18, _round(x), "middle"))
   parts.append(_text((left + right) / 2, bottom + 38, x_label, "middle"))
   for i, (row, sizes) in enumerate(rows.items()):
     y, start = top + step * i + 7, 0.0
@@ -211,7 +231,7 @@ def stacked_bars(
   return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _curve(line: Sequence[Point], across, up, colour: str) -> str:
+def _curve(line: Sequence[Point], across, up, style: str) -> str:
   """Returns one polyline with a bar of a standard error either way."""
   line = [
     (x, y, e if math.isfinite(e) else 0.0)
@@ -221,11 +241,11 @@ def _curve(line: Sequence[Point], across, up, colour: str) -> str:
   path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y, _ in line)
   bars = "".join(
     f'<path d="M{across(x):.1f} {up(y - e):.1f}V{up(y + e):.1f}"/>'
-    f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="2" fill="{colour}"/>'
+    f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="1"/>'
     for x, y, e in line
   )
   return (
-    f'<g stroke="{colour}" stroke-width="1.5" fill="none">'
+    f'<g {style} stroke-width="1.5" fill="none">'
     f'<polyline points="{path}"/>{bars}</g>'
   )
 
