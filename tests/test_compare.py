@@ -102,8 +102,6 @@ def test_plot_has_a_curve_for_each_name():
 
 def test_a_curve_far_above_the_others_is_named_and_left_out():
   near = {f"c{i}": [(1.0, 3.0 + 0.1 * i, 0.1)] for i in range(3)}
-  svg = line_plot(
-    {**near, "far": [(1.0, 30.0, 1.0)]}, x_label="x", y_label="y"
-  )
+  svg = line_plot({**near, "far": [(1.0, 30.0, 1.0)]}, x_label="x", y_label="y")
   assert "far (above)" in svg and svg.count("<polyline") == 3
   assert ">30<" not in svg
