@@ -52,7 +52,9 @@ def _equation(eqn: core.JaxprEqn) -> int:
   ]
   if name == "shard_map":  # what one device does, by all that do it
     sizes = eqn.params["mesh"].shape
-    return sum(inside) * math.prod(sizes[a] for a in eqn.params["manual_axes"])
+    return sum(inside) * math.prod(
+      sizes[a] for a in eqn.params["newly_manual_axes"]
+    )
   if name == "cond":
     return max(inside, default=0)
   if name == "while" and sum(inside):

@@ -184,7 +184,7 @@ def test_prepare_then_train_on_it(tmp_path, capsys):
     ),
     (
       ["train", "--workdir=w", "--config=smoke", "--config.mesh.tensor=8"],
-      "q/kernel: dimension 2 of shape (2, 32, 2, 16) does not divide",
+      "k/kernel: dimension 2 of shape (2, 64, 4, 16) does not divide",
     ),
     (
       [
