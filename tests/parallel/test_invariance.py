@@ -24,8 +24,13 @@ EXPERTS = dict(
     vocab_size=VOCAB, width=16, layers=2, heads=16, kv_heads=8, head_dim=2,
     vocab_multiple=8, experts=8, expert_dim=16, shared_dim=8, balance_weight=0.1,
 )  # fmt: skip
-MESHES = [{axis: 8} for axis in AXES] + [
-  {first: 2, second: 4} for first, second in itertools.combinations(AXES, 2)
+ALONE = [{axis: 8} for axis in AXES]
+PAIRS = [{a: 2, b: 4} for a, b in itertools.combinations(AXES, 2)]
+# What meets most often; the others are among the long tests.
+USUAL = [{"fsdp", "tensor"}, {"tensor", "context"}, {"fsdp", "expert"}]
+MESHES = ALONE + [
+  pair if set(pair) in USUAL else pytest.param(pair, marks=pytest.mark.all)
+  for pair in PAIRS
 ]
 # Compiled fast: what is tested is arithmetic, not speed.
 QUICK = {"xla_backend_optimization_level": 0}
