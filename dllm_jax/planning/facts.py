@@ -118,15 +118,14 @@ class Reference:
     return lambda params, inputs: run.denoiser.apply(params, inputs)[0].hidden
 
   @functools.cache  # noqa: B019 -- lives as long as the plan
-  def remat(self, policy: str) -> tuple[float, float, float]:
+  def remat(self, policy: str) -> tuple[float, float]:
     """Returns what a remat policy costs a row.
 
-    FLOPs of network passes forward and backward, recomputation included; bytes
-    kept for the backward pass that are as wide as the residual stream; and all
-    others, which tensor parallelism divides. Scores are not kept: kernels.
+    FLOPs of network passes forward and backward, recomputation included, and
+    bytes kept for the backward pass. Kernels keep no scores, so that none count.
     """
     run = self._run({"remat": policy})
-    hidden, flops, kept = self._hidden(run), 0.0, [0.0, 0.0]
+    hidden, flops, kept = self._hidden(run), 0.0, 0.0
     params = run.program.abstract.params["model"]
 
     def gradient(params, inputs):
@@ -141,9 +140,8 @@ class Reference:
       for small, large in zip(few, many, strict=True):
         size = (large.size - small.size) * large.dtype.itemsize
         scores = large.ndim > 4 and large.shape[-2:] == (length, length)
-        narrow = large.shape[-1:] == (self.network.width,)
-        kept[0 if narrow else 1] += 0.0 if scores else size
-    return flops / 2, *kept
+        kept += 0.0 if scores else size
+    return flops / 2, kept
 
   def _residuals(self, hidden, params, inputs):
     def backward(params, inputs):

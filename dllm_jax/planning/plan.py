@@ -118,6 +118,9 @@ def plan(
     _check(run)
     lowered, rounds, kinds = _step(run)
   text, total = _compiled(lowered, machine)
+  reference = reference or Reference(resolved, tokenizer)
+  if program == "train":
+    kinds["activations"] = _activations(run, reference)
   usable = int(machine.chip.memory * machine.chip.usable)
   found = Plan(
     topology=machine.name,
@@ -139,7 +142,6 @@ def plan(
   if text is None:
     return found
   work = hlo.read(text, devices=len(machine.devices), rounds=rounds)
-  reference = reference or Reference(resolved, tokenizer)
   return _timed(found, run, machine, work, reference, rows)
 
 
@@ -203,10 +205,20 @@ def _compiled(lowered, machine: Machine) -> tuple[str | None, float]:
 
 
 def _kinds(kinds: Mapping[str, float], total: float) -> dict[str, int]:
-  """Returns bytes by kind; what is in no other is activations and workspace."""
-  known = {name: int(size) for name, size in kinds.items() if size}
-  rest = int(total) - sum(known.values())
-  return known | {"activations and temporaries": max(rest, 0)}
+  """Returns bytes by kind; what is in no other is temporary."""
+  found, rest = {}, int(total)
+  for name, size in kinds.items():
+    found[name] = min(int(size), rest)
+    rest -= found[name]
+  return found | {"temporaries": rest}
+
+
+def _activations(run: Run, reference: Reference) -> float:
+  """Returns bytes that a device keeps for the backward pass, by their shapes."""
+  training = run.config.training
+  _, kept = reference.remat(run.config.model["remat"])
+  rows = training.batch_size / training.microbatches
+  return kept * rows / run.mesh.size
 
 
 def _timed(found, run, machine, work, reference, rows) -> Plan:

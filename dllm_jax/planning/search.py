@@ -224,8 +224,8 @@ class _Model:
     return self.machine.seconds(kind, size, list(group))
 
   def _memory(self, mesh, state, remat: str, rows: int) -> float:
-    _, narrow, wide = self.reference.remat(remat)
-    kept = rows / mesh["context"] * (narrow + wide / mesh["tensor"])
+    _, kept = self.reference.remat(remat)
+    kept *= rows / mesh["context"] / mesh["tensor"]
     divided = mesh["tensor"] * mesh["expert"]
     head = self.network.padded_vocab * self.network.width / mesh["tensor"]
     layer = (self.facts.parameters - 2 * head) / self.network.layers / divided
@@ -242,7 +242,7 @@ class _Model:
     return _SLACK * (sum(state.values()) + gradients + kept + workspace)
 
   def _seconds(self, mesh, seconds, remat: str, parts: int, rows: int) -> float:
-    passes, _, _ = self.reference.remat(remat)
+    passes, _ = self.reference.remat(remat)
     devices = len(self.machine.devices)
     flops = (passes + 3 * self.facts.vocabulary) * self.batch / devices
     compute = roofline.compute_seconds(self.machine, flops, 0.0)

@@ -76,17 +76,18 @@ def test_recomputation_is_time_and_no_model_flops(reference):
   passes = {p: reference.remat(p)[0] for p in ("none", "dots", "full")}
   facts = reference.facts
   forward = facts.forward - facts.vocabulary
-  assert passes["none"] == passes["dots"] == 3 * forward
+  assert passes["none"] == 3 * forward
+  assert 0 <= passes["dots"] - 3 * forward <= 2 * facts.attention
   # All but the last product of a layer, which no gradient needs.
   assert 3.7 * forward < passes["full"] < 4 * forward
 
 
 def test_full_remat_keeps_the_input_of_each_layer(reference):
-  _, narrow, wide = reference.remat("full")
+  _, kept = reference.remat("full")
   network = reference.network
-  assert narrow >= 4 * 64 * network.width * network.layers
-  assert narrow + wide < 2 * 4 * 64 * network.width * network.layers
-  assert sum(reference.remat("none")[1:]) > 5 * narrow
+  inputs = 4 * 64 * network.width * network.layers
+  assert inputs <= kept < 2 * inputs
+  assert reference.remat("none")[1] > 5 * kept
 
 
 def test_state_bytes_are_those_of_the_shards(reference):
@@ -110,6 +111,13 @@ def test_the_program_multiplies_what_was_counted(sharded, reference):
 def test_kinds_of_memory_add_up(sharded):
   assert sum(sharded.bytes_by_kind.values()) == sharded.bytes_per_device
   assert min(sharded.bytes_by_kind.values()) > 0
+  assert list(sharded.bytes_by_kind) == [
+    "parameters",
+    "optimizer",
+    "gradients",
+    "activations",
+    "temporaries",
+  ]
   assert sharded.fits
 
 
