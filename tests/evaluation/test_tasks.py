@@ -106,13 +106,16 @@ def test_pareto_resumes(pair):
   }
   figures = run_task("pareto", pair / "mdlm", True, **options)
   rows = {row["point"]: row for row in figures["rows"]}
-  assert rows["mdlm, 4 steps"]["function_evaluations"] == 4
+  two, four = (rows[f"mdlm, {n} steps"] for n in (2, 4))
+  # A step that reveals nothing needs no call where the time is not read.
+  assert 1 <= two["function_evaluations"] <= 2
+  assert two["function_evaluations"] < four["function_evaluations"] <= 4
   assert rows["autoregressive, cached"]["tokens"] == 2 * 16
   for row in rows.values():
     assert row["tokens_per_second"] > 0 and row["standard_error"] >= 0
     assert row["entropy"] >= 0 and row["flops_per_byte"] > 0
-  two, four = (rows[f"mdlm, {n} steps"] for n in (2, 4))
-  assert four["flops_per_token"] == 2 * two["flops_per_token"]
+  cost = [x["flops_per_token"] / x["function_evaluations"] for x in (two, four)]
+  assert cost[0] == cost[1]
   assert any(row["pareto"] for row in rows.values())
   assert (
     run_task("pareto", pair / "mdlm", True, **options)["rows"]
