@@ -35,6 +35,7 @@ def test_there_are_notebooks():
   }
 
 
+@pytest.mark.all  # by .ci/run at every change
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
   search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -60,6 +61,7 @@ def test_runs(path, tmp_path, monkeypatch):
   assert len(figures) >= 2
 
 
+@pytest.mark.all  # by .ci/run at every change
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_is_small_and_clean(path):
   assert path.stat().st_size < MAX_BYTES

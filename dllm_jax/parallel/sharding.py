@@ -237,4 +237,6 @@ def global_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
       (total, *leaf.shape[1:]), sharding if leaf.ndim > 1 else by_row, part
     )
 
-  return jax.tree.map(place, batch)
+  # The one copy to the devices that a loop over steps is meant to make.
+  with jax.transfer_guard_host_to_device("allow"):
+    return jax.tree.map(place, batch)

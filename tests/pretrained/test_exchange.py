@@ -38,10 +38,17 @@ TUNE = (
 
 
 @pytest.mark.parametrize(
-    "name, change", [("llada_logits", ()), ("dream_logits", (
-        "--config.model.lora_rank=4",))],
-    ids=["whole", "adapters"],
-)  # fmt: skip
+  "name, change",
+  [
+    pytest.param("llada_logits", (), id="whole"),
+    pytest.param(
+      "dream_logits",
+      ("--config.model.lora_rank=4",),
+      id="adapters",
+      marks=pytest.mark.all,
+    ),
+  ],
+)
 def test_tuned_models_go_back(name, change, text, tmp_path, capsys):
   source = publish(name, tmp_path / "in")
   workdir = tmp_path / "run"

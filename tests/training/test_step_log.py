@@ -8,7 +8,6 @@ import jax
 import pytest
 from tqdm import tqdm
 
-from dllm_jax.parallel import hardware
 from dllm_jax.training import step_log
 from dllm_jax.training.metrics import Logging, MetricWriter
 from dllm_jax.training.step import Training
@@ -33,7 +32,7 @@ class _Clock:
 def clock(monkeypatch):
   clock = _Clock()
   monkeypatch.setattr(step_log, "time", clock)
-  monkeypatch.setitem(hardware._PEAK_FLOPS, "cpu", 1e6)
+  monkeypatch.setattr(step_log, "peak_flops", lambda kind: 1e6)
   return clock
 
 
