@@ -43,6 +43,7 @@ def run_task(name: str, workdir, opens: bool = False, **options):
   return figures
 
 
+@pytest.mark.all
 def test_reversal_of_given_runs(pair, tmp_path):
   facts = tmp_path / "a.tsv"
   facts.write_text("to be\tor not\nthe night\tis old\n")
@@ -94,6 +95,7 @@ def test_planning_of_a_given_run(pair, tmp_path):
     run_task("planning", tmp_path, problems=str(path), form="humaneval")
 
 
+@pytest.mark.all
 def test_pareto_resumes(pair):
   options = {
     "autoregressive": str(pair / "autoregressive"),
