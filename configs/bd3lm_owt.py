@@ -25,4 +25,26 @@ def get_config() -> ConfigDict:
       "clip_search_widths": (0.5, 0.6, 0.7, 0.8, 0.9),
       "resample": True,
     },
+    "machines": {
+      "v5p:4x4x8": {
+        "mesh": {"data": 1, "fsdp": 128},
+        "model": {"attention": "splash", "remat": "none"},
+        "training": {"microbatches": 1},
+      },
+      "v6e:16x16": {
+        "mesh": {"data": 1, "fsdp": 256},
+        "model": {"attention": "splash", "remat": "none"},
+        "training": {"microbatches": 1},
+      },
+      "h200:1x8": {
+        "mesh": {"data": 8},
+        "model": {"attention": "cudnn", "remat": "none"},
+        "training": {"microbatches": 8},
+      },
+      "h200:8x8": {
+        "mesh": {"data": 64},
+        "model": {"attention": "cudnn", "remat": "none"},
+        "training": {"microbatches": 1},
+      },
+    },
   })

@@ -34,4 +34,26 @@ def get_config() -> ConfigDict:
     },
     "training": {"steps": 280_000, "batch_size": 1024},
     "checkpoint": {"every_steps": 2000},
+    "machines": {
+      "v5p:4x4x8": {
+        "mesh": {"data": 1, "fsdp": 128},
+        "model": {"attention": "splash", "remat": "dots"},
+        "training": {"microbatches": 1},
+      },
+      "v6e:16x16": {
+        "mesh": {"data": 1, "fsdp": 256},
+        "model": {"attention": "splash", "remat": "dots"},
+        "training": {"microbatches": 2},
+      },
+      "h200:1x8": {
+        "mesh": {"data": 1, "fsdp": 8},
+        "model": {"attention": "cudnn", "remat": "dots"},
+        "training": {"microbatches": 16},
+      },
+      "h200:8x8": {
+        "mesh": {"data": 1, "fsdp": 64},
+        "model": {"attention": "cudnn", "remat": "dots"},
+        "training": {"microbatches": 2},
+      },
+    },
   })

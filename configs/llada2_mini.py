@@ -55,4 +55,26 @@ def get_config() -> ConfigDict:
     "training": {"steps": 100_000, "batch_size": 512},
     "checkpoint": {"every_steps": 1000},
     "sampler": {"preset": "llada2"},
+    "machines": {
+      "v5p:4x4x8": {
+        "mesh": {"data": 1, "fsdp": 128},
+        "model": {"attention": "splash", "remat": "dots"},
+        "training": {"microbatches": 1},
+      },
+      "v6e:16x16": {
+        "mesh": {"data": 1, "fsdp": 128, "expert": 2},
+        "model": {"attention": "splash", "remat": "dots"},
+        "training": {"microbatches": 1},
+      },
+      "h200:1x8": {
+        "mesh": {"data": 1, "fsdp": 8},
+        "model": {"attention": "cudnn", "remat": "dots"},
+        "training": {"microbatches": 8},
+      },
+      "h200:8x8": {
+        "mesh": {"data": 1, "fsdp": 64},
+        "model": {"attention": "cudnn", "remat": "dots"},
+        "training": {"microbatches": 1},
+      },
+    },
   })

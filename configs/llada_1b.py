@@ -22,6 +22,28 @@ def get_config() -> ConfigDict:
       "kv_heads": 4,
       "mlp_dim": 5634,
     },
-    "training": {"steps": 100_000},
+    "training": {"steps": 100_000, "batch_size": 1024},
     "optimizer": {"decay_steps": 20_000},
+    "machines": {
+      "v5p:4x4x8": {
+        "mesh": {"data": 1, "fsdp": 128},
+        "model": {"attention": "splash", "remat": "dots"},
+        "training": {"microbatches": 1},
+      },
+      "v6e:16x16": {
+        "mesh": {"data": 1, "fsdp": 256},
+        "model": {"attention": "splash", "remat": "dots"},
+        "training": {"microbatches": 1},
+      },
+      "h200:1x8": {
+        "mesh": {"data": 1, "fsdp": 8},
+        "model": {"attention": "cudnn", "remat": "dots"},
+        "training": {"microbatches": 8},
+      },
+      "h200:8x8": {
+        "mesh": {"data": 1, "fsdp": 64},
+        "model": {"attention": "cudnn", "remat": "dots"},
+        "training": {"microbatches": 1},
+      },
+    },
   })
