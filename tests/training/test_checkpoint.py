@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -87,7 +88,12 @@ def test_who_reads_leaves_a_save_in_progress_alone(tmp_path):
   assert int(run.state.step) == 6
   runs.Run.open(tmp_path / "run", devices=jax.devices()[:1]).state
   assert saving.is_dir()
-  Checkpoints(tmp_path / "run").close()
+  checkpoints = Checkpoints(tmp_path / "run")
+  for _ in range(100):  # Remains are removed in the background.
+    if not saving.is_dir():
+      break
+    time.sleep(0.1)
+  checkpoints.close()
   assert not saving.is_dir()
 
 
