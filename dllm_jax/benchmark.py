@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dllm_jax import data
+from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
 from dllm_jax.parallel import global_batch
 from dllm_jax.parallel.hardware import peak_flops
@@ -179,10 +180,12 @@ def sample(
   compiled = programs()
   first, timed, others = once(0), [], []
   before = against and once(0, **other)
-  for seed in range(1, rounds + 1):
-    timed.append(once(seed))
-    if against is not None:
-      others.append(once(seed, **other))
+  with progress_bar(rounds, "round") as bar:
+    for seed in range(1, rounds + 1):
+      timed.append(once(seed))
+      if against is not None:
+        others.append(once(seed, **other))
+      bar.update()
   seconds = np.array([sampled.seconds for sampled in timed])
   result = _speed(first, timed) | {
     "programs": programs() - compiled,

@@ -9,15 +9,14 @@ import dataclasses
 import json
 import pathlib
 import resource
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from dllm_jax import config as configs
+from dllm_jax.core.progress import progress_bar
 from dllm_jax.models import merge_adapters
 from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.parallel import make_mesh, shardings
@@ -47,14 +46,7 @@ class _Bar:
 
   def __call__(self, done: int, total: int) -> None:
     if self._bar is None:
-      self._bar = tqdm(
-        desc=self._text,
-        unit=self._unit,
-        unit_scale=True,
-        total=total,
-        file=sys.stderr,
-        mininterval=0.1 if sys.stderr.isatty() else 15.0,
-      )
+      self._bar = progress_bar(total, self._unit, text=self._text, scaled=True)
     self._bar.update(done - self._bar.n)
     if done == total:
       self._bar.close()

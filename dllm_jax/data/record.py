@@ -26,8 +26,8 @@ import sys
 from typing import Any
 
 import numpy as np
-import tqdm
 
+from dllm_jax.core.progress import progress_bar
 from dllm_jax.data import packing as packing_lib
 from dllm_jax.data import source
 from dllm_jax.data import tokenizer as tokenizer_lib
@@ -230,12 +230,8 @@ def _run(folder: pathlib.Path, shards: int, workers: int) -> list[dict]:
   write = write_shard if alone else _write_shard_apart
   with (
     concurrent.futures.ThreadPoolExecutor(1 if alone else workers) as pool,
-    tqdm.tqdm(
-      total=shards,
-      initial=shards - len(missing),
-      desc="prepare",
-      unit="shard",
-      file=sys.stderr,
+    progress_bar(
+      shards, "shard", done=shards - len(missing), text="prepare"
     ) as bar,
   ):
     try:

@@ -21,8 +21,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 import numpy as np
-from tqdm import tqdm
 
+from dllm_jax.core.progress import progress_bar
 from dllm_jax.evaluation import likelihood, protocols
 from dllm_jax.evaluation.scorer import Item, Scorer
 from dllm_jax.run import Run
@@ -347,7 +347,9 @@ class DiffusionLM(LM):
     groups: dict[Any, list[int]] = {}
     for i, same in enumerate(alike):
       groups.setdefault(same, []).append(i)
-    with tqdm(total=len(requests), desc=kind, disable=quiet) as bar:
+    with progress_bar(
+      len(requests), "request", text=kind, shown=not quiet
+    ) as bar:
       for group in groups.values():
         for start in range(0, len(group), self._rows):
           part = group[start : start + self._rows]

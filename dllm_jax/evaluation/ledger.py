@@ -9,11 +9,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import hashlib
 import json
 import pathlib
-import sys
 from typing import Any, TypeVar
 
 import jax
 from tqdm import tqdm
+
+from dllm_jax.core.progress import progress_bar
 
 T = TypeVar("T", bound=Hashable)
 
@@ -84,14 +85,7 @@ class Ledger:
 
   def bar(self, total: int | None, unit: str, done: int = 0) -> tqdm:
     """Returns a progress bar on standard error."""
-    return tqdm(
-      total=total,
-      initial=done,
-      unit=unit,
-      file=sys.stderr,
-      disable=not self._progress,
-      mininterval=0.1 if sys.stderr.isatty() else 15.0,
-    )
+    return progress_bar(total, unit, done=done, shown=self._progress)
 
   def each(
     self,

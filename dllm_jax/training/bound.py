@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 import numpy as np
-from tqdm import tqdm
 
+from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch, Denoiser, Objective, Process
 
 
@@ -82,7 +82,7 @@ def held_out_bound(
   """
   key = jax.random.key(seed)
   means, tokens = [], 0.0
-  bar = tqdm(total=passes, unit="pass", disable=not progress)
+  bar = progress_bar(passes, "pass", shown=progress)
   with bar:
     for i in range(passes):
       # Sums stay on the device until the pass ends: nothing waits.

@@ -11,7 +11,6 @@ import dataclasses
 import os
 import pathlib
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -20,8 +19,8 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
-from tqdm import tqdm
 
+from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
 from dllm_jax.data import merge_states
 from dllm_jax.parallel import distributed
@@ -259,15 +258,8 @@ class Loop:
         self.batches.set_state(data_state)
     start = int(state.step)
     writer = self.writer(start)
-    bar = tqdm(
-      total=self.steps,
-      initial=start,
-      unit="step",
-      disable=not self.logging.progress or jax.process_index() != 0,
-      dynamic_ncols=True,
-      # A log file gets a line now and then, a terminal a smooth bar.
-      mininterval=0.1 if sys.stderr.isatty() else 15.0,
-    )
+    shown = self.logging.progress and jax.process_index() == 0
+    bar = progress_bar(self.steps, "step", done=start, shown=shown)
     with contextlib.closing(writer), bar, _Stop() as stop:
       return self._steps(state, start, writer, bar, stop)
 
