@@ -209,10 +209,12 @@ class Objective(Protocol):
     block_length: slots that a sampler has to fill together, left to right; None
       for as many as it likes.
     exact: whether `Loss.bound` is the negative log-likelihood itself.
-    order_agnostic: whether the tokens that stand are all that the network needs
-      to know, so that the bound is an average over orders of unmasking. There
-      is then `restore(process, denoise, z, batch)`, -log p(x0 | z) at the
-      masked positions of z, nats.
+    exchangeable: whether all tokens are masked at one rate in continuous time,
+      so that the bound is a mean over how many are masked. There is then
+      `restore(process, denoise, z, batch, rate)`, -log p(x0 | z) at the masked
+      positions of z, nats, of a network that is told the time of that rate.
+    order_agnostic: whether, besides, the tokens that stand are all that the
+      network is told, so that the bound is an average over orders of unmasking.
   """
 
   vocab_size: int
@@ -221,6 +223,7 @@ class Objective(Protocol):
   block_length: int | None
   reads_time: bool
   exact: bool
+  exchangeable: bool
   order_agnostic: bool
   adapts: bool
 

@@ -8,8 +8,15 @@ prompt, or what stands before a window, is whatever the mask leaves out.
 - "counts": exact mask counts (arXiv:2502.09992, eq. 6). Of n tokens of a block,
   l are masked, l even over 1..n, and weigh n / l:
 
-      -log p(x) <= E_{l, z} [ n / l  sum_{i masked} -log p(x_i | z) ]
+      -log p(x) <= E_{l, z} [ n / l  sum_{i masked} -log p(x_i | z, t) ]
 
+  A network that is told the time is told when the l-th mask came. Token i is
+  masked from the rate u_i on, u uniform, so that this rate is the l-th smallest
+  u, which follows Beta(l, n - l + 1) whatever the masks; and
+
+      int_0^1 dm / m  m^l (1 - m)^(n - l) f(m) = E_Beta [ f ] / (l C(n, l))
+
+  makes the continuous-time bound this mean, on all of [0, 1].
 - "times": the objective's own bound, its times evenly spread.
 - "left", "confidence", "margin", "entropy": the exact likelihood of revealing
   one token at a time, from the left or the surest one first. The order depends
@@ -50,18 +57,27 @@ def choose(objective: Objective, name: Name) -> Name:
   if name == "auto":
     if objective.exact:
       return "exact"
-    return "counts" if objective.order_agnostic else "times"
-  system = type(objective).__name__
-  if name == "exact" and not objective.exact:
+    return "counts" if objective.exchangeable else "times"
+  needs = {
+    "exact": (
+      objective.exact,
+      "an autoregressive model, or blocks of one token",
+    ),
+    "counts": (
+      objective.exchangeable,
+      "masking in continuous time at one rate for all tokens",
+    ),
+    "times": (True, ""),
+  } | dict.fromkeys(
+    ORDERS,
+    (objective.order_agnostic, "a masked model that is not told the time"),
+  )
+  able, need = needs[name]
+  if not able:
+    legal = ", ".join(n for n, (able, _) in needs.items() if able)
     raise ValueError(
-      f"{system} has no exact likelihood in one pass; legal: auto, times"
-      + (f", counts, {', '.join(ORDERS)}" if objective.order_agnostic else "")
-    )
-  if name in ("counts", *ORDERS) and not objective.order_agnostic:
-    raise ValueError(
-      f"estimator {name!r} needs a masked model that is not told the time, "
-      f"which {system} as configured is not; legal: auto, "
-      + ("exact" if objective.exact else "times")
+      f"{type(objective).__name__} as configured has no likelihood by {name!r}, "
+      f"which needs {need}; legal: auto, {legal}"
     )
   return name
 
@@ -99,8 +115,8 @@ def nats(
     keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     share = _grouped(_shares, keys[0], batch)
     group = _blocks(objective, batch)
-    z, weight = _mask_counts(objective, keys[1], batch, group, share)
-    found = weight * objective.restore(process, denoise, z, batch)
+    z, weight, rate = _mask_counts(objective, keys[1], batch, group, share)
+    found = weight * objective.restore(process, denoise, z, batch, rate)
     return jnp.sum(jnp.where(batch.loss_mask, found, 0.0), axis=1)
   objective = even(objective)
   step = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
@@ -146,8 +162,12 @@ def _mask_counts(
   batch: Batch,
   group: Int[Array, "B L"],
   share: Float[Array, "B L"],
-) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
-  """Returns (z, n / l): exactly l of the n tokens of each block are masked."""
+) -> tuple[Int[Array, "B L"], Float[Array, "B L"], Float[Array, "B L"]]:
+  """Returns (z, n / l, rate): l of the n tokens of each block are masked.
+
+  The rate of a block, the same at all of its slots, is that at which the last
+  of its masks came.
+  """
   length = group.shape[1]
   uniform = lambda key, rows: jax.random.uniform(key, rows.tokens.shape)
   u = _grouped(uniform, keys, batch)
@@ -163,10 +183,13 @@ def _mask_counts(
     block = jnp.minimum(group, length - 1)
     place -= (jnp.cumsum(size) - size)[block]
     hidden = (place < masked[block]) & (group < length)
-    return hidden, size[block] / jnp.maximum(masked[block], 1)
+    whole = jnp.arange(length) // (objective.block_length or length)
+    rate = jnp.zeros((length,)).at[whole].max(jnp.where(hidden, u, 0.0))[whole]
+    return hidden, size[block] / jnp.maximum(masked[block], 1), rate
 
-  hidden, weight = jax.vmap(row)(group, share, u)
-  return jnp.where(hidden, objective.mask_id, batch.tokens), weight
+  hidden, weight, rate = jax.vmap(row)(group, share, u)
+  z = jnp.where(hidden, objective.mask_id, batch.tokens)
+  return z, weight, rate
 
 
 def _in_order(name, objective, process, denoise, batch, steps):

@@ -163,13 +163,21 @@ class Discrete:
     return False
 
   @property
-  def order_agnostic(self) -> bool:
-    """Whether the tokens that stand are all that the network needs to know.
+  def exchangeable(self) -> bool:
+    """Whether all tokens are masked at one rate in continuous time.
 
-    The likelihood bound is then an average over orders of unmasking, and
-    `restore` is defined.
+    The likelihood bound is then a mean over how many are masked, and `restore`
+    is defined.
     """
     return False
+
+  @property
+  def order_agnostic(self) -> bool:
+    """Whether, besides, the network is told nothing but the tokens that stand.
+
+    The likelihood bound is then an average over orders of unmasking.
+    """
+    return self.exchangeable and not self.reads_time
 
   def with_blocks(self, size: int) -> Self:
     """Returns the objective with blocks of another size.

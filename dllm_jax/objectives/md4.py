@@ -76,11 +76,6 @@ class MD4(MDLM):
     """Returns 1000 t if the network is told the time."""
     return 1000.0 * t if self.time_conditioning else None
 
-  @property
-  def order_agnostic(self) -> bool:
-    """False: the end terms belong to its own schedule."""
-    return False
-
   def end_terms(self) -> Float[Array, ""]:
     r"""Returns reconstruction and prior terms, nats per token.
 

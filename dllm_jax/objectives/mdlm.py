@@ -41,6 +41,9 @@ Parameterisation = Literal["subs", "softmax"]
 TimeChange = Literal["none", "change_of_variables", "importance_sampling"]
 Normalisation = Literal["token", "sequence", "batch", "masked"]
 
+_HALVINGS = 30
+"""Of the interval of times, which are then known to 1e-9."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDLM(Discrete):
@@ -222,9 +225,24 @@ class MDLM(Discrete):
     return jnp.ones_like(t) if self.weighting == "uniform" else 1.0 - t
 
   @property
-  def order_agnostic(self) -> bool:
-    """Whether the tokens that stand are all that the network needs to know."""
-    return self.steps is None and not self.reads_time
+  def exchangeable(self) -> bool:
+    """Whether all tokens are masked at one rate in continuous time."""
+    return self.steps is None
+
+  def when(self, rate: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns the time at which tokens are masked at a rate, by bisection.
+
+    The schedule's ends for rates that it does not reach.
+    """
+
+    def halve(_, ends):
+      low, high = ends
+      middle = 0.5 * (low + high)
+      later = self.masked(middle) < rate
+      return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+    ends = jnp.zeros_like(rate), jnp.ones_like(rate)
+    return jax.lax.fori_loop(0, _HALVINGS, halve, ends)[1]
 
   def restore(
     self,
@@ -232,17 +250,45 @@ class MDLM(Discrete):
     denoise: Denoise,
     z: Int[Array, "B L"],
     batch: Batch,
+    rate: Float[Array, "B L"],
   ) -> Float[Array, "B L"]:
     """Returns -log p(x0 | z) at the masked positions of z, nats; 0 elsewhere.
 
     As the loss has it, in one evaluation of the network: the bound of rows that
     are as they are, without its factor.
+
+    Args:
+      process: the process's arrays.
+      denoise: the network.
+      z: the corrupted rows.
+      batch: the rows.
+      rate: how likely a slot is to be masked, the same all over a block; read
+        only where the network is told the time.
     """
     step = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
     drawn = self.draw(process, jax.random.key(0), batch, step=step)
     drawn = drawn.replace(t=jnp.full_like(drawn.t, 0.5), z=z)
-    loss = self.loss(process, denoise, drawn, batch, step=step)
-    return loss.bound / self.weight(drawn.t)
+
+    def told(inputs):
+      if not self.reads_time:
+        return denoise(inputs)
+      time = self.conditioning(self.when(rate[:, : drawn.t.shape[1]]))
+      # A stream of clean tokens, where there is one, is at time 0.
+      clean = inputs.conditioning.shape[1] - time.shape[1]
+      time = jnp.pad(time, ((0, 0), (0, clean)))
+      return denoise(inputs.replace(conditioning=time))
+
+    loss = self.loss(process, told, drawn, batch, step=step)
+    ends = jnp.where(batch.loss_mask, self.end_terms(), 0.0)
+    return (loss.bound - ends) / self.weight(drawn.t)
+
+  def end_terms(self) -> Float[Array, ""]:
+    """Returns what the bound has for the ends of time, nats per token: nothing.
+
+    Over all counts there are none: sampling begins with masks only and leaves
+    none, where a clipped schedule pays for its ends.
+    """
+    return jnp.zeros(())
 
   def score(
     self,

@@ -14,7 +14,9 @@ from dllm_jax.evaluation import estimators, likelihood
 from dllm_jax.evaluation.scorer import batch_of, Item, Scorer
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import BD3LM
+from dllm_jax.objectives.md4 import MD4
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.objectives.sedd import SEDD
 from dllm_jax.parallel import make_mesh, MeshConfig
 from tests import golden_cases
 from tests.objectives import toy
@@ -74,6 +76,54 @@ def _in_order(table, order):
     total -= log_p[int(toy.index(z, _VOCAB)), i, _X0[i]]
     z[i] = _X0[i]
   return total
+
+
+def _heated(table, rate):
+  """Returns the table as it is when told that tokens are masked at a rate."""
+  return toy.Table(logits=table.logits * (1.2 - rate), tokens=table.tokens)
+
+
+def _told(table, objective):
+  """Returns a network that is told the time; its outputs depend on it."""
+
+  def network(inputs):
+    if isinstance(objective, MD4):
+      rate = objective.masked(inputs.conditioning / 1000.0)
+    else:
+      rate = -jnp.expm1(-inputs.conditioning)
+    out = table(inputs)
+    return out.replace(hidden=out.hidden * (1.2 - rate)[..., None])
+
+  return network
+
+
+def _over_rates(table):
+  """Returns the continuous-time bound of `_told`, rates from 0 to 1."""
+  nodes, mass = np.polynomial.legendre.leggauss(16)
+  total = 0.0
+  for m, weight in zip((nodes + 1) / 2, mass / 2, strict=True):
+    for masked, cost in toy.masked_terms(_heated(table, m), _X0, _MASK).items():
+      n = len(masked)
+      total += weight * cost * m ** (n - 1) * (1 - m) ** (_LENGTH - n)
+  return total
+
+
+@pytest.mark.parametrize("system", [MDLM, MD4])
+def test_counts_of_a_network_that_is_told_the_time(table, system):
+  objective = system(**_SPACE, time_conditioning=True)
+  network = _told(table, objective)
+  found = _estimate("counts", objective, network, groups=2000, copies=4)
+  mean, error, _ = likelihood.mean(found)
+  exact = _over_rates(table)
+  # Schedules end at 1e-3 and 1e-4: what is told beyond is their end.
+  assert abs(mean - exact) < 3 * error + 1e-3 * exact and error < 0.02 * exact
+
+
+def test_counts_need_no_end_terms(table):
+  blind = MD4(**_SPACE, time_conditioning=False)
+  same = MDLM(**_SPACE)
+  run = lambda x: _estimate("counts", x, table, groups=2, copies=4)
+  np.testing.assert_allclose(run(blind), run(same), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +281,16 @@ def test_what_an_objective_has_no_likelihood_for():
   mdlm, ar = MDLM(**_SPACE), Autoregressive(**_SPACE)
   told = MDLM(**_SPACE, time_conditioning=True)
   assert estimators.choose(mdlm, "auto") == "counts"
-  assert estimators.choose(told, "auto") == "times"
+  assert estimators.choose(told, "auto") == "counts"
+  assert estimators.choose(MDLM(**_SPACE, steps=8), "auto") == "times"
   assert estimators.choose(ar, "auto") == "exact"
-  with pytest.raises(ValueError, match="not told the time"):
-    estimators.choose(told, "counts")
-  with pytest.raises(ValueError, match="no exact likelihood"):
+  with pytest.raises(
+    ValueError, match="not told the time; legal: auto, counts"
+  ):
+    estimators.choose(told, "left")
+  with pytest.raises(ValueError, match="at one rate .* legal: auto, times$"):
+    estimators.choose(SEDD(**_SPACE), "counts")
+  with pytest.raises(ValueError, match="an autoregressive model, or blocks"):
     estimators.choose(mdlm, "exact")
   with pytest.raises(ValueError, match="unknown estimator 'best'; legal: auto"):
     estimators.choose(mdlm, "best")
@@ -294,8 +349,9 @@ def test_recorded_likelihood(i):
       mask_id=run["mask_id"],
     )
   process = model.objective.unbiased(model.objective.init(_KEY))
+  half = jnp.full(z.shape, 0.5)  # not read: the network is told no time
   terms = jax.jit(
-    lambda z: model.objective.restore(process, denoise, z, batch)
+    lambda z: model.objective.restore(process, denoise, z, batch, half)
   )(jnp.asarray(z))
   masked = np.sum(z == run["mask_id"], axis=1, keepdims=True)
   nats = np.asarray(terms) * len(reply) / masked

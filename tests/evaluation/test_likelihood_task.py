@@ -79,7 +79,7 @@ def test_documents_and_answers(workdir, capsys, tmp_path):
   [
     ("--passes=1", "at least 2"),
     ("--estimator=best", "legal: auto"),
-    ("--estimator=exact", "no exact likelihood"),
+    ("--estimator=exact", "no likelihood by 'exact'"),
     ("--block_size=4", "has no blocks"),
     ("--detokenizer=french", "legal: none, ptb"),
     ("--pairs=nowhere.jsonl", "nowhere.jsonl"),
