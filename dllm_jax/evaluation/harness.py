@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import sys
 from typing import Any
-import warnings
 import zlib
 
 import jax
@@ -23,7 +22,7 @@ from lm_eval.api.registry import register_model
 import numpy as np
 
 from dllm_jax.core.progress import progress_bar
-from dllm_jax.evaluation import likelihood, protocols
+from dllm_jax.evaluation import contexts, likelihood, protocols
 from dllm_jax.evaluation.scorer import Item, Scorer
 from dllm_jax.run import Run
 from dllm_jax.sampling import requests as sampling
@@ -132,7 +131,7 @@ class DiffusionLM(LM):
       ValueError: a continuation is empty or longer than the canvas.
     """
     if not self.protocol.greedy:
-      _say_once(
+      contexts.say_once(
         "is_greedy is reported as False: what a diffusion model would write is "
         "a generation of its own; give greedy=True in --model_args for tasks "
         "whose accuracy reads it"
@@ -159,16 +158,23 @@ class DiffusionLM(LM):
     whole = self._encode(stripped + continuation)
     given = self._encode(stripped)
     reply = whole[len(given) :]
-    if len(reply) > self._length:
+    end = contexts.special(self._run.tokenizer, "end", self.protocol.end)
+    room = self._length - len(reply) - len(end)
+    if room < 0:
       raise ValueError(
         f"a continuation of {len(reply)} tokens does not fit the canvas of "
         f"{self._length}: give a longer length in --model_args"
       )
-    room = self._length - len(reply)
-    if len(given) > room:
-      _say_once(f"contexts are cut from the left to canvases of {self._length}")
-      given = given[len(given) - room :]
-    return likelihood.answer(given, reply, canvas=self._length)
+    given = contexts.fitting(self._begin, given, room)
+    item = likelihood.answer(given, reply, canvas=self._length)
+    return dataclasses.replace(
+      item, tokens=(*item.tokens, *end), after=len(end)
+    )
+
+  @property
+  def _begin(self) -> list[int]:
+    """What a context begins with."""
+    return contexts.special(self._run.tokenizer, "begin", self.protocol.begin)
 
   def _encode(self, text: str) -> list[int]:
     return [int(i) for i in self._run.tokenizer.encode(text)]
@@ -176,7 +182,7 @@ class DiffusionLM(LM):
   def _nats(self, items: Sequence[Item]) -> np.ndarray:
     """Returns -log p of items on one canvas, and keeps their errors."""
     free = self._scorer.estimator in likelihood.FREE
-    samples = 1 if free else min(self.protocol.mc_num, protocols.STRATA)
+    samples = 1 if free else min(self.protocol.mc_num, self.protocol.strata)
     key = jax.random.key(self._seed)
     passes = 1 if free else self.protocol.mc_num // samples
     found = np.stack([
@@ -194,14 +200,18 @@ class DiffusionLM(LM):
 
   def _greedy(self, items: Sequence[Item]) -> list[bool]:
     """Returns whether each is what the surest tokens first would write."""
-    rows = [[*i.tokens[: i.given], *[None] * i.targets] for i in items]
+    ends = [item.given + item.targets for item in items]
+    rows = [
+      [*i.tokens[: i.given], *[None] * i.targets, *i.tokens[end:]]
+      for i, end in zip(items, ends, strict=True)
+    ]
     config = dataclasses.replace(
       self._sampler, temperature=0.0, stop=False, steps=0
     )
     written = self._write(rows, config)
     return [
-      tuple(new) == item.tokens[item.given :]
-      for new, item in zip(written, items, strict=True)
+      tuple(new[: item.targets]) == item.tokens[item.given : end]
+      for new, item, end in zip(written, items, ends, strict=True)
     ]
 
   def loglikelihood_rolling(
@@ -256,13 +266,19 @@ class DiffusionLM(LM):
     def answer(part: Sequence[int]) -> list[str]:
       config = asked[part[0]][2]
       written = self._write([asked[i][0] for i in part], config)
-      texts = [self._run.tokenizer.decode(new) for new in written]
       return [
-        _cut(text, asked[i][1]) for i, text in zip(part, texts, strict=True)
+        contexts.cut(self._text(new), asked[i][1])
+        for i, new in zip(part, written, strict=True)
       ]
 
     kinds = [(self._canvas(row, c), c) for row, _, c in asked]
     return self._each("generate_until", requests, kinds, answer, disable_tqdm)
+
+  def _text(self, new: Sequence[int]) -> str:
+    """Returns the text of an answer, which ends at the first end of text."""
+    end = self._run.tokenizer.eos_id
+    stop = new.index(end) if end is not None and end in new else len(new)
+    return self._run.tokenizer.decode(new[:stop])
 
   def _asked(self, context: str, kwargs: dict[str, Any]):
     """Returns (template, until, sampler) of a request."""
@@ -273,20 +289,17 @@ class DiffusionLM(LM):
         f"it writes all tokens of an answer together; legal generation_kwargs: "
         f"{', '.join(_LEGAL)}"
       )
-    sampled = kwargs.get("do_sample", False)
-    config = self._sampler
-    if sampled:
+    config, fixed = self._sampler, self.protocol.fixed
+    if kwargs.get("do_sample") and not fixed:
       named = {
         k: kwargs[k] for k in ("temperature", "top_p", "top_k") if k in kwargs
       }
       config = dataclasses.replace(config, **named)
     until = kwargs.get("until") or []
     until = [until] if isinstance(until, str) else list(until)
-    wanted = next(
-      (kwargs[k] for k in _LEGAL[1:4] if kwargs.get(k)),
-      self.protocol.max_gen_toks,
-    )
-    given = self._encode(context)
+    wanted = self.protocol.max_gen_toks
+    if not fixed:
+      wanted = next((kwargs[k] for k in _LEGAL[1:4] if kwargs.get(k)), wanted)
     room = self._length - int(wanted)
     if room < 0:
       raise ValueError(
@@ -294,9 +307,7 @@ class DiffusionLM(LM):
         f"{self._length}: lower max_gen_toks, or give a longer length in "
         "--model_args"
       )
-    if len(given) > room:
-      _say_once(f"contexts are cut from the left to canvases of {self._length}")
-      given = given[len(given) - room :]
+    given = contexts.fitting(self._begin, self._encode(context), room)
     return [*given, *[None] * int(wanted)], until, config
 
   def _canvas(self, row: sampling.Template, config: SamplerConfig) -> int:
@@ -325,7 +336,9 @@ class DiffusionLM(LM):
       use_ema=self._use_ema,
       numbers=[*numbers, *[numbers[-1]] * missing],
     )
-    given = [sum(t is not None for t in row) for row in rows]
+    # What a canvas begins with is no part of a text, whoever put it there.
+    begins = lambda row: row[0] is not None and row[0] == objective.begin_id
+    given = [row.index(None) - begins(row) for row in templates]
     return [ids[n:] for ids, n in zip(sampled.rows, given, strict=False)]
 
   # ------------------------------------------------------------------ order
@@ -360,20 +373,7 @@ class DiffusionLM(LM):
     return found
 
 
-def _cut(text: str, until: Sequence[str]) -> str:
-  """Returns a text up to the first of some strings."""
-  ends = [text.find(stop) for stop in until if stop and stop in text]
-  return text[: min(ends)] if ends else text
-
-
-_said: set[str] = set()
 _made: list[DiffusionLM] = []
-
-
-def _say_once(text: str) -> None:
-  if text not in _said:
-    _said.add(text)
-    warnings.warn(text, stacklevel=3)
 
 
 def main(argv: Sequence[str]) -> list[DiffusionLM]:

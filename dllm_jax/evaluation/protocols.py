@@ -1,13 +1,18 @@
-"""How a harness's requests are answered: published settings by name."""
+r"""How a harness's requests are answered: published settings by name.
+
+Sources: LLaDA's `eval_llada.py` and the commands that it is started with
+(`eval_llada_lm_eval.sh`, and `llada_instruct_gen_gsm8k_length256_block8.py` of
+its OpenCompass), and Dream's `eval/eval.py` with `eval_dream_mc.sh` and
+`eval_dream_gen.sh`. Both give answers a length and a temperature of their own,
+whatever the task asks for, and neither has `loglikelihood_rolling` or, as
+started, `is_greedy`.
+"""
 
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 from dllm_jax.sampling.presets import SamplerConfig
-
-STRATA = 16
-"""Samples of a mini-batch, spread evenly (arXiv:2502.09992, app. B.5)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,34 +21,46 @@ class Protocol:
 
   Attributes:
     estimator: of likelihoods, as in `dllm evaluate --task=likelihood`.
-    mc_num: samples of a likelihood, in mini-batches of at most 16 spread evenly.
+    mc_num: samples of a likelihood.
+    strata: how many of them are spread evenly, a mini-batch; several give the
+      standard error.
     overlap: tokens before a window of a long document that it is given.
     greedy: whether to say if a continuation is what the sampler would write
       with temperature 0 (`is_greedy`, which `acc` of LAMBADA reads): one
       generation for each request.
+    cfg_scale: guidance of the context in likelihoods, w; 0 for none.
+    begin: whether a context begins with the token that begins a text.
+    end: whether the token that ends a text stands, given, after what is scored.
     max_gen_toks: tokens to write where a task does not say.
+    fixed: whether answers have this length, and are sampled so, whatever a task
+      asks for.
     sampler: the preset; "" for the run's own.
     fields: fields of the sampler, over the preset's.
   """
 
   estimator: str = "auto"
   mc_num: int = 128
+  strata: int = 16
   overlap: int = 0
   greedy: bool = False
   cfg_scale: float = 0.0
+  begin: bool = False
+  end: bool = False
   max_gen_toks: int = 256
+  fixed: bool = False
   sampler: str = ""
   fields: tuple[tuple[str, Any], ...] = ()
 
   def __post_init__(self):
-    if self.mc_num < 1 or (self.mc_num > STRATA and self.mc_num % STRATA):
+    for name in ("mc_num", "strata", "max_gen_toks"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, not {getattr(self, name)}"
+        )
+    if self.mc_num > self.strata and self.mc_num % self.strata:
       raise ValueError(
-        f"mc_num must lie in [1, {STRATA}] or be a multiple of {STRATA}, not "
-        f"{self.mc_num}"
-      )
-    if self.max_gen_toks < 1:
-      raise ValueError(
-        f"max_gen_toks must be at least 1, not {self.max_gen_toks}"
+        f"mc_num must lie in [1, {self.strata}], one mini-batch, or be a "
+        f"multiple of strata={self.strata}, not {self.mc_num}"
       )
 
 
@@ -51,32 +68,43 @@ def _fields(**fields: Any) -> tuple[tuple[str, Any], ...]:
   return tuple(sorted(fields.items()))
 
 
+# LLaDA-8B-Base: 128 samples by exact counts, 8 spread evenly; answers of 1024
+# tokens in as many steps, one block, the surest token first.
+_LLADA = Protocol(
+  estimator="counts",
+  strata=8,
+  max_gen_toks=1024,
+  fixed=True,
+  sampler="llada",
+  fields=_fields(temperature=0.0),
+)
+# Dream-7B-Base: 128 samples by times, 32 spread evenly, between the tokens that
+# begin and end a text; the least entropy first, one token a step. GSM8K.
+_DREAM = Protocol(
+  estimator="times",
+  strata=32,
+  begin=True,
+  end=True,
+  max_gen_toks=256,
+  fixed=True,
+  sampler="dream",
+  fields=_fields(temperature=0.0, top_p=0.95),
+)
 PROTOCOLS = {
   "default": Protocol(),
-  # arXiv:2502.09992, app. B.5: 128 samples by exact counts; answers of 1024
-  # tokens in as many steps, one block, the surest token first.
-  "llada": Protocol(
-    estimator="counts",
-    max_gen_toks=1024,
-    sampler="llada",
-    fields=_fields(temperature=0.0),
-  ),
-  # The same where every answer is one token (MMLU, CMMLU, C-Eval).
-  "llada_single": Protocol(estimator="counts", mc_num=1, sampler="llada"),
+  "llada": _LLADA,
+  # MMLU, CMMLU, C-Eval, whose answers are one token: its count is 1.
+  "llada_single": dataclasses.replace(_LLADA, mc_num=1, strata=1),
   # GSM8K of LLaDA-8B-Instruct: blocks of 8 from left to right.
-  "llada_blocks": Protocol(
-    estimator="counts",
-    max_gen_toks=256,
-    sampler="llada",
-    fields=_fields(temperature=0.0, block_length=8),
+  "llada_blocks": dataclasses.replace(
+    _LLADA, max_gen_toks=256, fields=_fields(temperature=0.0, block_length=8)
   ),
-  # Dream-7B: 128 samples by evenly spread times; 256 tokens in as many steps,
-  # the least entropy first.
-  "dream": Protocol(
-    estimator="times",
-    max_gen_toks=256,
-    sampler="dream",
-    fields=_fields(temperature=0.0, top_p=0.95),
+  "dream": _DREAM,
+  # MATH and BBH.
+  "dream_long": dataclasses.replace(_DREAM, max_gen_toks=512),
+  # HumanEval and MBPP.
+  "dream_code": dataclasses.replace(
+    _DREAM, max_gen_toks=512, fields=_fields(temperature=0.2, top_p=0.95)
   ),
 }
 

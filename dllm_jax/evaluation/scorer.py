@@ -29,22 +29,24 @@ class Item:
   """A text to score, and what it is given.
 
   Attributes:
-    tokens: token ids, what is given first.
-    given: how many of them are not scored.
+    tokens: token ids.
+    given: how many of the first are not scored.
+    after: how many of the last are not scored.
   """
 
   tokens: tuple[int, ...]
   given: int = 0
+  after: int = 0
 
   @property
   def targets(self) -> int:
     """How many tokens are scored."""
-    return len(self.tokens) - self.given
+    return len(self.tokens) - self.given - self.after
 
   @property
   def number(self) -> int:
     """A number that depends on the item alone, for its randomness."""
-    data = np.asarray([self.given, *self.tokens], "<i4").tobytes()
+    data = np.asarray([self.given, self.after, *self.tokens], "<i4").tobytes()
     return zlib.crc32(data)
 
 
@@ -250,7 +252,7 @@ def batch_of(items: Sequence[Item], length: int) -> Batch:
   for i, item in enumerate(items):
     tokens[i, : len(item.tokens)] = item.tokens
     segments[i, : len(item.tokens)] = 1
-    scored[i, item.given : len(item.tokens)] = True
+    scored[i, item.given : item.given + item.targets] = True
   positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
   return Batch(
     tokens=tokens,

@@ -13,10 +13,12 @@ os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 
 pytest.importorskip("lm_eval")
 
+from lm_eval.api.model import CachingLM  # noqa: E402
+
 from dllm_jax.cli.main import main  # noqa: E402
-from dllm_jax.evaluation import likelihood, protocols  # noqa: E402
+from dllm_jax.evaluation import contexts, likelihood, protocols  # noqa: E402
 from dllm_jax.evaluation.harness import DiffusionLM  # noqa: E402
-from dllm_jax.evaluation.scorer import Item  # noqa: E402
+from dllm_jax.evaluation.scorer import Item, Scorer  # noqa: E402
 
 
 def ask(*args):
@@ -89,15 +91,76 @@ def test_protocols_are_published_settings():
   llada = protocols.named("llada", {"mc_num": 32, "block_length": 4})
   assert llada.estimator == "counts" and llada.mc_num == 32
   assert dict(llada.fields) == {"temperature": 0.0, "block_length": 4}
-  assert protocols.PROTOCOLS["llada"].mc_num == 128
-  assert protocols.PROTOCOLS["llada_single"].mc_num == 1
-  assert protocols.PROTOCOLS["dream"].estimator == "times"
+  likelihoods = {
+    name: (p.estimator, p.mc_num, p.strata, p.begin, p.end)
+    for name, p in protocols.PROTOCOLS.items()
+  }
+  assert likelihoods["llada"] == ("counts", 128, 8, False, False)
+  assert likelihoods["llada_single"] == ("counts", 1, 1, False, False)
+  assert likelihoods["dream"] == ("times", 128, 32, True, True)
+  answers = {
+    name: (p.fixed, p.max_gen_toks, dict(p.fields))
+    for name, p in protocols.PROTOCOLS.items()
+  }
+  cold, warm = ({"temperature": t, "top_p": 0.95} for t in (0.0, 0.2))
+  assert answers["llada"] == (True, 1024, {"temperature": 0.0})
+  assert answers["llada_blocks"][2]["block_length"] == 8
+  assert answers["dream"] == (True, 256, cold)
+  assert answers["dream_code"] == (True, 512, warm)
   with pytest.raises(ValueError, match="legal: default, llada"):
     protocols.named("gpt", {})
   with pytest.raises(ValueError, match="unknown --model_args speed; legal"):
     protocols.named("llada", {"speed": 9})
-  with pytest.raises(ValueError, match="multiple of 16"):
-    protocols.named("llada", {"mc_num": 40})
+  with pytest.raises(ValueError, match="multiple of strata=8"):
+    protocols.named("llada", {"mc_num": 42})
+
+
+def test_what_stands_around_an_answer(model, monkeypatch):
+  tokenizer = types.SimpleNamespace(bos_id=7, eos_id=8)
+  assert contexts.special(tokenizer, "begin", True) == [7]
+  assert contexts.special(tokenizer, "end", True) == [8]
+  assert contexts.special(tokenizer, "end", False) == []
+  assert contexts.fitting([7], [1, 2, 3], 4) == [7, 1, 2, 3]
+  monkeypatch.setattr(contexts, "_said", set())
+  with pytest.warns(UserWarning, match="cut from the left"):
+    assert contexts.fitting([7], [1, 2, 3], 2) == [7, 3]
+  assert contexts.fitting([7], [1, 2, 3], 0) == []
+  assert contexts.cut("one\n\ntwo", ["\n\n", "w"]) == "one"
+  # Dream scores what stands between the tokens that begin and end a text.
+  dream = protocols.named("dream", {"max_gen_toks": 4})
+  monkeypatch.setattr(model, "protocol", dream)
+  monkeypatch.setattr(
+    contexts, "special", lambda _, role, on: [3 if role == "begin" else 4] * on
+  )
+  item = model._pair("To", " be")
+  assert item.tokens[0] == 3 and item.tokens[-1] == 4
+  assert (item.given, item.after, item.targets) == (3, 1, 3)
+  # Its answers have its own length, whatever a task says.
+  row, _, config = model._asked("To", {"max_gen_toks": 9, "temperature": 1.0})
+  assert row.count(None) == 4 and row[0] == 3
+  assert config.temperature == model._sampler.temperature
+
+
+def test_a_cache_resumes(model, tmp_path, monkeypatch):
+  asked = ask(*[("To be", f" {word}") for word in "abcde"])
+  cache = CachingLM(model, str(tmp_path / "cache.db"))
+  real, calls = Scorer.nats, []
+
+  def dies(self, keys, batch):
+    calls.append(1)
+    if len(calls) > 4:
+      raise KeyboardInterrupt
+    return real(self, keys, batch)
+
+  monkeypatch.setattr(Scorer, "nats", dies)
+  with pytest.raises(KeyboardInterrupt):
+    cache.loglikelihood(asked)
+  assert len(calls) == 5  # four are known
+  calls[:] = [1] * 3  # one more is allowed
+  values = cache.loglikelihood(asked)
+  assert len(calls) == 4
+  monkeypatch.setattr(Scorer, "nats", real)
+  assert [tuple(v) for v in values] == model.loglikelihood(asked)
 
 
 def _task(folder, name, rows, **fields):
@@ -146,19 +209,35 @@ def tasks(tmp_path):
     generation_kwargs={"until": ["\n"], "max_gen_toks": 8},
     metric_list=[{"metric": "exact_match"}],
   )
+  _task(
+    tmp_path,
+    "toy_beams",
+    [{"q": "ROMEO:", "a": "x"}],
+    output_type="generate_until",
+    doc_to_text="{{q}}",
+    doc_to_target="{{a}}",
+    generation_kwargs={"until": ["\n"], "num_beams": 4},
+    metric_list=[{"metric": "exact_match"}],
+  )
   return tmp_path
 
 
 @pytest.mark.all
 def test_the_real_command_on_local_tasks(workdir, tasks, capsys):
   out = tasks / "out"
-  status = main([
-    "harness", "run", "--model", "dllm_jax", "--model_args",
-    f"workdir={workdir},protocol=llada,mc_num=4,length=32",
-    "--tasks", "toy_choice,toy_rolling,toy_generation",
-    "--include_path", str(tasks), "--batch_size", "4",
-    "--output_path", str(out), "--log_samples",
-  ])  # fmt: skip
+
+  def harness(names):
+    return main([
+      "harness", "run", "--model", "dllm_jax", "--model_args",
+      f"workdir={workdir},protocol=llada,mc_num=4,length=32,max_gen_toks=8",
+      "--tasks", names, "--include_path", str(tasks), "--batch_size", "4",
+      "--output_path", str(out), "--log_samples",
+    ])  # fmt: skip
+
+  assert harness("toy_beams") == 2 and not out.exists()
+  said = [x for x in capsys.readouterr().err.splitlines() if "dllm: " in x]
+  assert len(said) == 1 and "cannot be asked for num_beams" in said[0]
+  status = harness("toy_choice,toy_rolling,toy_generation")
   said, errors = capsys.readouterr()
   assert status == 0, errors
   assert "toy_choice" in said
