@@ -347,6 +347,9 @@ class Policy(Protocol):
   forces: bool
   idles: bool
 
+  def least_steps(self, width: int) -> int:
+    """Returns the fewest steps that finish a window of so many slots."""
+
   def init(
     self, process: Process, z: PyTree, window: Bool[Array, "B W"]
   ) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dllm_jax.sampling.strip import layout, LIGHT
+from dllm_jax.sampling.strip import layout, LIGHT, text_of, width
 from dllm_jax.sampling.trace import Film, films, Trace
 
 _ADVANCE, _LINE, _PAD, _HEAD = 9, 20, 14, 24  # pixels
@@ -77,8 +77,8 @@ def write_picture(
       loop=0,
     )
     return
-  width = sum(frame.width for frame in frames) + _PAD * (len(frames) - 1)
-  strip = image.new("RGB", (width, size[1]), _PAPER)
+  across = sum(frame.width for frame in frames) + _PAD * (len(frames) - 1)
+  strip = image.new("RGB", (across, size[1]), _PAPER)
   for i, frame in enumerate(frames):
     strip.paste(frame, (i * (size[0] + _PAD), 0))
   strip.save(path)
@@ -118,16 +118,15 @@ def _panel(image, film: Film, decode, cells, step: int, size):
   canvas, last = film.canvas(step), film.canvas(len(film.steps))
   for slot, text, column, row in cells:
     now = canvas[slot]
-    if now.token not in (None, last[slot].token):
-      text = decode([now.token])[: len(text)].ljust(len(text))
+    text = text_of(now, last[slot], text, decode)
     x, y = _PAD + column * _ADVANCE, _HEAD + _PAD + row * _LINE
     hidden = now.token is None
     if not film.fixed[slot]:
       shade = _HIDDEN if hidden else LIGHT[min(4, int(5 * now.confidence))]
-      right = x + len(text) * _ADVANCE
+      right = x + width(text) * _ADVANCE
       draw.rectangle((x, y + 1, right - 1 - hidden, y + _LINE - 2), shade)
     if not hidden:
       for i, character in enumerate(text):
-        at = (x + i * _ADVANCE, y + 2)
+        at = (x + width(text[:i]) * _ADVANCE, y + 2)
         draw.text(at, character, _INK, font, stroke_width=0)
   return panel

@@ -56,6 +56,11 @@ class Stepwise:
     """Whether a processor wants to know how often tokens stand in a row."""
     return any(p.counts for p in (*self.filters, *self.processors))
 
+  def least_steps(self, width: int) -> int:
+    """Returns the fewest steps that finish a window of so many slots."""
+    del width
+    return 1
+
   def init(
     self, process: Process, z: PyTree, window: Bool[Array, "B W"]
   ) -> Progress:

@@ -171,10 +171,11 @@ class Loop:
 
     zero = jnp.zeros_like(at.t)
     outside = remasking_jump(masked(at.t), masked(at.s), zero, at.s)
+    last = at.s <= 0.0  # Of few steps the last may begin inside the loop.
     on = jnp.full_like(at.t, 1.0 - self.alpha_on)
     inside = remasking_jump(on, on, jnp.full_like(on, self.eta), at.s)
     return jax.tree.map(
-      lambda a, b: jnp.where(before | after, a, b), outside, inside
+      lambda a, b: jnp.where(before | after | last, a, b), outside, inside
     )
 
 

@@ -79,6 +79,7 @@ class Sampler:
       )
     if self.guidance is not None:
       self.guidance.check(self.objective)
+    self._check_steps(width)
     check_cache(
       self.cache,
       self.objective,
@@ -86,6 +87,18 @@ class Sampler:
       blocks_from=self.blocks_from,
       forces=self.policy.forces,
     )
+
+  def _check_steps(self, width: int) -> None:
+    least, why = self.policy.least_steps(width), "one a slot"
+    if self.cache in ("prefix", "dual") and self.objective.shift and width > 1:
+      # The first call sees to the block's first slot alone (`loop`).
+      least, why = max(least, 2), "of which the first fills one slot"
+    if self.steps < least:
+      raise ValueError(
+        f"{type(self.policy).__name__} needs at least {least} steps, {why}, to "
+        f"fill a block of {width} slots, not {self.steps}: shorten the block, or "
+        "take more steps"
+      )
 
   @property
   def objective(self) -> Objective:

@@ -3,8 +3,8 @@ r"""Selections: how many of the ranked masked slots a step reveals.
 A selection is `(seen, progress, steps, objective) -> [B, W] bool`: which
 candidates take their drawn token now. Some reveal planned numbers in a known
 number of steps; the others look at the network and take as few steps as it
-allows. Every one of them reveals at least one candidate a step, or all at
-its last step, so that no window stays unfinished.
+allows, each for an even share of what is left or more. No window stays
+unfinished: the last step reveals what is left.
 """
 
 import dataclasses
@@ -54,6 +54,14 @@ class Seen:
   def left(self) -> Int[Array, "B"]:
     """The number of candidates."""
     return jnp.sum(self.candidates, axis=1, dtype=jnp.int32)
+
+  def due(self, progress: Progress, steps: int) -> Int[Array, "B"]:
+    """Returns how many must be revealed now to finish evenly in time.
+
+    1 at the least: of as many steps as slots each may reveal no more.
+    """
+    rest = jnp.maximum(steps - progress.step, 1)
+    return jnp.maximum(-(-self.left // rest), 1)
 
   def rank(self) -> Int[Array, "B W"]:
     """Returns how many slots come before each, best first, ties by slot."""
@@ -107,7 +115,8 @@ class Even(_Selection):
       total = jnp.full_like(total, seen.candidates.shape[1])
     planned = self.steps or steps
     quota = total // planned + (progress.step < total % planned)
-    return jnp.where(progress.step < planned, quota, 1)
+    quota = jnp.where(progress.step < planned, quota, 1)
+    return jnp.maximum(quota, seen.due(progress, steps))
 
   def __call__(
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
@@ -172,7 +181,8 @@ class Proportional(_Selection):
     del objective
     plan = jnp.asarray(self.plan(steps, seen.candidates.shape[1]))
     step = jnp.minimum(progress.step, steps - 1)
-    return seen.best(plan[progress.maskable, step])
+    count = plan[progress.maskable, step]
+    return seen.best(jnp.where(step + 1 < steps, count, seen.left))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,13 +241,13 @@ class CosinePlan(_Selection):
 class Threshold(_Selection):
   """Reveals all that are surer than a threshold, and the plan's at least.
 
-  If fewer pass it than `least` plans, the best of the plan are revealed
-  (Fast-dLLM, arXiv:2505.22618; SDAR and LLaDA2 plan several).
+  If fewer pass it than are planned, the best of the plan are revealed
+  (Fast-dLLM, arXiv:2505.22618, plans what is due; SDAR and LLaDA2 more).
 
   Attributes:
     value: a probability in (0, 1]; 1 reveals what is planned, values near 0
       all at once.
-    least: what is revealed anyway; None for one slot.
+    least: the plan; None for what is due, one of as many steps as slots.
   """
 
   value: float = 0.9
@@ -255,9 +265,9 @@ class Threshold(_Selection):
     """Returns the slots to reveal."""
     del objective
     sure = seen.candidates & (seen.confidence >= self.value)
-    least = jnp.ones_like(seen.left)
+    least = seen.due(progress, steps)
     if self.least is not None:
-      least = jnp.maximum(self.least.quota(seen, progress, steps), 1)
+      least = self.least.quota(seen, progress, steps)
     enough = jnp.sum(sure, axis=1) >= least
     return jnp.where(enough[:, None], sure, seen.best(least))
 
@@ -267,10 +277,10 @@ class Factor(_Selection):
   """Reveals the first n by score while confidence_n >= 1 - factor / (n + 1).
 
   The more are revealed together, the surer each has to be (Fast-dLLM,
-  arXiv:2505.22618, thm. 1); the first is revealed anyway.
+  arXiv:2505.22618, thm. 1); what is due is revealed anyway.
 
   Attributes:
-    value: above 0; small values reveal one a step, large ones all at once.
+    value: above 0; small values reveal what is due, large ones all at once.
   """
 
   value: float = 1.0
@@ -283,13 +293,13 @@ class Factor(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del progress, steps, objective
+    del objective
     order = seen.rank()
     sure = sort(jnp.where(seen.candidates, seen.confidence, -1.0), order)
     n = jnp.arange(1, sure.shape[1] + 1)
-    passed = (sure >= 1.0 - self.value / (n + 1)) | (n == 1)
+    passed = sure >= 1.0 - self.value / (n + 1)
     count = jnp.sum(jnp.cumprod(passed, axis=1), axis=1)
-    return seen.candidates & (order < count[:, None])
+    return seen.best(jnp.maximum(count, seen.due(progress, steps)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -297,10 +307,10 @@ class EntropyBound(_Selection):
   """Reveals the first n by score with sum_n H - max_n H <= bound (EB).
 
   The left side bounds how far joint and product law are apart
-  (arXiv:2505.24857, eq. 8); the first is revealed anyway.
+  (arXiv:2505.24857, eq. 8); what is due is revealed anyway.
 
   Attributes:
-    value: gamma in nats; 0 reveals one a step.
+    value: gamma in nats; 0 reveals what is due.
   """
 
   value: float = 0.1
@@ -314,12 +324,12 @@ class EntropyBound(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del progress, steps, objective
+    del objective
     order = seen.rank()
     h = sort(jnp.where(seen.candidates, seen.entropy, jnp.inf), order)
     passed = bounded(h, self.value)
     count = jnp.sum(jnp.cumprod(passed, axis=1), axis=1)
-    return seen.candidates & (order < count[:, None])
+    return seen.best(jnp.maximum(count, seen.due(progress, steps)))
 
 
 def bounded(h: Float[Array, "B W"], bound: float) -> Bool[Array, "B W"]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import os
 import pathlib
+import unicodedata
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -68,26 +69,25 @@ def write_strip(
   steps = np.linspace(0, len(film.steps), panels).round().astype(int)
   cells = layout(film, decode, columns, lines)
   last = film.canvas(len(film.steps))
-  width = columns * _ADVANCE + 2 * _PAD
+  across = columns * _ADVANCE + 2 * _PAD
   rows = 1 + max((row for *_, row in cells), default=0)
   height = rows * _LINE + 2 * _PAD
   body = []
   for i, step in enumerate(dict.fromkeys(steps.tolist())):
     title = f"step {step} of {len(film.steps)}"
-    x = i * (width + _GAP) + 0.5
+    x = i * (across + _GAP) + 0.5
     body.append(f'<text class="head" x="{x:.1f}" y="14">{title}</text>')
     body.append(
-      f'<rect class="panel" x="{x:.1f}" y="22.5" rx="6" width="{width:.1f}" '
+      f'<rect class="panel" x="{x:.1f}" y="22.5" rx="6" width="{across:.1f}" '
       f'height="{height}"/>'
     )
     canvas = film.canvas(step)
     for slot, text, column, row in cells:
       now = canvas[slot]
-      if now.token not in (None, last[slot].token):  # Changed again later.
-        text = decode([now.token])[: len(text)].ljust(len(text))
+      text = text_of(now, last[slot], text, decode)
       given = film.fixed[slot]
       body.append(_cell(now, text, x + _PAD, column, row, given=given))
-  total = len(set(steps.tolist())) * (width + _GAP) - _GAP
+  total = len(set(steps.tolist())) * (across + _GAP) - _GAP
   body.append(_legend(total))
   pathlib.Path(path).write_text(
     _document(body, total, height + 24), encoding="utf-8"
@@ -125,7 +125,7 @@ def layout(
   """Returns (slot, text, column, row): where the pieces of the end stand.
 
   Lines break at newlines and between words. A token that crosses a line is cut
-  into cells.
+  into cells. Wide characters take two columns.
   """
   characters = [
     (event.slot, character)
@@ -136,22 +136,44 @@ def layout(
   cells, column, row = [], 0, 0
   for i, (slot, character) in enumerate(characters):
     if not character.isspace() and (i == 0 or text[i - 1].isspace()):
-      word = len(text[i:].split(None, 1)[0])
+      word = width(text[i:].split(None, 1)[0])
       if column and column + word > columns >= word:
         column, row = 0, row + 1
-    if column >= columns and character != "\n":
+    if column + width(character) > columns and character != "\n":
       column, row = 0, row + 1
     if row >= lines:
       break
     last = cells[-1] if cells else None
     if last and last[0] == slot and last[3] == row and character != "\n":
-      cells[-1] = (slot, last[1] + character, last[2], row)
+      cells[-1] = (slot, last[1] + printable(character), last[2], row)
     else:
-      cells.append((slot, character.replace("\n", "↵"), column, row))
-    column += 1
+      cells.append((slot, printable(character), column, row))
+    column += width(character)
     if character == "\n":
       column, row = 0, row + 1
   return cells
+
+
+def text_of(now: Event, last: Event, room: str, decode: Callable) -> str:
+  """Returns what stands in a cell now, as wide as what stands there last."""
+  if now.token in (None, last.token):
+    return room
+  text = printable(decode([now.token]))
+  while width(text) > width(room):
+    text = text[:-1]
+  return text + " " * (width(room) - width(text))
+
+
+def printable(text: str) -> str:
+  """Returns a text of one line, without characters that steer a terminal."""
+  return "".join(
+    "↵" if c == "\n" else c if c.isprintable() else "\ufffd" for c in text
+  )
+
+
+def width(text: str) -> int:
+  """Returns how many columns a text takes."""
+  return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def _cell(
@@ -166,13 +188,13 @@ def _cell(
     inset = 0.6 if hidden else 0.0
     parts.append(
       f'<rect class="{shade}" x="{x + inset:.1f}" y="{y + 1}" rx="1.5" '
-      f'width="{len(room) * _ADVANCE - 2 * inset:.1f}" height="{_LINE - 2}"/>'
+      f'width="{width(room) * _ADVANCE - 2 * inset:.1f}" height="{_LINE - 2}"/>'
     )
   if not hidden and (text := room.strip()):
     offset = (len(room) - len(room.lstrip())) * _ADVANCE
     parts.append(
       f'<text{" class=" + chr(34) + "given" + chr(34) if given else ""} '
       f'x="{x + offset:.1f}" y="{y + 14.5}" '
-      f'textLength="{len(text) * _ADVANCE:.1f}">{escape(text)}</text>'
+      f'textLength="{width(text) * _ADVANCE:.1f}">{escape(text)}</text>'
     )
   return "".join(parts)

@@ -45,6 +45,10 @@ class FirstHitting(Stepwise):
     super().__post_init__()
     check_mask(self)
 
+  def least_steps(self, width: int) -> int:
+    """Returns the fewest steps that finish a window: one for each slot."""
+    return width
+
   def init(self, process, z, window) -> Hitting:
     """Returns the state at a window's start: t = 1, before the first jump."""
     base = super().init(process, z, window)

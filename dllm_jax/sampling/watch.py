@@ -6,9 +6,8 @@ import os
 import sys
 import time
 from typing import TextIO
-import unicodedata
 
-from dllm_jax.sampling.strip import layout
+from dllm_jax.sampling.strip import layout, text_of, width
 from dllm_jax.sampling.trace import Film, films, page, Trace
 
 # Backgrounds of the 256-colour palette from unsure to sure: orange to blue.
@@ -42,8 +41,7 @@ def screens(
     rows: dict[int, list[str]] = {}
     for slot, text, _, row in cells:
       now = canvas[slot]
-      if now.token not in (None, last[slot].token):
-        text = decode([now.token])[: len(text)].ljust(len(text))
+      text = text_of(now, last[slot], text, decode)
       given = film.fixed[slot]
       cell = _cell(text, now.token, now.confidence, given, colour)
       rows.setdefault(row, []).append(cell)
@@ -58,7 +56,7 @@ def _cell(text, token, confidence, given, colour) -> str:
     # Blanks, not text in the colour of its ground: terminals that see to it
     # that text can be read would show what is not revealed yet.
     return (
-      f"{_HIDDEN}{' ' * _width(text)}{_RESET}" if colour else "·" * len(text)
+      f"{_HIDDEN}{' ' * width(text)}{_RESET}" if colour else "·" * width(text)
     )
   if not colour:
     return text
@@ -66,11 +64,6 @@ def _cell(text, token, confidence, given, colour) -> str:
     return f"\x1b[1m{text}{_RESET}"
   shade = _RAMP[min(4, int(5 * confidence))]
   return f"\x1b[48;5;{shade}m\x1b[38;5;16m{text}{_RESET}"
-
-
-def _width(text: str) -> int:
-  """Returns how many columns a text takes."""
-  return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def play(
@@ -106,8 +99,8 @@ def play(
     )
   live = out.isatty()
   # A line that the terminal wraps would put all that follow in its wrong place.
-  width, height = _size(out)
-  columns = columns or max(8, min(78, width - 1))
+  across, height = _size(out)
+  columns = columns or max(8, min(78, across - 1))
   lines = lines or max(1, min(20, height - 4))
   frames = list(
     screens(samples[sample], decode, columns=columns, lines=lines, colour=live)

@@ -126,9 +126,12 @@ def test_memory_is_bounded(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_fills_the_canvas(name):
+def test_every_preset_fills_the_canvas_in_few_steps(name):
   objective = objective_of(name)
-  spec = SamplerConfig(preset=name).build(objective, length=24)
+  few = {} if name in ("bd3lm", "autoregressive") else {"steps": 3}
+  if type(objective) is Dream or name.startswith("fast_dllm"):
+    few |= {"block_length": 8, "cache": "dual"}  # Dream: a call for one slot.
+  spec = SamplerConfig(preset=name, **few).build(objective, length=24)
   denoiser, params = network_of(20)
   rows = [[1, 2, 3] + [None] * n for n in (21, 9)]
   requests = build(rows, objective=objective, length=24)
@@ -238,6 +241,10 @@ def refuses(message, *, name="llada", length=24, **fields):
 def test_what_is_refused_before_compilation():
   refuses("block_length 7 does not divide the canvas of 24", block_length=7)
   refuses("steps 25 is more than the 24 slots", steps=25)
+  refuses("at least 6 steps, one a slot, .* not 5", name="bd3lm", steps=5)
+  refuses(
+    "at least 2 steps", name="dream", steps=1, cache="dual", block_length=8
+  )
   for threshold in (0.0, -1.0, 1.5):
     refuses(r"threshold must lie in \(0, 1\]", threshold=threshold)
   refuses("factor must be above 0", factor=0.0)
