@@ -111,7 +111,9 @@ def _panel(image, film: Film, decode, cells, step: int, size):
 
   panel = image.new("RGB", size, _PAPER)
   draw, font = ImageDraw.Draw(panel), _font()
-  draw.text((2, 3), f"step {step} of {len(film.steps)}", _SOFT, font)
+  title = f"step {step} of {len(film.steps)}"
+  draw.text((2, 3), title, _SOFT, font)
+  _legend(draw, 2 + draw.textlength(title, font), size[0], font)
   draw.rounded_rectangle(
     (0, _HEAD, size[0] - 1, size[1] - 1), 6, outline="#dcd8ce"
   )
@@ -127,6 +129,20 @@ def _panel(image, film: Film, decode, cells, step: int, size):
       draw.rectangle((x, y + 1, right - 1 - hidden, y + _LINE - 2), shade)
     if not hidden:
       for i, character in enumerate(text):
-        at = (x + width(text[:i]) * _ADVANCE, y + 2)
-        draw.text(at, character, _INK, font, stroke_width=0)
+        left = x + width(text[:i]) * _ADVANCE
+        for at in range(1 + film.fixed[slot]):  # Twice is bold: given.
+          draw.text((left + at, y + 2), character, _INK, font)
   return panel
+
+
+def _legend(draw, left: float, right: int, font) -> None:
+  """Draws the scale of colours in a panel's head, if there is room for it."""
+  side = 10
+  ramp = right - 2 - 4 * _ADVANCE - 4 - len(LIGHT) * side
+  if ramp - 4 - 7 * _ADVANCE < left:
+    return
+  draw.text((right - 2 - 4 * _ADVANCE, 3), "sure", _SOFT, font)
+  for i, shade in enumerate(LIGHT):
+    left = ramp + i * side
+    draw.rectangle((left, 6, left + side - 1, 6 + side), shade)
+  draw.text((ramp - 4 - 6 * _ADVANCE, 3), "unsure", _SOFT, font)

@@ -36,6 +36,8 @@ def screens(
   """
   cells = layout(film, decode, columns, lines)
   last = film.canvas(len(film.steps))
+  shown = len({slot for slot, *_ in cells})
+  cut = f", the first {shown} of {len(last)} tokens" * (shown < len(last))
   for step in range(len(film.steps) + 1):
     canvas = film.canvas(step)
     rows: dict[int, list[str]] = {}
@@ -48,7 +50,7 @@ def screens(
     body = "\n".join(
       "".join(rows.get(i, [])) for i in range(max(rows, default=0) + 1)
     )
-    yield f"step {step} of {len(film.steps)}\n\n{body}\n"
+    yield f"step {step} of {len(film.steps)}{cut}\n\n{body}\n"
 
 
 def _cell(text, token, confidence, given, colour) -> str:
@@ -109,9 +111,8 @@ def play(
     frames = [frames[0], frames[-1]]
   pause = seconds / len(frames) if live else 0.0
   for frame in frames:
-    clear = "\x1b[K\n" if live else "\n"
     start = f"{_HOME}{_CLEAR}" if frame is frames[0] else _HOME
-    out.write((start if live else "") + frame.replace("\n", clear))
+    out.write((start if live else "") + frame)
     out.flush()
     time.sleep(pause)
 

@@ -15,6 +15,7 @@ from dllm_jax.sampling.selection import (
   Everything,
   Factor,
   Progress,
+  Proportional,
   Seen,
   Threshold,
   Truncated,
@@ -70,7 +71,8 @@ def test_entropies_are_bounded_but_for_the_greatest():
 
 def test_plans():
   assert chosen(Even(), step=0, steps=3) == [[0, 2], [3, 4]]
-  assert chosen(Even(), step=2, steps=3) == [[0], [4]]
+  late = CANDIDATES & (SURE > 0.5)
+  assert chosen(Even(), step=2, steps=4, candidates=late) == [[0], [4]]
   assert chosen(Everything()) == [[0, 1, 2, 3], [0, 1, 2, 3, 4]]
   # 1 - s / t is 1/5, 1/4, ... on even times: floor(4 / 4), floor(5 / 4).
   assert chosen(Truncated(), step=1) == [[0], [4]]
@@ -81,6 +83,25 @@ def test_plans():
     [0, 1, 2, 3],
     [0, 1, 2, 3, 4],
   ]
+
+
+@pytest.mark.parametrize(
+  "rule",
+  [
+    Threshold(value=1.0),
+    Factor(value=1e-9),
+    EntropyBound(value=0.0),
+    Even(),
+    Proportional(),
+  ],
+)
+def test_few_steps_take_their_share_and_the_last_takes_all(rule):
+  # Four and five are left.
+  h = jnp.ones_like(SURE)
+  if not isinstance(rule, Proportional):  # Its plan is its own.
+    assert chosen(rule, step=2, steps=4, entropy=h) == [[0, 2], [1, 3, 4]]
+  last = chosen(rule, step=3, steps=4, entropy=h)
+  assert last == [[0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
 def test_chance_looks_at_no_score():

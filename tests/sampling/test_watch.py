@@ -12,7 +12,7 @@ from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling import watch, write
 from dllm_jax.sampling.program import Sampler
 from dllm_jax.sampling.requests import build
-from dllm_jax.sampling.trace import films
+from dllm_jax.sampling.trace import Event, Film, films
 from dllm_jax.sampling.unmasking import Unmasking
 from tests import toys
 from tests.sampling import published
@@ -55,6 +55,40 @@ def test_what_is_hidden_is_not_on_the_screen(trace):
   plain = lambda screen: re.sub(r"\x1b\[[0-9;]*m", "", screen).split("\n\n")[1]
   assert plain(first).rstrip() == "de"
   assert len(plain(first)) == len(plain(last))
+
+
+def film_of(*tokens, later=()):
+  """Returns a film of one step that writes tokens, and one that rewrites."""
+  steps = [enumerate(tokens), later]
+  events = lambda step: tuple(
+    Event(slot=slot, token=token, confidence=0.5) for slot, token in step
+  )
+  blank = (None,) * len(tokens)
+  return Film(
+    initial=blank,
+    fixed=(False,) * len(tokens),
+    steps=tuple(events(step) for step in steps),
+  )
+
+
+def test_tokens_neither_break_a_line_nor_steer_the_terminal():
+  texts = ["ab", "\n", "\x1b[2J", "c\td"]
+  film = film_of(1, 2, 3, 0, later=[(0, 0), (1, 0), (3, 1)])
+  _, first, last = watch.screens(
+    film, lambda ids: texts[ids[0]], columns=9, colour=False
+  )
+  body = lambda screen: screen.split("\n\n")[1]
+  # Each in the room of what stands there last.
+  assert body(first) == "↵ \ufffd[c\ufffdda\n"
+  assert body(last) == "ababc\ufffdd↵\n"
+
+
+def test_wide_characters_take_two_columns_and_what_is_cut_is_said():
+  film = film_of(*range(5))
+  *_, last = watch.screens(
+    film, lambda ids: "日本語ab"[ids[0]], columns=5, lines=1, colour=False
+  )
+  assert last == "step 2 of 2, the first 2 of 5 tokens\n\n日本\n"
 
 
 def test_play_animates_a_terminal_and_prints_to_a_file(trace):
