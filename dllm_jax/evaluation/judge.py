@@ -27,22 +27,26 @@ class Judge:
     scorer: its likelihood.
     tokenizer: its tokenizer.
     denoiser: its network.
+    given: tokens at the start of a text that it cannot score: 1 of a folder
+      that names no token which texts begin with, so that nothing predicts the
+      first one.
   """
 
   name: str
   scorer: Scorer
   tokenizer: Tokenizer
   denoiser: Denoiser
+  given: int = 0
 
   def encode(self, text: str) -> tuple[int, ...]:
     """Returns the tokens of a text."""
     return tuple(int(i) for i in self.tokenizer.encode(text))
 
   def nats(self, texts: list[str], *, rows: int) -> list[tuple[float, int]]:
-    """Returns (exact nats, tokens) of each text."""
+    """Returns (exact nats, tokens that they are of) for each text."""
     found: list[Any] = [None] * len(texts)
     for at in self._canvases(texts).values():
-      items = [Item(tokens=self.encode(texts[i])) for i in at]
+      items = [Item(tokens=self.encode(texts[i]), given=self.given) for i in at]
       key = jax.random.key(0)
       nats = self.scorer.score(items, samples=1, key=key, rows=rows)
       for i, item, value in zip(at, items, nats, strict=True):
@@ -95,7 +99,7 @@ def open_judge(path: str) -> Judge:
     FileNotFoundError: there is no model.
     ValueError: it is not autoregressive.
   """
-  folder = pathlib.Path(path)
+  folder, given = pathlib.Path(path), 0
   if (folder / "checkpoints").exists():
     run = Run.open(folder)
     _check(path, run.objective)
@@ -113,6 +117,8 @@ def open_judge(path: str) -> Judge:
     objective, denoiser, tokenizer = (
       model.objective, model.denoiser, model.tokenizer
     )  # fmt: skip
+    if objective.bos_id is None:
+      denoiser, given = _headless(denoiser), 1
     params, process = {"model": model.params, "process": {}}, Process()
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
   scorer = Scorer(
@@ -128,7 +134,23 @@ def open_judge(path: str) -> Judge:
     scorer=scorer,
     tokenizer=tokenizer,
     denoiser=denoiser,
+    given=given,
   )
+
+
+def _headless(denoiser: Denoiser) -> Denoiser:
+  """Returns a network that is not shown what its rows begin with.
+
+  It sees [x_0; x_1; ...] where it is given [begin; x_0; x_1; ...], and its
+  output is moved back, so that a slot still predicts its own token.
+  """
+
+  def apply(params, inputs, cache):
+    inputs = inputs.replace(latent=jnp.roll(inputs.latent, -1, axis=1))
+    out, cache = denoiser.apply(params, inputs, cache)
+    return out.replace(hidden=jnp.roll(out.hidden, 1, axis=1)), cache
+
+  return denoiser._replace(apply=apply)
 
 
 def _check(path: str, objective: Any) -> None:

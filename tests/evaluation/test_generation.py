@@ -3,12 +3,16 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from dllm_jax.cli.main import main
 from dllm_jax.evaluation import quality
 from dllm_jax.evaluation.judge import open_judge
+from dllm_jax.pretrained import load_pretrained
+from tests.data.test_chat import folder as tokenizer_folder
+from tests.pretrained.golden import publish
 
 
 def test_closed_forms():
@@ -73,3 +77,35 @@ def test_a_judge_is_its_own_likelihood(judge):
   shorter = opened.nats(["To be, or no"], rows=4)[0][0]
   assert 0 < together[0][0] - shorter < 20 and math.isfinite(shorter)
   assert opened.features(texts, rows=4).shape == (2, 16)
+
+
+@pytest.mark.parametrize("begin", ["<s>", None])
+def test_a_published_folder_judges(begin, tmp_path):
+  fields = {"model_type": "qwen2", "architectures": ..., "mask_token_id": ...}
+  folder = publish("dream_logits", tmp_path, bos_token_id=..., **fields)
+  tokenizer_folder(folder, mask_token=None, bos_token=begin)
+  if begin is None:  # nor is there a token that is named like one
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace("<s>", "<x>"))
+  opened = open_judge(str(folder))
+  # Nothing predicts the first token where texts begin with none of their own.
+  first = [] if begin is None else [3]
+  ids = [*first, 0, 1, 1, 0]
+  logits = load_pretrained(folder).logits(np.asarray([ids]))[0, :-1]
+  logits = logits.at[:, -1].set(-np.inf)  # the last row stands for a mask
+  log_p = np.asarray(jax.nn.log_softmax(logits))
+  expected = -log_p[np.arange(len(ids) - 1), ids[1:]].sum()
+  ((nats, tokens),) = opened.nats(["a b b a"], rows=1)
+  assert nats == pytest.approx(expected, rel=1e-4) and tokens == len(ids) - 1
+  if begin is None:
+    assert opened.nats(["a"], rows=1) == [(0.0, 0)]
+
+
+def test_a_published_folder_that_cannot_judge(workdir, tmp_path, capsys):
+  folder = publish("llada_logits", tmp_path / "llada")
+  before = sorted(workdir.rglob("*"))
+  args = ["evaluate", f"--workdir={workdir}", "--task=generation"]
+  assert main([*args, f"--judge={folder}"]) == 2
+  (said,) = capsys.readouterr().err.strip().splitlines()
+  assert f"{folder} holds LLaDA, which is not autoregressive" in said
+  assert sorted(workdir.rglob("*")) == before

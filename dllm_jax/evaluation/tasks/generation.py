@@ -136,7 +136,7 @@ def measure(
   """
   rows = [row for row in rows if row]
   texts = _texts(tokenizer, rows)
-  texts = [text for text in texts if judge.encode(text)]
+  texts = [text for text in texts if len(judge.encode(text)) > judge.given]
   if len(texts) < 2:
     raise ValueError("fewer than two samples hold any text: nothing to judge")
   scored = np.array(judge.nats(texts, rows=at_once))
