@@ -7,9 +7,9 @@ best groups of experts only; their outputs are summed with their scores,
     y = c sum_{e chosen} p_e F_e(x) (+ F_shared(x)),
 
 p_e divided by their sum if so configured. No token is ever dropped: positions
-are sorted by expert and multiplied in ragged groups. Over a mesh, each device
-has the experts of its share of axis `expert`, sees the positions of all of that
-axis, and adds up what its experts make of them.
+are sorted by expert and multiplied in ragged groups, or in `tiles`. Over a mesh,
+each device has the experts of its share of axis `expert`, sees the positions of
+all of that axis, and adds up what its experts make of them.
 
 The router's balance loss E sum_e f_e P_e (arXiv:2101.03961, eq. 4), f_e choices
 of expert e a position and P_e its mean score, is k where all are used alike.
@@ -31,11 +31,12 @@ from dllm_jax.core.axes import (
   platform,
   TENSOR,
 )
+from dllm_jax.models import tiles
 from dllm_jax.models.layers import scaled_normal
 from dllm_jax.models.perceptron import SwiGLU
 
 ROUTERS = ("softmax", "sigmoid")
-IMPLEMENTATIONS = (None, "ragged", "dense")
+IMPLEMENTATIONS = (None, "ragged", "tiled", "dense")
 
 
 def choose(
@@ -153,7 +154,9 @@ def _report(scores, chosen, real) -> dict[str, Array]:
 def _divided(x, chosen, weights, kernels, config):
   """Returns the mixture, over the mesh if there is one."""
   mesh = jax.sharding.get_abstract_mesh()
-  mix = _ragged if _implementation(config) == "ragged" else _dense
+  mix = {"ragged": _ragged, "tiled": tiles.mixture, "dense": _dense}[
+    _implementation(config)
+  ]
   if mesh.empty or mesh.size == 1:
     return mix(x, chosen, weights, kernels, 0)
   rows = tuple(a for a in BATCH_AXES if a in mesh.shape)
@@ -195,8 +198,8 @@ def _divided(x, chosen, weights, kernels, config):
 
 
 def _implementation(config) -> str:
-  # Off accelerators a ragged product is a dense one of all rows and experts.
-  usual = "dense" if platform() == "cpu" else "ragged"
+  # Off TPUs a ragged product is a dense one of all rows and experts.
+  usual = {"tpu": "ragged", "cpu": "dense"}.get(platform(), "tiled")
   return config.experts_implementation or usual
 
 

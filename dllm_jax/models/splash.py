@@ -121,12 +121,31 @@ def make_kernel(
   )
 
 
-def _block_sizes(q_length: int, k_length: int):
-  def largest(length):
-    tiles = (t for t in range(_LARGEST_TILE, 0, -_TILE) if length % t == 0)
-    return next(tiles)
+def visited(spec: MaskSpec, length: int) -> float:
+  """Returns the share of all places that lie in tiles which are not empty.
 
-  q, k = largest(q_length), largest(k_length)
+  Args:
+    spec: the mask.
+    length: queries, and keys; 1 is returned where tiles do not divide it.
+  """
+  if length % _TILE:
+    return 1.0
+  tile, k = _largest_tile(length), np.arange(length)
+  found = 0
+  for q in np.split(k, length // tile):
+    allowed = spec.allowed(q[:, None], k[None, :])
+    allowed = np.broadcast_to(allowed, (tile, length))
+    found += np.count_nonzero(allowed.reshape(tile, -1, tile).any(axis=(0, 2)))
+  return found / (length // tile) ** 2
+
+
+def _largest_tile(length: int) -> int:
+  tiles = range(_LARGEST_TILE, 0, -_TILE)
+  return next(tile for tile in tiles if length % tile == 0)
+
+
+def _block_sizes(q_length: int, k_length: int):
+  q, k = _largest_tile(q_length), _largest_tile(k_length)
   return kernels.BlockSizes(
     block_q=q,
     block_kv=k,

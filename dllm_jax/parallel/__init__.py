@@ -1,6 +1,9 @@
 """Mesh, sharding rules and multi-host start-up."""
 
-from dllm_jax.parallel.compilation import enable_compilation_cache
+from dllm_jax.parallel.compilation import (
+  enable_compilation_cache,
+  step_options,
+)
 from dllm_jax.parallel.distributed import initialise
 from dllm_jax.parallel.mesh import check_batches, make_mesh, MeshConfig
 from dllm_jax.parallel.sharding import (
@@ -22,4 +25,5 @@ __all__ = [
   "row_share",
   "RULES",
   "shardings",
+  "step_options",
 ]

@@ -5,7 +5,7 @@ chips, `h200:8x8` are 8 servers of 8 GPUs. Devices come from jax's ahead-of-time
 topologies, which need the compiler of that platform and no accelerator.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import math
@@ -22,11 +22,6 @@ _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _MOST_CHIPS = {"v5p": 6144, "tpu7x": 9216}
 _SERVER = (1, 2, 4, 8)
 _MOST_SERVERS = 4096
-
-# Products whose weights come from other chips are not cut into one part for each
-# chip: every part would read and write the whole sum. Runs have the same by
-# LIBTPU_INIT_ARGS=--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000.
-_TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 # What the compiler asks of an NVIDIA device: multiprocessors, shared memory each,
 # second-level cache, clock, compute capability. From the vendor's tuning guides.
@@ -75,7 +70,6 @@ class Machine:
     grid: chips along each side of a slice's torus; empty where a switch connects
       the devices of a server.
     wrapped: whether each side of the torus is closed to a ring.
-    options: of its compiler, which runs are to have too.
   """
 
   name: str
@@ -83,7 +77,6 @@ class Machine:
   devices: tuple[Any, ...]
   grid: tuple[int, ...] = ()
   wrapped: tuple[bool, ...] = ()
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def seconds(
     self, kind: str, size: float, group: Sequence[jax.Device]
@@ -228,7 +221,6 @@ def _tpu(topology: str, name: str, sides, slices: int) -> Machine:
     devices=tuple(devices),
     grid=sides,
     wrapped=wrapped,
-    options=_TPU_OPTIONS,
   )
 
 

@@ -9,12 +9,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import ModelInputs
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
+from dllm_jax.models import splash
 from dllm_jax.parallel import RULES, shardings
 from dllm_jax.run import Run
 
@@ -27,7 +27,8 @@ class Facts:
     parameters: how many there are.
     forward: FLOPs of a row's forward passes, unembedding included.
     attention: FLOPs of one of the two products of attention, a row and a call of
-      the network, all layers, at the places that its mask allows.
+      the network, all layers, all places.
+    tiles: share of places in the tiles that a kernel which knows the mask visits.
     vocabulary: FLOPs of a row's unembedding.
     state: shapes and types of the train state.
   """
@@ -35,6 +36,7 @@ class Facts:
   parameters: int
   forward: float
   attention: float
+  tiles: float
   vocabulary: float
   state: object
 
@@ -94,25 +96,27 @@ class Reference:
       matmul_flops(self._hidden(run), state.params["model"], inputs)
       for inputs in self.calls
     )
+    attention, tiles = self._attention()
     return Facts(
       parameters=sum(x.size for x in jax.tree.leaves(state.params)),
       forward=per_row,
-      attention=self._attention(),
+      attention=attention,
+      tiles=tiles,
       vocabulary=per_row - hidden / 2,
       state=state,
     )
 
-  def _attention(self) -> float:
+  def _attention(self) -> tuple[float, float]:
+    """Returns the FLOPs of a product, and the share that tiles leave of them."""
     network = self.network
     wide = network.heads * network.head_dim
-    total = 0.0
+    whole = visited = 0.0
     for inputs in self.calls:
       length = inputs.segment_ids.shape[1]
-      at = np.arange(0, length, max(1, length // 2048))
-      allowed = inputs.mask.allowed(at[:, None], at[None, :])
-      share = float(np.mean(np.broadcast_to(allowed, (at.size, at.size))))
-      total += 2.0 * length**2 * wide * share * network.layers
-    return total / len(self.calls)
+      flops = 2.0 * length**2 * wide * network.layers
+      whole += flops
+      visited += flops * splash.visited(inputs.mask, length)
+    return whole / len(self.calls), visited / whole
 
   def _hidden(self, run: Run):
     return lambda params, inputs: run.denoiser.apply(params, inputs)[0].hidden
@@ -139,7 +143,8 @@ class Reference:
       few, many = (self._residuals(hidden, params, i) for i in (one, inputs))
       for small, large in zip(few, many, strict=True):
         size = (large.size - small.size) * large.dtype.itemsize
-        scores = large.ndim > 4 and large.shape[-2:] == (length, length)
+        streams = (length, length // 2)  # the two of block diffusion, apart
+        scores = large.ndim > 4 and set(large.shape[-2:]) <= set(streams)
         kept += 0.0 if scores else size
     return flops / 2, kept
 

@@ -117,7 +117,7 @@ def plan(
     rows = run.config.training.batch_size
     _check(run)
     lowered, rounds, kinds = _step(run)
-  text, total = _compiled(lowered, machine)
+  text, total = _compiled(lowered)
   reference = reference or Reference(resolved, tokenizer)
   if program == "train":
     kinds["activations"] = _activations(run, reference)
@@ -184,10 +184,10 @@ def _step(run: Run):
   return lowered, (rounds,), kinds
 
 
-def _compiled(lowered, machine: Machine) -> tuple[str | None, float]:
+def _compiled(lowered) -> tuple[str | None, float]:
   """Returns the optimised program, or None, and the bytes that it takes."""
   try:
-    compiled = lowered.compile(compiler_options=dict(machine.options))
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", str(error))
     if used is None:
@@ -258,12 +258,13 @@ def _timed(found, run, machine, work, reference, rows) -> Plan:
 def _kernels(run: Run, work: hlo.Work, facts, rows: int) -> float:
   """Returns the FLOPs of attention kernels on a device.
 
-  Each product of a kernel is one of attention's, at the places that its mask
-  allows; a backward kernel forms the scores again.
+  Each product of a kernel is one of attention's, at all places by cuDNN and in
+  the tiles that are not empty by splash; a backward kernel forms the scores again.
   """
   product = facts.attention / run.network.layers * rows / run.mesh.size
   total = 0.0
   for name, times in work.kernels.items():
     count = next((n for key, n in _PRODUCTS.items() if key in name), 0)
-    total += count * times * product
+    share = 1.0 if "fmha" in name else facts.tiles
+    total += share * count * times * product
   return total

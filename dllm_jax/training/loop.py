@@ -24,6 +24,7 @@ from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
 from dllm_jax.data import merge_states
 from dllm_jax.parallel import distributed
+from dllm_jax.parallel.compilation import step_options
 from dllm_jax.parallel.sharding import global_batch, shardings
 from dllm_jax.parallel.watch import Watch
 from dllm_jax.training.checkpoint import abstract_state, Checkpoints
@@ -142,7 +143,12 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
     )
 
   return Program(
-    step=jax.jit(trainer.step, donate_argnums=0, out_shardings=(placed, None)),
+    step=jax.jit(
+      trainer.step,
+      donate_argnums=0,
+      out_shardings=(placed, None),
+      compiler_options=step_options(mesh),
+    ),
     init=jax.jit(lambda: trainer.init(empty), out_shardings=placed),
     constants=jax.jit(
       lambda: trainer.init_process().constants,

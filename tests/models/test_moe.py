@@ -12,7 +12,7 @@ import pytest
 
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import ModelInputs
-from dllm_jax.models import transformer, TransformerConfig
+from dllm_jax.models import moe, tiles, transformer, TransformerConfig
 from dllm_jax.models.moe import choose, Experts
 from dllm_jax.parallel import make_mesh, RULES
 from dllm_jax.parallel.sharding import shardings
@@ -72,7 +72,7 @@ def by_hand(params, c, x):
   return c.router_scale * y + shared, chosen
 
 
-@pytest.mark.parametrize("implementation", ["ragged", "dense"])
+@pytest.mark.parametrize("implementation", ["ragged", "tiled", "dense"])
 @pytest.mark.parametrize("router", FIELDS)
 def test_mixture(router, implementation):
   c = config(router, experts_implementation=implementation)
@@ -86,6 +86,31 @@ def test_mixture(router, implementation):
     assert_allclose(y[i, j], expected, atol=1e-5)
     hits[chosen] += real[i, j]
   assert_allclose(report["expert_share"], hits / hits.sum(), atol=1e-6)
+
+
+def test_tiles_of_any_routing():
+  """As every expert on every row: one has most rows, one none, four are away."""
+  rng = np.random.default_rng(0)
+  rows, count, experts, first = 90, 2, 4, 2
+  x = rng.normal(size=(2, rows // 2, 6)).astype(np.float32)
+  chosen = rng.choice([0, 1, 3, 4, 5, 7], size=(2, rows // 2, count))
+  chosen[:, :30, 0] = 4
+  weights = rng.uniform(size=chosen.shape).astype(np.float32)
+  shapes = ((experts, 6, 5), (experts, 6, 5), (experts, 5, 6))
+  kernels = tuple(rng.normal(size=s, scale=0.4) for s in shapes)
+  kernels = jax.tree.map(jnp.float32, kernels)
+
+  def gradient(mix):
+    def loss(x, weights, kernels):
+      y = mix(x, chosen, weights, kernels, first)
+      return jnp.sum(jnp.sin(y)), y
+
+    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
+      x, weights, kernels
+    )
+
+  found, expected = gradient(tiles.mixture), gradient(moe._dense)
+  jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-5), found, expected)
 
 
 def test_the_bias_chooses_and_weighs_nothing():
@@ -192,7 +217,7 @@ def test_each_device_multiplies_by_its_own_experts_only():
     ({"router_top_groups": 5}, "at least router_top_groups 5"),
     ({"experts_per_token": 5}, "more than the 4 experts"),
     ({"router": "tanh"}, "softmax, sigmoid"),
-    ({"experts_implementation": "x"}, "ragged, dense"),
+    ({"experts_implementation": "x"}, "ragged, tiled, dense"),
 ])  # fmt: skip
 def test_refusals(change, message):
   with pytest.raises(ValueError, match=message):

@@ -11,7 +11,10 @@ import pytest
 
 from dllm_jax import config
 from dllm_jax.cli.main import main
+from dllm_jax.core.mask import Causal, Full, TwoStream
 from dllm_jax.data.numbers import Numbers
+from dllm_jax.models import splash
+from dllm_jax.parallel import compilation
 from dllm_jax.parallel.hardware import Chip
 from dllm_jax.parallel.topology import Machine
 from dllm_jax.planning import plan, report, roofline, search
@@ -72,6 +75,18 @@ def test_flops_are_six_for_each_parameter_and_token_and_attention(reference):
   assert facts.vocabulary == 2 * length * embedding
 
 
+@pytest.mark.parametrize(
+  "mask, share",
+  [
+    (Full(), 1),
+    (Causal(), 10 / 16),  # 4 x 4 tiles of 512
+    (TwoStream(length=1024, block=32), (2 + 3 + 3) / 16),
+  ],
+)
+def test_kernels_pass_over_tiles_that_the_mask_empties(mask, share):
+  assert splash.visited(mask, 2048) == share
+
+
 def test_recomputation_is_time_and_no_model_flops(reference):
   passes = {p: reference.remat(p)[0] for p in ("none", "dots", "full")}
   facts = reference.facts
@@ -106,6 +121,14 @@ def test_the_program_multiplies_what_was_counted(sharded, reference):
   assert sharded.flops_per_device == pytest.approx(16 * passes / 8, rel=0.02)
   model = 3 * facts.forward * 16 / 8
   assert sharded.model_flops_per_device == model < sharded.flops_per_device
+
+
+def test_what_is_planned_is_compiled_as_it_runs(monkeypatch, machine):
+  """The train step brings its compiler's options with it."""
+  options = {"cpu": {"xla_no_such_option": "1"}}
+  monkeypatch.setattr(compilation, "_STEP_OPTIONS", options)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+    plan(resolved(data=8), machine, tokens())
 
 
 def test_kinds_of_memory_add_up(sharded):
