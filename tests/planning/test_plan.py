@@ -46,6 +46,15 @@ def tokens(size=VOCAB):
   return Numbers(vocab_size=size, mask_id=size - 1, bos_id=0, eos_id=1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+  """Compiles fast: what is tested are counts, not speed."""
+  options = {"cpu": {"xla_backend_optimization_level": "0"}}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(compilation, "_STEP_OPTIONS", options)
+    yield
+
+
 @pytest.fixture(scope="module")
 def machine():
   return Machine(name="test:8", chip=CHIP, devices=tuple(jax.devices()))
