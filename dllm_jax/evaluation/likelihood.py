@@ -141,18 +141,14 @@ def of_batches(
   if not tokens:
     raise ValueError("the held-out text is empty: raise data.held_out")
 
-  def one(i: int) -> float:
-    key = jax.random.fold_in(jax.random.key(seed), i)
-    total = 0.0
-    for j, batch in enumerate(batches):
-      part = f"{i}.{j}"
-      if part not in ledger:
-        keys = jax.random.fold_in(key, j)[None]
-        ledger[part] = float(np.sum(scorer.nats(keys, batch)))
-      total += ledger[part]
-    return total
+  def measure(key: jax.Array, j: int, batch: Batch) -> float:
+    keys = jax.random.fold_in(key, j)[None]
+    return float(np.sum(scorer.nats(keys, batch)))
 
-  return _passes(scorer, one, tokens, passes, ledger), tokens
+  values = _passes(
+    scorer, batches, measure, tokens, passes=passes, seed=seed, ledger=ledger
+  )
+  return [sum(parts) for parts in values], tokens
 
 
 def _tokens(batches: Iterable[Batch]) -> int:
@@ -183,50 +179,88 @@ def of_items(
   if not items:
     raise ValueError("there is no text to score")
   tokens = sum(item.targets for item in items)
-  order: dict[int, list[int]] = {}
-  for i, item in enumerate(items):
-    order.setdefault(scorer.canvas(len(item.tokens)), []).append(i)
+  samples = 1 if scorer.estimator in FREE else samples
+  parts = _parts(scorer, items, at_least=max(rows // samples, 1))
 
-  def one(i: int) -> list[float]:
-    found = np.zeros((len(items),))
-    key = jax.random.fold_in(jax.random.key(seed), i)
-    for at in order.values():
-      found[at] = scorer.score(
-        [items[j] for j in at],
-        samples=1 if scorer.estimator in FREE else samples,
-        key=key,
-        rows=rows,
-      )
-    return found.tolist()
+  def measure(key: jax.Array, j: int, part: Sequence[int]) -> list[float]:
+    del j  # an item's randomness depends on the item, wherever it stands
+    some = [items[i] for i in part]
+    return scorer.score(some, samples=samples, key=key, rows=rows).tolist()
 
-  return _passes(scorer, one, tokens, passes, ledger), tokens
+  values = _passes(
+    scorer, parts, measure, tokens, passes=passes, seed=seed, ledger=ledger
+  )
+  found = np.zeros((len(values), len(items)))
+  for i, each in enumerate(values):
+    for part, nats in zip(parts, each, strict=True):
+      found[i, part] = nats
+  return found.tolist(), tokens
 
 
 FREE = ("exact", *estimators.ORDERS)
 """Estimators that draw nothing: one sample in one pass is all."""
+_CALLS = 16  # of the network, about, before their values are kept
+
+
+def _parts(
+  scorer: Scorer, items: Sequence[Item], *, at_least: int
+) -> list[list[int]]:
+  """Returns the items in parts of one canvas, none shorter than a call's."""
+  order: dict[int, list[int]] = {}
+  for i, item in enumerate(items):
+    order.setdefault(scorer.canvas(len(item.tokens)), []).append(i)
+  size = _CALLS * at_least
+  found = []
+  for at in order.values():
+    parts = [at[start : start + size] for start in range(0, len(at), size)]
+    if len(parts) > 1 and len(parts[-1]) < at_least:  # it would compile anew
+      parts[-2:] = [parts[-2] + parts[-1]]
+    found += parts
+  return found
 
 
 def _passes(
   scorer: Scorer,
-  one: Callable[[int], Any],
+  parts: Iterable[Any],
+  measure: Callable[[jax.Array, int, Any], Any],
   tokens: int,
+  *,
   passes: Passes,
+  seed: int,
   ledger: Ledger,
-) -> list[Any]:
-  """Returns the values of passes, until they are enough."""
-  if scorer.estimator in FREE:
-    return ledger.each([0], lambda part: [one(i) for i in part], unit="pass")
-  values: list[Any] = []
-  with ledger.bar(passes.most, "pass") as bar:
-    while not passes.over([float(np.sum(v)) for v in values], tokens):
-      i = len(values)
-      if i not in ledger:
-        ledger[i] = one(i)
-      values.append(ledger[i])
-      bar.update(1)
-      if len(values) > 1:
-        spread = mean([float(np.sum(v)) for v in values])[1]
-        bar.set_postfix(error=f"{spread / tokens / math.log(2.0):.4f} bits")
+) -> list[list[Any]]:
+  """Returns the values of the parts in each pass, until these are enough.
+
+  Args:
+    scorer: whose estimator says how often it has to be.
+    parts: what a pass goes over, again and again.
+    measure: `(key of the pass, number of the part, part) -> ` its nats, one
+      number or several.
+    tokens: of all parts.
+    passes: how many there are to be.
+    seed: of the passes.
+    ledger: what keeps each part's value.
+  """
+  free = scorer.estimator in FREE
+  values: list[list[Any]] = []
+  totals: list[float] = []
+  most = 1 if free else passes.most
+  count = None if passes.error and not free else most * sum(1 for _ in parts)
+  with ledger.bar(count, "batch") as bar:
+    while not (values if free else passes.over(totals, tokens)):
+      i, found = len(values), []
+      key = jax.random.fold_in(jax.random.key(seed), i)
+      for j, part in enumerate(parts):
+        name = f"{i}.{j}"
+        if name not in ledger:
+          ledger[name] = measure(key, j, part)
+        found.append(ledger[name])
+        bar.update(1)
+      values.append(found)
+      totals.append(float(sum(np.sum(value) for value in found)))
+      if len(totals) > 1:
+        spread = mean(totals)[1] / tokens / math.log(2.0)
+        bar.set_postfix(error=f"{spread:.4f} bits")
   return values
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from dllm_jax.core.types import Denoiser
 from dllm_jax.evaluation import estimators, likelihood
+from dllm_jax.evaluation.ledger import Ledger
 from dllm_jax.evaluation.scorer import batch_of, Item, Scorer
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import BD3LM
@@ -327,6 +328,48 @@ def test_passes_stop_at_the_error():
   assert not passes.over(narrow[:3], 1)
   assert passes.over(narrow, 1) and not passes.over(wide, 1)
   assert passes.over(wide * 3, 1)
+
+
+class _Counting:
+  """A scorer without a network, which can be stopped."""
+
+  estimator, objective = "counts", None
+
+  def __init__(self, calls):
+    self.left, self.asked = calls, []
+
+  def canvas(self, tokens):
+    return 32 if tokens <= 32 else 64
+
+  def score(self, items, *, samples, key, rows):
+    assert len({self.canvas(len(item.tokens)) for item in items}) == 1
+    if not self.left:
+      raise KeyboardInterrupt
+    self.left -= 1
+    self.asked += items
+    noise = jax.random.uniform(key)
+    return np.array([len(item.tokens) + float(noise) for item in items])
+
+
+def test_documents_resume_where_they_were_stopped(tmp_path):
+  items = [Item(tokens=(1,) * (n % 60 + 1)) for n in range(100)]
+  path, passes = tmp_path / "ledger.jsonl", likelihood.Passes(least=2, most=2)
+
+  def run(scorer, ledger):
+    return likelihood.of_items(
+      scorer, items, samples=4, passes=passes, seed=0, rows=8, ledger=ledger
+    )[0]
+
+  whole, first, rest = (_Counting(n) for n in (99, 4, 99))
+  expected = run(whole, Ledger(None, {}))
+  assert sorted(len(i.tokens) for i in whole.asked) == sorted(
+    2 * [len(i.tokens) for i in items]
+  )
+  with pytest.raises(KeyboardInterrupt):
+    run(first, Ledger(path, {}))
+  assert run(rest, Ledger(path, {})) == expected
+  assert len(first.asked) + len(rest.asked) == 200 and len(first.asked) > 90
+  assert run(_Counting(0), Ledger(path, {})) == expected
 
 
 _RUNS = golden_cases.load("llada_likelihood").config["runs"]
