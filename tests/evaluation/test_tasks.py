@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from dllm_jax import report
-from dllm_jax.evaluation import registry, traffic
+from dllm_jax.evaluation import registry, teach, traffic
 from dllm_jax.run import Run
 from tests import runs
 
@@ -69,7 +69,7 @@ def test_reversal_of_given_runs(pair, tmp_path):
     run_task("reversal", tmp_path / "b", **wrong)
 
 
-def test_planning_of_a_given_run(pair, tmp_path):
+def test_planning_of_a_given_run_resumes(pair, tmp_path, monkeypatch):
   path = tmp_path / "human.jsonl"
   row = {
     "task_id": "T/0",
@@ -78,14 +78,23 @@ def test_planning_of_a_given_run(pair, tmp_path):
     "test": "def check(f): assert f == 0",
   }
   path.write_text((json.dumps(row) + "\n") * 2)
-  figures = run_task(
-    "planning",
-    pair / "mdlm",
-    problems=str(path),
-    form="humaneval",
-    at_once=2,
-    new_tokens=4,
+  options = {"form": "humaneval", "at_once": 1, "new_tokens": 4}
+  asked, fill = [], teach.fill
+
+  def stopped(*args, **kwargs):
+    asked.append(args)
+    if len(asked) == 2:
+      raise KeyboardInterrupt
+    return fill(*args, **kwargs)
+
+  monkeypatch.setattr(teach, "fill", stopped)
+  ask = lambda: run_task(
+    "planning", pair / "mdlm", problems=str(path), **options
   )
+  with pytest.raises(KeyboardInterrupt):
+    ask()
+  figures = ask()  # asks the one that is missing
+  assert len(asked) == 3 and ask() == figures
   assert (figures["accuracy"], figures["problems"]) == (0.0, 2)
   assert figures["protocol"]["isolation"] in ("namespaces", "limits")
   assert sum(figures["reasons"].values()) == 2
@@ -101,8 +110,9 @@ def test_pareto_resumes(pair):
     "autoregressive": str(pair / "autoregressive"),
     "policies": "mdlm",
     "steps": "2,4",
-    "threshold_policies": "llada",
+    "threshold_policies": "llada,fast_dllm",
     "thresholds": "0.5",
+    "length": 64,
     "samples": 2,
     "rounds": 2,
   }
@@ -112,12 +122,18 @@ def test_pareto_resumes(pair):
   # A step that reveals nothing needs no call where the time is not read.
   assert 1 <= two["function_evaluations"] <= 2
   assert two["function_evaluations"] < four["function_evaluations"] <= 4
-  assert rows["autoregressive, cached"]["tokens"] == 2 * 16
+  assert rows["autoregressive, cached"]["tokens"] == 2 * 64
   for row in rows.values():
     assert row["tokens_per_second"] > 0 and row["standard_error"] >= 0
     assert row["entropy"] >= 0 and row["flops_per_byte"] > 0
   cost = [x["flops_per_token"] / x["function_evaluations"] for x in (two, four)]
   assert cost[0] == cost[1]
+  # Blocks of 32 against a cache: a call after the first of a block costs less.
+  whole, blocks = (rows[f"{n}, threshold 0.5"] for n in ("llada", "fast_dllm"))
+  each = [
+    x["flops_per_token"] / x["function_evaluations"] for x in (whole, blocks)
+  ]
+  assert each[1] < each[0] == cost[0]
   assert any(row["pareto"] for row in rows.values())
   assert (
     run_task("pareto", pair / "mdlm", True, **options)["rows"]
@@ -126,6 +142,9 @@ def test_pareto_resumes(pair):
   wrong = options | {"autoregressive": str(pair / "mdlm")}
   with pytest.raises(ValueError, match="holds a run of mdlm"):
     run_task("pareto", pair / "mdlm", True, **wrong)
+  many = options | {"steps": "65"}
+  with pytest.raises(ValueError, match="65 is more than the 64 slots"):
+    run_task("pareto", pair / "mdlm", True, **many)
   with pytest.raises(ValueError, match="--steps must be of type int"):
     registry.task("pareto").options(**options | {"steps": "2,x"})
 

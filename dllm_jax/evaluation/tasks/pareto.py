@@ -24,6 +24,7 @@ from dllm_jax.evaluation.plot import line_plot
 from dllm_jax.evaluation.registry import option, Setting, Task
 from dllm_jax.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.sampling.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,8 @@ def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
   tried = {name: (setting.run, sampler) for name, sampler in samplers.items()}
   own = SamplerConfig(preset="autoregressive", temperature=options.temperature)
   tried["autoregressive, cached"] = (baseline, own)
+  for run, sampler in tried.values():
+    _built(run, sampler, length)  # what does not fit says so before any is run
   ledger = setting.ledger(
     "pareto",
     {
@@ -184,7 +187,6 @@ def _point(
 ) -> dict[str, Any]:
   """Returns the figures of one sampler."""
   empty = [[None] * length] * options.samples
-  extra = run.objective.begin_id is not None
   once = lambda: teach.fill(
     run, empty, length=length, sampler=config, seed=options.seed
   )
@@ -192,11 +194,7 @@ def _point(
   seconds = [once()[1].seconds for _ in range(options.rounds)]
   calls = int(np.max(jax.device_get(sampled.generation.function_evaluations)))
   tokens = sum(map(len, rows))
-  built = config.build(
-    run.objective,
-    length=length + extra,
-    eos_id=getattr(run.tokenizer, "eos_id", None),
-  )
+  built = _built(run, config, length)
   cost = traffic.generation(run, built, rows=options.samples, calls=calls)
   middle = float(np.median(seconds))
   return {
@@ -210,6 +208,20 @@ def _point(
     "flops_per_byte": cost.flops / cost.bytes,
     **_quality(sampled.texts[: len(rows)], judged, judge),
   }
+
+
+def _built(run: Run, config: SamplerConfig, length: int) -> Sampler:
+  """Returns the sampler of texts of a length.
+
+  Raises:
+    ValueError: it does not fit the run.
+  """
+  extra = run.objective.begin_id is not None
+  return config.build(
+    run.objective,
+    length=length + extra,
+    eos_id=getattr(run.tokenizer, "eos_id", None),
+  )
 
 
 def _quality(

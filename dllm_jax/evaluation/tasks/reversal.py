@@ -67,10 +67,11 @@ def _run(setting: Setting, options: Reversal) -> Mapping[str, Any]:
     if made
     else facts_lib.read(options.facts, limit=options.limit)
   )
+  given = {model: _given(model, options) for model in _MODELS}
   rows, protocols = [], {}
   for model in _MODELS:
     try:
-      run = _model(model, facts, setting, options)
+      run = given[model] or _taught(model, facts, setting, options)
     except teach.InterruptedTask as stop:
       return {"interrupted": True, "message": str(stop)}
     found, protocols[model] = _asked(model, run, facts, setting, options)
@@ -88,20 +89,29 @@ def _run(setting: Setting, options: Reversal) -> Mapping[str, Any]:
   return result
 
 
-def _model(
+def _given(model: str, options: Reversal) -> Run | None:
+  """Returns the run of a model that was given, if one was.
+
+  Raises:
+    ValueError: it is of another kind.
+  """
+  given = getattr(options, model)
+  if not given:
+    return None
+  run = Run.open(given)
+  causal = run.objective.block_length == 1
+  if causal != (model == "autoregressive"):
+    raise ValueError(
+      f"--{model}={given} holds a run of {run.resolved.objective.name}; give "
+      f"one of {'an autoregressive' if not causal else 'a masked'} model"
+    )
+  return run
+
+
+def _taught(
   model: str, facts: Facts, setting: Setting, options: Reversal
 ) -> Run:
-  """Returns the run of a model: the one given, or one trained on the facts."""
-  given = getattr(options, model)
-  if given:
-    run = Run.open(given)
-    causal = run.objective.block_length == 1
-    if causal != (model == "autoregressive"):
-      raise ValueError(
-        f"--{model}={given} holds a run of {run.resolved.objective.name}; give "
-        f"one of an {'autoregressive' if not causal else 'masked'} model"
-      )
-    return run
+  """Returns the run of a model that is trained on the facts."""
   folder = setting.workdir / "facts"
   tokenizer = teach.kept(folder, "words", recall.words(facts), ".json")
   words = recall.tokenizer(tokenizer)
