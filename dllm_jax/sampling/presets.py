@@ -8,7 +8,7 @@ autoregressive ones slot by slot.
 
 import dataclasses
 
-from dllm_jax.core.mask import BlockCausal
+from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective, Policy
 from dllm_jax.sampling.catalogue import Preset, PRESETS
 from dllm_jax.sampling.forward import CACHES
@@ -150,22 +150,21 @@ class SamplerConfig:
       ValueError: a field does not fit the canvas or the objective.
     """
     preset = PRESETS[self.preset]
-    block, start = self._block(preset, objective, length)
+    block = self._block(preset, objective, length)
     spec = objective.mask_spec
-    exact = isinstance(spec, BlockCausal) or block == 1
     cache = self.cache
     if cache is None:
-      cache = "block" if exact and start != "whole" else preset.cache
-      if cache == "block" and not exact:
-        cache = "none"
-      if cache in ("prefix", "dual") and start == "whole":
-        cache = "none"
+      left_to_right = isinstance(spec, Causal) and block == 1
+      exact = isinstance(spec, BlockCausal) or left_to_right
+      elsewhere = "none" if preset.cache == "block" else preset.cache
+      cache = "block" if exact else elsewhere
     stop = preset.stops if self.stop is None else self.stop
     if (self.stop or self.suppress_end) and eos_id is None:
       raise ValueError(
         "sampler.stop and sampler.suppress_end need a tokenizer with an end of "
         "text; leave them out"
       )
+    self._check_ids(objective)
     return Sampler(
       policy=self._policy(preset, objective, block or length, eos_id),
       length=length,
@@ -182,19 +181,24 @@ class SamplerConfig:
 
   def _block(
     self, preset: Preset, objective: Objective, length: int
-  ) -> tuple[int | None, str]:
-    """Returns the block length, and "whole" if that is the canvas."""
-    block = self.block_length or objective.block_length
-    if not block and length % max(preset.block_length, 1) == 0:
-      block = preset.block_length
+  ) -> int | None:
+    """Returns the block length; None for the whole canvas."""
+    block = self.block_length or objective.block_length or preset.block_length
     if block and length % block:
       raise ValueError(
         f"sampler.block_length {block} does not divide the canvas of {length} "
-        f"slots; legal: a divisor of {length}, or 0 for the whole canvas"
+        f"slots; legal: a divisor of {length}"
       )
-    if not block:
-      return None, "whole"
-    return block, "blocks"
+    return block or None
+
+  def _check_ids(self, objective: Objective) -> None:
+    for name in ("banned", "forced"):
+      for token in _ids(name, getattr(self, name)):
+        if not 0 <= token < objective.vocab_size:
+          raise ValueError(
+            f"sampler.{name} has token {token}, outside the vocabulary [0, "
+            f"{objective.vocab_size}): use ids of the model's tokenizer"
+          )
 
   def _guidance(self) -> Guidance | None:
     if self.cfg_scale == 0.0:

@@ -150,6 +150,11 @@ def _prepare(
     cond=requests.cond,
   )
   guidance = sampler.guidance
+  if guidance is not None and guidance.kind == "class" and batch.cond is None:
+    raise ValueError(
+      "class guidance needs a label for each request: build them with cond, or "
+      "use prompt guidance"
+    )
   network = Network(
     denoiser=denoiser,
     params=params,

@@ -65,6 +65,11 @@ class Sampler:
         "refresh must be 0 (at a block's entry) or more and least_calls at "
         f"least 1, not {self.refresh} and {self.least_calls}"
       )
+    if self.refresh and self.cache not in ("prefix", "dual"):
+      raise ValueError(
+        "refresh is for caches 'prefix' and 'dual', which grow old: leave it 0 "
+        f"with cache {self.cache!r}"
+      )
     if self.reach is not None and (
       self.cache != "prefix" or not width <= self.reach <= self.length
     ):

@@ -240,6 +240,7 @@ def refuses(message, *, name="llada", length=24, **fields):
 
 def test_what_is_refused_before_compilation():
   refuses("block_length 7 does not divide the canvas of 24", block_length=7)
+  refuses("block_length 32 does not divide the canvas of 24", name="fast_dllm")
   refuses("steps 25 is more than the 24 slots", steps=25)
   refuses("at least 6 steps, one a slot, .* not 5", name="bd3lm", steps=5)
   refuses(
@@ -261,11 +262,35 @@ def test_what_is_refused_before_compilation():
   refuses("guidance scale must be 0", cfg_scale=-1.0)
   refuses("has no mask token: use class", name="udlm", cfg_scale=1.0)
   refuses("separated by commas", banned="a")
+  refuses(r"banned has token 20, outside the vocabulary \[0, 20\)", banned="20")
+  refuses("forced has token -1, outside", forced="-1")
+  refuses("refresh is for caches", refresh=2)
   refuses("repetition penalty", repetition_penalty=0.0)
   refuses("context must lie in", context=99)
   refuses("reach is for cache 'prefix'", block_length=8, reach=8)
   refuses("end of text", stop=True)
   refuses("top_p must lie in", top_p=0.0)
+
+
+def test_no_cache_is_chosen_that_would_be_refused():
+  build = lambda name, **fields: SamplerConfig(preset=name, **fields).build(
+    objective_of(name), length=24
+  )
+  assert build("llada", block_length=1).cache == "none"
+  assert build("autoregressive").cache == "block"
+  assert build("sdar").cache == "block"
+  as_masked = SamplerConfig(preset="sdar", block_length=8)
+  assert as_masked.build(objective_of("llada"), length=24).cache == "none"
+
+
+def test_class_guidance_without_labels_is_refused():
+  objective, (denoiser, params) = objective_of("llada"), network_of(20)
+  spec = SamplerConfig(preset="llada", cfg_scale=1.0, null_label=3).build(
+    objective, length=24
+  )
+  args = params, Process(), jax.random.key(0), requests_of(1, 24)
+  with pytest.raises(ValueError, match="needs a label for each request"):
+    generate(spec, denoiser, *args)
 
 
 def test_a_cache_that_the_network_lacks_is_refused():
