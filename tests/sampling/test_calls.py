@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import Process
 from dllm_jax.sampling.policies import Ancestral
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation
 from tests.sampling.small import (
+  BLOCKS,
   dual,
   KEY,
   LENGTH,
@@ -49,7 +51,7 @@ def test_an_unchanged_canvas_needs_no_network_call(block):
 
 
 def test_a_prefix_cache_may_reach_as_far_as_the_text():
-  """The same tokens, from calls that are as wide as what follows a prompt."""
+  """Calls that are as wide as what follows a prompt give the same tokens."""
   made = [continuation([i] * 12, length=LENGTH) for i in (3, 4)]
   requests = build(made, objective=MDLM_, length=LENGTH)
   whole = sample(dual(MDLM_, cache="prefix"), requests)
@@ -59,18 +61,31 @@ def test_a_prefix_cache_may_reach_as_far_as_the_text():
   np.testing.assert_array_equal(
     block.tokens, sample(dual(MDLM_, cache="dual"), requests).tokens
   )
-  assert widths(dual(MDLM_, cache="prefix", reach=12), requests) == {12, 24}
-  assert widths(dual(MDLM_, cache="dual"), requests) == {4, 24}
 
 
-def widths(spec, requests):
-  """Returns how many positions the network's calls in a program have."""
+def test_two_shapes_of_the_network_and_what_they_cost():
+  """A call on W of T slots takes W / T of the FLOPs of one on the canvas."""
+  requests = ragged(BLOCKS)
+  for spec, width in (
+    (dual(MDLM_, cache="prefix"), 24),
+    (dual(MDLM_, cache="prefix", reach=12), 12),
+    (dual(MDLM_, cache="dual"), 4),
+    (dual(BLOCKS, cache="block", blocks_from="start"), 4),
+  ):
+    flops = costs(spec, requests)
+    assert set(flops) == {width, LENGTH}
+    assert flops[width] * LENGTH == flops[LENGTH] * width
+
+
+def costs(spec, requests):
+  """Returns the FLOPs of network calls in a program, by their positions."""
   denoiser, params = network()
-  seen = set()
+  seen = {}
 
   def apply(params, inputs, cache):
     if cache is not None:
-      seen.add(inputs.latent.shape[1])
+      made = matmul_flops(denoiser.apply, params, inputs, cache)
+      seen[inputs.latent.shape[1]] = made
     return denoiser.apply(params, inputs, cache)
 
   spied = denoiser._replace(apply=apply)
