@@ -46,6 +46,12 @@ def larger_than(
   return found
 
 
+def to_the_host(jaxpr: jax.extend.core.Jaxpr) -> set[str]:
+  """Returns the names of primitives that call back to Python, prints too."""
+  names = primitives(jaxpr)
+  return {n for n in names if "callback" in n or n.startswith("debug")}
+
+
 def primitives(jaxpr: jax.extend.core.Jaxpr) -> set[str]:
   """Returns the names of all primitives."""
   return {equation.primitive.name for equation in equations(jaxpr)}

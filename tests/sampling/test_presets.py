@@ -12,6 +12,7 @@ from dllm_jax.models.transformer import transformer, TransformerConfig
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.dream import Dream
+from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.udlm import UDLM
 from dllm_jax.sampling.policies import Ancestral
@@ -52,6 +53,8 @@ def objective_of(name, vocab=20, length=24):
     return Autoregressive(**tokens, bos_id=0)
   if name in ("bd3lm", "sdar", "llada2", "llada2_edit"):
     return BD3LM(**tokens, length=length, block_size=length // 4)
+  if name == "remdm_loop":  # Even times: the last step may begin in the loop.
+    return LLaDA(**tokens)
   return (Dream if "dream" in name else MDLM)(**tokens)
 
 
@@ -119,10 +122,10 @@ def test_memory_is_bounded(name):
         spec, denoiser, params, Process(), key, requests
       )
     )(params, jax.random.key(0), requests_of(rows, length))
-    # Twice the rows under guidance: still less than one row's canvas.
-    assert not jaxprs.larger_than(jaxpr, rows * length * vocab)
+    # Of two rows, four under guidance, together less than one row's canvas.
+    assert not jaxprs.larger_than(jaxpr, length * vocab)
     assert jaxprs.larger_than(jaxpr, 8 * vocab)
-    assert not {"pure_callback", "io_callback"} & jaxprs.primitives(jaxpr)
+    assert not jaxprs.to_the_host(jaxpr)
 
 
 @pytest.mark.parametrize("name", PRESETS)
