@@ -2,8 +2,8 @@
 
 580B tokens from Qwen2.5-7B's weights, whose shape this is (arXiv:2508.15487).
 
-    dllm train --config=configs/dream_7b.py --workdir=runs/dream \
-        --config.data.path=tokens --config.mesh.fsdp=256
+    dllm train --config=configs/dream_7b.py:v5p:4x4x8 --workdir=runs/dream \
+        --config.data.path=tokens
 """
 
 from ml_collections import ConfigDict

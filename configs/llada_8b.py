@@ -4,8 +4,8 @@
 at the end, weight decay 0.1; 0.13M H800 hours (arXiv:2502.09992). Prepare data with
 the published tokenizer, whose mask has id 126336.
 
-    dllm train --config=configs/llada_8b.py --workdir=runs/llada \
-        --config.data.path=tokens --config.mesh.fsdp=256
+    dllm train --config=configs/llada_8b.py:v5p:4x4x8 --workdir=runs/llada \
+        --config.data.path=tokens
 """
 
 from ml_collections import ConfigDict

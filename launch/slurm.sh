@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A training run on GPU nodes under Slurm: one task a node, all its GPUs.
 #
-#   sbatch --nodes=8 launch/slurm.sh --config=configs/llada_8b.py \
+#   sbatch --nodes=8 launch/slurm.sh --config=configs/llada_8b.py:h200:8x8 \
 #       --workdir=/shared/runs/llada_8b
 #
 # Arguments go to `dllm train`. The working directory must be on a disk that all

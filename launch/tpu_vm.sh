@@ -2,7 +2,8 @@
 # A training run on a Cloud TPU pod by its VMs: the same command on each host.
 #
 #   launch/tpu_vm.sh create                      # the pod, and dllm on it
-#   launch/tpu_vm.sh train --config=configs/llada_8b.py \
+#   launch/tpu_vm.sh train --config=configs/llada_8b.py:v5p:4x4x8 \
+#       --config.mesh.fsdp=64 \
 #       --workdir=gs://bucket/runs/llada_8b      # returns when it is done
 #   launch/tpu_vm.sh delete
 #

@@ -1,5 +1,6 @@
 """The launchers: what can be checked of them without their clusters."""
 
+import math
 import pathlib
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 import yaml
 
+from dllm_jax import config
 from tests.runs import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -108,11 +110,8 @@ def test_jobset():
   pod = job["template"]["spec"]
   (container,) = pod["containers"]
   # Every host of a slice is a pod: 4 x 4 x 4 chips, 4 to a host.
-  chips = 1
-  for side in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split(
-    "x"
-  ):
-    chips *= int(side)
+  sides = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+  chips = math.prod(map(int, sides))
   hosts = chips // container["resources"]["limits"]["google.com/tpu"]
   assert job["parallelism"] == job["completions"] == hosts
   assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0
@@ -122,8 +121,14 @@ def test_jobset():
   assert rule["onExitCodes"]["containerName"] == container["name"]
   assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
   assert container["command"][:2] == ["dllm", "train"]
-  config = container["command"][2].removeprefix("--config=")
-  assert (ROOT / config).is_file()
+  # The mesh is of all slices' chips, `data` across the slices.
+  given = config.load(container["command"][2].removeprefix("--config="))
+  for flag in container["command"][3:-1]:
+    axis, size = flag.removeprefix("--config.mesh.").split("=")
+    given.mesh[axis] = int(size)
+  assert given.mesh.data % replicated["replicas"] == 0
+  mesh = math.prod(given.mesh.values())
+  assert mesh == replicated["replicas"] * chips
   mounted = {m["name"] for m in container["volumeMounts"]}
   assert mounted == {v["name"] for v in pod["volumes"]}
 

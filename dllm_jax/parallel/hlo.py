@@ -250,7 +250,7 @@ class _Program:
       if part.code == "parameter":
         number = int(re.match(r"\d+", part.rest)[0])
         outer = self._shape(computation, op.operands[number])
-        total += min(_read(part, users), bytes_of(outer))
+        total += min(_read(part, users, inner), bytes_of(outer))
     root = next(part for part in inner.values() if part.root)
     written = root.operands if root.code == "tuple" else (root.name,)
     shapes = ARRAY.findall(op.shape)
@@ -323,7 +323,7 @@ def _convolution(op: Op, left: Sequence[int], kernel: Sequence[int]) -> float:
   return total
 
 
-def _read(part: Op, users) -> float:
+def _read(part: Op, users, inner: dict[str, Op]) -> float:
   """Returns the bytes of a fusion's parameter that are read."""
   total = 0.0
   for user, place in users[part.name]:
@@ -331,8 +331,10 @@ def _read(part: Op, users) -> float:
       total += bytes_of(user.shape, True)
     elif user.code == "dynamic-update-slice" and place == 0:
       continue
+    elif user.code == "scatter" and place == 0:
+      total += bytes_of(inner[user.operands[-1]].shape, True)
     elif user.code == "bitcast":
-      total += _read(user, users)
+      total += _read(user, users, inner)
     else:
       return math.inf
   return total
@@ -343,6 +345,7 @@ def _written(inner: dict[str, Op], name: str, whole: float) -> float:
   op = inner[name]
   while op.code == "bitcast":
     op = inner[op.operands[0]]
-  if op.code == "dynamic-update-slice":
-    return min(whole, bytes_of(inner[op.operands[1]].shape, True))
+  changed = {"dynamic-update-slice": 1, "scatter": -1}.get(op.code)
+  if changed is not None:
+    return min(whole, bytes_of(inner[op.operands[changed]].shape, True))
   return whole

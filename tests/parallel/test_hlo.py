@@ -162,3 +162,25 @@ ENTRY %main (a: f32[16,1,32], b: f32[32,4,8]) -> f32[16,4,8] {
 }
 """
   assert hlo.read(text, devices=1).flops == 2 * 16 * 32 * 8 * 4
+
+
+def test_sums_scattered_in_place_move_what_they_change():
+  text = """
+HloModule m
+
+%add (total: f32[64,8], at: s32[2,1], more: f32[2,1,8]) -> f32[64,8] {
+  %total = f32[64,8]{1,0} parameter(0)
+  %at = s32[2,1]{1,0} parameter(1)
+  %more = f32[2,1,8]{2,1,0} parameter(2)
+  ROOT %s = f32[64,8]{1,0} scatter(%total, %at, %more), to_apply=%sum
+}
+
+ENTRY %main (x: f32[64,8], i: s32[2,1], y: f32[2,1,8]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %i = s32[2,1]{1,0} parameter(1)
+  %y = f32[2,1,8]{2,1,0} parameter(2)
+  ROOT %f = f32[64,8]{1,0} fusion(%x, %i, %y), kind=kInput, calls=%add
+}
+"""
+  changed, places = 4 * 2 * 8, 4 * 2
+  assert hlo.read(text, devices=1).moved == 3 * changed + places
