@@ -72,6 +72,22 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernel:
+  """A hand-written kernel of attention.
+
+  Attributes:
+    name: its own, or that of its library.
+    product: FLOPs of one of its products at all places; None if its shapes do
+      not say.
+    times: how often it runs.
+  """
+
+  name: str
+  product: float | None
+  times: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
   """What one device does in one run of a program.
 
@@ -79,14 +95,13 @@ class Work:
     flops: of matrix products.
     moved: bytes from and to its memory.
     collectives: operations between devices.
-    kernels: names of hand-written kernels and how often each runs; their FLOPs
-      are in none of the above.
+    kernels: those of attention; their FLOPs are in none of the above.
   """
 
   flops: float
   moved: float
   collectives: tuple[Collective, ...]
-  kernels: dict[str, float]
+  kernels: tuple[Kernel, ...]
 
 
 def read(text: str, *, devices: int, rounds: Sequence[int] = ()) -> Work:
@@ -102,23 +117,21 @@ def read(text: str, *, devices: int, rounds: Sequence[int] = ()) -> Work:
     ValueError: such a loop does work that counts and no rounds are given.
   """
   program = _Program(text)
-  flops, moved, collectives, kernels = 0.0, 0.0, [], defaultdict(float)
+  flops, moved, collectives, kernels = 0.0, 0.0, [], []
   for computation, op, times in program.walk(rounds):
     flops += times * program.flops(computation, op)
     moved += times * program.moved(computation, op)
     found = program.collective(computation, op, devices)
     if found is not None:
       collectives.append(dataclasses.replace(found, times=times))
-    if op.code == "custom-call":
-      target = re.search(r'custom_call_target="([^"]*)"', op.rest)[1]
-      name = op.name.split(".")[0] if target == "tpu_custom_call" else target
-      if name != target or "fmha" in target:
-        kernels[name] += times
+    kernel = program.kernel(computation, op)
+    if kernel is not None:
+      kernels.append(dataclasses.replace(kernel, times=times))
   return Work(
     flops=flops,
     moved=moved,
     collectives=tuple(collectives),
-    kernels=dict(kernels),
+    kernels=tuple(kernels),
   )
 
 
@@ -215,6 +228,21 @@ class _Program:
   def _inside(self, computation: str) -> float:
     ops = self.computations[computation].values()
     return sum(self.flops(computation, op) for op in ops)
+
+  def kernel(self, computation: str, op: Op) -> Kernel | None:
+    """Returns the kernel that this is, or None.
+
+    cuDNN's takes queries `[B, T, H, K]` and keys `[B, S, G, K]` first.
+    """
+    if op.code != "custom-call":
+      return None
+    target = re.search(r'custom_call_target="([^"]*)"', op.rest)[1]
+    if target == "tpu_custom_call":
+      return Kernel(name=op.name.split(".")[0], product=None, times=1.0)
+    if "fmha" not in target:
+      return None
+    q, k = (dims_of(self._shape(computation, n)) for n in op.operands[:2])
+    return Kernel(name=target, product=2.0 * math.prod(q) * k[1], times=1.0)
 
   # ----------------------------------------------------------------- memory
 

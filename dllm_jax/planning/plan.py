@@ -261,10 +261,11 @@ def _kernels(run: Run, work: hlo.Work, facts, rows: int) -> float:
   Each product of a kernel is one of attention's, at all places by cuDNN and in
   the tiles that are not empty by splash; a backward kernel forms the scores again.
   """
-  product = facts.attention / run.network.layers * rows / run.mesh.size
+  own = (
+    facts.tiles * facts.attention / run.network.layers * rows / run.mesh.size
+  )
   total = 0.0
-  for name, times in work.kernels.items():
-    count = next((n for key, n in _PRODUCTS.items() if key in name), 0)
-    share = 1.0 if "fmha" in name else facts.tiles
-    total += share * count * times * product
+  for kernel in work.kernels:
+    count = next((n for key, n in _PRODUCTS.items() if key in kernel.name), 0)
+    total += count * kernel.times * (kernel.product or own)
   return total

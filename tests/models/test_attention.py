@@ -1,6 +1,7 @@
 """Attention against a dense numpy reference, mask by mask."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,29 @@ def test_masks_and_segments_equal_the_dense_reference(spec, groups):
   expected = dense(q, k, v, allowed_by_hand(spec, LENGTH) & same)
   # float32 softmax of scores up to about 10.
   np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
+
+
+def test_two_calls_of_cudnn_equal_the_dense_mask(monkeypatch):
+  """By its arithmetic without a GPU: how queries and keys are shared out."""
+  called = []
+
+  def plain(q, k, v, allowed):
+    called.append(allowed.shape[1:])
+    return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None])
+
+  module = importlib.import_module("dllm_jax.models.attention")
+  monkeypatch.setattr(module, "_cudnn", plain)
+  q, k, v = draw()
+  segments = jnp.array([[1, 1, 2, 2, 2, 0] * 2, [1] * LENGTH])
+  spec = TwoStream(6, 2)
+  out = attention(
+      q, k, v, mask=spec, q_segments=segments, k_segments=segments,
+      implementation="cudnn",
+  )  # fmt: skip
+  same = np.asarray(segments[:, :, None] == segments[:, None, :])
+  expected = dense(q, k, v, allowed_by_hand(spec, LENGTH) & same)
+  np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
+  assert called == [(6, 12), (6, 6)]
 
 
 @pytest.mark.parametrize("block", [1, 3, 6])

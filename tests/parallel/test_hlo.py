@@ -184,3 +184,17 @@ ENTRY %main (x: f32[64,8], i: s32[2,1], y: f32[2,1,8]) -> f32[64,8] {
 """
   changed, places = 4 * 2 * 8, 4 * 2
   assert hlo.read(text, devices=1).moved == 3 * changed + places
+
+
+def test_kernels_of_attention_tell_their_products_by_their_shapes():
+  text = """
+HloModule m
+
+ENTRY %main (q: bf16[2,64,8,16], k: bf16[2,96,4,16]) -> bf16[2,64,8,16] {
+  %q = bf16[2,64,8,16]{3,2,1,0} parameter(0)
+  %k = bf16[2,96,4,16]{3,2,1,0} parameter(1)
+  ROOT %o = bf16[2,64,8,16]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaSoftmax"
+}
+"""
+  (kernel,) = hlo.read(text, devices=1).kernels
+  assert kernel.product == 2 * 2 * 64 * 8 * 16 * 96 and kernel.times == 1
