@@ -14,6 +14,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dllm_jax.core.axes import AXES, axis_size
+
 MATMULS = ("default", "int8", "fp8")
 Matmul = Literal["default", "int8", "fp8"]
 
@@ -36,7 +38,12 @@ def product(
 ) -> Float[Array, "*n F"]:
   """Returns x kernel, in the type of both."""
   if matmul == "default":
-    return x @ kernel
+    if axis_size(*AXES) > 1:
+      return x @ kernel
+    # Of positions along several axes, XLA's CPU compiler would copy both factors
+    # of the kernel's gradient; one axis would mix those that a mesh divides.
+    y = x.reshape(-1, x.shape[-1]) @ kernel
+    return y.reshape(*x.shape[:-1], -1)
   # The function behind qwix.QtProvider: the provider itself patches jax while
   # a module is called, which traces kept from before would escape.
   from qwix._src.core import dot_general_qt as qt  # pylint: disable=g-import-not-at-top

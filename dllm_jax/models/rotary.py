@@ -11,6 +11,8 @@ from typing import Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dllm_jax.core.axes import platform
+
 
 class Scaling(Protocol):
   """How the frequencies of a longer context follow from the plain ones."""
@@ -192,7 +194,21 @@ def rotate(
   """
   cos, sin = tables
   half = cos.shape[-1]
-  a, b, rest = jnp.split(x, (half, 2 * half), axis=-1)
-  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-  parts = [y.astype(x.dtype) for y in (a * cos - b * sin, b * cos + a * sin)]
-  return jnp.concatenate(parts + [rest] * (rest.shape[-1] > 0), axis=-1)
+  turned, rest = jnp.split(x, (2 * half,), axis=-1)
+  rotated = _by_pairs if platform() == "cpu" else _by_halves
+  turned = rotated(turned.astype(jnp.float32), cos, sin).astype(x.dtype)
+  return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+def _by_halves(x, cos, sin):
+  a, b = jnp.split(x, 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _by_pairs(x, cos, sin):
+  """Returns the same without joining halves, for which a CPU's loops branch."""
+  pairs = x.reshape(*x.shape[:-1], 2, -1)
+  sin = jnp.stack([-sin, sin], axis=-2)
+  return (pairs * cos[..., None, :] + jnp.flip(pairs, -2) * sin).reshape(
+    x.shape
+  )

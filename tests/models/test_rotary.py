@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -87,3 +88,11 @@ def test_what_is_refused():
     rotary.Linear(factor=0.5)
   with pytest.raises(ValueError, match="give 0 < low < high"):
     rotary.Llama3(factor=2.0, first_length=64, low=4.0, high=4.0)
+
+
+def test_both_ways_to_rotate_are_one():
+  x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
+  tables = rotary.rotary_tables(jnp.arange(10).reshape(2, 5), dim=8, theta=10.0)
+  np.testing.assert_allclose(
+    rotary._by_pairs(x, *tables), rotary._by_halves(x, *tables), atol=1e-6
+  )
