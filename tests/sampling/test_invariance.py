@@ -275,7 +275,7 @@ def test_a_sliding_window_forgets_what_is_left_of_it(cache):
   assert (tokens[0, 12:] != tokens[1, 12:]).any()
 
 
-@pytest.mark.parametrize("name", ["dual", "block", "guided"])
+@pytest.mark.parametrize("name", ["dual", "block", long("guided")])
 def test_one_dispatch_for_several_blocks(name):
   spec = ALONE[name]
   denoiser, params = network()

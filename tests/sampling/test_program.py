@@ -218,33 +218,6 @@ def _plain_loop(spec, requests, net, row):
   return np.where(free, z, given)[0]
 
 
-@pytest.mark.parametrize(
-  ("policy", "block"), [(Ancestral, 3), (Unmasking, None), (Unmasking, 3)]
-)
-def test_alone_equals_batched_equals_reordered(policy, block):
-  spec = sampler(
-    policy, length=14, steps=3, block=block, processors=(TopP(0.9),)
-  )
-  requests, net = ragged(), network()
-  denoiser, params = net
-  launcher = Launcher(spec, denoiser)
-  batched = launcher(params, Process(), KEY, requests)
-  order = np.array([2, 0, 3, 1])
-  shuffled = launcher(
-    params, Process(), KEY, jax.tree.map(lambda x: x[order], requests)
-  )
-  np.testing.assert_array_equal(batched.tokens[order], shuffled.tokens)
-  for row in range(4):
-    alone = launcher(
-      params,
-      Process(),
-      KEY,
-      jax.tree.map(lambda x, r=row: x[r : r + 1], requests),
-    )
-    np.testing.assert_array_equal(alone.tokens[0], batched.tokens[row])
-    assert alone.function_evaluations[0] == batched.function_evaluations[row]
-
-
 @pytest.mark.parametrize("policy", [Ancestral, Unmasking])
 @pytest.mark.parametrize("block", [None, 4])
 def test_fixed_slots_stay_and_all_others_are_text(policy, block):
