@@ -214,7 +214,7 @@ table { border-collapse: collapse; width: 100%; font-size: .85rem;
   font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .35rem .5rem; white-space: nowrap;
   border-top: 1px solid var(--line); }
-tr:first-child th { border-top: 0; } th:first-child, td:first-child {
+tr:first-child th { border-top: 0; white-space: normal; } th:first-child, td:first-child {
   text-align: left; }
 svg { display: block; width: 100%; min-width: 34rem; height: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .6rem;
@@ -281,7 +281,9 @@ def _with_error(
 ) -> str:
   if not values:
     return ""
-  return f"{values[name]:,.{digits}f} \u00b1 {values[error]:,.{digits}f}"
+  value = f"{values[name]:,.{digits}f}"
+  spread = values[error]
+  return f"{value} \u00b1 {spread:,.{digits}f}" if spread else f"{value}, exact"
 
 
 def _plot(title: str, text: str, svg: str) -> list[str]:

@@ -9,6 +9,8 @@ Point = tuple[float, float, float]
 """x, y and the standard error of y."""
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _LEGEND = 860, 460, 64, 48, 220
+_LETTER = 6.6  # about, of a name
+_TILT = 0.5  # radians, of names that have no room side by side
 _COLOURS = (
     "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7",
     "#a463f2", "#97bbf5", "#9c6b4e", "#6e7781", "#1f2328", "#b35900",
@@ -96,29 +98,40 @@ def bar_plot(
   names = list(dict.fromkeys(n for bars in groups.values() for n in bars))
   if not names:
     raise ValueError("nothing to plot: no group has a bar")
-  heights = [y for bars in groups.values() for y, _ in bars.values()]
-  ys = _ticks([high or max(heights)], 0.0)
-  right, top = _WIDTH - _LEGEND, 32  # room for what stands on the highest bar
+  tops = [y + e for bars in groups.values() for y, e in bars.values()]
+  ys = _ticks([high or max(tops)], 0.0)
+  alone = len(names) == 1  # its name is that of the axis
+  right, top = _WIDTH - (24 if alone else _LEGEND), 32
   up = lambda y: (_HEIGHT - _BOTTOM) - y / ys[-1] * (_HEIGHT - _BOTTOM - top)
-  parts = [_head(), *_axis(ys, up, right, y_label)]
   room = (right - _LEFT) / len(groups)
   wide = 0.7 * room / len(names)
+  longest = _LETTER * max(map(len, groups))
+  tilted = longest > room
+  height = _HEIGHT + (int(longest * math.sin(_TILT)) if tilted else 0)
+  parts = [_head(height), *_axis(ys, up, right, y_label)]
   for i, (group, bars) in enumerate(groups.items()):
     left = _LEFT + room * (i + 0.15)
-    parts.append(
-      _text(left + 0.35 * room, _HEIGHT - _BOTTOM + 18, group, "middle")
-    )
+    middle, below = left + 0.35 * room, _HEIGHT - _BOTTOM + 18
+    if tilted:
+      turn = (
+        f"translate({middle:.1f} {below}) rotate({-math.degrees(_TILT):.0f})"
+      )
+      parts.append(f'<g transform="{turn}">{_text(0, 0, group, "end")}</g>')
+    else:
+      parts.append(_text(middle, below, group, "middle"))
     for name, (y, error) in bars.items():
       k = names.index(name)
       x = left + wide * k
+      highest = min(y + error, ys[-1])
       parts.append(
         f'<rect x="{x:.1f}" y="{up(y):.1f}" width="{wide - 4:.1f}" '
         f'height="{max(up(0) - up(y), 1):.1f}" fill="{_COLOURS[k]}"/>'
         f'<path class="line" d="M{x + wide / 2 - 2:.1f} '
-        f'{up(max(y - error, 0)):.1f}V{up(min(y + error, ys[-1])):.1f}"/>'
-        + _text(x + wide / 2 - 2, up(y) - 10, f"{y:.4g}", "middle")
+        f'{up(max(y - error, 0)):.1f}V{up(highest):.1f}"/>'
+        + _text(x + wide / 2 - 2, up(highest) - 10, f"{y:.4g}", "middle")
       )
-  parts += _legend({n: _style(k) for k, n in enumerate(names)}, right, top)
+  if not alone:
+    parts += _legend({n: _style(k) for k, n in enumerate(names)}, right, top)
   return "\n".join([*parts, "</svg>"]) + "\n"
 
 
