@@ -177,8 +177,7 @@ def _mask_counts(
     masked = jnp.floor(share * size).astype(jnp.int32) + 1
     masked = jnp.minimum(masked, size)  # share * size may round up to size
     # The place of each slot among those of its block, in the order of u.
-    order = jnp.argsort(u)
-    order = order[jnp.argsort(group[order], stable=True)]
+    order = jnp.lexsort((u, group))
     place = jnp.zeros((length,), jnp.int32).at[order].set(jnp.arange(length))
     block = jnp.minimum(group, length - 1)
     place -= (jnp.cumsum(size) - size)[block]

@@ -41,7 +41,7 @@ def table():
 def _estimate(
   name, objective, network, *, groups, copies, given=0, after=0, key=0
 ):
-  """Returns the mean of each group's copies of x0, nats, `[groups]`."""
+  """Returns the nats of each group's copies of x0, `[copies, groups]`."""
   item = Item(tokens=tuple(_X0.tolist()), given=given, after=after)
   batch = batch_of([item] * (groups * copies), _LENGTH)
   process = objective.init(_KEY)
@@ -53,7 +53,7 @@ def _estimate(
     )
 
   keys = jax.random.split(jax.random.key(key), groups)
-  return np.asarray(run(keys, batch)).reshape(copies, groups).mean(axis=0)
+  return np.asarray(run(keys, batch)).reshape(copies, groups)
 
 
 def _by_counts(table, given=0, after=0):
@@ -116,7 +116,7 @@ def test_counts_of_a_network_that_is_told_the_time(table, system):
   objective = system(**_SPACE, time_conditioning=True)
   network = _told(table, objective)
   found = _estimate("counts", objective, network, groups=2000, copies=4)
-  mean, error, _ = likelihood.mean(found)
+  mean, error, _ = likelihood.mean(found.mean(axis=0))
   exact = _over_rates(table)
   # Schedules end at 1e-3 and 1e-4: what is told beyond is their end.
   assert abs(mean - exact) < 3 * error + 1e-3 * exact and error < 0.02 * exact
@@ -130,10 +130,12 @@ def test_counts_need_no_end_terms(table):
 
 
 @pytest.mark.parametrize(
-  "name, given, after", [("counts", 0, 0), ("counts", 1, 1), ("times", 0, 0)]
+  "name, given, after, copies",
+  # Five copies do not divide the two tokens' counts.
+  [("counts", 0, 0, 16), ("counts", 1, 1, 5), ("times", 0, 0, 16)],
 )
 def test_agrees_with_the_exact_value_and_its_interval_covers(
-  table, name, given, after
+  table, name, given, after, copies
 ):
   # Weights 1 / t over rows of four tokens have a tail that no interval of few
   # passes knows: it is cut here, in the exact value too.
@@ -148,14 +150,16 @@ def test_agrees_with_the_exact_value_and_its_interval_covers(
     objective,
     table,
     groups=repetitions * passes,
-    copies=16,
+    copies=copies,
     given=given,
     after=after,
   )
-  mean, error, _ = likelihood.mean(found)
-  assert abs(mean - exact) < 3 * error and error < 0.02 * exact
+  # Also of one row alone: in a corpus each has but one place among the strata.
+  for each in (found.mean(axis=0), found[0], found[-1]):
+    mean, error, _ = likelihood.mean(each)
+    assert abs(mean - exact) < 3 * error and error < 0.02 * exact
   covered = 0
-  for part in found.reshape(repetitions, passes):
+  for part in found.mean(axis=0).reshape(repetitions, passes):
     mean, _, half = likelihood.mean(part)
     covered += abs(mean - exact) <= half
   assert 0.92 <= covered / repetitions <= 0.98, covered
@@ -172,6 +176,23 @@ def test_orders_are_exact(table):
   z[2] = _X0[2]
   both = first - log_p[int(toy.index(z, _VOCAB)), 3, _X0[3]]
   np.testing.assert_allclose(given, both, rtol=1e-5)
+
+
+def _surest(p, name, x0):
+  """Returns the nats of revealing x0 where the network is surest first."""
+  z, total = np.full(_LENGTH, _MASK), 0.0
+  for _ in range(_LENGTH):
+    here = p[int(z @ _VOCAB ** np.arange(_LENGTH)[::-1])]
+    best = np.sort(here, axis=1)
+    rank = {
+      "confidence": best[:, -1],
+      "margin": best[:, -1] - best[:, -2],
+      "entropy": np.sum(here * np.log(np.maximum(here, 1e-99)), axis=1),
+    }[name]
+    i = int(np.argmax(np.where(z == _MASK, rank, -np.inf)))
+    total -= np.log(here[i, x0[i]])
+    z[i] = x0[i]
+  return total
 
 
 @pytest.mark.parametrize("name", ["confidence", "margin", "entropy"])
@@ -192,6 +213,9 @@ def test_an_order_by_policy_is_a_law(table, name):
   )()
   # The order depends on what is revealed only: probabilities sum to one.
   np.testing.assert_allclose(np.exp(-np.asarray(nats)).sum(), 1.0, rtol=1e-4)
+  p = np.exp(toy.log_p_x0(table, _MASK))
+  expected = [_surest(p, name, x0) for x0 in rows]
+  np.testing.assert_allclose(nats, expected, rtol=1e-4)
 
 
 def _chain(network, objective):
@@ -208,21 +232,23 @@ def _chain(network, objective):
 
 def test_blocks_of_one_are_exact_and_larger_ones_bound():
   network = toy.Attention(length=_LENGTH, tokens=_VOCAB)
-  one = BD3LM(**_SPACE, length=_LENGTH, block_size=2).with_blocks(1)
+  # Times that training leaves out belong to the bound.
+  clip = {"clip_low": 0.8, "clip_high": 0.9}
+  one = BD3LM(**_SPACE, length=_LENGTH, block_size=2, **clip).with_blocks(1)
   assert estimators.choose(one, "auto") == "exact"
   run = lambda name, objective, **sizes: _estimate(
     name, objective, network, **sizes
   )
-  exact = run("exact", one, groups=1, copies=1)[0]
+  exact = run("exact", one, groups=1, copies=1)[0, 0]
   np.testing.assert_allclose(exact, _chain(network, one), rtol=1e-5)
-  left = run("left", one, groups=1, copies=1)[0]
-  np.testing.assert_allclose(left, exact, rtol=1e-5)
+  surest = run("confidence", one, groups=1, copies=1)  # blocks come in order
+  np.testing.assert_allclose(surest, exact, rtol=1e-5)
   counts = run("counts", one, groups=2, copies=1)
   np.testing.assert_allclose(counts, exact, rtol=1e-5)
   # Blocks of two: counts and times tend to one bound, up to time_epsilon.
   two = one.with_blocks(2)
   found = [
-    likelihood.mean(run(name, two, groups=1000, copies=4))
+    likelihood.mean(run(name, two, groups=1000, copies=4).mean(axis=0))
     for name in ("counts", "times")
   ]
   gap = abs(found[0][0] - found[1][0])
@@ -308,7 +334,11 @@ def test_windows_score_every_token_once():
   assert whole == [Item(tokens=tuple(ids))]  # it fits: the document itself
   for length, overlap in itertools.product((5, 8), (0, 1, 4)):
     parts = likelihood.windows(ids, length=length, overlap=overlap)
-    scored = [t for part in parts for t in part.tokens[part.given :]]
+    scored = []
+    for part in parts:
+      before = scored[len(scored) - part.given :] if part.given else []
+      assert list(part.tokens[: part.given]) == before
+      scored += part.tokens[part.given :]
     assert scored == ids
     assert all(len(part.tokens) <= length for part in parts)
     assert {part.given for part in parts[1:]} == {overlap}
@@ -322,12 +352,21 @@ def test_windows_score_every_token_once():
     likelihood.answer([1], [], canvas=8)
 
 
+def test_errors_are_students():
+  # s^2 = 14 / 3 over four passes; t of 0.975 at 3 degrees of freedom.
+  mean, error, half = likelihood.mean([1.0, 2.0, 3.0, 6.0])
+  assert mean == 3.0 and error == pytest.approx((14 / 3) ** 0.5 / 2)
+  assert half == pytest.approx(3.182446 * error, rel=1e-6)
+  assert likelihood.mean([2.0]) == (2.0, 0.0, 0.0)
+
+
 def test_passes_stop_at_the_error():
   passes = likelihood.Passes(least=4, most=9, error=0.5)
   wide, narrow = [0.0, 10.0, 0.0, 10.0], [5.0, 5.1, 5.0, 5.1]
   assert not passes.over(narrow[:3], 1)
   assert passes.over(narrow, 1) and not passes.over(wide, 1)
   assert passes.over(wide * 3, 1)
+  assert passes.over(wide, 100)  # the error is that of a token
 
 
 class _Counting:
