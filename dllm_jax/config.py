@@ -27,6 +27,7 @@ from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.parallel import MeshConfig
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.training.checkpoint import Checkpoint
+from dllm_jax.training.held_out import Evaluation
 from dllm_jax.training.metrics import Logging
 from dllm_jax.training.optimizer import Optimizer
 from dllm_jax.training.step import Training
@@ -50,39 +51,6 @@ _MAY_CHANGE = (
   "training.heartbeat_seconds",
   "training.profile_steps",
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-  """How held-out text is evaluated while training and after.
-
-  Attributes:
-    every_steps: training steps between evaluations; 0 for only at the end.
-    batch_size: rows in a batch.
-    batches: held-out batches that evaluations while training read; 0 for all.
-    passes: passes over the text, each with its own corruption; at least 2, for
-      the standard error.
-    seed: the seed of the corruption, the same for every evaluation.
-    sample_every: training steps between sample texts; 0 for never.
-  """
-
-  every_steps: int = 0
-  batch_size: int = 32
-  batches: int = 0
-  passes: int = 4
-  seed: int = 0
-  sample_every: int = 0
-
-  def __post_init__(self):
-    if self.passes < 2:
-      raise ValueError(
-        "evaluation.passes must be at least 2 (the standard error needs two), "
-        f"not {self.passes}"
-      )
-    if self.batch_size < 1:
-      raise ValueError(
-        f"evaluation.batch_size must be at least 1, not {self.batch_size}"
-      )
 
 
 _SECTIONS = {

@@ -22,7 +22,6 @@ from dllm_jax.parallel import (
   check_batches,
   distributed,
   enable_compilation_cache,
-  global_batch,
   make_mesh,
   row_share,
   RULES,
@@ -31,8 +30,8 @@ from dllm_jax.parallel.watch import Watch
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import Template
 from dllm_jax.sampling.writer import Sampled, Writer
-from dllm_jax.training import adaptation, bound
 from dllm_jax.training.checkpoint import Checkpoints
+from dllm_jax.training.held_out import HeldOut
 from dllm_jax.training.loop import compile_program, Hooks, Loop, Program
 from dllm_jax.training.metrics import latest, MetricWriter
 from dllm_jax.training.step import Trainer, TrainState
@@ -218,23 +217,20 @@ class Run:
     Raises:
       NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
     """
-    evaluation = self.config.evaluation
-    adapts = self.objective.adapts and self.corpus.held_out
+    held_out = self.held_out if self.corpus.held_out else None
     hooks = Hooks(
-      evaluate=self._training_evaluation if self.corpus.held_out else None,
-      evaluate_every=evaluation.every_steps,
-      adapt=self._adapt if adapts else None,
+      evaluate=held_out and held_out.while_training,
+      evaluate_every=self.config.evaluation.every_steps,
+      adapt=held_out.adapt if held_out and self.objective.adapts else None,
       sample=lambda state: self.sample(state=state).texts,
-      sample_every=evaluation.sample_every,
+      sample_every=self.config.evaluation.sample_every,
     )
     with jax.set_mesh(self.mesh):
       state, summary = self.loop(self.workdir, hooks).run()
     self.__dict__["state"] = state
     # A run that had nothing left to do, or was stopped, still says how it stands.
-    logged = latest(
-      self.workdir, ("loss_nats_per_token", "eval_", "tokens_per_second")
-    )
-    return logged | summary
+    says = "loss_nats_per_token", "eval_", "tokens_per_second"
+    return latest(self.workdir, says) | summary
 
   def loop(self, workdir: pathlib.Path, hooks: Hooks) -> Loop:
     """Returns the training loop of this run, writing into a directory."""
@@ -271,46 +267,16 @@ class Run:
       profile_steps=config.training.profiled(),
     )
 
-  def _training_evaluation(self, state: TrainState) -> dict[str, float]:
-    limit = self.config.evaluation.batches or None
-    figures = self.evaluate(state=state, limit=limit)
-    names = ("bits_per_token", "bits_per_char", "standard_error")
-    return {f"eval_{name}": figures[name] for name in names}
-
-  def _adapt(self, state: TrainState) -> TrainState:
-    """Returns the state with its process adapted to held-out text."""
-    evaluation = self.config.evaluation
-    measured = adaptation.summed(
-      lambda key, batch: self._measures(
-        state.eval_params, state.process, key, global_batch(batch, self.mesh)
-      ),
-      self._held_out_batches(evaluation.batches or None),
-      seed=evaluation.seed,
-    )
-    return adaptation.adapted(self.objective, state, measured)
-
   @functools.cached_property
-  def _measures(self):
-    return jax.jit(adaptation.measures(self.objective, self.denoiser))
-
-  def _held_out_batches(self, limit: int | None):
-    share = row_share(self.mesh)
-    return data.held_out_batches(
-      self.corpus,
-      batch_size=self.config.evaluation.batch_size,
-      limit=limit,
-      process_index=share.index,
-      process_count=share.count,
+  def held_out(self) -> HeldOut:
+    """The held-out text."""
+    return HeldOut(
+      corpus=self.corpus,
+      objective=self.objective,
+      denoiser=self.denoiser,
+      evaluation=self.config.evaluation,
+      mesh=self.mesh,
     )
-
-  @functools.cached_property
-  def _bound_sums(self):
-    def sums(params, process, key, batch):
-      return bound.bound_sums(
-        self.objective, self.denoiser, params, process, key, batch
-      )
-
-    return jax.jit(sums)
 
   def evaluate(
     self,
@@ -325,33 +291,15 @@ class Run:
 
     Args:
       state: whose parameters; by default the newest checkpoint's.
-      use_ema: whether to use averaged parameters where there are any.
-      limit: at most so many batches; None for all.
-      passes: independent passes; None for the configured number.
-      progress: whether to draw a progress bar on standard error.
-
-    Raises:
-      ValueError: nothing is held out.
+      use_ema: this and what follows as in `HeldOut.bound`.
+      limit: at most so many batches.
+      passes: independent passes.
+      progress: whether to draw a progress bar.
     """
     state = self.state if state is None else state
-    evaluation = self.config.evaluation
-    size = self.corpus.held_out_text
-    if size is None:
-      raise ValueError(
-        "nothing is held out: set config.data.held_out above 0, or "
-        "config.data.held_out_path"
-      )
-    params = state.eval_params if use_ema else state.params
     with jax.set_mesh(self.mesh):
-      return bound.held_out_bound(
-        lambda key, batch: self._bound_sums(
-          params, state.process, key, global_batch(batch, self.mesh)
-        ),
-        self._held_out_batches(limit),
-        passes=passes or evaluation.passes,
-        seed=evaluation.seed,
-        characters_per_token=size.characters_per_token,
-        progress=progress,
+      return self.held_out.bound(
+        state, use_ema=use_ema, limit=limit, passes=passes, progress=progress
       )
 
   def sample(

@@ -42,9 +42,11 @@ LAUNCHERS = {
   "pretrained/load.py",
   "run.py",
   "sampling/launch.py",
+  "training/held_out.py",
   "training/loop.py",
 }
 MAX_LINES = 60  # of code in a function
+MAX_FILE = 400
 
 
 @functools.cache
@@ -166,6 +168,11 @@ def test_functions_are_short():
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
   }
   assert found and not {k: n for k, n in found.items() if n > MAX_LINES}
+
+
+def test_files_are_short():
+  sizes = {p: (PACKAGE / p).read_text("utf-8").count("\n") for p in sources()}
+  assert not {path: n for path, n in sizes.items() if n > MAX_FILE}
 
 
 @pytest.mark.parametrize("name", ["utils.py", "helpers.py", "misc.py"])

@@ -29,6 +29,7 @@ from dllm_jax.pretrained.table import (
   Place,
   places_of,
   Table,
+  unflatten,
 )
 
 _THREADS = min(os.cpu_count() or 1, 8)
@@ -131,7 +132,7 @@ def to_ours(
   }
   dtypes = {key: np.dtype(tensor.dtype) for key, tensor in tensors.items()}
   return Converted(
-    _unflatten(flat), tuple(used), unused, Source(prefix, dtypes, small)
+    unflatten(flat), tuple(used), unused, Source(prefix, dtypes, small)
   )
 
 
@@ -197,17 +198,6 @@ def _add_copies(table, tensors, config, source) -> None:
 
 def _ready(array: np.ndarray) -> Outgoing:
   return Outgoing(array.dtype, array.shape, lambda: array)
-
-
-def _unflatten(flat):
-  tree = {}
-  for path, leaf in flat.items():
-    *parents, last = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = leaf
-  return tree
 
 
 def _prefix(table, tensors) -> str:
