@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dllm_jax.data import chat
+from dllm_jax.data.chat import Message
 from dllm_jax.data.ids import legal, MASK_GLYPH, unmasked
 
 # Longer texts are encoded in pieces that end after a line: the time and memory
@@ -109,13 +110,41 @@ class HuggingFace:
     )
 
   def chat(
-    self, messages: Sequence[chat.Message], *, answer: bool = True
+    self, messages: Sequence[Message], *, answer: bool = True
   ) -> np.ndarray:
-    """Returns the int32 ids of a conversation, by the chat template.
+    """Returns the int32 ids of a conversation, as `render` writes it.
 
     Args:
       messages: what was said, `{"role": ..., "content": ...}` each.
       answer: whether the ids end where the model's answer begins.
+
+    Raises:
+      ValueError: there is no template, or it refuses the messages.
+    """
+    return self.encode_rendered(self.render(messages, answer=answer))
+
+  def encode_rendered(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a text of `render`'s.
+
+    Here, and only here, the names of special tokens are those tokens.
+    """
+    ids = self._parser.encode(text, add_special_tokens=False).ids
+    return np.asarray(ids, np.int32)
+
+  @functools.cached_property
+  def _parser(self):
+    import tokenizers  # noqa: PLC0415
+
+    parser = tokenizers.Tokenizer.from_str(self.definition)
+    parser.no_truncation()
+    return parser
+
+  def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+    """Returns a conversation as text, by the chat template.
+
+    Args:
+      messages: what was said, `{"role": ..., "content": ...}` each.
+      answer: whether the text ends where the model's answer begins.
 
     Raises:
       ValueError: there is no template, or it refuses the messages.
@@ -127,19 +156,12 @@ class HuggingFace:
       )
     roles = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
     token = lambda i: "" if i is None else self._tokenizer.id_to_token(i)
-    text = chat.render(
+    return chat.render(
       self.chat_template,
       messages,
       answer=answer,
       **{f"{role}_token": token(i) for role, i in roles.items()},
     )
-    import tokenizers  # noqa: PLC0415
-
-    # Here, and only here, the names of special tokens are those tokens.
-    parser = tokenizers.Tokenizer.from_str(self.definition)
-    parser.no_truncation()
-    ids = parser.encode(text, add_special_tokens=False).ids
-    return np.asarray(ids, np.int32)
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes a `tokenizer.json`, and what a published folder has beside it."""

@@ -28,9 +28,6 @@ from dllm_jax.run import Run
 from dllm_jax.sampling import requests as sampling
 from dllm_jax.sampling.presets import SamplerConfig
 
-_LEGAL = ("until", "max_gen_toks", "max_new_tokens", "max_tokens",
-          "do_sample", "temperature", "top_p", "top_k", "seed")  # fmt: skip
-
 
 @register_model("dllm_jax")
 class DiffusionLM(LM):
@@ -77,6 +74,7 @@ class DiffusionLM(LM):
       raise ValueError("give the run as --model_args workdir=DIR")
     self.protocol = protocols.named(protocol, fields)
     self._run = Run.open(workdir)
+    self._encoder = self._run.tokenizer.encode
     self._seed, self._use_ema = seed, use_ema
     self._rows = 16 if batch_size in ("auto", None) else int(batch_size)
     self._length = length or self._run.config.data.length
@@ -176,8 +174,32 @@ class DiffusionLM(LM):
     """What a context begins with."""
     return contexts.special(self._run.tokenizer, "begin", self.protocol.begin)
 
+  def chat_template(self, chat_template: bool | str = False) -> str:
+    """Returns the chat template of the run's tokenizer, for the record."""
+    del chat_template
+    return getattr(self._run.tokenizer, "chat_template", None) or ""
+
+  def apply_chat_template(
+    self,
+    chat_history: list[dict[str, str]],
+    add_generation_prompt: bool = True,
+  ) -> str:
+    """Returns a conversation as text; from now on all contexts are of this kind.
+
+    Raises:
+      ValueError: the tokenizer has no chat template.
+    """
+    tokenizer = self._run.tokenizer
+    if not self.chat_template():
+      raise ValueError(
+        "the tokenizer of this run has no chat template: leave out "
+        "--apply_chat_template"
+      )
+    self._encoder = tokenizer.encode_rendered
+    return tokenizer.render(chat_history, answer=add_generation_prompt)
+
   def _encode(self, text: str) -> list[int]:
-    return [int(i) for i in self._run.tokenizer.encode(text)]
+    return [int(i) for i in self._encoder(text)]
 
   def _nats(self, items: Sequence[Item]) -> np.ndarray:
     """Returns -log p of items on one canvas, and keeps their errors."""
@@ -282,25 +304,11 @@ class DiffusionLM(LM):
 
   def _asked(self, context: str, kwargs: dict[str, Any]):
     """Returns (template, until, sampler) of a request."""
-    unknown = {k: v for k, v in kwargs.items() if k not in _LEGAL and v}
-    if unknown:
-      raise ValueError(
-        f"a diffusion model cannot be asked for {', '.join(sorted(unknown))}: "
-        f"it writes all tokens of an answer together; legal generation_kwargs: "
-        f"{', '.join(_LEGAL)}"
-      )
-    config, fixed = self._sampler, self.protocol.fixed
-    if kwargs.get("do_sample") and not fixed:
-      named = {
-        k: kwargs[k] for k in ("temperature", "top_p", "top_k") if k in kwargs
-      }
-      config = dataclasses.replace(config, **named)
-    until = kwargs.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
-    wanted = self.protocol.max_gen_toks
-    if not fixed:
-      wanted = next((kwargs[k] for k in _LEGAL[1:4] if kwargs.get(k)), wanted)
-    room = self._length - int(wanted)
+    until, wanted, fields = contexts.wishes(
+      kwargs, tokens=self.protocol.max_gen_toks, fixed=self.protocol.fixed
+    )
+    config = dataclasses.replace(self._sampler, **fields)
+    room = self._length - wanted
     if room < 0:
       raise ValueError(
         f"an answer of {wanted} tokens is longer than the canvas of "
@@ -308,7 +316,7 @@ class DiffusionLM(LM):
         "--model_args"
       )
     given = contexts.fitting(self._begin, self._encode(context), room)
-    return [*given, *[None] * int(wanted)], until, config
+    return [*given, *[None] * wanted], until, config
 
   def _canvas(self, row: sampling.Template, config: SamplerConfig) -> int:
     """Returns the slots of a row's canvas."""

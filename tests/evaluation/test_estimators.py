@@ -111,7 +111,9 @@ def _over_rates(table):
   return total
 
 
-@pytest.mark.parametrize("system", [MDLM, MD4])
+@pytest.mark.parametrize(
+  "system", [MDLM, pytest.param(MD4, marks=pytest.mark.all)]
+)
 def test_counts_of_a_network_that_is_told_the_time(table, system):
   objective = system(**_SPACE, time_conditioning=True)
   network = _told(table, objective)
@@ -281,7 +283,7 @@ def _scorer(objective, network, seen, **fields):
 @pytest.mark.parametrize(
   "objective, estimator, slots",
   [
-    (MDLM(**_SPACE), "counts", 8 * 4 * 3),
+    pytest.param(MDLM(**_SPACE), "counts", 8 * 4 * 3, marks=pytest.mark.all),
     (MDLM(**_SPACE), "left", 8 * 3 * 8),
     (BD3LM(**_SPACE, length=8, block_size=2), "counts", 2 * 8 * 4 * 3),
   ],

@@ -16,9 +16,12 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.model import CachingLM  # noqa: E402
 
 from dllm_jax.cli.main import main  # noqa: E402
+from dllm_jax.data.huggingface import huggingface  # noqa: E402
 from dllm_jax.evaluation import contexts, likelihood, protocols  # noqa: E402
 from dllm_jax.evaluation.harness import DiffusionLM  # noqa: E402
 from dllm_jax.evaluation.scorer import Item, Scorer  # noqa: E402
+from tests.data.test_chat import folder as tokenizer_folder  # noqa: E402
+from tests.data.test_chat import TALK, TEMPLATE  # noqa: E402
 
 
 def ask(*args):
@@ -139,6 +142,20 @@ def test_what_stands_around_an_answer(model, monkeypatch):
   row, _, config = model._asked("To", {"max_gen_toks": 9, "temperature": 1.0})
   assert row.count(None) == 4 and row[0] == 3
   assert config.temperature == model._sampler.temperature
+
+
+def test_conversations(model, tmp_path, monkeypatch):
+  with pytest.raises(ValueError, match="leave out --apply_chat_template"):
+    model.apply_chat_template(TALK[:1])
+  tokenizer = huggingface(tokenizer_folder(tmp_path, chat_template=TEMPLATE))
+  monkeypatch.setattr(model._run, "tokenizer", tokenizer)
+  monkeypatch.setattr(model, "_encoder", tokenizer.encode)
+  text = model.apply_chat_template(TALK[:1])
+  assert text == "<s><|user|>a b<|end|><|assistant|>"
+  assert model._encode(text) == tokenizer.chat(TALK[:1]).tolist()
+  # In what follows the context the names of special tokens are tokens, too.
+  assert model._encode(text + "b")[-2:] == [5, 1]
+  assert model.chat_template(True) == TEMPLATE
 
 
 def test_a_cache_resumes(model, tmp_path, monkeypatch):
