@@ -130,7 +130,7 @@ HloModule m
   %next = s32[] add(%i, %two)
   %y = f32[8,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
   ROOT %t = (s32[], f32[8,8]{1,0}) tuple(%next, %y)
-}
+}, execution_thread="sparsecore"
 
 %test (p: (s32[], f32[8,8])) -> pred[] {
   %p = (s32[], f32[8,8]{1,0}) parameter(0)
