@@ -48,7 +48,7 @@ def computations(text: str) -> tuple[dict[str, dict[str, Op]], str]:
       if head:
         current = found.setdefault(head[2], {})
         entry = head[2] if head[1] else entry
-    elif line.startswith("}"):  # perhaps with the thread that it runs on
+    elif line == "}" or line.startswith("}, "):  # the thread that it runs on
       current = None
     else:
       op = _parse(line)

@@ -128,7 +128,8 @@ HloModule m
   %x = f32[8,8]{1,0} get-tuple-element(%p), index=1
   %two = s32[] constant(2)
   %next = s32[] add(%i, %two)
-  %y = f32[8,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
+  %y = f32[8,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf, frontend_attributes={text="{
+}}, metadata={op_name="dot"}
   ROOT %t = (s32[], f32[8,8]{1,0}) tuple(%next, %y)
 }, execution_thread="sparsecore"
 
