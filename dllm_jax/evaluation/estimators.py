@@ -94,8 +94,6 @@ def nats(
   denoise: Denoise,
   keys: Key[Array, "G"],
   batch: Batch,
-  *,
-  steps: int,
 ) -> Float[Array, "B"]:
   """Returns one estimate of -log p(supervised tokens | the others) a row, nats.
 
@@ -106,11 +104,10 @@ def nats(
     denoise: the network with its parameters.
     keys: a key for each group of rows; group g holds rows `g, g + G, ...`.
     batch: the rows.
-    steps: calls of the network, for those that reveal token by token.
   """
   process = objective.unbiased(process)
   if name in ORDERS:
-    return _in_order(name, objective, process, denoise, batch, steps)
+    return _in_order(name, objective, process, denoise, batch)
   if name == "counts":
     keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     share = _grouped(_shares, keys[0], batch)
@@ -191,8 +188,11 @@ def _mask_counts(
   return z, weight, rate
 
 
-def _in_order(name, objective, process, denoise, batch, steps):
-  """Returns the exact nats of revealing supervised tokens one at a time."""
+def _in_order(name, objective, process, denoise, batch):
+  """Returns the exact nats of revealing supervised tokens one at a time.
+
+  As many calls of the network as the longest row has of them.
+  """
   rows, length = batch.tokens.shape
   slots = jnp.broadcast_to(jnp.arange(length), (rows, length))
   noise = Keyed.at(
@@ -203,7 +203,7 @@ def _in_order(name, objective, process, denoise, batch, steps):
   )
   block = slots // (objective.block_length or length)
 
-  def body(carry, _):
+  def body(carry):
     hidden, total = carry
     z = jnp.where(hidden, objective.mask_id, batch.tokens)
     t = jnp.mean(hidden, axis=1, keepdims=True)
@@ -223,10 +223,10 @@ def _in_order(name, objective, process, denoise, batch, steps):
     rank = jnp.where(hidden & (block == first), rank, -jnp.inf)
     now = jax.nn.one_hot(jnp.argmax(rank, axis=1), length, dtype=bool) & hidden
     total += jnp.sum(jnp.where(now, cost, 0.0), axis=1)
-    return (hidden & ~now, total), None
+    return hidden & ~now, total
 
   start = (batch.loss_mask, jnp.zeros((rows,), jnp.float32))
-  return jax.lax.scan(body, start, None, length=steps)[0][1]
+  return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), body, start)[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

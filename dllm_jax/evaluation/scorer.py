@@ -95,7 +95,7 @@ class Scorer:
       )
     self._params, self._process, self._mesh = params, process, mesh
     self._scale, self.forward_tokens = cfg_scale, 0
-    self._program = jax.jit(self._nats, static_argnames="steps")
+    self._program = jax.jit(self._nats)
 
   @classmethod
   def of(cls, run: Run, *, use_ema: bool = True, **fields) -> "Scorer":
@@ -110,7 +110,8 @@ class Scorer:
       **fields,
     )
 
-  def _nats(self, params, process, keys, batch, *, steps):
+  def _nats(self, params, process, keys, batch):
+    """Returns nats of each row, and the tokens of the row with most to score."""
     denoise = lambda inputs: self._denoiser.apply(
       params["model"], inputs, None
     )[0]
@@ -122,9 +123,10 @@ class Scorer:
       )
     process = process.replace(params=params["process"])
     found = estimators.nats(
-      self.estimator, self.objective, process, denoise, keys, batch, steps=steps
+      self.estimator, self.objective, process, denoise, keys, batch
     )
-    return jax.lax.with_sharding_constraint(found, jax.P())
+    most = jnp.max(jnp.sum(batch.loss_mask, axis=1))
+    return jax.lax.with_sharding_constraint((found, most), jax.P())
 
   def nats(self, keys: Key[Array, "G"], batch: Batch) -> Float[np.ndarray, "B"]:
     """Returns one estimate of each row, nats.
@@ -134,20 +136,12 @@ class Scorer:
       batch: rows on the host: this process's share.
     """
     rows, length = batch.tokens.shape
-    targets = int(np.max(np.sum(batch.loss_mask, axis=1), initial=1))
-    steps = 1
-    if estimators.calls(self.estimator, targets) > 1:
-      steps = length
-    self.forward_tokens += self.cost(rows * jax.process_count(), length)
     with jax.set_mesh(self._mesh):
-      found = self._program(
-        self._params,
-        self._process,
-        keys,
-        global_batch(batch, self._mesh),
-        steps=steps,
-      )
-      return np.asarray(found, np.float64)
+      placed = global_batch(batch, self._mesh)
+      found, most = self._program(self._params, self._process, keys, placed)
+    rows *= jax.process_count()
+    self.forward_tokens += self.cost(rows, length, int(most))
+    return np.asarray(found, np.float64)
 
   def compiled(
     self, fn: Callable[[PyTree, Process, Batch], Array]
@@ -166,9 +160,15 @@ class Scorer:
 
     return run
 
-  def cost(self, rows: int, length: int) -> int:
-    """Returns the slots that the network sees for some rows."""
-    calls = estimators.calls(self.estimator, length)
+  def cost(self, rows: int, length: int, targets: int) -> int:
+    """Returns the slots that the network sees for some rows.
+
+    Args:
+      rows: of the batch.
+      length: slots of a row.
+      targets: tokens to score in the row that has most.
+    """
+    calls = estimators.calls(self.estimator, targets)
     streams = 2 if self._two_streams else 1
     return rows * length * calls * streams * (2 if self._scale else 1)
 

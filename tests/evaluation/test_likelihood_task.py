@@ -12,7 +12,14 @@ from dllm_jax.evaluation.scorer import Scorer
 def evaluate(workdir, capsys, *args):
   status = main(["evaluate", f"--workdir={workdir}", *args])
   said = capsys.readouterr()
-  return json.loads(said.out.splitlines()[-1]) if status == 0 else said.err
+  if status == 0:
+    return json.loads(said.out.splitlines()[-1])
+  *bars, line = said.err.strip().splitlines()
+  if status == 2:  # a mistake is one line
+    assert not bars
+  else:
+    assert (status, line) == (130, "dllm: interrupted")
+  return line
 
 
 def test_held_out_text_resumes_and_stops_at_the_error(
@@ -66,12 +73,14 @@ def test_documents_and_answers(workdir, capsys, tmp_path):
   found = evaluate(workdir, capsys, *args)
   assert len(found["log_likelihoods"]) == 2 and found["tokens"] == 7
   assert max(found["log_likelihoods"]) < 0
+  before = {p: p.stat().st_size for p in workdir.rglob("*")}
   pairs.write_text(json.dumps({"prompt": "a", "answer": "b" * 40}))
   said = evaluate(workdir, capsys, f"--pairs={pairs}")
   assert "does not fit the canvas of 32" in said and "pair 0" in said
   text.write_text("one\n\n\n\ntwo")
   said = evaluate(workdir, capsys, f"--text={text}", "--separator=\n\n")
   assert "document 1" in said and "empty" in said
+  assert {p: p.stat().st_size for p in workdir.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
