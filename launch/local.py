@@ -73,14 +73,14 @@ def _start(given: argparse.Namespace) -> list[subprocess.Popen]:
 def _wait(processes: Sequence[subprocess.Popen], grace: float) -> list[int]:
   """Returns the exit statuses, once all are done or one failed."""
   end = None
-  while any(p.poll() is None for p in processes):
-    if end is None and any(p.returncode for p in processes):
+  while None in (statuses := [p.poll() for p in processes]):
+    if end is None and any(statuses):
       end = time.monotonic() + grace
     if end is not None and time.monotonic() > end:
       for process in processes:
         process.kill()
     time.sleep(0.05)
-  return [p.returncode for p in processes]
+  return statuses
 
 
 def main() -> int:

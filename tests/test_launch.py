@@ -1,8 +1,10 @@
 """The launchers: what can be checked of them without their clusters."""
 
+import importlib.util
 import math
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -140,3 +142,12 @@ def test_each_ends_in_the_same_command(name):
   text = (LAUNCH / name).read_text()
   assert "train" in text and ("dllm" in text)
   assert name in (LAUNCH / "README.md").read_text()
+
+
+def test_a_later_process_that_fails_ends_the_first():
+  path = LAUNCH / "local.py"
+  spec = importlib.util.spec_from_file_location("local", path)
+  local = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(local)
+  processes = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["false"])]
+  assert local._wait(processes, grace=0.1) == [-signal.SIGKILL, 1]
