@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     "sampler": {"preset": "llada"},
     "machines": {
       "v5p:4x4x8": _machine("splash", fsdp=128, parts=2),
-      "v6e:16x16": _machine("splash", fsdp=256, parts=4),
+      "v6e:16x16": _machine("splash", fsdp=256, parts=2),
       "h200:1x8": _machine("cudnn", fsdp=8, parts=32),
       "h200:8x8": _machine("cudnn", fsdp=64, parts=4),
     },
