@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Returns what differs from the defaults."""
   return ConfigDict({
-    "data": {"path": "none", "tokenizer": "numbers:32000", "length": 384},
+    "data": {"path": "random", "tokenizer": "numbers:32000", "length": 384},
     "objective": {"name": "llada"},
     "model": {"width": 512, "layers": 12, "heads": 8, "mlp_dim": 1536},
     "sampler": {

@@ -20,17 +20,13 @@ DUAL = SamplerConfig(preset="llada", block_length=8, steps=4, cache="dual")
 @pytest.fixture(scope="module", name="run")
 def _run(tmp_path_factory):
   resolved = config.resolve({
-    "data": {"path": "none", "tokenizer": "numbers:20", "length": 24},
+    "data": {"path": "random", "tokenizer": "numbers:20", "length": 24},
     "objective": {"name": "llada"},
     "model": {"width": 16, "layers": 1, "heads": 2},
     "mesh": {"data": 1},
   })
-  run = Run(
-    tmp_path_factory.mktemp("run"),
-    resolved,
-    Numbers(vocab_size=20, mask_id=19),
-    devices=jax.devices()[:1],
-  )
+  workdir = tmp_path_factory.mktemp("run") / "run"
+  run = Run.create(resolved, workdir, devices=jax.devices()[:1])
   run.start()
   return run
 

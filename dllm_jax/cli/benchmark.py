@@ -71,6 +71,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   resolved = commands.required(values, "config", "configs/shakespeare.py")
 
   from dllm_jax import benchmark  # pylint: disable=g-import-not-at-top
+  from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
 
   if what == "train":
     result = benchmark.train(resolved, steps=values.steps, rounds=values.rounds)
@@ -81,7 +82,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     )
     return result
   with tempfile.TemporaryDirectory() as directory:
-    run = _untrained(resolved, pathlib.Path(directory) / "run")
+    run = Run.create(resolved, pathlib.Path(directory) / "run")
     run.start()
     results = [
       benchmark.sample(
@@ -132,17 +133,6 @@ def _loss(values: flags.FlagValues) -> Mapping[str, Any]:
     f"{result['memory']:.3f} of its memory"
   )
   return result
-
-
-def _untrained(resolved: Any, workdir: pathlib.Path) -> Any:
-  """Returns a run; one of numbers needs no text."""
-  from dllm_jax.data.tokenizer import make_tokenizer  # pylint: disable=g-import-not-at-top
-  from dllm_jax.run import Run  # pylint: disable=g-import-not-at-top
-
-  name = resolved.data.tokenizer or ""
-  if name.startswith("numbers:"):
-    return Run(workdir, resolved, make_tokenizer(name, []))
-  return Run.create(resolved, workdir)
 
 
 COMMAND = commands.Command(

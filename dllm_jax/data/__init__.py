@@ -10,7 +10,7 @@ _HOMES = {
   "answers": ("answer_batch",),
   "batches": (
     "BatchIterator",
-    "HeldOut",
+    "HeldOutBatches",
     "blank",
     "held_out_batches",
     "merge_states",

@@ -69,7 +69,7 @@ def held_out_batches(
   limit: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
-) -> "HeldOut":
+) -> "HeldOutBatches":
   """Returns the batches of the held-out text, which can be gone through again.
 
   The order is fixed. The last batch is filled with rows that no loss counts, so
@@ -86,7 +86,9 @@ def held_out_batches(
     ValueError: the processes do not divide the batch.
   """
   rows = _share(batch_size, process_index, process_count)
-  return HeldOut(corpus=corpus, batch_size=batch_size, rows=rows, limit=limit)
+  return HeldOutBatches(
+    corpus=corpus, batch_size=batch_size, rows=rows, limit=limit
+  )
 
 
 def blank(rows: int, length: int) -> Batch:
@@ -154,7 +156,7 @@ class BatchIterator(Iterator[Batch]):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOutBatches:
   """The held-out batches; iterate as often as needed.
 
   Attributes:

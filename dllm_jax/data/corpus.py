@@ -15,6 +15,7 @@ import numpy as np
 from dllm_jax.data import packing as packing_lib
 from dllm_jax.data import record, source, stream
 from dllm_jax.data import tokenizer as tokenizer_lib
+from dllm_jax.data.numbers import RandomRows
 
 # Held-out text that is packed on the fly is measured on its beginning only.
 _MEASURED_CHARACTERS = 2**20
@@ -26,9 +27,10 @@ class Dataset:
 
   Attributes:
     path: the name of a bundled text ("shakespeare"); a file, a directory or a
-      glob of text, JSONL or Parquet files; or a directory that `prepare` made.
+      glob of text, JSONL or Parquet files; a directory that `prepare` made; or
+      "random" for random tokens, to measure speed.
     tokenizer: "char", "byte", or the path of a tokenizer.json; None: that of
-      prepared data, "char" for text.
+      prepared data, "char" for text. "numbers:N" for N ids of random tokens.
     mask_token: the mask among the tokens of a tokenizer.json; None: a new id.
     length: tokens a row.
     packing: "slices" cuts everything as one text; "packed" keeps documents
@@ -172,6 +174,8 @@ def load(
       settings that contradict prepared data.
     ImportError: Parquet without pyarrow.
   """
+  if dataset.path == "random":
+    return _load_random(dataset, tokenizer)
   if record.is_prepared(dataset.path):
     return _load_prepared(dataset, tokenizer)
   files = source.find(dataset.path)
@@ -187,6 +191,24 @@ def load(
   ):
     return _load_stream(dataset, files, tokenizer)
   return _load_memory(dataset, files, tokenizer)
+
+
+def _load_random(
+  dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer | None
+) -> Corpus:
+  if not (dataset.tokenizer or "").startswith("numbers:"):
+    raise ValueError(
+      "data.path random has tokens without text: set data.tokenizer to "
+      "numbers:N, for N ids, the mask included"
+    )
+  tokenizer = tokenizer or tokenizer_lib.make_tokenizer(dataset.tokenizer, [])
+  return Corpus(
+    tokenizer=tokenizer,
+    length=dataset.length,
+    train=RandomRows(tokens=tokenizer.mask_id, length=dataset.length),
+    held_out=None,
+    held_out_text=None,
+  )
 
 
 def _load_memory(
