@@ -19,6 +19,10 @@ from dllm_jax.training.checkpoint import Checkpoints  # noqa: F401
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+# Of a flag that is given twice, the last counts.
+_COUNT = "--xla_force_host_platform_device_count"
+
+
 def tiny(**fields):
   """Returns a resolved configuration that trains in a second.
 
@@ -59,11 +63,11 @@ def parameters(state) -> list[np.ndarray]:
 
 def dllm(*args, devices: int = 1, **kwargs) -> subprocess.Popen:
   """Starts `dllm ARGS` in a process of its own, with simulated devices."""
-  flag = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ['XLA_FLAGS']} {_COUNT}={devices}"
   return subprocess.Popen(
     [sys.executable, "-m", "dllm_jax", *map(str, args)],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": flag},
+    env=os.environ | {"XLA_FLAGS": flags},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -104,7 +108,6 @@ def job(workdir, resolved, *options, processes: int = 2, devices: int = 1):
       *("--", "train", f"--config={file}", f"--workdir={workdir}"),
     ],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": ""},
     stdout=subprocess.PIPE,
     stderr=log.open("w"),
     text=True,
