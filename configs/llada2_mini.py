@@ -58,12 +58,20 @@ def get_config() -> ConfigDict:
     "machines": {
       "v5p:4x4x8": {
         "mesh": {"data": 1, "fsdp": 128},
-        "model": {"attention": "splash", "remat": "dots"},
+        "model": {
+          "attention": "splash",
+          "remat": "dots",
+          "experts_implementation": "tiled",
+        },
         "training": {"microbatches": 1},
       },
       "v6e:16x16": {
-        "mesh": {"data": 1, "fsdp": 128, "expert": 2},
-        "model": {"attention": "splash", "remat": "dots"},
+        "mesh": {"data": 1, "fsdp": 256},
+        "model": {
+          "attention": "splash",
+          "remat": "dots",
+          "experts_implementation": "tiled",
+        },
         "training": {"microbatches": 1},
       },
       "h200:1x8": {
