@@ -12,8 +12,8 @@ import sys
 import jax
 import numpy as np
 
-from dllm_jax import config
-from dllm_jax.run import Run
+from dllm_jax.config import config
+from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import Checkpoints  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parent.parent

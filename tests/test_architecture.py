@@ -18,29 +18,22 @@ ORDER = (
   {"parallel", "data"},
   {"sampling"},
   {"training", "pretrained"},
-  {"config_file"},
   {"config"},
-  {"workdir"},
   {"run"},
+  {"plots"},
   {"evaluation"},
-  {
-    "benchmark",
-    "benchmark_loss",
-    "compare",
-    "exchange",
-    "planning",
-    "report",
-  },
+  {"planning"},
+  {"reports"},
   {"cli"},
   {"__main__"},
 )
 # Where programs are launched; everything else is a plain function.
 LAUNCHERS = {
-  "benchmark.py",
-  "benchmark_loss.py",
-  "evaluation/scorer.py",
+  "evaluation/likelihood/scorer.py",
   "pretrained/load.py",
-  "run.py",
+  "reports/benchmark.py",
+  "reports/benchmark_loss.py",
+  "run/run.py",
   "sampling/launch.py",
   "training/held_out.py",
   "training/loop.py",
@@ -109,12 +102,9 @@ def test_configs_are_read_in_one_place():
   users = {room(p) for p, tree in sources().items() if uses(imported(tree))}
   assert users <= {
     "config",
-    "config_file",
-    "workdir",
     "run",
-    "benchmark",
-    "compare",
     "planning",
+    "reports",
     "cli",
   }
 

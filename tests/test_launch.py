@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from dllm_jax import config
+from dllm_jax.config import config
 from tests.runs import ROOT
 
 LAUNCH = ROOT / "launch"

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags, ConfigDict
 
-from dllm_jax import config as configs
+from dllm_jax.config import config as configs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

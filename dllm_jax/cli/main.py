@@ -137,7 +137,7 @@ def _run(name: str, argv: list[str]) -> int:
   warnings.formatwarning = lambda text, *_: f"dllm: warning: {text}\n"
   from dllm_jax.cli import command as commands  # pylint: disable=g-import-not-at-top
 
-  module = importlib.import_module(f"dllm_jax.cli.{name}")
+  module = importlib.import_module(f"dllm_jax.cli.commands.{name}")
   if "--help" in argv or "-h" in argv:
     variant = module.COMMAND.variant
     print(commands.help_text(variant(argv) if variant else module.COMMAND))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
-from dllm_jax.models.attention import attention
+from dllm_jax.models.attention.dispatch import attention
 from dllm_jax.models.cache import query_slots, write
 from dllm_jax.models.layers import (
   adapter,

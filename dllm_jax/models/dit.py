@@ -32,10 +32,13 @@ import jax.numpy as jnp
 
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers
-from dllm_jax.models.attention import check_implementation, Implementation
+from dllm_jax.models.attention.context import Strategy
+from dllm_jax.models.attention.dispatch import (
+  check_implementation,
+  Implementation,
+)
 from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
 from dllm_jax.models.cache import empty_cache
-from dllm_jax.models.context import Strategy
 from dllm_jax.models.layers import LayerNorm, Linear, TimeEmbedding, Weight
 from dllm_jax.models.perceptron import GeluMlp
 from dllm_jax.models.quantised import check_matmul, Matmul

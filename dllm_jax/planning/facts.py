@@ -14,9 +14,9 @@ from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import ModelInputs
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
-from dllm_jax.models import splash
+from dllm_jax.models.attention import splash
 from dllm_jax.parallel import RULES, shardings
-from dllm_jax.run import Run
+from dllm_jax.run.run import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

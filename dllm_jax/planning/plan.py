@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 from dllm_jax.core.vocabulary import chunks
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
-from dllm_jax.parallel import batch_sharding, hlo
+from dllm_jax.parallel import batch_sharding
 from dllm_jax.parallel.mesh import check_batches
 from dllm_jax.parallel.topology import Machine
-from dllm_jax.planning import roofline, sampler
+from dllm_jax.planning import hlo, roofline, sampler
 from dllm_jax.planning.facts import Reference, state_bytes
-from dllm_jax.run import Run
+from dllm_jax.run.run import Run
 
 # Products of an attention kernel, by what its name holds; the first match counts.
 _PRODUCTS = {

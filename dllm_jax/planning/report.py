@@ -5,14 +5,14 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from dllm_jax import config as configs
 from dllm_jax import data
+from dllm_jax.config import config as configs
 from dllm_jax.data.numbers import Numbers
-from dllm_jax.evaluation.plot import stacked_bars
 from dllm_jax.parallel.topology import Machine
 from dllm_jax.planning.facts import Reference
 from dllm_jax.planning.plan import Plan
 from dllm_jax.planning.search import advice
+from dllm_jax.plots import stacked_bars
 
 _GIB = 2**30
 

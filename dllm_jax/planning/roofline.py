@@ -27,8 +27,8 @@ import types
 import jax
 import numpy as np
 
-from dllm_jax.parallel.hlo import Collective
 from dllm_jax.parallel.topology import Machine
+from dllm_jax.planning.hlo import Collective
 
 KERNEL_EFFICIENCY = 0.6
 MEMORY_EFFICIENCY = 0.9

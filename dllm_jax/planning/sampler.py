@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from dllm_jax.planning.facts import state_bytes
-from dllm_jax.run import Run
+from dllm_jax.run.run import Run
 from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.requests import Requests
 

@@ -2,13 +2,13 @@
 
 from dllm_jax.sampling.infill import parse
 from dllm_jax.sampling.launch import Launcher
-from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.processors import Temperature, TopK, TopP
+from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.processors import Temperature, TopK, TopP
+from dllm_jax.sampling.policies.unmasking import FirstHitting, Unmasking
 from dllm_jax.sampling.program import generate, Generation, Sampler
 from dllm_jax.sampling.requests import build, continuation, Requests
-from dllm_jax.sampling.strip import write_strip
-from dllm_jax.sampling.trace import films, Trace, write_page
-from dllm_jax.sampling.unmasking import FirstHitting, Unmasking
+from dllm_jax.sampling.traces.strip import write_strip
+from dllm_jax.sampling.traces.trace import films, Trace, write_page
 
 __all__ = [
   "Ancestral",

@@ -5,8 +5,8 @@ import dataclasses
 from typing import Any
 
 from dllm_jax.core.types import Policy
-from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.remasking import (
+from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.remasking import (
   Cap,
   Conf,
   FlowCorrector,
@@ -15,9 +15,9 @@ from dllm_jax.sampling.remasking import (
   ReMDM,
   Rescale,
 )
-from dllm_jax.sampling.renoising import Psi, Renoise
-from dllm_jax.sampling.revision import Edit, MaskPredict
-from dllm_jax.sampling.selection import (
+from dllm_jax.sampling.policies.renoising import Psi, Renoise
+from dllm_jax.sampling.policies.revision import Edit, MaskPredict
+from dllm_jax.sampling.policies.selection import (
   Chance,
   CosinePlan,
   EntropyBound,
@@ -28,7 +28,7 @@ from dllm_jax.sampling.selection import (
   Threshold,
   Truncated,
 )
-from dllm_jax.sampling.unmasking import FirstHitting, Unmasking
+from dllm_jax.sampling.policies.unmasking import FirstHitting, Unmasking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

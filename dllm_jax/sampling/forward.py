@@ -38,7 +38,7 @@ from dllm_jax.core.types import (
   Process,
 )
 from dllm_jax.core.vocabulary import vocab_width
-from dllm_jax.sampling.guidance import Guidance
+from dllm_jax.sampling.policies.guidance import Guidance
 from dllm_jax.sampling.window import gather, Window
 
 CacheKind = Literal["none", "prefix", "dual", "block"]

@@ -17,7 +17,7 @@ from dllm_jax.core.types import KVCache, ModelOutputs, Noise, Process
 from dllm_jax.sampling.forward import Network
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
-from dllm_jax.sampling.trace import Frame, observe
+from dllm_jax.sampling.traces.trace import Frame, observe
 from dllm_jax.sampling.window import put, take, where, Window
 
 NoiseAt = Callable[[Int[Array, "B"], Int[Array, "B W"]], Noise]

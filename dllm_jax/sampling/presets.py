@@ -12,8 +12,8 @@ from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective, Policy
 from dllm_jax.sampling.catalogue import Preset, PRESETS
 from dllm_jax.sampling.forward import CACHES
-from dllm_jax.sampling.guidance import Guidance
-from dllm_jax.sampling.processors import (
+from dllm_jax.sampling.policies.guidance import Guidance
+from dllm_jax.sampling.policies.processors import (
   Banned,
   Forced,
   RepetitionPenalty,
@@ -21,12 +21,12 @@ from dllm_jax.sampling.processors import (
   TopK,
   TopP,
 )
-from dllm_jax.sampling.remasking import ReMDM
-from dllm_jax.sampling.renoising import Psi, Renoise
+from dllm_jax.sampling.policies.remasking import ReMDM
+from dllm_jax.sampling.policies.renoising import Psi, Renoise
+from dllm_jax.sampling.policies.selection import EntropyBound, Factor, Threshold
+from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.requests import bucket
 from dllm_jax.sampling.sampler import Sampler
-from dllm_jax.sampling.selection import EntropyBound, Factor, Threshold
-from dllm_jax.sampling.unmasking import Unmasking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

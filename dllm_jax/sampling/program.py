@@ -29,7 +29,7 @@ from dllm_jax.sampling.loop import (
 )
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
-from dllm_jax.sampling.trace import Trace
+from dllm_jax.sampling.traces.trace import Trace
 from dllm_jax.sampling.window import where
 
 

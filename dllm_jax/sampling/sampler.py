@@ -5,7 +5,7 @@ from typing import Literal
 
 from dllm_jax.core.types import Objective, Policy
 from dllm_jax.sampling.forward import CacheKind, check_cache
-from dllm_jax.sampling.guidance import Guidance
+from dllm_jax.sampling.policies.guidance import Guidance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

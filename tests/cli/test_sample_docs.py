@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from dllm_jax.cli import command as commands
-from dllm_jax.cli import sample
+from dllm_jax.cli.commands import sample
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.infill import parse
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax import benchmark
 from dllm_jax.objectives.bd3lm import BD3LM
+from dllm_jax.reports import benchmark
 from tests import runs
 from tests.objectives import toy
 

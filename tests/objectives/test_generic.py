@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax import config, data
+from dllm_jax import data
+from dllm_jax.config import config
 from dllm_jax.core.axes import AXES, BATCH_AXES
 from dllm_jax.core.types import Denoiser, ModelOutputs
 from dllm_jax.objectives import registry

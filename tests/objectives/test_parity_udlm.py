@@ -19,8 +19,8 @@ from dllm_jax.objectives.base import Drawn
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.mixture import Parts
 from dllm_jax.objectives.udlm import UDLM
-from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.selection import Progress
+from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.selection import Progress
 from tests import golden_cases
 from tests.objectives import recorded, recorded_dit, toy
 

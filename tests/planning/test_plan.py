@@ -9,11 +9,11 @@ import math
 import jax
 import pytest
 
-from dllm_jax import config
 from dllm_jax.cli.main import main
+from dllm_jax.config import config
 from dllm_jax.core.mask import Causal, Full, TwoStream
 from dllm_jax.data.numbers import Numbers
-from dllm_jax.models import splash
+from dllm_jax.models.attention import splash
 from dllm_jax.parallel import compilation
 from dllm_jax.parallel.hardware import Chip
 from dllm_jax.parallel.topology import Machine

@@ -11,7 +11,7 @@ from dllm_jax.cli import main
 from dllm_jax.models.rotary import Yarn
 from dllm_jax.pretrained import families, tokens
 from dllm_jax.pretrained.adopt import adopt
-from dllm_jax.run import Run
+from dllm_jax.run.run import Run
 from tests import golden_cases
 from tests.data.test_chat import folder as tokenizer_folder
 from tests.data.test_chat import TALK, TEMPLATE

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dllm_jax
-from dllm_jax import exchange
 from dllm_jax.cli import main
+from dllm_jax.run import exchange
 from tests import golden_cases
 from tests.pretrained.golden import publish
 

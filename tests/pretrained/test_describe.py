@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import dllm_jax
-from dllm_jax import config as configs
 from dllm_jax.cli import main
+from dllm_jax.config import config as configs
 from dllm_jax.pretrained import families, table, tokens
 from dllm_jax.pretrained.describe import describe
-from dllm_jax.run import Run
+from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import Checkpoints
 from tests import golden_cases
 from tests.pretrained.golden import PUBLISHED, published_config

@@ -9,7 +9,7 @@ import pytest
 
 import dllm_jax
 from dllm_jax.cli import main
-from dllm_jax.run import Run
+from dllm_jax.run.run import Run
 from tests import golden_cases
 from tests.pretrained.golden import publish
 

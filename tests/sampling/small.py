@@ -12,10 +12,10 @@ from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.sampling.policies.selection import Threshold
+from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation
-from dllm_jax.sampling.selection import Threshold
-from dllm_jax.sampling.unmasking import Unmasking
 from tests.sampling import published
 
 VOCAB, MASK, LENGTH = 20, 19, 24

@@ -8,7 +8,7 @@ import pytest
 
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import Process
-from dllm_jax.sampling.policies import Ancestral
+from dllm_jax.sampling.policies.ancestral import Ancestral
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation
 from tests.sampling.small import (

@@ -10,14 +10,14 @@ import pytest
 
 from dllm_jax.core.types import Process
 from dllm_jax.parallel import global_batch, make_mesh, RULES, shardings
-from dllm_jax.sampling.guidance import Guidance
 from dllm_jax.sampling.launch import Launcher
-from dllm_jax.sampling.policies import Ancestral
+from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.guidance import Guidance
+from dllm_jax.sampling.policies.remasking import Cap, ReMDM, Rescale
+from dllm_jax.sampling.policies.selection import Even, Factor, Threshold
+from dllm_jax.sampling.policies.unmasking import FirstHitting
 from dllm_jax.sampling.program import Sampler
-from dllm_jax.sampling.remasking import Cap, ReMDM, Rescale
 from dllm_jax.sampling.requests import build, continuation
-from dllm_jax.sampling.selection import Even, Factor, Threshold
-from dllm_jax.sampling.unmasking import FirstHitting
 from tests.sampling import published, ties
 from tests.sampling.small import (
   AUTOREGRESSIVE,

@@ -8,18 +8,18 @@ import pytest
 from dllm_jax.core.types import Process
 from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
-from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.program import Sampler
-from dllm_jax.sampling.remasking import (
+from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.remasking import (
   Cap,
   FlowCorrector,
   ForwardBackward,
   ReMDM,
 )
-from dllm_jax.sampling.renoising import Psi
+from dllm_jax.sampling.policies.renoising import Psi
+from dllm_jax.sampling.policies.selection import Chance, Even
+from dllm_jax.sampling.policies.unmasking import FirstHitting, Unmasking
+from dllm_jax.sampling.program import Sampler
 from dllm_jax.sampling.requests import Requests
-from dllm_jax.sampling.selection import Chance, Even
-from dllm_jax.sampling.unmasking import FirstHitting, Unmasking
 from tests import toys
 from tests.sampling import published
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dllm_jax.objectives.llada import LLaDA
-from dllm_jax.sampling.guidance import Guidance
-from dllm_jax.sampling.processors import Banned, Temperature
-from dllm_jax.sampling.selection import Proportional
-from dllm_jax.sampling.unmasking import Unmasking
+from dllm_jax.sampling.policies.guidance import Guidance
+from dllm_jax.sampling.policies.processors import Banned, Temperature
+from dllm_jax.sampling.policies.selection import Proportional
+from dllm_jax.sampling.policies.unmasking import Unmasking
 from tests import golden_cases
 from tests.sampling import published
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.noise import Recorded, Tag
-from dllm_jax.sampling.processors import Temperature, TopK, TopP
-from dllm_jax.sampling.selection import Chance, Threshold, Truncated
-from dllm_jax.sampling.unmasking import Unmasking
+from dllm_jax.sampling.policies.processors import Temperature, TopK, TopP
+from dllm_jax.sampling.policies.selection import Chance, Threshold, Truncated
+from dllm_jax.sampling.policies.unmasking import Unmasking
 from tests import golden_cases
 from tests.sampling import published
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dllm_jax.sampling.processors import Temperature
-from dllm_jax.sampling.selection import Even, Factor, Threshold
-from dllm_jax.sampling.unmasking import Unmasking
+from dllm_jax.sampling.policies.processors import Temperature
+from dllm_jax.sampling.policies.selection import Even, Factor, Threshold
+from dllm_jax.sampling.policies.unmasking import Unmasking
 from tests import golden_cases
 from tests.sampling import published
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.noise import Recorded, Tag
-from dllm_jax.sampling.guidance import Guidance
-from dllm_jax.sampling.processors import Temperature
-from dllm_jax.sampling.selection import Even
-from dllm_jax.sampling.unmasking import Unmasking
+from dllm_jax.sampling.policies.guidance import Guidance
+from dllm_jax.sampling.policies.processors import Temperature
+from dllm_jax.sampling.policies.selection import Even
+from dllm_jax.sampling.policies.unmasking import Unmasking
 from tests import golden_cases
 from tests.sampling import published
 

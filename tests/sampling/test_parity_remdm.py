@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.noise import Recorded, Tag
-from dllm_jax.sampling.processors import TopP
-from dllm_jax.sampling.remasking import (
+from dllm_jax.sampling.policies.processors import TopP
+from dllm_jax.sampling.policies.remasking import (
   Cap,
   Conf,
   FlowCorrector,
@@ -16,7 +16,7 @@ from dllm_jax.sampling.remasking import (
   posterior,
   Rescale,
 )
-from dllm_jax.sampling.renoising import psi
+from dllm_jax.sampling.policies.renoising import psi
 from tests import golden_cases
 
 CASE = golden_cases.load("remdm")

@@ -15,11 +15,9 @@ from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.udlm import UDLM
-from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.presets import PRESETS, SamplerConfig
-from dllm_jax.sampling.processors import Temperature, TopP
-from dllm_jax.sampling.program import generate
-from dllm_jax.sampling.remasking import (
+from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.processors import Temperature, TopP
+from dllm_jax.sampling.policies.remasking import (
   Cap,
   Conf,
   FlowCorrector,
@@ -27,9 +25,8 @@ from dllm_jax.sampling.remasking import (
   Loop,
   Rescale,
 )
-from dllm_jax.sampling.requests import build, Requests
-from dllm_jax.sampling.revision import MaskPredict
-from dllm_jax.sampling.selection import (
+from dllm_jax.sampling.policies.revision import MaskPredict
+from dllm_jax.sampling.policies.selection import (
   Chance,
   CosinePlan,
   EntropyBound,
@@ -38,7 +35,10 @@ from dllm_jax.sampling.selection import (
   Threshold,
   Truncated,
 )
-from dllm_jax.sampling.unmasking import FirstHitting
+from dllm_jax.sampling.policies.unmasking import FirstHitting
+from dllm_jax.sampling.presets import PRESETS, SamplerConfig
+from dllm_jax.sampling.program import generate
+from dllm_jax.sampling.requests import build, Requests
 from tests import jaxprs
 from tests.sampling import published
 

@@ -9,11 +9,11 @@ from dllm_jax.core.noise import Keyed
 from dllm_jax.core.types import Batch, Process
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.launch import Launcher
-from dllm_jax.sampling.policies import Ancestral
-from dllm_jax.sampling.processors import Temperature, TopK, TopP
+from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.processors import Temperature, TopK, TopP
+from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation, Requests
-from dllm_jax.sampling.unmasking import Unmasking
 from tests import jaxprs, toys
 
 VOCAB, MASK = 12, 11

@@ -9,6 +9,7 @@ from dllm_jax.data.numbers import Numbers
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.parallel import make_mesh
+from dllm_jax.sampling.generator import Writer
 from dllm_jax.sampling.infill import parse
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import (
@@ -18,7 +19,6 @@ from dllm_jax.sampling.requests import (
   continuation,
   text_ids,
 )
-from dllm_jax.sampling.writer import Writer
 from tests import toys
 
 OBJECTIVE = MDLM(vocab_size=128, mask_id=127)

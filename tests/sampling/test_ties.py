@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.program import Sampler
 from dllm_jax.sampling.requests import build
-from dllm_jax.sampling.unmasking import Unmasking
 from tests import toys
 from tests.sampling import ties
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from dllm_jax import data
-from dllm_jax.evaluation import quality
-from dllm_jax.evaluation.judge import Judge, open_judge
-from dllm_jax.evaluation.likelihood import mean
-from dllm_jax.evaluation.registry import option, Setting, Task
+from dllm_jax.evaluation.likelihood.documents import mean
+from dllm_jax.evaluation.samples import quality
+from dllm_jax.evaluation.samples.judge import Judge, open_judge
+from dllm_jax.evaluation.tasks.registry import option, Setting, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

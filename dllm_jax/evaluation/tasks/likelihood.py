@@ -11,10 +11,10 @@ import jax
 from dllm_jax import data
 from dllm_jax.data import source
 from dllm_jax.data.packing import text_size, TextSize
-from dllm_jax.evaluation import likelihood
-from dllm_jax.evaluation.detokenize import RULES
-from dllm_jax.evaluation.registry import option, Setting, Task
-from dllm_jax.evaluation.scorer import Item, Scorer
+from dllm_jax.evaluation.likelihood import documents
+from dllm_jax.evaluation.likelihood.detokenize import RULES
+from dllm_jax.evaluation.likelihood.scorer import Item, Scorer
+from dllm_jax.evaluation.tasks.registry import option, Setting, Task
 
 _MOST = 1024  # passes, where an error is to be reached
 
@@ -79,13 +79,13 @@ class Likelihood:
         f"unknown --detokenizer {self.detokenizer!r}; legal: {', '.join(RULES)}"
       )
 
-  def how_often(self, configured: int) -> likelihood.Passes:
+  def how_often(self, configured: int) -> documents.Passes:
     """Returns the passes to make."""
     least = self.passes or configured
     if not self.error:
-      return likelihood.Passes(least=least, most=least)
-    least = max(least, likelihood.LEAST_PASSES)
-    return likelihood.Passes(
+      return documents.Passes(least=least, most=least)
+    least = max(least, documents.LEAST_PASSES)
+    return documents.Passes(
       least=least, most=max(_MOST, least), error=self.error
     )
 
@@ -147,7 +147,7 @@ def _held_out(setting, options, scorer) -> dict[str, Any]:
     batches=options.batches,
     overlap=0,
   )
-  nats, tokens = likelihood.of_batches(
+  nats, tokens = documents.of_batches(
     scorer,
     batches,
     passes=options.how_often(run.config.evaluation.passes),
@@ -159,7 +159,7 @@ def _held_out(setting, options, scorer) -> dict[str, Any]:
     characters=round(tokens * size.characters_per_token),
     bytes=round(tokens * size.bytes_per_token),
   )
-  return _done(likelihood.figures(nats, scored), protocol, scorer)
+  return _done(documents.figures(nats, scored), protocol, scorer)
 
 
 def _done(figures, protocol, scorer) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _text(setting, options, scorer) -> dict[str, Any]:
   items = [
     item
     for ids in documents
-    for item in likelihood.windows(ids, length=length, overlap=options.overlap)
+    for item in documents.windows(ids, length=length, overlap=options.overlap)
   ]
   protocol = _protocol(
     setting,
@@ -212,14 +212,14 @@ def _text(setting, options, scorer) -> dict[str, Any]:
   )
   nats, _ = _score(setting, options, scorer, items, protocol)
   totals = [float(sum(each)) for each in nats]
-  figures = likelihood.figures(totals, size, words=words)
+  figures = documents.figures(totals, size, words=words)
   figures |= {"documents": len(documents), "windows": len(items)}
   return _done(figures, protocol, scorer)
 
 
 def _score(setting, options, scorer, items: Sequence[Item], protocol):
   run = setting.run
-  return likelihood.of_items(
+  return documents.of_items(
     scorer,
     items,
     samples=options.samples,
@@ -238,7 +238,7 @@ def _pairs(setting, options, scorer) -> dict[str, Any]:
   for i, (prompt, reply) in enumerate(_read_pairs(options.pairs)):
     ids = encode(reply)
     try:
-      items.append(likelihood.answer(encode(prompt), ids, canvas=canvas))
+      items.append(documents.answer(encode(prompt), ids, canvas=canvas))
     except ValueError as error:
       raise ValueError(f"pair {i} of {options.pairs}: {error}") from error
     size += text_size(reply, ids)
@@ -253,8 +253,8 @@ def _pairs(setting, options, scorer) -> dict[str, Any]:
   )
   nats, _ = _score(setting, options, scorer, items, protocol)
   totals = [float(sum(each)) for each in nats]
-  each = [likelihood.mean(values) for values in zip(*nats, strict=True)]
-  figures = likelihood.figures(totals, size) | {
+  each = [documents.mean(values) for values in zip(*nats, strict=True)]
+  figures = documents.figures(totals, size) | {
     "log_likelihoods": [-value[0] for value in each],
     "standard_errors": [value[1] for value in each],
   }
@@ -282,7 +282,7 @@ def _read_pairs(path: str) -> list[tuple[str, str]]:
 
 
 def _report(figures: Mapping[str, Any]) -> str:
-  exact = figures["protocol"]["estimator"] in likelihood.FREE
+  exact = figures["protocol"]["estimator"] in documents.FREE
   lines = [
     f"{'' if exact else 'at most '}{figures['bits_per_token']:.4f} bits per "
     f"token (standard error {figures['standard_error']:.4f}), "

@@ -19,10 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dllm_jax.evaluation import recall, scorer, teach, traffic
-from dllm_jax.evaluation.plot import line_plot
-from dllm_jax.evaluation.registry import option, Setting, Task
-from dllm_jax.run import Run
+from dllm_jax.evaluation.benchmarks import finetune, recall
+from dllm_jax.evaluation.likelihood import scorer
+from dllm_jax.evaluation.samples import traffic
+from dllm_jax.evaluation.tasks.registry import option, Setting, Task
+from dllm_jax.plots import line_plot
+from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.sampler import Sampler
 
@@ -187,7 +189,7 @@ def _point(
 ) -> dict[str, Any]:
   """Returns the figures of one sampler."""
   empty = [[None] * length] * options.samples
-  once = lambda: teach.fill(
+  once = lambda: finetune.fill(
     run, empty, length=length, sampler=config, seed=options.seed
   )
   rows, sampled = once()

@@ -14,9 +14,15 @@ import os
 import pathlib
 from typing import Any
 
-from dllm_jax.evaluation import exams, puzzles, recall, sandbox, teach
-from dllm_jax.evaluation.registry import option, Setting, Task
-from dllm_jax.run import Run
+from dllm_jax.evaluation.benchmarks import (
+  finetune,
+  math_and_code,
+  puzzles,
+  recall,
+  sandbox,
+)
+from dllm_jax.evaluation.tasks.registry import option, Setting, Task
+from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.presets import SamplerConfig
 
@@ -85,22 +91,22 @@ def _run(setting: Setting, options: Planning) -> Mapping[str, Any]:
   asked = _problems(options)
   try:
     run = _model(setting, options, asked)
-  except teach.InterruptedTask as stop:
+  except finetune.InterruptedTask as stop:
     return {"interrupted": True, "message": str(stop)}
-  sampler = teach.greedy(run, setting)
-  code = any(isinstance(a.problem, exams.Code) for a in asked)
+  sampler = finetune.greedy(run, setting)
+  code = any(isinstance(a.problem, math_and_code.Code) for a in asked)
   fields = {
     "task": "planning",
     "problems": options.problems,
     "form": options.form,
-    "asked": teach.digest(*(a.prompt + a.slots for a in asked)),
+    "asked": finetune.digest(*(a.prompt + a.slots for a in asked)),
     "new_tokens": options.new_tokens,
     "sampler": dataclasses.asdict(sampler),
   }
   if code:
     fields |= {"limits": dataclasses.asdict(limits)}
     fields |= {"isolation": sandbox.isolation()}
-  ledger = teach.about(run, setting).ledger("planning", fields)
+  ledger = finetune.about(run, setting).ledger("planning", fields)
   values = ledger.each(
     range(len(asked)),
     lambda part: _answers(
@@ -153,13 +159,13 @@ def _problems(options: Planning) -> list[_Asked]:
     return [_puzzle(p, options.infill) for p in puzzles.read(path)[:most]]
   if options.form == "gsm8k":
     examples = pathlib.Path(options.examples) if options.examples else None
-    found = exams.gsm8k(
+    found = math_and_code.gsm8k(
       path, strict=options.strict, examples=examples, shots=options.shots
     )
   elif options.form == "humaneval":
-    found = exams.humaneval(path)
+    found = math_and_code.humaneval(path)
   else:
-    found = exams.mbpp(path, shots=options.shots)
+    found = math_and_code.mbpp(path, shots=options.shots)
   return [_Asked(name=e.name, prompt=e.prompt, problem=e) for e in found[:most]]
 
 
@@ -195,11 +201,11 @@ def _model(setting: Setting, options: Planning, asked: Sequence[_Asked]) -> Run:
   length = max(map(len, lines))
   length = -(-length // 4) * 4
   text = "".join(line.ljust(length, puzzles.END) for line in lines)
-  return teach.teach(
+  return finetune.teach(
     setting.workdir / options.objective,
     recipe=options.recipe,
     objective=options.objective,
-    text=teach.kept(setting.workdir / "puzzles", "puzzles", text, ".txt"),
+    text=finetune.kept(setting.workdir / "puzzles", "puzzles", text, ".txt"),
     tokenizer="char",
     length=length,
     steps=options.steps,
@@ -236,7 +242,7 @@ def _answers(
           prompt, length=length, new_tokens=options.new_tokens or None
         )
       )
-  rows, _ = teach.fill(
+  rows, _ = finetune.fill(
     run,
     templates,
     length=length,
@@ -257,13 +263,15 @@ def _answers(
 def _marked(
   problem: Any, written: str, limits: sandbox.Limits
 ) -> dict[str, Any]:
-  if isinstance(problem, exams.Code):
+  if isinstance(problem, math_and_code.Code):
     mark = problem.marked(written, limits)
-  elif isinstance(problem, exams.GSM8K):
+  elif isinstance(problem, math_and_code.GSM8K):
     mark = problem.marked(written)
   else:
     right = puzzles.solved(problem, written)
-    mark = exams.Mark(right=right, reason="passed" if right else "wrong")
+    mark = math_and_code.Mark(
+      right=right, reason="passed" if right else "wrong"
+    )
   return {"right": mark.right, "reason": mark.reason, "written": written[:500]}
 
 

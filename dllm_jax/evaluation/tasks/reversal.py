@@ -14,12 +14,12 @@ from typing import Any
 
 import jax
 
-from dllm_jax.evaluation import facts as facts_lib
-from dllm_jax.evaluation import recall, teach
-from dllm_jax.evaluation.facts import Facts
-from dllm_jax.evaluation.plot import bar_plot
-from dllm_jax.evaluation.registry import option, Setting, Task
-from dllm_jax.run import Run
+from dllm_jax.evaluation.benchmarks import facts as facts_lib
+from dllm_jax.evaluation.benchmarks import finetune, recall
+from dllm_jax.evaluation.benchmarks.facts import Facts
+from dllm_jax.evaluation.tasks.registry import option, Setting, Task
+from dllm_jax.plots import bar_plot
+from dllm_jax.run.run import Run
 
 # The form in which each is asked for the summary.
 _MODELS = {"diffusion": "infill", "autoregressive": "prompt"}
@@ -72,7 +72,7 @@ def _run(setting: Setting, options: Reversal) -> Mapping[str, Any]:
   for model in _MODELS:
     try:
       run = given[model] or _taught(model, facts, setting, options)
-    except teach.InterruptedTask as stop:
+    except finetune.InterruptedTask as stop:
       return {"interrupted": True, "message": str(stop)}
     found, protocols[model] = _asked(model, run, facts, setting, options)
     rows += found
@@ -113,15 +113,15 @@ def _taught(
 ) -> Run:
   """Returns the run of a model that is trained on the facts."""
   folder = setting.workdir / "facts"
-  tokenizer = teach.kept(folder, "words", recall.words(facts), ".json")
+  tokenizer = finetune.kept(folder, "words", recall.words(facts), ".json")
   words = recall.tokenizer(tokenizer)
   length = recall.row_length(facts, words)
   text = recall.training_text(facts, words, length)
-  return teach.teach(
+  return finetune.teach(
     setting.workdir / model,
     recipe=options.recipe,
     objective=options.objective if model == "diffusion" else model,
-    text=teach.kept(folder, "statements", text, ".txt"),
+    text=finetune.kept(folder, "statements", text, ".txt"),
     tokenizer=tokenizer,
     length=length,
     steps=options.steps,
@@ -133,20 +133,20 @@ def _asked(
   model: str, run: Run, facts: Facts, setting: Setting, options: Reversal
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """Returns the accuracies of a model and the protocol that they follow."""
-  sampler = teach.greedy(run, setting)
+  sampler = finetune.greedy(run, setting)
   length = run.config.data.length
   questions = [
     q
     for q in facts.questions
     if model != "autoregressive" or q.form == "prompt"
   ]
-  ledger = teach.about(run, setting).ledger(
+  ledger = finetune.about(run, setting).ledger(
     "reversal",
     {
       "task": "reversal",
       "model": str(run.workdir),
       "facts": facts.source,
-      "questions": teach.digest(*map(repr, questions)),
+      "questions": finetune.digest(*map(repr, questions)),
       "match": "exact, in tokens",
       "answer_length": "told for infill; open for prompt",
       "slots": length,
@@ -155,7 +155,7 @@ def _asked(
   )
 
   def answer(templates):
-    return teach.fill(
+    return finetune.fill(
       run,
       templates,
       length=length,

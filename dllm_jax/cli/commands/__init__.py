@@ -1,0 +1,1 @@
+"""The commands of `dllm`, one a file that holds `COMMAND`."""

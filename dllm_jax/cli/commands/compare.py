@@ -1,0 +1,61 @@
+"""`dllm compare`: several configurations at one budget, a table and a plot."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from dllm_jax.cli import command as commands
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    "configs",
+    None,
+    "configurations to compare: files or bundled names, with commas between; "
+    "they must read the same data in the same order",
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+      "budget_tokens", None, "tokens that each is trained on", lower_bound=1,
+      flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_string(
+    "output",
+    "runs/compare",
+    "directory of the runs, the table and the plot; what it holds continues",
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+      "points", 8, "evaluations along the way", lower_bound=1,
+      flag_values=values,
+  )  # fmt: skip
+
+
+def _run(argv: list[str]) -> Mapping[str, Any]:
+  values = commands.parse(COMMAND, argv)
+  names = commands.required(values, "configs", "shakespeare,shakespeare_md4")
+  budget = commands.required(values, "budget_tokens", "4096000")
+
+  commands.join()
+  from dllm_jax.reports import compare  # pylint: disable=g-import-not-at-top
+
+  prepared = compare.prepare(
+    [name for name in names.split(",") if name], budget, values.points
+  )
+  result = compare.compare(prepared, values.output)
+  if result["interrupted"]:
+    print("stopped and saved; the same command continues", flush=True)
+  print(compare.table(result["rows"]), flush=True)
+  return result
+
+
+COMMAND = commands.Command(
+  name="compare",
+  summary=(
+    "Trains several configurations on the same data and compares their "
+    "bounds on the same held-out text."
+  ),
+  define=_define,
+  run=_run,
+)

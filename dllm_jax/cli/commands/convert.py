@@ -1,0 +1,99 @@
+"""`dllm convert`: published weights in and out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from dllm_jax.cli import command as commands
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    "from_hf",
+    "",
+    "a published folder to import (config.json, safetensors)",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    "to_hf", "", "a new folder to export the run to", flag_values=values
+  )
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "the run: new for --from_hf, existing for --to_hf",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    "as",
+    "",
+    "with --from_hf: the diffusion (dream, llada, bd3lm) to start from"
+    " autoregressive weights; with --to_hf: the family whose layout a run that"
+    " was trained from scratch is written in",
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    "dtype",
+    "",
+    ["", "float32", "bfloat16"],
+    "type of the parameters; by default what the files have",
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    "mask_id",
+    -1,
+    "the mask token, where the folder does not name it",
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    "length",
+    0,
+    "tokens of a row; 0 for the trained length, at most 512",
+    lower_bound=0,
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    "use_ema",
+    True,
+    "export averaged parameters where the run has them",
+    flag_values=values,
+  )
+
+
+def _run(argv: list[str]) -> Mapping[str, Any]:
+  values = commands.parse(COMMAND, argv)
+  workdir = commands.required(values, "workdir", "runs/llada")
+  if bool(values.from_hf) == bool(values.to_hf):
+    raise commands.UsageError("give --from_hf or --to_hf, one of them")
+
+  from dllm_jax.run import exchange  # pylint: disable=g-import-not-at-top
+
+  dtype = values.dtype or None
+  if values.to_hf:
+    result = exchange.export_run(
+      workdir,
+      values.to_hf,
+      family=values["as"].value or None,
+      use_ema=values.use_ema,
+      dtype=dtype,
+    )
+    print(f"wrote {values.to_hf}")
+    return result
+  result = exchange.import_folder(
+    values.from_hf,
+    workdir,
+    target=values["as"].value or None,
+    dtype=dtype,
+    mask_id=None if values.mask_id < 0 else values.mask_id,
+    length=values.length or None,
+  )
+  print(f"{workdir} is a run now: dllm sample --workdir={workdir}")
+  return result
+
+
+COMMAND = commands.Command(
+  name="convert",
+  summary="Imports published weights into a run, or exports a run.",
+  define=_define,
+  run=_run,
+)

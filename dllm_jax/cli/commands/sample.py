@@ -1,0 +1,135 @@
+"""`dllm sample`: samples text from a trained model."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from dllm_jax.cli import command as commands
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", None, "the run to sample", flag_values=values)
+  flags.DEFINE_multi_string(
+    "prompt", [], "text to continue; may be repeated", flag_values=values
+  )
+  flags.DEFINE_string(
+    "prompts",
+    "",
+    "a file with a prompt on each line, which are sampled in one batch",
+    flag_values=values,
+  )
+  flags.DEFINE_multi_string(
+    "infill",
+    [],
+    "text with spans to fill in, such as 'To be [MASK*8] not'; may be repeated",
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    "num_samples",
+    1,
+    "samples of each prompt",
+    lower_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_integer("seed", 0, "seed of the samples", flag_values=values)
+  flags.DEFINE_integer(
+    "length",
+    0,
+    "slots of the canvas; 0 for the training length",
+    lower_bound=0,
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    "new_tokens",
+    0,
+    "tokens after each prompt, on a canvas for the longest of them; 0 fills the "
+    "canvas",
+    lower_bound=0,
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    "use_ema",
+    True,
+    "use averaged parameters where the run has them",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    "trace",
+    "",
+    "write the unmasking to this file: .html plays it, .svg and .png are "
+    "strips, .gif an animation",
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    "watch",
+    False,
+    "play the first sample in the terminal",
+    flag_values=values,
+  )
+
+
+def _run(argv: list[str]) -> Mapping[str, Any]:
+  values = commands.parse(COMMAND, argv)
+  workdir = commands.required(values, "workdir", "runs/mine")
+  prompts = [*values.prompt, *_lines(values.prompts)]
+  if prompts and values.infill:
+    raise commands.UsageError("give --prompt or --infill, not both")
+
+  commands.join()
+  from dllm_jax.run.run import Run  # pylint: disable=g-import-not-at-top
+  from dllm_jax.sampling.traces import terminal, write  # pylint: disable=g-import-not-at-top
+
+  if values.trace:
+    write.check(values.trace)
+
+  run = Run.open(workdir)
+  sampled = run.sample(
+    prompts or [""],
+    infills=values.infill,
+    num_samples=values.num_samples,
+    length=values.length or None,
+    new_tokens=values.new_tokens or None,
+    seed=values.seed,
+    sampler=commands.sampler(values, argv, run.config.sampler),
+    use_ema=values.use_ema,
+    trace=bool(values.trace) or values.watch,
+  )
+  if values.watch:
+    terminal.play(sampled.generation.trace, run.tokenizer.decode)
+  for i, text in enumerate(sampled.texts):
+    print(f"--- sample {i}\n{text}", flush=True)
+  if values.trace:
+    write.trace(values.trace, sampled.generation.trace, run.tokenizer.decode)
+    print(f"wrote {values.trace}")
+  return {
+    "samples": sampled.texts,
+    "function_evaluations": int(sampled.generation.function_evaluations.max()),
+    "tokens_per_second": sampled.new_tokens / sampled.seconds,
+    "compile_seconds": sampled.compile_seconds,
+  }
+
+
+def _lines(path: str) -> list[str]:
+  """Returns the lines of a file that are not empty; none without a file."""
+  if not path:
+    return []
+  if not pathlib.Path(path).is_file():
+    raise commands.UsageError(
+      f"--prompts={path} is no file: write a prompt on each line of one"
+    )
+  lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+  prompts = [line for line in lines if line.strip()]
+  if not prompts:
+    raise commands.UsageError(f"{path} holds no prompt: write one on each line")
+  return prompts
+
+
+COMMAND = commands.Command(
+  name="sample",
+  summary="Samples text from a trained model.",
+  define=_define,
+  run=_run,
+  overrides=("sampler",),
+)

@@ -1,0 +1,56 @@
+"""`dllm train`: trains a configuration, or resumes what is in --workdir."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from dllm_jax.cli import command as commands
+from dllm_jax.config import config as configs
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "directory of the run; an existing run continues from its newest "
+    "checkpoint",
+    flag_values=values,
+  )
+
+
+def _run(argv: list[str]) -> Mapping[str, Any]:
+  values = commands.parse(COMMAND, argv)
+  workdir = pathlib.Path(commands.required(values, "workdir", "runs/mine"))
+  resolved = values["config"].value
+  if resolved is None:
+    if not (workdir / "config.json").exists():
+      raise commands.UsageError(
+        f"--config must be given, for example --config=configs/shakespeare.py "
+        f"({workdir} holds no run to resume)"
+      )
+    resolved = configs.stored(workdir)
+
+  commands.join()
+  from dllm_jax.run.run import Run  # pylint: disable=g-import-not-at-top
+
+  run = Run.create(resolved, workdir)
+  print(run.describe(), flush=True)
+  summary = run.train()
+  if summary["interrupted"]:
+    print(
+      f"stopped at step {summary['step']} and saved; the same command "
+      "continues from there",
+      flush=True,
+    )
+  return {"workdir": str(workdir), **summary}
+
+
+COMMAND = commands.Command(
+  name="train",
+  summary="Trains a configuration, or resumes what is in --workdir.",
+  define=_define,
+  run=_run,
+  overrides=("config",),
+)

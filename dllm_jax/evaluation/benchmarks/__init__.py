@@ -1,0 +1,1 @@
+"""Mathematics, code, puzzles and facts: how they are asked and marked."""

@@ -1,0 +1,132 @@
+"""Models as tasks use them: taught a text of their own, asked to fill rows."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+from dllm_jax.config import config as configs
+from dllm_jax.evaluation.tasks.registry import Setting
+from dllm_jax.run.run import Run
+from dllm_jax.sampling import requests
+from dllm_jax.sampling.presets import SamplerConfig
+
+
+class InterruptedTask(RuntimeError):
+  """Training was stopped, and saved; the same command continues."""
+
+
+def digest(*texts: str) -> str:
+  """Returns a short name of a content: the same text, the same name."""
+  name = hashlib.sha256("\0".join(texts).encode(errors="surrogatepass"))
+  return name.hexdigest()[:10]
+
+
+def kept(folder: pathlib.Path, stem: str, text: str, suffix: str) -> str:
+  """Writes a text under a name that tells its content; returns the path."""
+  path = folder / f"{stem}-{digest(text)}{suffix}"
+  if not path.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+  return str(path)
+
+
+def teach(
+  workdir: pathlib.Path,
+  *,
+  recipe: str,
+  objective: str,
+  text: str,
+  tokenizer: str,
+  length: int,
+  steps: int = 0,
+  progress: bool = False,
+) -> Run:
+  """Returns a run that was trained on a text; one that was begun continues.
+
+  Args:
+    workdir: its directory.
+    recipe: the configuration; its data and objective are replaced.
+    objective: the name of the objective.
+    text: the path of the text, of which each `length` tokens are a row.
+    tokenizer: as `config.data.tokenizer`.
+    length: tokens a row.
+    steps: training steps; 0 for the recipe's.
+    progress: whether to draw a bar on standard error.
+
+  Raises:
+    InterruptedTask: training was stopped before its end.
+    ValueError: the directory holds a run of something else.
+  """
+  resolved = configs.load(recipe, {"objective": objective})
+  resolved.data.update({
+    "path": text,
+    "tokenizer": tokenizer,
+    "length": length,
+    "held_out": 0.0,
+  })
+  resolved.training.steps = steps or resolved.training.steps
+  resolved.logging.progress = progress
+  run = Run.create(resolved, workdir)
+  print(f"{workdir.name}: {run.describe()}", flush=True)
+  if run.train()["interrupted"]:
+    raise InterruptedTask(
+      f"{workdir} was stopped and saved; the same command continues"
+    )
+  return run
+
+
+def fill(
+  run: Run,
+  templates: Sequence[Sequence[int | None]],
+  *,
+  length: int,
+  sampler: SamplerConfig,
+  use_ema: bool = True,
+  rows: int = 0,
+  seed: int = 0,
+) -> tuple[list[list[int]], Any]:
+  """Returns finished rows, and what sampling them cost.
+
+  Args:
+    run: whose network.
+    templates: token ids, None where one is wanted.
+    length: slots of a row, the token that a canvas may begin with apart.
+    sampler: how to sample.
+    use_ema: whether to use averaged parameters.
+    rows: rows of the compiled batch; fewer templates are repeated.
+    seed: the seed of the samples.
+  """
+  begun = [requests.begun(row, run.objective) for row in templates]
+  begun += [begun[-1]] * (rows - len(begun))
+  extra = run.objective.begin_id is not None
+  sampled = run.sample_rows(
+    begun,
+    length=length + extra,
+    seed=seed,
+    sampler=sampler,
+    use_ema=use_ema,
+  )
+  return sampled.rows[: len(templates)], sampled
+
+
+def greedy(run: Run, setting: Setting) -> SamplerConfig:
+  """Returns the sampler asked for; by default the best token, the surest first.
+
+  A task that opens its runs itself sees the flags of the command line on top of
+  the defaults: where there are none, answers are deterministic.
+  """
+  if setting.sampler != SamplerConfig():
+    return setting.sampler
+  causal = run.objective.block_length == 1
+  return SamplerConfig(
+    preset="autoregressive" if causal else "llada", temperature=0.0
+  )
+
+
+def about(run: Run, setting: Setting) -> Setting:
+  """Returns a setting whose partial results are about a run."""
+  return dataclasses.replace(setting, run=run)

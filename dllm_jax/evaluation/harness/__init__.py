@@ -1,0 +1,1 @@
+"""lm-evaluation-harness: the model class, and published protocols."""

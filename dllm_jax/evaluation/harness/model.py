@@ -1,0 +1,399 @@
+r"""The model class of lm-evaluation-harness: `--model dllm_jax`.
+
+    dllm harness --model dllm_jax --model_args workdir=runs/mine,protocol=llada \
+        --tasks my_task --include_path my_tasks
+
+is the `lm_eval` command with this model registered: it has no other way to find
+models of other packages. What a request is given depends on the seed and on the
+request alone, never on what else is in its batch. A protocol names published
+settings; any of its fields can be given instead.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import sys
+from typing import Any
+import zlib
+
+import jax
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+import numpy as np
+
+from dllm_jax.core.progress import progress_bar
+from dllm_jax.evaluation.harness import protocols
+from dllm_jax.evaluation.likelihood import contexts, documents
+from dllm_jax.evaluation.likelihood.scorer import Item, Scorer
+from dllm_jax.run.run import Run
+from dllm_jax.sampling import requests as sampling
+from dllm_jax.sampling.presets import SamplerConfig
+
+
+@register_model("dllm_jax")
+class DiffusionLM(LM):
+  """A run behind the interface of lm-evaluation-harness.
+
+  Attributes:
+    protocol: how requests are answered.
+    standard_errors: of the likelihoods so far, nats.
+
+  Args:
+    workdir: the run.
+    protocol: a name of `protocols.PROTOCOLS`.
+    batch_size: rows of a call, about.
+    length: slots of a canvas at most; 0 for the trained length.
+    seed: of estimates and samples.
+    use_ema: whether to use averaged parameters where the run has them.
+    block_size: block diffusion: tokens of a block; 0 as trained.
+    max_batch_size: not used.
+    device: not used: jax takes the devices there are.
+    **fields: fields of the protocol or of the sampler, instead of its own.
+
+  Raises:
+    ValueError: a field is unknown or illegal.
+    FileNotFoundError: there is no run.
+  """
+
+  def __init__(
+    self,
+    workdir: str = "",
+    *,
+    protocol: str = "default",
+    batch_size: int | str = 16,
+    length: int = 0,
+    seed: int = 0,
+    use_ema: bool = True,
+    block_size: int = 0,
+    max_batch_size: int | None = None,
+    device: str | None = None,
+    **fields: Any,
+  ):
+    super().__init__()
+    del max_batch_size, device
+    if not workdir:
+      raise ValueError("give the run as --model_args workdir=DIR")
+    self.protocol = protocols.named(protocol, fields)
+    self._run = Run.open(workdir)
+    self._encoder = self._run.tokenizer.encode
+    self._seed, self._use_ema = seed, use_ema
+    self._rows = 16 if batch_size in ("auto", None) else int(batch_size)
+    self._length = length or self._run.config.data.length
+    self._sampler = self._configured()
+    self._scorer = Scorer.of(
+      self._run,
+      use_ema=use_ema,
+      estimator=self.protocol.estimator,
+      block_size=block_size,
+      cfg_scale=self.protocol.cfg_scale,
+    )
+    self.standard_errors: list[float] = []
+    _made.append(self)
+
+  def _configured(self) -> SamplerConfig:
+    """Returns the sampler's configuration."""
+    config = self._run.config.sampler
+    if self.protocol.sampler:
+      config = SamplerConfig(preset=self.protocol.sampler)
+    return dataclasses.replace(config, **dict(self.protocol.fields))
+
+  @property
+  def tokenizer_name(self) -> str:
+    """A name for the harness's caches: the run's directory."""
+    return str(self._run.workdir)
+
+  def get_model_info(self) -> dict[str, Any]:
+    """Returns the protocol of the figures, with what was spent and its error."""
+    errors = self.standard_errors
+    return {
+      "protocol": dataclasses.asdict(self.protocol)
+      | {
+        "estimator": self._scorer.estimator,
+        "sampler": dataclasses.asdict(self._sampler),
+        "length": self._length,
+        "seed": self._seed,
+        "use_ema": self._use_ema,
+        "step": int(self._run.state.step),
+      },
+      "forward_tokens": self._scorer.forward_tokens,
+      "mean_standard_error_nats": float(np.mean(errors)) if errors else None,
+    }
+
+  # ------------------------------------------------------------- likelihood
+
+  def loglikelihood(
+    self, requests: Sequence[Instance], disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
+    """Returns (log p(continuation | context), is_greedy) of each request.
+
+    Raises:
+      ValueError: a continuation is empty or longer than the canvas.
+    """
+    if not self.protocol.greedy:
+      contexts.say_once(
+        "is_greedy is reported as False: what a diffusion model would write is "
+        "a generation of its own; give greedy=True in --model_args for tasks "
+        "whose accuracy reads it"
+      )
+    items = [self._pair(*request.args) for request in requests]
+
+    def answer(part: Sequence[int]) -> list[tuple[float, bool]]:
+      chosen = [items[i] for i in part]
+      nats = self._nats(chosen)
+      greedy = (
+        self._greedy(chosen) if self.protocol.greedy else [False] * len(chosen)
+      )
+      return list(zip((-nats).tolist(), greedy, strict=True))
+
+    sizes = [self._scorer.canvas(len(item.tokens)) for item in items]
+    return self._each("loglikelihood", requests, sizes, answer, disable_tqdm)
+
+  def _pair(self, context: str, continuation: str) -> Item:
+    """Returns a continuation given its context, cut from the left to fit."""
+    # White space at the end of a context belongs to the continuation: that is
+    # where tokenizers put it.
+    stripped = context.rstrip()
+    continuation = context[len(stripped) :] + continuation
+    whole = self._encode(stripped + continuation)
+    given = self._encode(stripped)
+    reply = whole[len(given) :]
+    end = contexts.special(self._run.tokenizer, "end", self.protocol.end)
+    room = self._length - len(reply) - len(end)
+    if room < 0:
+      raise ValueError(
+        f"a continuation of {len(reply)} tokens does not fit the canvas of "
+        f"{self._length}: give a longer length in --model_args"
+      )
+    given = contexts.fitting(self._begin, given, room)
+    item = documents.answer(given, reply, canvas=self._length)
+    return dataclasses.replace(
+      item, tokens=(*item.tokens, *end), after=len(end)
+    )
+
+  @property
+  def _begin(self) -> list[int]:
+    """What a context begins with."""
+    return contexts.special(self._run.tokenizer, "begin", self.protocol.begin)
+
+  def chat_template(self, chat_template: bool | str = False) -> str:
+    """Returns the chat template of the run's tokenizer, for the record."""
+    del chat_template
+    return getattr(self._run.tokenizer, "chat_template", None) or ""
+
+  def apply_chat_template(
+    self,
+    chat_history: list[dict[str, str]],
+    add_generation_prompt: bool = True,
+  ) -> str:
+    """Returns a conversation as text; from now on all contexts are of this kind.
+
+    Raises:
+      ValueError: the tokenizer has no chat template.
+    """
+    tokenizer = self._run.tokenizer
+    if not self.chat_template():
+      raise ValueError(
+        "the tokenizer of this run has no chat template: leave out "
+        "--apply_chat_template"
+      )
+    self._encoder = tokenizer.encode_rendered
+    return tokenizer.render(chat_history, answer=add_generation_prompt)
+
+  def _encode(self, text: str) -> list[int]:
+    return [int(i) for i in self._encoder(text)]
+
+  def _nats(self, items: Sequence[Item]) -> np.ndarray:
+    """Returns -log p of items on one canvas, and keeps their errors."""
+    free = self._scorer.estimator in documents.FREE
+    samples = 1 if free else min(self.protocol.mc_num, self.protocol.strata)
+    key = jax.random.key(self._seed)
+    passes = 1 if free else self.protocol.mc_num // samples
+    found = np.stack([
+      self._scorer.score(
+        items,
+        samples=samples,
+        key=jax.random.fold_in(key, i),
+        rows=self._rows,
+      )
+      for i in range(passes)
+    ])
+    if free or passes > 1:
+      self.standard_errors += [documents.mean(each)[1] for each in found.T]
+    return found.mean(axis=0)
+
+  def _greedy(self, items: Sequence[Item]) -> list[bool]:
+    """Returns whether each is what the surest tokens first would write."""
+    ends = [item.given + item.targets for item in items]
+    rows = [
+      [*i.tokens[: i.given], *[None] * i.targets, *i.tokens[end:]]
+      for i, end in zip(items, ends, strict=True)
+    ]
+    config = dataclasses.replace(
+      self._sampler, temperature=0.0, stop=False, steps=0
+    )
+    written = self._write(rows, config)
+    return [
+      tuple(new[: item.targets]) == item.tokens[item.given : end]
+      for new, item, end in zip(written, items, ends, strict=True)
+    ]
+
+  def loglikelihood_rolling(
+    self, requests: Sequence[Instance], disable_tqdm: bool = False
+  ) -> list[float]:
+    """Returns log p of each document, in windows with the stated overlap.
+
+    Raises:
+      ValueError: a document is empty.
+    """
+    documents = [
+      documents.windows(
+        self._encode(request.args[0]),
+        length=self._length,
+        overlap=self.protocol.overlap,
+      )
+      for request in requests
+    ]
+
+    def answer(part: Sequence[int]) -> list[float]:
+      return [-self._document(documents[i]) for i in part]
+
+    return self._each(
+      "loglikelihood_rolling",
+      requests,
+      ["" for _ in requests],
+      answer,
+      disable_tqdm,
+    )
+
+  def _document(self, items: Sequence[Item]) -> float:
+    """Returns the nats of a document's windows together."""
+    canvases: dict[int, list[Item]] = {}
+    for item in items:
+      size = self._scorer.canvas(len(item.tokens))
+      canvases.setdefault(size, []).append(item)
+    return sum(float(self._nats(part).sum()) for part in canvases.values())
+
+  # ------------------------------------------------------------- generation
+
+  def generate_until(
+    self, requests: Sequence[Instance], disable_tqdm: bool = False
+  ) -> list[str]:
+    """Returns what follows each context, cut at the first of its `until`.
+
+    Raises:
+      ValueError: a request wants what a diffusion model cannot give, or more
+        tokens than the canvas has.
+    """
+    asked = [self._asked(*request.args) for request in requests]
+
+    def answer(part: Sequence[int]) -> list[str]:
+      config = asked[part[0]][2]
+      written = self._write([asked[i][0] for i in part], config)
+      return [
+        contexts.cut(self._text(new), asked[i][1])
+        for i, new in zip(part, written, strict=True)
+      ]
+
+    kinds = [(self._canvas(row, c), c) for row, _, c in asked]
+    return self._each("generate_until", requests, kinds, answer, disable_tqdm)
+
+  def _text(self, new: Sequence[int]) -> str:
+    """Returns the text of an answer, which ends at the first end of text."""
+    end = self._run.tokenizer.eos_id
+    stop = new.index(end) if end is not None and end in new else len(new)
+    return self._run.tokenizer.decode(new[:stop])
+
+  def _asked(self, context: str, kwargs: dict[str, Any]):
+    """Returns (template, until, sampler) of a request."""
+    until, wanted, fields = contexts.wishes(
+      kwargs, tokens=self.protocol.max_gen_toks, fixed=self.protocol.fixed
+    )
+    config = dataclasses.replace(self._sampler, **fields)
+    room = self._length - wanted
+    if room < 0:
+      raise ValueError(
+        f"an answer of {wanted} tokens is longer than the canvas of "
+        f"{self._length}: lower max_gen_toks, or give a longer length in "
+        "--model_args"
+      )
+    given = contexts.fitting(self._begin, self._encode(context), room)
+    return [*given, *[None] * wanted], until, config
+
+  def _canvas(self, row: sampling.Template, config: SamplerConfig) -> int:
+    """Returns the slots of a row's canvas."""
+    objective = self._run.objective
+    return config.canvas(objective, len(sampling.begun(row, objective)))
+
+  def _write(
+    self, rows: Sequence[sampling.Template], config: SamplerConfig
+  ) -> list[list[int]]:
+    """Returns the new tokens of templates, as many as were asked for."""
+    objective = self._run.objective
+    size = max(self._canvas(row, config) for row in rows)
+    numbers = [
+      zlib.crc32(np.asarray([-1 if t is None else t for t in row]).tobytes())
+      & 0x7FFFFFFF
+      for row in rows
+    ]
+    missing = -len(rows) % self._rows  # one program, whatever is left over
+    templates = [sampling.begun(row, objective) for row in rows]
+    sampled = self._run.sample_rows(
+      templates + [templates[-1]] * missing,
+      length=size,
+      seed=self._seed,
+      sampler=config,
+      use_ema=self._use_ema,
+      numbers=[*numbers, *[numbers[-1]] * missing],
+    )
+    # What a canvas begins with is no part of a text, whoever put it there.
+    begins = lambda row: row[0] is not None and row[0] == objective.begin_id
+    given = [row.index(None) - begins(row) for row in templates]
+    return [ids[n:] for ids, n in zip(sampled.rows, given, strict=False)]
+
+  # ------------------------------------------------------------------ order
+
+  def _each(
+    self,
+    kind: str,
+    requests: Sequence[Instance],
+    alike: Sequence[Any],
+    answer: Callable[[Sequence[int]], list[Any]],
+    quiet: bool,
+  ) -> list[Any]:
+    """Returns the answer of each request, those that are alike together.
+
+    Each is handed to the harness's cache as soon as it is known, from which
+    `--use_cache` resumes.
+    """
+    found: list[Any] = [None] * len(requests)
+    groups: dict[Any, list[int]] = {}
+    for i, same in enumerate(alike):
+      groups.setdefault(same, []).append(i)
+    with progress_bar(
+      len(requests), "request", text=kind, shown=not quiet
+    ) as bar:
+      for group in groups.values():
+        for start in range(0, len(group), self._rows):
+          part = group[start : start + self._rows]
+          for i, value in zip(part, answer(part), strict=True):
+            found[i] = value
+            self.cache_hook.add_partial(kind, requests[i].args, value)
+          bar.update(len(part))
+    return found
+
+
+_made: list[DiffusionLM] = []
+
+
+def main(argv: Sequence[str]) -> list[DiffusionLM]:
+  """Runs the `lm_eval` command; returns the models that it made."""
+  from lm_eval.__main__ import cli_evaluate
+
+  _made.clear()
+  sys.argv = ["lm_eval", *argv]
+  cli_evaluate()
+  return list(_made)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Likelihoods of documents and of answers, by estimators with their error."""

@@ -1,0 +1,379 @@
+"""Reading a compiled program: what one device multiplies, moves and sends.
+
+XLA's own cost analysis counts the body of a loop once, and is empty for some
+platforms. Here the text of the optimised program is read, and everything inside
+a loop counts as often as the loop runs.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+from dllm_jax.planning.hlo_text import (
+  ARRAY,
+  bytes_of,
+  computations,
+  dims_of,
+  group_of,
+  names_in,
+  Op,
+  place_of,
+  source,
+  stride,
+)
+
+_COLLECTIVES = (
+  "all-gather",
+  "all-reduce",
+  "all-to-all",
+  "collective-permute",
+  "ragged-all-to-all",
+  "reduce-scatter",
+)
+# They move nothing themselves: names for what others made, or control.
+_FREE = frozenset({
+  "add-dependency", "after-all", "bitcast", "call", "conditional", "constant",
+  "domain", "get-tuple-element", "opt-barrier", "optimization-barrier",
+  "parameter", "partition-id", "replica-id", "tuple", "while",
+})  # fmt: skip
+_CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-~]+)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collective:
+  """One operation between devices.
+
+  Attributes:
+    kind: its name in XLA, "all-gather" and so on.
+    size: bytes; of the group's whole array for all-gather and reduce-scatter, of
+      one device for the others.
+    group: the devices of one group, by their place in the mesh, flattened.
+    times: how often it runs.
+  """
+
+  kind: str
+  size: float
+  group: tuple[int, ...]
+  times: float
+
+  @property
+  def sent(self) -> float:
+    """Bytes that each device sends, over all runs."""
+    n = len(self.group)
+    if self.kind == "collective-permute":
+      return self.size * self.times
+    double = 2 if self.kind == "all-reduce" else 1
+    return double * self.size * (n - 1) / max(n, 1) * self.times
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernel:
+  """A hand-written kernel of attention.
+
+  Attributes:
+    name: its own, or that of its library.
+    product: FLOPs of one of its products at all places; None if its shapes do
+      not say.
+    times: how often it runs.
+  """
+
+  name: str
+  product: float | None
+  times: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+  """What one device does in one run of a program.
+
+  Attributes:
+    flops: of matrix products.
+    moved: bytes from and to its memory.
+    collectives: operations between devices.
+    kernels: those of attention; their FLOPs are in none of the above.
+  """
+
+  flops: float
+  moved: float
+  collectives: tuple[Collective, ...]
+  kernels: tuple[Kernel, ...]
+
+
+def read(text: str, *, devices: int, rounds: Sequence[int] = ()) -> Work:
+  """Returns the work of a compiled program.
+
+  Args:
+    text: the optimised program, as `compiled.as_text()` has it.
+    devices: devices that it runs on.
+    rounds: how often loops run whose count the compiler does not know, the
+      outermost first; the last one holds for all that are deeper.
+
+  Raises:
+    ValueError: such a loop does work that counts and no rounds are given.
+  """
+  program = _Program(text)
+  flops, moved, collectives, kernels = 0.0, 0.0, [], []
+  for computation, op, times in program.walk(rounds):
+    flops += times * program.flops(computation, op)
+    moved += times * program.moved(computation, op)
+    found = program.collective(computation, op, devices)
+    if found is not None:
+      collectives.append(dataclasses.replace(found, times=times))
+    kernel = program.kernel(computation, op)
+    if kernel is not None:
+      kernels.append(dataclasses.replace(kernel, times=times))
+  return Work(
+    flops=flops,
+    moved=moved,
+    collectives=tuple(collectives),
+    kernels=tuple(kernels),
+  )
+
+
+class _Program:
+  """A module: operations by computation and name."""
+
+  def __init__(self, text: str):
+    self.computations, self.entry = computations(text)
+
+  def walk(self, rounds: Sequence[int]) -> Iterator[tuple[str, Op, float]]:
+    """Yields (computation, operation, how often it runs)."""
+
+    def visit(name, times, depth):
+      for op in self.computations[name].values():
+        yield name, op, times
+        if op.code == "while":
+          known = self._trips(name, op)
+          body = _CALLED.search(op.rest)[1]
+          if known is not None:
+            yield from visit(body, times * known, depth)
+          else:
+            count = rounds[min(depth, len(rounds) - 1)] if rounds else None
+            yield from self._unknown(visit, body, times, count, depth + 1)
+        elif op.code == "conditional":
+          yield from self._dearest(visit, op, times, depth)
+        elif op.code in ("call", "async-start"):
+          yield from visit(_CALLED.search(op.rest)[1], times, depth)
+
+    return visit(self.entry, 1.0, 0)
+
+  def _trips(self, computation: str, loop: Op) -> int | None:
+    """Returns how often a loop runs: as noted, or by i < n with n a constant."""
+    noted = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if noted:
+      return int(noted[1])
+    called = lambda what: self.computations[
+      re.search(what + r"=%?([\w.\-~]+)", loop.rest)[1]
+    ]
+    condition, body = called("condition"), called("body")
+    outer = self.computations[computation]
+    test = next(op for op in condition.values() if op.root)
+    if test.code != "compare" or "direction=LT" not in test.rest:
+      return None
+    counter, limit = (source(condition, name) for name in test.operands)
+    place = place_of(counter)
+    if place is None:
+      return None
+    first = source(outer, loop.operands[0])
+
+    def value(op):
+      at = place_of(op)
+      if at is not None and first is not None and first.code == "tuple":
+        op = source(outer, first.operands[at])
+      return int(op.rest) if op is not None and op.code == "constant" else None
+
+    start, end = value(counter) or 0, value(limit)
+    return None if end is None else -(-(end - start) // stride(body, place))
+
+  def _unknown(self, visit, body, times, count, depth):
+    inside = list(visit(body, times * (count or 1), depth))
+    if count is None and any(self.flops(c, op) for c, op, _ in inside):
+      raise ValueError(
+        "the program has a loop whose number of rounds is not known; give it"
+      )
+    return inside
+
+  def _dearest(self, visit, op, times, depth):
+    names = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
+    if names:
+      names = names_in(names[1])
+    else:
+      names = re.findall(r"(?:true|false)_computation=%?([\w.\-~]+)", op.rest)
+    branches = [list(visit(name, times, depth)) for name in names]
+    cost = lambda branch: sum(t * self.moved(c, o) for c, o, t in branch)
+    return max(branches, key=cost, default=[])
+
+  # ------------------------------------------------------------------ FLOPs
+
+  def flops(self, computation: str, op: Op) -> float:
+    """Returns 2 m k n for each product in an operation, fusions included."""
+    if op.code == "fusion":
+      return self._inside(_CALLED.search(op.rest)[1])
+    shapes = lambda i: self._shape(computation, op.operands[i])
+    if op.code == "dot":
+      left = dims_of(shapes(0))
+      contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
+      inner = math.prod(left[int(i)] for i in contracted[1].split(",") if i)
+      return 2.0 * inner * math.prod(dims_of(op.shape))
+    if op.code == "convolution":
+      return _convolution(op, dims_of(shapes(0)), dims_of(shapes(1)))
+    return 0.0
+
+  @functools.cache  # noqa: B019 -- lives as long as the program
+  def _inside(self, computation: str) -> float:
+    ops = self.computations[computation].values()
+    return sum(self.flops(computation, op) for op in ops)
+
+  def kernel(self, computation: str, op: Op) -> Kernel | None:
+    """Returns the kernel that this is, or None.
+
+    cuDNN's takes queries `[B, T, H, K]` and keys `[B, S, G, K]` first.
+    """
+    if op.code != "custom-call":
+      return None
+    target = re.search(r'custom_call_target="([^"]*)"', op.rest)[1]
+    if target == "tpu_custom_call":
+      return Kernel(name=op.name.split(".")[0], product=None, times=1.0)
+    if "fmha" not in target:
+      return None
+    q, k = (dims_of(self._shape(computation, n)) for n in op.operands[:2])
+    return Kernel(name=target, product=2.0 * math.prod(q) * k[1], times=1.0)
+
+  # ----------------------------------------------------------------- memory
+
+  def moved(self, computation: str, op: Op) -> float:
+    """Returns bytes read and written in the device's memory.
+
+    A slice of a larger array counts as large as the slice is, and what is
+    written in place as large as what is written.
+    """
+    if op.code in _FREE or op.code.endswith("-done"):
+      return 0.0
+    if op.code == "fusion":
+      return self._fusion(computation, op)
+    shapes = [self._shape(computation, name) for name in op.operands]
+    if op.code in ("dynamic-slice", "gather", "slice"):
+      return 2.0 * bytes_of(op.shape)
+    if op.code == "dynamic-update-slice":
+      return 2.0 * bytes_of(shapes[1])
+    if op.code == "scatter":
+      return 3.0 * bytes_of(shapes[-1])
+    if op.code.endswith("-start"):
+      return 2.0 * sum(map(bytes_of, shapes))
+    return float(sum(map(bytes_of, shapes)) + bytes_of(op.shape))
+
+  def _fusion(self, computation: str, op: Op) -> float:
+    inner = self.computations[_CALLED.search(op.rest)[1]]
+    users = defaultdict(list)
+    for user in inner.values():
+      for place, name in enumerate(user.operands):
+        users[name].append((user, place))
+    total = 0.0
+    for part in inner.values():
+      if part.code == "parameter":
+        number = int(re.match(r"\d+", part.rest)[0])
+        outer = self._shape(computation, op.operands[number])
+        total += min(_read(part, users, inner), bytes_of(outer))
+    root = next(part for part in inner.values() if part.root)
+    written = root.operands if root.code == "tuple" else (root.name,)
+    shapes = ARRAY.findall(op.shape)
+    for name, shape in zip(written, shapes, strict=False):
+      total += _written(inner, name, bytes_of("{}[{}]{}".format(*shape)))
+    return total
+
+  def _shape(self, computation: str, name: str) -> str:
+    op = self.computations[computation].get(name)
+    return op.shape if op else ""
+
+  # ------------------------------------------------------------ collectives
+
+  def collective(
+    self, computation: str, op: Op, devices: int
+  ) -> Collective | None:
+    """Returns the operation between devices that this is, or None."""
+    if op.code == "fusion":
+      return self._fused(op, devices)
+    kind = op.code.removesuffix("-start")
+    if kind not in _COLLECTIVES:
+      return None
+    group = group_of(op.rest, devices)
+    size = sum(bytes_of(self._shape(computation, n), True) for n in op.operands)
+    size *= len(group) if kind == "all-gather" else 1
+    return Collective(kind=kind, size=size, group=group, times=1.0)
+
+  def _fused(self, op: Op, devices: int) -> Collective | None:
+    """Returns what a fusion sends: TPUs fuse a reduce-scatter's two halves."""
+    name = _CALLED.search(op.rest)[1]
+    inner = self.computations[name]
+    for part in inner.values():
+      found = self.collective(name, part, devices)
+      if found is None:
+        continue
+      if found.kind == "all-reduce" and any(
+        other.code == "dynamic-slice" for other in inner.values()
+      ):
+        return dataclasses.replace(found, kind="reduce-scatter")
+      return found
+    return None
+
+
+def _convolution(op: Op, left: Sequence[int], kernel: Sequence[int]) -> float:
+  """Returns the FLOPs of a convolution; TPUs write matrix products as such.
+
+  Only places of the window that lie on the input count, not those on padding or
+  in holes: batched products are convolutions with little else.
+  """
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest).groups()
+  shapes = (left, kernel, dims_of(op.shape))
+  left, kernel, out = (
+    dict(zip(names, dims, strict=True))
+    for names, dims in zip(labels, shapes, strict=True)
+  )
+  window = re.search(r"window=\{([^}]*)\}", op.rest)
+  window = dict(part.split("=") for part in window[1].split()) if window else {}
+  total = 2.0 * out["b"] * out["f"] * kernel["i"]
+  for d in range(len(left) - 2):
+    of = lambda name, none, d=d: window.get(name, "x".join([none] * 9)).split(
+      "x"
+    )[d]
+    low = int(of("pad", "0_0").split("_")[0])
+    stride, hole = int(of("stride", "1")), int(of("lhs_dilate", "1"))
+    apart, d = int(of("rhs_dilate", "1")), str(d)
+    at = np.arange(out[d])[:, None] * stride - low
+    at = at + np.arange(kernel[d])[None] * apart
+    inside = (at >= 0) & (at <= (left[d] - 1) * hole) & (at % hole == 0)
+    total *= int(inside.sum())
+  return total
+
+
+def _read(part: Op, users, inner: dict[str, Op]) -> float:
+  """Returns the bytes of a fusion's parameter that are read."""
+  total = 0.0
+  for user, place in users[part.name]:
+    if user.code in ("dynamic-slice", "gather", "slice") and place == 0:
+      total += bytes_of(user.shape, True)
+    elif user.code == "dynamic-update-slice" and place == 0:
+      continue
+    elif user.code == "scatter" and place == 0:
+      total += bytes_of(inner[user.operands[-1]].shape, True)
+    elif user.code == "bitcast":
+      total += _read(user, users, inner)
+    else:
+      return math.inf
+  return total
+
+
+def _written(inner: dict[str, Op], name: str, whole: float) -> float:
+  """Returns the bytes that a fusion writes to one of its results."""
+  op = inner[name]
+  while op.code == "bitcast":
+    op = inner[op.operands[0]]
+  changed = {"dynamic-update-slice": 1, "scatter": -1}.get(op.code)
+  if changed is not None:
+    return min(whole, bytes_of(inner[op.operands[changed]].shape, True))
+  return whole

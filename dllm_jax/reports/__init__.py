@@ -1,0 +1,1 @@
+"""Measurements and comparisons of runs, as tables, plots and pages."""

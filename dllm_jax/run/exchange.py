@@ -1,0 +1,300 @@
+"""Published folders to working directories and back.
+
+An imported model is a run at step 0: sampling, evaluating and training it need
+nothing else. What only its first owners need (their config, their tokenizer's
+files) is kept under `published/` and written again on the way out.
+"""
+
+import dataclasses
+import json
+import pathlib
+import resource
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from dllm_jax.config import config as configs
+from dllm_jax.core.progress import progress_bar
+from dllm_jax.models import merge_adapters
+from dllm_jax.objectives.base import TokenSpace
+from dllm_jax.parallel import make_mesh, shardings
+from dllm_jax.pretrained import families, files
+from dllm_jax.pretrained.adopt import adopt, check_target
+from dllm_jax.pretrained.convert import Source
+from dllm_jax.pretrained.describe import describe, PREFIXES
+from dllm_jax.pretrained.load import (
+  copy_companions,
+  load_pretrained,
+  Pretrained,
+  save_pretrained,
+)
+from dllm_jax.pretrained.table import expected, places_of, shapes
+from dllm_jax.run.run import Run
+from dllm_jax.training.checkpoint import Checkpoints
+
+_ROW = 512  # tokens of a row that fine-tuning begins with
+_PUBLISHED = "published"
+
+
+class _Bar:
+  """A progress bar on standard error, from the first report on."""
+
+  def __init__(self, text: str, unit: str):
+    self._text, self._unit, self._bar = text, unit, None
+
+  def __call__(self, done: int, total: int) -> None:
+    if self._bar is None:
+      self._bar = progress_bar(total, self._unit, text=self._text, scaled=True)
+    self._bar.update(done - self._bar.n)
+    if done == total:
+      self._bar.close()
+
+
+def import_folder(
+  folder: str | pathlib.Path,
+  workdir: str | pathlib.Path,
+  *,
+  target: str | None = None,
+  dtype: str | None = None,
+  mask_id: int | None = None,
+  length: int | None = None,
+) -> dict[str, Any]:
+  """Makes a working directory of a published folder; returns what was read.
+
+  The directory appears when it is complete.
+
+  Args:
+    folder: the published folder.
+    workdir: a new directory.
+    target: "dream", "llada" or "bd3lm" to start diffusion from autoregressive
+      weights; None for what the weights are.
+    dtype: "float32" or "bfloat16"; None for what is in the files.
+    mask_id: the mask token, where the folder does not name it.
+    length: tokens of a row; None for the trained length, at most 512.
+
+  Raises:
+    FileExistsError: there is something at `workdir`.
+    FileNotFoundError: a file is missing.
+    ValueError: the folder cannot be read; nothing is written then.
+  """
+  start = time.perf_counter()
+  if target is not None:
+    check_target(target)
+  with files.new_folder(workdir) as temporary:
+    model = load_pretrained(
+      folder,
+      dtype=dtype,
+      mesh=_mesh(folder),
+      mask_id=mask_id,
+      progress=_Bar("reading", " parameters"),
+    )
+    if target is not None:
+      model = adopt(model, target)
+    resolved = configs.resolve(_config(model, length))
+    tokenizer = model.tokenizer.to_json()
+    objective, _ = configs.parse(resolved).build(model.tokenizer)
+    (temporary / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    (temporary / "config.json").write_text(
+      resolved.to_json(indent=2), encoding="utf-8"
+    )
+    _keep(model, temporary / _PUBLISHED)
+    checkpoints = Checkpoints(temporary)
+    process = objective.init(jax.random.key(0))
+    checkpoints.save_imported(model.params, process.replace(constants={}))
+    checkpoints.close()
+  return _summary(model, time.perf_counter() - start)
+
+
+def export_run(
+  workdir: str | pathlib.Path,
+  folder: str | pathlib.Path,
+  *,
+  family: str | None = None,
+  use_ema: bool = True,
+  dtype: str | None = None,
+) -> dict[str, Any]:
+  """Writes a run's newest parameters as a published folder; tells which.
+
+  Adapters are merged.
+
+  Args:
+    workdir: a run.
+    folder: a new folder.
+    family: whose layout, for a run that was trained from scratch; None for the
+      first with its objective that holds its network. A run that began with an
+      import goes back to what it was.
+    use_ema: whether to write averaged parameters where there are any.
+    dtype: "float32" or "bfloat16"; None for the types that were imported.
+
+  Raises:
+    FileExistsError: there is something at `folder`.
+    FileNotFoundError: there is no run.
+    ValueError: no layout holds the run's network.
+  """
+  start = time.perf_counter()
+  run = Run.open(workdir)
+  kept = run.workdir / _PUBLISHED
+  if kept.is_dir() and family is not None:
+    raise ValueError(
+      f"{workdir} began with an import and goes back to that layout; leave"
+      " --as out"
+    )
+  model = _kept(run) if kept.is_dir() else _described(run, family)
+  state = run.state
+  params = (state.eval_params if use_ema else state.params)["model"]
+  params = merge_adapters(params, run.network)
+  model = dataclasses.replace(model, params=params)
+  save_pretrained(model, folder, dtype=dtype, progress=_Bar("writing", "B"))
+  return _summary(model, time.perf_counter() - start)
+
+
+def _mesh(folder):
+  """Returns a mesh that divides parameters over all devices, or None."""
+  count = jax.device_count()
+  if count == 1:
+    return None
+  path = pathlib.Path(folder) / "config.json"
+  fields = families.Fields(files.read_config(folder), path)
+  family = families.find(fields)
+  mesh = make_mesh({"data": 1, "fsdp": count})
+  try:
+    shardings(shapes(family.table, family.network(fields)), mesh)
+  except ValueError:  # too small to be divided
+    return None
+  return mesh
+
+
+def _summary(model: Pretrained, seconds: float) -> dict[str, Any]:
+  usage = resource.getrusage(resource.RUSAGE_SELF)
+  return {
+    "family": model.family.name,
+    "parameters": model.parameters,
+    "tensors_used": len(model.used),
+    "tensors_unused": list(model.unused),
+    "bytes": sum(x.nbytes for x in jax.tree.leaves(model.params)),
+    "seconds": seconds,
+    "peak_bytes": usage.ru_maxrss * 1024,
+  }
+
+
+def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
+  """Returns the fields of a configuration for an imported model."""
+  objective, network = model.objective, model.config
+  derived = {f.name for f in dataclasses.fields(TokenSpace)}
+  fields = {
+    f.name: getattr(objective, f.name)
+    for f in dataclasses.fields(objective)
+    if f.name not in derived
+  }
+  block = objective.block_length or 1
+  trained = families.length(families.Fields(model.published, "config.json"))
+  length = length or max(min(trained, _ROW) // block, 1) * block
+  name = type(objective).__module__.rsplit(".", 1)[-1]
+  kind = type(network).__name__.removesuffix("Config").lower()
+  shape = {
+    f.name: getattr(network, f.name)
+    for f in dataclasses.fields(network)
+    if f.name != "vocab_size"
+  }
+  rows = 8 * jax.device_count()
+  return {
+    "data": {"length": length},
+    "objective": {"name": name, **fields},
+    "model": {"name": kind, **shape},
+    "optimizer": {"learning_rate": 1e-5},
+    "training": {"batch_size": rows},
+    "evaluation": {"batch_size": rows},
+    "sampler": {"preset": model.sampler},
+  }
+
+
+def _keep(model: Pretrained, folder: pathlib.Path) -> None:
+  """Writes what the published folder needs besides parameters."""
+  folder.mkdir()
+  files.write_json(folder / "config.json", model.published)
+  copy_companions(model.folder, folder)
+  source = model.source
+  dtypes = {key: str(dtype) for key, dtype in (source.dtypes or {}).items()}
+  files.write_json(
+    folder / "source.json",
+    {
+      "prefix": source.prefix,
+      "dtypes": dtypes,
+      "used": list(model.used),
+      "unused": list(model.unused),
+    },
+  )
+  extras = {
+    key: files.Outgoing(array.dtype, array.shape, lambda a=array: a)
+    for key, array in (source.extras or {}).items()
+  }
+  if extras:
+    files.write_tensors(folder, extras, shard_bytes=2**40)
+
+
+def _kept(run: Run) -> Pretrained:
+  """Returns the model that a run began with, without its parameters."""
+  folder = run.workdir / _PUBLISHED
+  fields = families.Fields(files.read_config(folder), folder / "config.json")
+  family = families.find(fields)
+  kept = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+  extras = {}
+  if (folder / files.SINGLE).is_file():
+    extras = {
+      key: np.asarray(tensor)
+      for key, tensor in files.read_tensors(folder).items()
+    }
+  network = dataclasses.replace(run.network, lora_rank=0)
+  ids = families.Ids(run.tokenizer.mask_id)
+  return Pretrained(
+    family.table.network(network),
+    {},
+    run.objective,
+    run.tokenizer,
+    family.sampler,
+    network,
+    family=family,
+    published=fields.values,
+    ids=ids,
+    source=Source(
+      kept["prefix"],
+      {key: np.dtype(name) for key, name in kept["dtypes"].items()},
+      extras,
+    ),
+    used=tuple(kept["used"]),
+    unused=tuple(kept["unused"]),
+    folder=folder,
+  )
+
+
+def _described(run: Run, name: str | None) -> Pretrained:
+  """Returns a run that was trained from scratch as a model of a family."""
+  tokenizer = run.tokenizer
+  special = families.Ids(
+    run.objective.mask_id,
+    tokenizer.eos_id,
+    tokenizer.pad_id,
+    tokenizer.bos_id,
+  )
+  network = dataclasses.replace(run.network, lora_rank=0)
+  family, published = describe(
+    run.objective, network, special, length=run.config.data.length, name=name
+  )
+  places = places_of(family.table, network)
+  prefix = PREFIXES.get(family.name, "")
+  return Pretrained(
+    family.table.network(network),
+    {},
+    run.objective,
+    tokenizer,
+    family.sampler,
+    network,
+    family=family,
+    published=published,
+    ids=special,
+    source=Source(prefix),
+    used=tuple(prefix + key for key in expected(places)),
+    unused=(),
+  )

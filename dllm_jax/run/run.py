@@ -1,0 +1,399 @@
+"""A run: everything that a working directory stands for, and what it can do.
+
+`Run.create` begins or continues one from a configuration, `Run.open` finds one on
+disk. The command line and notebooks are thin layers over its methods.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dllm_jax import data
+from dllm_jax.config import config as configs
+from dllm_jax.core.types import Batch
+from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.parallel import (
+  check_batches,
+  distributed,
+  enable_compilation_cache,
+  make_mesh,
+  row_share,
+  RULES,
+)
+from dllm_jax.parallel.watch import Watch
+from dllm_jax.run import workdir as workdirs
+from dllm_jax.sampling.generator import Sampled, Writer
+from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.sampling.requests import Template
+from dllm_jax.training.checkpoint import Checkpoints
+from dllm_jax.training.held_out import HeldOut
+from dllm_jax.training.loop import compile_program, Hooks, Loop, Program
+from dllm_jax.training.metrics import latest, MetricWriter
+from dllm_jax.training.step import Trainer, TrainState
+
+
+class Run:
+  """A working directory with its configuration, tokenizer and network.
+
+  Attributes:
+    workdir: the directory.
+    config: the configuration as dataclasses.
+    tokenizer: text to tokens.
+    objective: how to corrupt and score.
+    denoiser: the network.
+    mesh: the device mesh; its methods set it while they run.
+    writer: samples texts from the network.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    resolved: ConfigDict,
+    tokenizer: Tokenizer,
+    *,
+    corpus: Any = None,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    enable_compilation_cache()
+    self.workdir = workdir
+    self.resolved = resolved
+    self.config = configs.parse(resolved)
+    self.tokenizer = tokenizer
+    self._corpus = corpus
+    self.objective, self.denoiser = self.config.build(tokenizer)
+    self.mesh = make_mesh(self.config.mesh, devices)
+    self.writer = Writer(
+      self.objective, self.denoiser, tokenizer, mesh=self.mesh
+    )
+
+  @classmethod
+  def create(
+    cls,
+    resolved: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+  ) -> "Run":
+    """Returns the run of a configuration, new or already begun.
+
+    Args:
+      resolved: a configuration as `config.load` returns it.
+      workdir: its directory; made if missing.
+      devices: the devices to use; by default all.
+
+    Raises:
+      ValueError: the directory holds another configuration, or a field is illegal.
+      FileNotFoundError: the text does not exist.
+    """
+    workdir = pathlib.Path(workdir)
+    with distributed.together():
+      corpus = _load(workdir, resolved)
+    run = cls(
+      workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
+    )
+    training = run.config.training
+    check_batches(
+      run.mesh,
+      {
+        "training.batch_size / training.microbatches": training.batch_size
+        // training.microbatches,
+        "evaluation.batch_size": run.config.evaluation.batch_size,
+      },
+      run.config.data.length,
+    )
+    _ = run.program  # says where the mesh does not divide a parameter
+    with distributed.together():
+      if jax.process_index() == 0:
+        workdirs.begin(workdir, resolved, corpus.tokenizer)
+    return run
+
+  @classmethod
+  def open(
+    cls,
+    workdir: str | pathlib.Path,
+    *,
+    mesh: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+  ) -> "Run":
+    """Returns the run that a directory holds.
+
+    Args:
+      workdir: the directory.
+      mesh: sizes of mesh axes; by default rows are divided over all devices.
+      devices: the devices to use; by default all.
+
+    Raises:
+      FileNotFoundError: there is no run.
+    """
+    workdir = pathlib.Path(workdir)
+    given = configs.stored(workdir).to_dict()
+    given["mesh"] = dict(mesh or {"data": -1})
+    tokenizer = workdirs.read_tokenizer(workdir)
+    return cls(workdir, configs.resolve(given), tokenizer, devices=devices)
+
+  @property
+  def network(self) -> Any:
+    """The network's config."""
+    return self.config.network(self.objective)
+
+  @functools.cached_property
+  def corpus(self):
+    """The text of the run, read when it is first needed."""
+    if self._corpus is None:
+      self._corpus = data.load(self.config.data, tokenizer=self.tokenizer)
+    return self._corpus
+
+  def describe(self) -> str:
+    """Returns one line on what is trained where."""
+    shapes = jax.tree.leaves(self.program.abstract.params)
+    parameters = sum(leaf.size for leaf in shapes)
+    devices = self.mesh.devices
+    return (
+      f"{self.resolved.objective.name} on {self.resolved.data.path}: "
+      f"{parameters:,} parameters, vocabulary {self.objective.vocab_size}, "
+      f"{devices.size} x {devices.flat[0].device_kind}"
+    )
+
+  @functools.cached_property
+  def trainer(self) -> Trainer:
+    """What the train step is made of."""
+    training, optimizer = self.config.training, self.config.optimizer
+    if self.config.model.get("lora_rank") and not optimizer.train_only:
+      optimizer = dataclasses.replace(optimizer, train_only=r".*/lora_[ab]")
+    return Trainer(
+      objective=self.objective,
+      denoiser=self.denoiser,
+      optimizer=optimizer.build(training.steps),
+      training=training,
+      trains=optimizer.trains if optimizer.train_only else None,
+    )
+
+  @functools.cached_property
+  def program(self) -> Program:
+    """The train step, jitted over the mesh."""
+    with jax.set_mesh(self.mesh):
+      return compile_program(self.trainer, self._blank(), self.mesh, RULES)
+
+  def model_flops(self) -> int:
+    """Returns the model FLOPs of a train step over all devices."""
+    return self.trainer.model_flops(self.program.abstract, self._blank())
+
+  def _blank(self) -> Batch:
+    return data.blank(self.config.training.batch_size, self.config.data.length)
+
+  @functools.cached_property
+  def state(self) -> TrainState:
+    """The newest checkpoint's state.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+    """
+    checkpoints = Checkpoints(self.workdir, writes=False)
+    with jax.set_mesh(self.mesh), checkpoints:
+      restored = self.program.restore(checkpoints, to_train=False)
+    if restored is None:
+      raise FileNotFoundError(
+        f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
+      )
+    return restored[0]
+
+  def start(self) -> None:
+    """Makes an untrained network the current state, without an optimiser's."""
+    bare = {"ema_params": None, "opt_state": None}
+    with jax.set_mesh(self.mesh):
+      abstract = self.program.abstract.replace(**bare)
+      fresh = lambda: self.trainer.init(self._blank()).replace(**bare)
+      placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+      self.__dict__["state"] = jax.jit(fresh, out_shardings=placed)()
+
+  def train(self) -> dict[str, Any]:
+    """Trains, or continues, to the configured step; returns a summary.
+
+    Raises:
+      NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
+    """
+    held_out = self.held_out if self.corpus.held_out else None
+    hooks = Hooks(
+      evaluate=held_out and held_out.while_training,
+      evaluate_every=self.config.evaluation.every_steps,
+      adapt=held_out.adapt if held_out and self.objective.adapts else None,
+      sample=lambda state: self.sample(state=state).texts,
+      sample_every=self.config.evaluation.sample_every,
+    )
+    with jax.set_mesh(self.mesh):
+      state, summary = self.loop(self.workdir, hooks).run()
+    self.__dict__["state"] = state
+    # A run that had nothing left to do, or was stopped, still says how it stands.
+    says = "loss_nats_per_token", "eval_", "tokens_per_second"
+    return latest(self.workdir, says) | summary
+
+  def loop(self, workdir: pathlib.Path, hooks: Hooks) -> Loop:
+    """Returns the training loop of this run, writing into a directory."""
+    config, share = self.config, row_share(self.mesh)
+    return Loop(
+      program=self.program,
+      batches=data.train_iterator(
+        self.corpus,
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        process_index=share.index,
+        process_count=share.count,
+      ),
+      checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
+      writer=lambda step: MetricWriter(
+        workdir,
+        config.logging,
+        resumed_step=step,
+        config=self.resolved.to_dict(),
+        active=jax.process_index() == 0,
+      ),
+      steps=config.training.steps,
+      save_every=config.checkpoint.every_steps,
+      logging=config.logging,
+      mesh=self.mesh,
+      hooks=hooks,
+      learning_rate=config.optimizer.learning_rates(config.training.steps),
+      workdir=workdir,
+      watch=Watch(
+        hang_seconds=config.training.hang_seconds,
+        heartbeat_seconds=config.training.heartbeat_seconds,
+      ),
+      model_flops=self.model_flops,
+      profile_steps=config.training.profiled(),
+    )
+
+  @functools.cached_property
+  def held_out(self) -> HeldOut:
+    """The held-out text."""
+    return HeldOut(
+      corpus=self.corpus,
+      objective=self.objective,
+      denoiser=self.denoiser,
+      evaluation=self.config.evaluation,
+      mesh=self.mesh,
+    )
+
+  def evaluate(
+    self,
+    *,
+    state: TrainState | None = None,
+    use_ema: bool = True,
+    limit: int | None = None,
+    passes: int | None = None,
+    progress: bool = False,
+  ) -> dict[str, float]:
+    """Returns the likelihood bound of the held-out text.
+
+    Args:
+      state: whose parameters; by default the newest checkpoint's.
+      use_ema: this and what follows as in `HeldOut.bound`.
+      limit: at most so many batches.
+      passes: independent passes.
+      progress: whether to draw a progress bar.
+    """
+    state = self.state if state is None else state
+    with jax.set_mesh(self.mesh):
+      return self.held_out.bound(
+        state, use_ema=use_ema, limit=limit, passes=passes, progress=progress
+      )
+
+  def sample(
+    self,
+    prompts: Sequence[str] = ("",),
+    *,
+    infills: Sequence[str] = (),
+    num_samples: int = 1,
+    length: int | None = None,
+    new_tokens: int | None = None,
+    seed: int = 0,
+    sampler: SamplerConfig | None = None,
+    state: TrainState | None = None,
+    use_ema: bool = True,
+    trace: bool = False,
+  ) -> Sampled:
+    """Returns sampled texts, all in one batch and one program.
+
+    Args:
+      prompts: texts to continue; "" for unconditional samples.
+      infills: texts with spans such as "[MASK*8]" to fill in, instead of prompts.
+      num_samples: samples of each prompt or infill.
+      length: slots of the canvas; by default the training length.
+      new_tokens: tokens after each prompt, on a canvas for the longest of them;
+        None fills the canvas.
+      seed: the seed; a request's tokens depend on it and the request's number.
+      sampler: how to sample; by default as configured.
+      state: whose parameters; by default the newest checkpoint's.
+      use_ema: whether to use averaged parameters where there are any.
+      trace: whether to keep every step.
+
+    Raises:
+      ValueError: a prompt is longer than the canvas, or the sampler is illegal.
+    """
+    if new_tokens is None:
+      length = length or self.config.data.length
+    rows = self.writer.templates(
+      prompts, infills, length=length, new_tokens=new_tokens
+    )
+    return self.sample_rows(
+      [row for row in rows for _ in range(num_samples)],
+      length=length,
+      seed=seed,
+      sampler=sampler,
+      state=state,
+      use_ema=use_ema,
+      trace=trace,
+    )
+
+  def sample_rows(
+    self,
+    rows: Sequence[Template],
+    *,
+    length: int | None = None,
+    seed: int = 0,
+    sampler: SamplerConfig | None = None,
+    state: TrainState | None = None,
+    use_ema: bool = True,
+    trace: bool = False,
+    numbers: Sequence[int] | None = None,
+  ) -> Sampled:
+    """Returns samples of templates: token ids, None where one is wanted.
+
+    Args:
+      rows: a template for each sample.
+      length: slots of the canvas; None for the bucket of the longest row.
+      seed: this and what follows as in `sample`.
+      sampler: how to sample; by default as configured.
+      state: whose parameters.
+      use_ema: whether to use averages.
+      trace: whether to keep steps.
+      numbers: a request number for each row; by default 0, 1, 2, ...
+
+    Raises:
+      ValueError: a row does not fit the canvas, or the sampler is illegal.
+    """
+    plan = self.writer.plan(
+      rows,
+      length=length,
+      sampler=sampler or self.config.sampler,
+      numbers=numbers,
+    )
+    state = self.state if state is None else state
+    params = state.eval_params if use_ema else state.params
+    process = state.process.replace(params=params["process"])
+    return self.writer(params["model"], process, plan, seed=seed, trace=trace)
+
+
+def _load(workdir: pathlib.Path, resolved: ConfigDict) -> data.Corpus:
+  """Returns the text of a run that begins, or continues, in a directory."""
+  dataset = configs.parse(resolved).data
+  if (workdir / "config.json").exists():
+    workdirs.check_same(workdir, resolved)
+    tokenizer = workdirs.read_tokenizer(workdir)
+    return data.load(dataset, tokenizer=tokenizer)
+  workdirs.check_empty(workdir)
+  return data.load(dataset)

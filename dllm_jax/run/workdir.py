@@ -1,0 +1,66 @@
+"""The files of a working directory that say what its run is."""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from dllm_jax.config import config as configs
+from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
+from dllm_jax.training.checkpoint import steps_in
+
+
+def begin(
+  workdir: pathlib.Path, resolved: ConfigDict, tokenizer: Tokenizer
+) -> None:
+  """Writes the configuration and the tokenizer of a run."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  _write(workdir / "tokenizer.json", tokenizer.to_json())
+  _write(workdir / "config.json", resolved.to_json(indent=2))
+
+
+def check_empty(workdir: pathlib.Path) -> None:
+  """Raises ValueError if a directory holds more than a start that was killed."""
+  begun = ("tokenizer.json", "tokenizer.tmp", "config.tmp")
+  if workdir.exists() and any(p.name not in begun for p in workdir.iterdir()):
+    raise ValueError(
+      f"{workdir} is not empty and holds no run; use another --workdir"
+    )
+
+
+def check_same(workdir: pathlib.Path, resolved: ConfigDict) -> None:
+  """Checks that a run may go on with a configuration.
+
+  Raises:
+    ValueError: it has trained with another one.
+  """
+  old = json.loads(configs.stored(workdir).to_json())
+  changed = configs.differences(old, json.loads(resolved.to_json()))
+  if changed and steps_in(workdir) != [0]:  # imported, not trained yet
+    raise ValueError(
+      f"{workdir} holds a run with another configuration ("
+      + "; ".join(changed[:3])
+      + "); use another --workdir, or only change mesh, logging, "
+      "checkpoint and training.steps"
+    )
+
+
+def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
+  """Returns the tokenizer of a run.
+
+  Raises:
+    FileNotFoundError: its file is not there.
+  """
+  path = workdir / "tokenizer.json"
+  if not path.exists():
+    raise FileNotFoundError(
+      f"{path} is missing; restore it from a copy of the run"
+    )
+  return tokenizer_from_json(path.read_text(encoding="utf-8"))
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(text + "\n", encoding="utf-8")
+  temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Which slots of a window a network call reveals, and by which logits."""

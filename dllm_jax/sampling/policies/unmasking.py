@@ -1,0 +1,231 @@
+"""Policies that reveal masked slots by confidence, or at the process's jumps.
+
+`Unmasking` is composed of a score, a selection and a revision (`score`,
+`selection`, `revision`), which are most of the published samplers;
+`FirstHitting` follows the times at which a slot changes.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dllm_jax.core.noise import Tag
+from dllm_jax.core.vocabulary import reduce
+from dllm_jax.sampling.policies.ancestral import (
+  check_literal,
+  check_mask,
+  Stepwise,
+)
+from dllm_jax.sampling.policies.processors import compose, Processor
+from dllm_jax.sampling.policies.revision import empty, Memory, Revision, Taken
+from dllm_jax.sampling.policies.score import (
+  confidence,
+  entropy,
+  Score,
+  score,
+  SCORES,
+)
+from dllm_jax.sampling.policies.selection import Even, Progress, Seen
+
+
+@struct.dataclass
+class Hitting(Progress):
+  """Progress, and the time of each row.
+
+  Attributes:
+    t: the next time at which a slot is revealed.
+  """
+
+  t: Float[Array, "B 1"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstHitting(Stepwise):
+  """Reveals one random slot at each of the process's jumps (BD3-LM).
+
+  With n masked slots the next jump of a linear schedule is at t u^(1/n): no
+  call is spent on a step that changes nothing (arXiv:2409.02908, alg. 1).
+  Which slot jumps is uniform among the masked ones.
+  """
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_mask(self)
+
+  def least_steps(self, width: int) -> int:
+    """Returns the fewest steps that finish a window: one for each slot."""
+    return width
+
+  def init(self, process, z, window) -> Hitting:
+    """Returns the state at a window's start: t = 1, before the first jump."""
+    base = super().init(process, z, window)
+    t = jnp.ones((window.shape[0], 1))
+    return Hitting(step=base.step, maskable=base.maskable, t=t)
+
+  def time(self, state: Hitting) -> Float[Array, "B 1"]:
+    """Returns the time of the last jump."""
+    return state.t
+
+  def step(
+    self, process, noise, out, z, state, active, *,
+    window=None, guide=None, counts=None, must=None,
+  ):  # fmt: skip
+    """Returns (z, state, info) after one network evaluation."""
+    del must
+
+    def draw(logits, z, noise):
+      logits = self.filtered(logits, z, counts, guide)
+      logits = self.drawn(logits, z, counts)
+      token = noise.categorical(Tag.TOKEN, logits)
+      return token, confidence(logits, token)
+
+    token, sure = reduce(draw, out, z, noise, window=window)
+    masked = self.masked(process, z, active)
+    luck = noise.uniform(Tag.TRANSFER, 1)[..., 0]
+    seen = Seen(candidates=masked, score=luck, confidence=sure)
+    chosen = seen.best(jnp.ones_like(seen.left))
+    # The uniform of the first masked slot: one for the row.
+    first = masked & (jnp.cumsum(masked, axis=1) == 1)
+    u = jnp.sum(
+      jnp.where(first, noise.uniform(Tag.TIME, 1)[..., 0], 0.0),
+      axis=1,
+      keepdims=True,
+    )
+    left = jnp.maximum(seen.left, 1)[:, None]
+    t = jnp.where(u > 0, state.t * u ** (1.0 / left), state.t)
+    z = jnp.where(chosen, token, z)
+    state = state.replace(step=state.step + 1, t=t)
+    return z, state, {"confidence": sure}
+
+
+@struct.dataclass
+class Course(Progress):
+  """Progress, and what a revision remembers.
+
+  Attributes:
+    memory: of the revision, or None.
+  """
+
+  memory: Memory | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unmasking(Stepwise):
+  """Draws a token at every masked slot and reveals the best of them.
+
+  Attributes:
+    score: what ranks masked slots (`score.score`).
+    selection: how many are revealed (`selection`).
+    revision: what happens to tokens that stand already, or None (`revision`).
+    doubts: applied to the logits that confidence is read from, and to nothing
+      else: LLaDA forbids end-of-text there.
+    noise_temperature: of Gumbel noise on the score (Dream's `alg_temp`): slots
+      are chosen with probability as softmax(score / temperature), without
+      replacement; 0 for the best.
+    log_score: whether that noise goes on the score's logarithm, and falls to 0
+      with the share of masked slots (MaskGIT).
+  """
+
+  score: Score = "confidence"
+  selection: Any = Even()
+  revision: Revision | None = None
+  doubts: tuple[Processor, ...] = ()
+  noise_temperature: float = 0.0
+  log_score: bool = False
+
+  forces = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_mask(self)
+    check_literal("score", self.score, SCORES)
+    if not 0.0 <= self.noise_temperature < float("inf"):
+      raise ValueError(
+        "noise_temperature must be 0 (the best slots) or more, not "
+        f"{self.noise_temperature}"
+      )
+
+  @property
+  def extra(self) -> int:
+    """Calls beyond `steps` that the revision may add."""
+    return 0 if self.revision is None else self.revision.extra
+
+  def init(self, process, z, window) -> Course:
+    """Returns the state at a window's start."""
+    base = super().init(process, z, window)
+    return Course(
+      step=base.step,
+      maskable=base.maskable,
+      memory=None if self.revision is None else empty(window.shape),
+    )
+
+  def done(self, process, z, state, window) -> Bool[Array, "B"]:
+    """Returns rows that need no further call; a revision may want more."""
+    if self.revision is None:
+      return super().done(process, z, state, window)
+    over = state.step >= self.steps + self.extra
+    full = ~jnp.any(self.masked(process, z, window), axis=1)
+    return over | self.revision.done(state.memory, full)
+
+  def step(
+    self, process, noise, out, z, state, active, *,
+    window=None, guide=None, counts=None, must=None,
+  ):  # fmt: skip
+    """Returns (z, state, info) after one network evaluation."""
+    slot = jnp.broadcast_to(jnp.arange(active.shape[1]), active.shape)
+
+    def draw(logits, z, noise, slot):
+      read = self.filtered(logits, z, counts, guide)
+      token = noise.categorical(Tag.TOKEN, self.drawn(read, z, counts))
+      read = compose(self.doubts, read, z, counts)
+      sure = confidence(read, token)
+      h = entropy(read) if self.selection.entropy else None
+      return token, sure, score(self.score, read, sure, noise, slot), h
+
+    token, sure, ranks, h = reduce(draw, out, z, noise, slot, window=window)
+    masked = self.masked(process, z, active)
+    seen = Seen(
+      candidates=masked,
+      score=self._noised(ranks, noise, masked, state),
+      confidence=sure,
+      entropy=h,
+      uniform=noise.uniform(Tag.TRANSFER, 1)[..., 0]
+      if self.selection.uniform
+      else None,
+    )
+    chosen = self.selection(seen, state, self.steps, self.objective)
+    if must is not None:
+      chosen = (chosen & ~jnp.any(must, axis=1, keepdims=True)) | (
+        masked & must
+      )
+    new_z, memory = jnp.where(chosen, token, z), state.memory
+    if self.revision is not None:
+      taken = Taken(
+        before=z,
+        z=new_z,
+        token=token,
+        sure=sure,
+        active=active,
+        step=state.step,
+        steps=self.steps,
+        maskable=state.maskable,
+        mask_id=self.objective.mask_id,
+      )
+      new_z, memory = self.revision(taken, memory)
+    state = state.replace(step=state.step + 1, memory=memory)
+    return new_z, state, {"confidence": sure}
+
+  def _noised(self, ranks, noise, masked, state):
+    """Returns the score with its Gumbel noise."""
+    if self.noise_temperature == 0.0:
+      return ranks
+    u = noise.uniform(Tag.CONFIDENCE, 1)[..., 0]
+    gumbel = -jnp.log(-jnp.log(u))
+    if not self.log_score:
+      return ranks / self.noise_temperature + gumbel
+    left = jnp.sum(masked, axis=1) / jnp.maximum(state.maskable, 1)
+    heat = self.noise_temperature * left[:, None]
+    return jnp.log(jnp.maximum(ranks, 1e-30)) + heat * gumbel

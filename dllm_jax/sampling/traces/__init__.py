@@ -1,0 +1,1 @@
+"""What a generation did, step by step: data, pages, pictures, the terminal."""

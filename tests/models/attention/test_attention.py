@@ -1,0 +1,247 @@
+"""Attention against a dense numpy reference, mask by mask."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.core.mask import BlockCausal, Causal, Full, TwoStream
+from dllm_jax.models.attention import attention, splash
+from dllm_jax.parallel import make_mesh
+
+BATCH, LENGTH, HEADS, GROUPS, WIDTH = 2, 12, 4, 2, 8
+MASKS = [Full(), Causal(), BlockCausal(3), TwoStream(6, 2), TwoStream(6, 6)]
+
+
+def dense(q, k, v, allowed):
+  """Returns float64 attention, heads repeated and the mask written out."""
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  repeat = q.shape[2] // k.shape[2]
+  k, v = np.repeat(k, repeat, axis=2), np.repeat(v, repeat, axis=2)
+  scores = np.einsum("bthk,bshk->bhts", q, k) / np.sqrt(q.shape[-1])
+  scores = np.where(allowed[:, None], scores, -np.inf)
+  p = np.exp(scores - scores.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  return np.einsum("bhts,bshk->bthk", p, v)
+
+
+def allowed_by_hand(spec, length):
+  """Returns the mask of a spec by loops over its published definition."""
+  mask = np.zeros((length, length), bool)
+  for i in range(length):
+    for j in range(length):
+      if isinstance(spec, Full):
+        mask[i, j] = True
+      elif isinstance(spec, Causal):
+        mask[i, j] = j <= i
+      elif isinstance(spec, BlockCausal):
+        mask[i, j] = j // spec.block <= i // spec.block
+      else:
+        half, block = spec.length, spec.block
+        bi, bj = i % half // block, j % half // block
+        if i < half and j < half:
+          mask[i, j] = bi == bj
+        elif i < half:
+          mask[i, j] = bj < bi
+        elif j >= half:
+          mask[i, j] = bj <= bi
+  return mask
+
+
+def draw(length=LENGTH, heads=HEADS, groups=GROUPS, width=WIDTH):
+  keys = jax.random.split(jax.random.key(0), 3)
+  shapes = [(BATCH, length, n, width) for n in (heads, groups, groups)]
+  return [
+    2 * jax.random.normal(key, shape)
+    for key, shape in zip(keys, shapes, strict=True)
+  ]
+
+
+@pytest.mark.parametrize("spec", MASKS, ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_masks_and_segments_equal_the_dense_reference(spec, groups):
+  q, k, v = draw(groups=groups)
+  # Row 0 holds two documents and padding, repeated in both streams.
+  row = [1, 1, 2, 2, 2, 0] if isinstance(spec, TwoStream) else [1, 1, 2] * 2
+  segments = jnp.array([row * 2, [1] * LENGTH])
+  out = attention(q, k, v, mask=spec, q_segments=segments, k_segments=segments)
+  same = np.asarray(segments[:, :, None] == segments[:, None, :])
+  expected = dense(q, k, v, allowed_by_hand(spec, LENGTH) & same)
+  # float32 softmax of scores up to about 10.
+  np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
+
+
+def test_two_calls_of_cudnn_equal_the_dense_mask(monkeypatch):
+  """By its arithmetic without a GPU: how queries and keys are shared out."""
+  called = []
+
+  def plain(q, k, v, allowed):
+    called.append(allowed.shape[1:])
+    return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None])
+
+  module = importlib.import_module("dllm_jax.models.attention.dispatch")
+  monkeypatch.setattr(module, "_cudnn", plain)
+  q, k, v = draw()
+  segments = jnp.array([[1, 1, 2, 2, 2, 0] * 2, [1] * LENGTH])
+  spec = TwoStream(6, 2)
+  out = attention(
+      q, k, v, mask=spec, q_segments=segments, k_segments=segments,
+      implementation="cudnn",
+  )  # fmt: skip
+  same = np.asarray(segments[:, :, None] == segments[:, None, :])
+  expected = dense(q, k, v, allowed_by_hand(spec, LENGTH) & same)
+  np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
+  assert called == [(6, 12), (6, 6)]
+
+
+@pytest.mark.parametrize("block", [1, 3, 6])
+def test_two_parts_equal_the_dense_mask_gradients_included(block):
+  q, k, v = draw()
+  segments = jnp.ones((BATCH, LENGTH), jnp.int32)
+  spec = TwoStream(6, block)
+
+  def total(extra):
+    def run(q, k, v):
+      # An extra mask sends the same spec through the dense path.
+      out = attention(
+          q, k, v, mask=spec, q_segments=segments, k_segments=segments,
+          extra=extra,
+      )  # fmt: skip
+      return jnp.sum(jnp.sin(out))
+
+    return jax.value_and_grad(run, (0, 1, 2))(q, k, v)
+
+  two_parts, whole = total(None), total(jnp.ones((LENGTH, LENGTH), bool))
+  for a, b in zip(
+    jax.tree.leaves(two_parts), jax.tree.leaves(whole), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=3e-6, rtol=2e-5)
+
+
+def test_two_streams_never_form_dense_scores():
+  length = 64
+  q = jnp.ones((1, 2 * length, 1, 2))
+  segments = jnp.ones((1, 2 * length), jnp.int32)
+  jaxpr = jax.make_jaxpr(
+    jax.grad(
+      lambda q: attention(
+        q,
+        q,
+        q,
+        mask=TwoStream(length, 4),
+        q_segments=segments,
+        k_segments=segments,
+      ).sum()  # fmt: skip
+    )
+  )(q)
+  largest = max(v.aval.size for eqn in jaxpr.jaxpr.eqns for v in eqn.outvars)
+  assert largest <= length * length
+
+
+def test_queries_at_slots_and_an_extra_mask():
+  q, k, v = draw()
+  q = q[:, :3]
+  slots = jnp.array([[4, 5, 6], [0, 1, 2]])
+  extra = jnp.arange(LENGTH) != 1
+  segments = jnp.ones((BATCH, LENGTH), jnp.int32)
+  out = attention(
+      q, k, v, mask=Causal(), q_segments=segments[:, :3], k_segments=segments,
+      q_slots=slots, extra=jnp.broadcast_to(extra, (3, LENGTH)),
+  )  # fmt: skip
+  allowed = np.arange(LENGTH) <= np.asarray(slots)[:, :, None]
+  expected = dense(q, k, v, allowed & np.asarray(extra))
+  np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
+
+
+def test_hidden_and_padded_positions():
+  q, k, v = draw()
+  segments = jnp.array([[1] * 8 + [0] * 4, [0] * LENGTH])
+  call = lambda k, v: attention(
+    q, k, v, mask=Causal(), q_segments=segments, k_segments=segments
+  )
+  out = call(k, v)
+  assert np.isfinite(out).all()
+  moved = call(k.at[:, 8:].add(9.0), v.at[:, 8:].add(9.0))
+  np.testing.assert_array_equal(out[0, :8], moved[0, :8])
+
+
+@pytest.mark.parametrize("spec", MASKS[:3] + [TwoStream(128, 32)], ids=str)
+def test_splash_equals_the_reference(spec):
+  q, k, v = draw(length=256, heads=2, groups=1, width=128)
+  segments = jnp.where(jnp.arange(256) % 128 < 70, 1, 2)
+  segments = jnp.stack([segments, jnp.ones_like(segments)])
+  arguments = dict(q_segments=segments, k_segments=segments)
+  expected = attention(q, k, v, mask=spec, **arguments)
+  out = splash.attention(q, k, v, spec, *arguments.values(), interpret=True)
+  np.testing.assert_allclose(out, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_splash_over_divided_positions_gradients_included():
+  spec = TwoStream(128, 32)
+  draws = draw(length=256, heads=2, groups=1, width=128)
+  segments = jnp.where(jnp.arange(256) % 128 < 70, 1, 2)
+  segments = jnp.stack([segments, jnp.ones_like(segments)])
+
+  def total(run):
+    weigh = jnp.cos(jnp.arange(BATCH * 256 * 2 * 128.0))
+
+    def of(q, k, v):
+      return jnp.vdot(run(q, k, v, spec, segments, segments), weigh)
+
+    return jax.value_and_grad(of, (0, 1, 2))
+
+  plain = lambda q, k, v, mask, a, b: attention(
+    q, k, v, mask=mask, q_segments=a, k_segments=b
+  )
+  expected = jax.device_get(jax.jit(total(plain))(*draws))
+  kernel = functools.partial(splash.attention, interpret=True)
+  mesh = make_mesh({"data": 1, "context": 2}, jax.devices()[:2])
+  with jax.set_mesh(mesh):
+    there = jax.device_get(jax.jit(total(kernel))(*draws))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
+    there,
+    expected,
+  )
+
+
+def test_splash_skips_empty_tiles():
+  """Of two streams in n tiles each, n (n + 2) of 4 n^2 tiles are not empty."""
+  tiles = lambda spec, length, shards: (
+    splash.make_kernel(spec, (length, length), 1, shards).fwd_mask_info
+  )
+  n, tile = 4, 512
+  for shards in (1, 2):
+    info = tiles(TwoStream(n * tile, 32), 2 * n * tile, shards)
+    # One noisy tile and i + 1 clean ones for the ith tile of each stream.
+    assert np.count_nonzero(info.block_mask) == n * (n + 2)
+    # The grid is as wide as its fullest row.
+    assert info.block_mask.shape[-1] == n + 1
+  causal = tiles(BlockCausal(32), n * tile, 1)
+  assert np.count_nonzero(causal.block_mask) == n * (n + 1) // 2
+
+
+@pytest.mark.parametrize(
+  "implementation, message",
+  [("flash", "None, xla, cudnn, splash"), ("splash", "needs a TPU")],
+)
+def test_implementations_that_cannot_run(implementation, message):
+  q, k, v = draw()
+  segments = jnp.ones((BATCH, LENGTH), jnp.int32)
+  with pytest.raises(ValueError, match=message):
+    attention(
+        q, k, v, mask=Full(), q_segments=segments, k_segments=segments,
+        implementation=implementation,
+    )  # fmt: skip
+
+
+def test_two_streams_of_the_wrong_length():
+  q, k, v = draw()
+  segments = jnp.ones((BATCH, LENGTH), jnp.int32)
+  with pytest.raises(ValueError, match="needs 8 positions, not 12"):
+    attention(
+      q, k, v, mask=TwoStream(4, 2), q_segments=segments, k_segments=segments
+    )

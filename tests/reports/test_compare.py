@@ -1,0 +1,108 @@
+"""Comparing configurations: the same data, a budget, a table and a plot."""
+
+import json
+from xml.etree import ElementTree
+
+import jax
+import pytest
+
+from dllm_jax.config.files import bundled
+from dllm_jax.plots import line_plot
+from dllm_jax.reports import compare
+from tests import runs
+
+BASE = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+  return ConfigDict({given!r})
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+  """Returns a function that writes a tiny config and returns its path."""
+  resolved = runs.tiny(model__layers=1)
+  base = {k: v for k, v in resolved.to_dict().items() if k != "objective"}
+
+  def write(name, **sections):
+    given = base | sections
+    path = tmp_path / f"{name}.py"
+    path.write_text(BASE.format(given=given))
+    return str(path)
+
+  return write
+
+
+def test_compares_and_continues(files, tmp_path, capsys):
+  names = [files("one"), files("two", objective={"name": "autoregressive"})]
+  output, devices = tmp_path / "out", jax.devices()[:1]
+
+  def run():
+    prepared = compare.prepare(names, budget_tokens=1000, points=2)
+    return compare.compare(prepared, output, devices=devices)
+
+  result = run()
+  rows = result["rows"]
+  assert {row["config"] for row in rows} == {"one", "two"}
+  assert rows == sorted(rows, key=lambda row: row["bits_per_char"])
+  for row in rows:
+    assert row["step"] == 4 and row["tokens"] == 4 * 8 * 32  # up to a batch
+    assert [tokens for tokens, _, _ in row["curve"]] == [512, 1024]
+    assert row["standard_error"] >= 0
+  saved = json.loads((output / "comparison.json").read_text())
+  assert saved["rows"] == json.loads(json.dumps(rows))
+  assert "| one | mdlm |" in (output / "comparison.md").read_text()
+  ElementTree.parse(output / "comparison.svg")
+  again = run()  # nothing is left to train or to evaluate
+  assert again["rows"] == json.loads(json.dumps(rows))
+
+
+@pytest.mark.parametrize(
+  ("sections", "message"),
+  [
+    ({"data": {"path": "shakespeare", "length": 16}}, "config.data"),
+    ({"training": {"seed": 1, "batch_size": 8}}, "config.training.seed"),
+  ],
+)
+def test_refuses_other_data(files, sections, message):
+  names = [files("one"), files("two", **sections)]
+  with pytest.raises(ValueError, match=message):
+    compare.prepare(names, budget_tokens=1000, points=2)
+
+
+def test_refusals(files):
+  one = files("one")
+  with pytest.raises(ValueError, match="twice"):
+    compare.prepare([one, one], budget_tokens=1000, points=2)
+  with pytest.raises(ValueError, match="less than one batch"):
+    compare.prepare([one], budget_tokens=10, points=2)
+  with pytest.raises(ValueError, match="nothing to plot"):
+    line_plot({"a": []}, x_label="x", y_label="y")
+
+
+def test_twins_read_the_same_data():
+  twins = [n for n in bundled() if n.startswith("shakespeare_")]
+  twins = ["shakespeare", *(n for n in twins if n != "shakespeare_gpu")]
+  prepared = compare.prepare(twins, budget_tokens=4096, points=1)
+  sizes = ("width", "layers", "heads")
+  assert len({tuple(r.model[k] for k in sizes) for r in prepared.values()}) == 1
+  assert len({r.optimizer.to_json() for r in prepared.values()}) == 1
+
+
+def test_plot_has_a_curve_for_each_name():
+  points = [(0.0, 3.0, 0.1), (1e6, 2.0, float("nan"))]
+  svg = line_plot(
+    {"a": points, "b<": points[:1]}, x_label="tokens", y_label="bits"
+  )
+  root = ElementTree.fromstring(svg)
+  assert len(root.findall(".//{*}polyline")) == 2
+  assert "b<" in [text.text for text in root.findall(".//{*}text")]
+
+
+def test_a_curve_far_above_the_others_is_named_and_left_out():
+  near = {f"c{i}": [(1.0, 3.0 + 0.1 * i, 0.1)] for i in range(3)}
+  svg = line_plot({**near, "far": [(1.0, 30.0, 1.0)]}, x_label="x", y_label="y")
+  assert "far (above)" in svg and svg.count("<polyline") == 3
+  assert ">30<" not in svg
