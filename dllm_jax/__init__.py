@@ -1,17 +1,34 @@
-"""Diffusion language models in JAX: train, evaluate and sample on meshes."""
+"""Diffusion language models in JAX: train, evaluate and sample on meshes.
 
-import importlib
+`Run` is a working directory and what it can do; `load_pretrained` reads a
+published folder. The rooms, from the nouns up: `core`, `objectives`, `models`,
+`parallel`, `data`, `sampling`, `training`, `pretrained`, `config`, `run`,
+`evaluation`, `planning`, `reports`, `cli`; `help(dllm_jax.sampling)` tells what
+to call in one. Everything is imported when it is first used.
+"""
 
-_HOMES = {
-  "load_pretrained": "dllm_jax.pretrained",
-  "Pretrained": "dllm_jax.pretrained",
-  "save_pretrained": "dllm_jax.pretrained",
-}
+import lazy_loader
 
-__all__ = ["load_pretrained", "Pretrained", "save_pretrained"]
-
-
-def __getattr__(name: str):
-  if name not in _HOMES:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submodules=[
+    "cli",
+    "config",
+    "core",
+    "data",
+    "evaluation",
+    "models",
+    "objectives",
+    "parallel",
+    "planning",
+    "pretrained",
+    "reports",
+    "run",
+    "sampling",
+    "training",
+  ],
+  submod_attrs={
+    "pretrained": ["load_pretrained", "Pretrained", "save_pretrained"],
+    "run": ["Run"],
+  },
+)

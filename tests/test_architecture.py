@@ -1,7 +1,10 @@
 """The house as docs/architecture.md draws it: imports go one way, and more."""
 
 import ast
+import collections
 import functools
+import importlib
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -40,6 +43,7 @@ LAUNCHERS = {
 }
 MAX_LINES = 60  # of code in a function
 MAX_FILE = 400
+MAX_ROOM = 14  # files beside its folders
 
 
 @functools.cache
@@ -123,10 +127,16 @@ def test_jit_only_where_a_program_is_launched():
   assert {path for path, tree in sources().items() if uses(tree)} <= LAUNCHERS
 
 
+def doors() -> list[str]:
+  """Returns the dotted names of all rooms and the rooms inside them."""
+  folders = {path.rpartition("/")[0] for path in sources()}
+  return [".".join(["dllm_jax", *f.split("/")]).rstrip(".") for f in folders]
+
+
 def test_import_is_light():
+  heavy = {"jax", "flax", "grain", "ml_collections", "numpy"}
   code = (
-    "import sys, dllm_jax\n"
-    "print(*{'jax', 'grain', 'ml_collections'} & sys.modules.keys())"
+    f"import sys, {', '.join(doors())}\nprint(*{heavy} & sys.modules.keys())"
   )
   done = subprocess.run(
     [sys.executable, "-c", code],
@@ -136,6 +146,22 @@ def test_import_is_light():
     cwd=ROOT,
   )
   assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("door", doors())
+def test_doors_open_on_what_they_name(door):
+  room = importlib.import_module(door)
+  assert room.__doc__
+  for name in getattr(room, "__all__", ()):
+    if door.endswith("harness") and not importlib.util.find_spec("lm_eval"):
+      continue
+    assert getattr(room, name).__doc__ or not callable(getattr(room, name))
+
+
+def test_rooms_are_small():
+  files = collections.Counter(path.rpartition("/")[0] for path in sources())
+  del files["objectives"]  # one file a system
+  assert not {room: n for room, n in files.items() if n > MAX_ROOM}
 
 
 def length(function: ast.FunctionDef, lines: list[str]) -> int:

@@ -1,21 +1,24 @@
-"""Configurations: files, their fields, and the objects made of them."""
+"""Configurations: files, their fields, and the objects made of them.
 
-from dllm_jax.config.config import (
-  check_overrides,
-  Config,
-  differences,
-  load,
-  parse,
-  resolve,
-  stored,
+`load("smoke")` returns every field of a bundled or own file, to be changed;
+`parse` makes a `Config` of frozen dataclasses of it, whose `build` makes the
+objective and the network; `stored` reads what a run was begun with.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "config": [
+      "check_overrides",
+      "Config",
+      "differences",
+      "load",
+      "parse",
+      "resolve",
+      "stored",
+    ],
+    "files": ["bundled", "find", "machines"],
+  },
 )
-
-__all__ = [
-  "check_overrides",
-  "Config",
-  "differences",
-  "load",
-  "parse",
-  "resolve",
-  "stored",
-]

@@ -1,39 +1,35 @@
 """Text in, batches out: sources, tokenizers, packing, and their order.
 
-Names are imported when they are used, so that tokenising processes, which
-import this package, start without jax and grain.
+`load(Dataset(path=...))` opens a corpus, `train_iterator` and `held_out_batches`
+cut it into `core.Batch` rows, `prepare` tokenises one once, `make_tokenizer` and
+`tokenizer_from_json` make tokenizers, `answer_batch` rows of prompts and answers.
+Tokenising processes import this room: it starts without jax and grain.
 """
 
-import importlib
+import lazy_loader
 
-_HOMES = {
-  "answers": ("answer_batch",),
-  "batches": (
-    "BatchIterator",
-    "HeldOutBatches",
-    "blank",
-    "held_out_batches",
-    "merge_states",
-    "train_iterator",
-  ),
-  "corpus": ("Corpus", "Dataset", "load"),
-  "packing": ("TextSize",),
-  "record": ("prepare",),
-  "tokenizer": (
-    "Bytes",
-    "Characters",
-    "HuggingFace",
-    "Tokenizer",
-    "make_tokenizer",
-    "tokenizer_from_json",
-  ),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-  if name not in _HOME:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "answers": ["answer_batch"],
+    "batches": [
+      "BatchIterator",
+      "blank",
+      "held_out_batches",
+      "HeldOutBatches",
+      "merge_states",
+      "train_iterator",
+    ],
+    "corpus": ["Corpus", "Dataset", "load"],
+    "packing": ["TextSize"],
+    "record": ["prepare"],
+    "tokenizer": [
+      "Bytes",
+      "Characters",
+      "HuggingFace",
+      "make_tokenizer",
+      "Tokenizer",
+      "tokenizer_from_json",
+    ],
+  },
+)

@@ -1,17 +1,20 @@
-"""Networks behind `Denoiser(init, apply)`; the only room that knows Flax."""
+"""Networks behind `Denoiser(init, apply)`; the only room that knows Flax.
 
-from dllm_jax.models.attention.dispatch import attention
-from dllm_jax.models.cache import empty_cache
-from dllm_jax.models.dit import dit, DiTConfig
-from dllm_jax.models.merge import merge_adapters
-from dllm_jax.models.transformer import transformer, TransformerConfig
+`transformer(TransformerConfig(...))` is the LLaMA-like network, `dit` the one
+that MDLM, SEDD and BD3-LM were published with. `attention` is attention by a mask
+spec, `empty_cache` makes keys and values to be filled, `merge_adapters` multiplies
+low-rank adapters out.
+"""
 
-__all__ = [
-  "attention",
-  "dit",
-  "DiTConfig",
-  "empty_cache",
-  "merge_adapters",
-  "transformer",
-  "TransformerConfig",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "attention": ["attention"],
+    "cache": ["empty_cache"],
+    "dit": ["dit", "DiTConfig"],
+    "merge": ["merge_adapters"],
+    "transformer": ["transformer", "TransformerConfig"],
+  },
+)

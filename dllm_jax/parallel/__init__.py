@@ -1,29 +1,24 @@
-"""Mesh, sharding rules and multi-host start-up."""
+"""The mesh, where arrays lie on it, and several hosts.
 
-from dllm_jax.parallel.compilation import (
-  enable_compilation_cache,
-  step_options,
-)
-from dllm_jax.parallel.distributed import initialise
-from dllm_jax.parallel.mesh import check_batches, make_mesh, MeshConfig
-from dllm_jax.parallel.sharding import (
-  batch_sharding,
-  global_batch,
-  row_share,
-  RULES,
-  shardings,
-)
+`make_mesh(MeshConfig(fsdp=8))` makes a mesh of the five axes, `shardings` places a
+tree by `RULES`, `global_batch` makes one array of each process's rows,
+`initialise` joins the processes of a job.
+"""
 
-__all__ = [
-  "batch_sharding",
-  "check_batches",
-  "enable_compilation_cache",
-  "global_batch",
-  "initialise",
-  "make_mesh",
-  "MeshConfig",
-  "row_share",
-  "RULES",
-  "shardings",
-  "step_options",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "compilation": ["enable_compilation_cache", "step_options"],
+    "distributed": ["initialise"],
+    "mesh": ["check_batches", "make_mesh", "MeshConfig"],
+    "sharding": [
+      "batch_sharding",
+      "global_batch",
+      "row_share",
+      "RULES",
+      "shardings",
+    ],
+  },
+)

@@ -1,33 +1,19 @@
-"""Published weights in and out."""
+"""Published weights in and out.
 
-from dllm_jax.pretrained.convert import (
-  Converted,
-  Source,
-  to_ours,
-  to_theirs,
-)
-from dllm_jax.pretrained.families import FAMILIES, Family, Ids
-from dllm_jax.pretrained.load import (
-  load_pretrained,
-  Pretrained,
-  save_pretrained,
-)
-from dllm_jax.pretrained.names import DIT
-from dllm_jax.pretrained.table import Name, parameters, Table
+`load_pretrained(folder)` tells the family from the folder and returns network,
+parameters and tokenizer, checked tensor by tensor; `save_pretrained` writes one.
+`FAMILIES` are the layouts; `Table` says how names and axes of tensors map.
+"""
 
-__all__ = [
-  "Converted",
-  "DIT",
-  "FAMILIES",
-  "Family",
-  "Ids",
-  "load_pretrained",
-  "Name",
-  "parameters",
-  "Pretrained",
-  "save_pretrained",
-  "Source",
-  "Table",
-  "to_ours",
-  "to_theirs",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "convert": ["Converted", "Source", "to_ours", "to_theirs"],
+    "families": ["FAMILIES", "Family", "Ids"],
+    "load": ["load_pretrained", "Pretrained", "save_pretrained"],
+    "names": ["DIT"],
+    "table": ["Name", "parameters", "Table"],
+  },
+)

@@ -176,7 +176,7 @@ def sample(
   def once(seed, rows=rows, sampler=sampler):
     return run.sample_rows(rows, length=length, sampler=sampler, seed=seed)
 
-  programs = lambda: sum(each.programs() for each in run.writer.launchers)
+  programs = lambda: sum(each.programs() for each in run.generator.launchers)
   compiled = programs()
   first, timed, others = once(0), [], []
   before = against and once(0, **other)

@@ -1,5 +1,16 @@
-"""A working directory and what it can do; published folders in and out."""
+"""A working directory and what it can do; published folders in and out.
 
-from dllm_jax.run.run import Run
+`Run.create(config, workdir)` begins one, `Run.open(workdir)` goes on; then
+`train`, `evaluate`, `sample`. `import_folder` makes a run of a published folder,
+`export_run` the reverse.
+"""
 
-__all__ = ["Run"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "exchange": ["export_run", "import_folder"],
+    "run": ["Run"],
+  },
+)

@@ -27,7 +27,7 @@ from dllm_jax.parallel import (
 )
 from dllm_jax.parallel.watch import Watch
 from dllm_jax.run import workdir as workdirs
-from dllm_jax.sampling.generator import Sampled, Writer
+from dllm_jax.sampling.generator import Generator, Sampled
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import Template
 from dllm_jax.training.checkpoint import Checkpoints
@@ -47,7 +47,7 @@ class Run:
     objective: how to corrupt and score.
     denoiser: the network.
     mesh: the device mesh; its methods set it while they run.
-    writer: samples texts from the network.
+    generator: samples texts from the network.
   """
 
   def __init__(
@@ -67,7 +67,7 @@ class Run:
     self._corpus = corpus
     self.objective, self.denoiser = self.config.build(tokenizer)
     self.mesh = make_mesh(self.config.mesh, devices)
-    self.writer = Writer(
+    self.generator = Generator(
       self.objective, self.denoiser, tokenizer, mesh=self.mesh
     )
 
@@ -92,7 +92,7 @@ class Run:
     """
     workdir = pathlib.Path(workdir)
     with distributed.together():
-      corpus = _load(workdir, resolved)
+      corpus = workdirs.load_corpus(workdir, resolved)
     run = cls(
       workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
     )
@@ -336,7 +336,7 @@ class Run:
     """
     if new_tokens is None:
       length = length or self.config.data.length
-    rows = self.writer.templates(
+    rows = self.generator.templates(
       prompts, infills, length=length, new_tokens=new_tokens
     )
     return self.sample_rows(
@@ -376,7 +376,7 @@ class Run:
     Raises:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
-    plan = self.writer.plan(
+    plan = self.generator.plan(
       rows,
       length=length,
       sampler=sampler or self.config.sampler,
@@ -385,15 +385,6 @@ class Run:
     state = self.state if state is None else state
     params = state.eval_params if use_ema else state.params
     process = state.process.replace(params=params["process"])
-    return self.writer(params["model"], process, plan, seed=seed, trace=trace)
-
-
-def _load(workdir: pathlib.Path, resolved: ConfigDict) -> data.Corpus:
-  """Returns the text of a run that begins, or continues, in a directory."""
-  dataset = configs.parse(resolved).data
-  if (workdir / "config.json").exists():
-    workdirs.check_same(workdir, resolved)
-    tokenizer = workdirs.read_tokenizer(workdir)
-    return data.load(dataset, tokenizer=tokenizer)
-  workdirs.check_empty(workdir)
-  return data.load(dataset)
+    return self.generator(
+      params["model"], process, plan, seed=seed, trace=trace
+    )

@@ -5,6 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from dllm_jax import data
 from dllm_jax.config import config as configs
 from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
 from dllm_jax.training.checkpoint import steps_in
@@ -43,6 +44,21 @@ def check_same(workdir: pathlib.Path, resolved: ConfigDict) -> None:
       + "); use another --workdir, or only change mesh, logging, "
       "checkpoint and training.steps"
     )
+
+
+def load_corpus(workdir: pathlib.Path, resolved: ConfigDict) -> data.Corpus:
+  """Returns the text of a run that begins, or goes on, in a directory.
+
+  Raises:
+    ValueError: the directory holds something else.
+    FileNotFoundError: the text does not exist.
+  """
+  dataset = configs.parse(resolved).data
+  if (workdir / "config.json").exists():
+    check_same(workdir, resolved)
+    return data.load(dataset, tokenizer=read_tokenizer(workdir))
+  check_empty(workdir)
+  return data.load(dataset)
 
 
 def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:

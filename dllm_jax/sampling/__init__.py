@@ -1,32 +1,32 @@
-"""Sampling: one program for every objective, policies, and its pictures."""
+"""Sampling: one program for every objective, policy and cache.
 
-from dllm_jax.sampling.infill import parse
-from dllm_jax.sampling.launch import Launcher
-from dllm_jax.sampling.policies.ancestral import Ancestral
-from dllm_jax.sampling.policies.processors import Temperature, TopK, TopP
-from dllm_jax.sampling.policies.unmasking import FirstHitting, Unmasking
-from dllm_jax.sampling.program import generate, Generation, Sampler
-from dllm_jax.sampling.requests import build, continuation, Requests
-from dllm_jax.sampling.traces.strip import write_strip
-from dllm_jax.sampling.traces.trace import films, Trace, write_page
+`SamplerConfig(preset="llada", steps=32).build(objective, length=...)` makes a
+`Sampler`; `continuation` and `parse` make templates of texts, `build` makes
+`Requests` of them; `generate` is the pure function, `Launcher` its compiled form,
+`Generation` what comes out. `Generator` goes from texts to texts. Policies are in
+`policies`, pages and pictures of a generation in `traces`.
+"""
 
-__all__ = [
-  "Ancestral",
-  "FirstHitting",
-  "Generation",
-  "Launcher",
-  "Requests",
-  "Sampler",
-  "Temperature",
-  "TopK",
-  "TopP",
-  "Trace",
-  "Unmasking",
-  "build",
-  "continuation",
-  "films",
-  "generate",
-  "parse",
-  "write_page",
-  "write_strip",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "generator": ["Generator", "Sampled"],
+    "infill": ["parse"],
+    "launch": ["Launcher"],
+    "policies": [
+      "Ancestral",
+      "FirstHitting",
+      "Temperature",
+      "TopK",
+      "TopP",
+      "Unmasking",
+    ],
+    "presets": ["SamplerConfig"],
+    "program": ["generate", "Generation"],
+    "requests": ["build", "continuation", "Requests"],
+    "sampler": ["Sampler"],
+    "traces": ["films", "Trace", "write_page", "write_strip"],
+  },
+)

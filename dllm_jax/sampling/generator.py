@@ -56,7 +56,7 @@ class Plan:
   batch: requests.Requests
 
 
-class Writer:
+class Generator:
   """Samples texts; each sampler is compiled once for each shape.
 
   Attributes:

@@ -217,7 +217,7 @@ def test_one_program_each(trained, name):
   other = run.sample(("To be", "Or not"), sampler=sampler, seed=1)
   assert first.texts == again.texts != other.texts
   assert all(map(str.startswith, first.texts, prompts))
-  (launcher,) = run.writer.launchers
+  (launcher,) = run.generator.launchers
   assert launcher.programs() == 1
   tokens = np.asarray(first.generation.tokens)
   assert tokens.max() < run.objective.vocab_size

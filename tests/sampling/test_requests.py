@@ -9,7 +9,7 @@ from dllm_jax.data.numbers import Numbers
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.parallel import make_mesh
-from dllm_jax.sampling.generator import Writer
+from dllm_jax.sampling.generator import Generator
 from dllm_jax.sampling.infill import parse
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import (
@@ -100,16 +100,16 @@ def test_a_service_compiles_once_for_all_lengths_of_a_bucket():
   objective = MDLM(vocab_size=9, mask_id=8)
   denoiser = toys.mixer(9, 4)
   mesh = make_mesh(devices=jax.devices()[:1])
-  writer = Writer(objective, denoiser, tokenizer, mesh=mesh)
+  generator = Generator(objective, denoiser, tokenizer, mesh=mesh)
   config = SamplerConfig(preset="llada", steps=2)
   params = denoiser.init(jax.random.key(0), None)
   for length in (1, 5, 20):
     rows = [continuation([1] * n, new_tokens=10) for n in (length, 2)]
-    plan = writer.plan(rows, length=None, sampler=config)
-    sampled = writer(params, Process(), plan, seed=0)
+    plan = generator.plan(rows, length=None, sampler=config)
+    sampled = generator(params, Process(), plan, seed=0)
     assert sampled.generation.tokens.shape == (2, 32)
     assert [len(row) for row in sampled.rows] == [length + 10, 12]
-  (launcher,) = writer.launchers
+  (launcher,) = generator.launchers
   assert launcher.programs() == 1
 
 

@@ -48,7 +48,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     )
   sampler = commands.sampler(values, argv, run.config.sampler)
   # A sampler that cannot be is refused before anything is typed.
-  run.writer.plan([[None] * values.new_tokens], length=None, sampler=sampler)
+  run.generator.plan([[None] * values.new_tokens], length=None, sampler=sampler)
   messages = []
   if values.system:
     messages.append({"role": "system", "content": values.system})

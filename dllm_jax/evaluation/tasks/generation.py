@@ -73,7 +73,7 @@ def _run(setting: Setting, options: Generation) -> Mapping[str, Any]:
   def write(part: Sequence[int]) -> list[list[int]]:
     missing = options.batch_size - len(part)
     sampled = run.sample_rows(
-      [run.writer.templates([""], length=length)[0]] * options.batch_size,
+      [run.generator.templates([""], length=length)[0]] * options.batch_size,
       length=length,
       seed=options.seed,
       sampler=setting.sampler,

@@ -1,5 +1,14 @@
-"""Attention: one function, its kernels, and positions over devices."""
+"""Attention: one function, its kernels, and positions over devices.
 
-from dllm_jax.models.attention.dispatch import attention
+`attention` dispatches by mask spec, mesh and implementation; `scores` is the
+reference, `splash` the TPU kernel, `context` what crosses devices.
+"""
 
-__all__ = ["attention"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "dispatch": ["attention"],
+  },
+)
