@@ -191,11 +191,11 @@ def _documents(options: Likelihood, tokenizer) -> tuple[list, TextSize, int]:
 
 def _text(setting, options, scorer) -> dict[str, Any]:
   run = setting.run
-  documents, size, words = _documents(options, run.tokenizer)
+  texts, size, words = _documents(options, run.tokenizer)
   length = options.length or run.config.data.length
   items = [
     item
-    for ids in documents
+    for ids in texts
     for item in documents.windows(ids, length=length, overlap=options.overlap)
   ]
   protocol = _protocol(
@@ -213,7 +213,7 @@ def _text(setting, options, scorer) -> dict[str, Any]:
   nats, _ = _score(setting, options, scorer, items, protocol)
   totals = [float(sum(each)) for each in nats]
   figures = documents.figures(totals, size, words=words)
-  figures |= {"documents": len(documents), "windows": len(items)}
+  figures |= {"documents": len(texts), "windows": len(items)}
   return _done(figures, protocol, scorer)
 
 
