@@ -148,7 +148,7 @@ def trunk(
 
   x = norm(c.norm_eps, name="final_norm")(x)
   if conditioning is not None:
-    change = _modulation(c, 2, "final_modulation")(conditioning)
+    change = _within(_modulation(c, 2, "final_modulation")(conditioning))
     x = modulate(x, *jnp.split(change, 2, axis=-1))
   x = _within(x)
   if cache is not None:
@@ -226,7 +226,8 @@ class Block(nn.Module):
       x = _between(x + dropout(y))
       y, aux = mlp(_within(mlp_norm(x)), shared.inputs.segment_ids > 0)
       return _between(x + dropout(y)), (own, aux)
-    change = _modulation(c, 6, "modulation")(shared.conditioning)
+    # Divided by rows, like what it changes; of itself by features, as its kernel.
+    change = _within(_modulation(c, 6, "modulation")(shared.conditioning))
     shift, scale, gate, *second = jnp.split(change, 6, axis=-1)
     y = _within(modulate(attention_norm(x), shift, scale))
     y, own = attend(y, shared, own)
