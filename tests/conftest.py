@@ -9,6 +9,8 @@ _FLAGS = (
   "--xla_force_host_platform_device_count=8",
   # Most programs run once, for a moment: that is not worth LLVM's optimisations.
   "--xla_backend_optimization_level=0",
+  # Programs of the tests' own; see `parallel.compilation`.
+  "--xla_cpu_experimental_ynn_fusion_type=",
 )
 _given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join((*_FLAGS, _given)).strip()

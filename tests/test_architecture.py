@@ -8,6 +8,7 @@ import importlib.util
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -113,18 +114,41 @@ def test_configs_are_read_in_one_place():
   }
 
 
-def test_jit_only_where_a_program_is_launched():
-  uses = lambda tree: (
+def users(module: str, *names: str) -> set[str]:
+  """Returns the files that use a module's functions."""
+  used = lambda tree: (
     any(
       isinstance(node, ast.Attribute)
-      and node.attr in ("jit", "pmap", "pjit")
+      and node.attr in names
       and isinstance(node.value, ast.Name)
-      and node.value.id == "jax"
+      and node.value.id == module.split(".")[-1]
       for node in ast.walk(tree)
     )
-    or imported(tree) & {"jax.jit", "jax.pmap"}
+    or imported(tree) & {f"{module}.{name}" for name in names}
   )
-  assert {path for path, tree in sources().items() if uses(tree)} <= LAUNCHERS
+  return {path for path, tree in sources().items() if used(tree)}
+
+
+def test_programs_are_made_in_one_place():
+  # Which gives them the options without which some come out wrong.
+  found = users("jax", "jit", "pmap", "pjit")
+  assert found == {"parallel/compilation.py"}
+
+
+def test_jit_only_where_a_program_is_launched():
+  assert users("dllm_jax.parallel.compilation", "jit") == LAUNCHERS
+
+
+@pytest.mark.parametrize(
+  "kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning]
+)
+@pytest.mark.parametrize("name", ["dllm_jax.models.block", "tests.runs"])
+def test_what_libraries_will_drop_is_an_error(name, kind):
+  warn = lambda: warnings.warn("goes", kind, stacklevel=2)  # as a library does
+  with pytest.raises(kind, match="goes"):
+    exec("warn()", {"__name__": name, "warn": warn})
+  with pytest.warns(kind, match="goes"):
+    exec("warn()", {"__name__": "dllm_jaxer", "warn": warn})
 
 
 def doors() -> list[str]:

@@ -1,22 +1,93 @@
 """How programs are compiled, and that they are kept on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import functools
+import importlib.metadata
 import os
 import pathlib
 import types
+from typing import Any
+import warnings
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dllm_jax.core.axes import platform
 
 # Products whose weights come from other chips are not cut into one part for each
 # chip: every part would read and write the whole sum.
 _STEP_OPTIONS: Mapping[str, Mapping[str, str]] = types.MappingProxyType({
   "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 })
+# jaxlib 0.10.2 to 0.12.0.1, at least, return garbage on CPUs for the product with
+# a constant matrix that is then reduced, where YNNPACK computes both in one: it
+# fuses nothing under this option. It goes with the last version that needs it.
+_CPU_OPTIONS: Mapping[str, str] = types.MappingProxyType({
+  "xla_cpu_experimental_ynn_fusion_type": ""
+})
+
+
+def jit(
+  fn: Callable,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  options: Mapping[str, str] | None = None,
+  **fields: Any,
+) -> jax.stages.Wrapped:
+  """Returns a function as a program, compiled as its platform needs it.
+
+  Every program of this package is made here. It cannot be part of another one:
+  XLA takes options of whole programs only.
+
+  Args:
+    fn: what to launch.
+    mesh: the devices; by default those of the mesh that is set, or jax's own.
+    options: XLA's, besides.
+    **fields: of `jax.jit`.
+  """
+  where = platform() if mesh is None else mesh.devices.flat[0].platform
+  own = _cpu_options() if where == "cpu" else {}
+  return jax.jit(fn, compiler_options={**own, **(options or {})}, **fields)
 
 
 def step_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
   """Returns XLA's options for a train step, by the platform of its devices."""
   return dict(_STEP_OPTIONS.get(mesh.devices.flat[0].platform, {}))
+
+
+def wrong_products() -> bool:
+  """Whether this process's XLA returns wrong products with constant matrices.
+
+  In programs that are not made by `jit`; on CPUs.
+  """
+  rows, width, columns = shape = (1024, 64, 100)
+  program = jax.jit(lambda x: jnp.sum(x @ jnp.ones(shape[1:])))
+  cpu = jax.local_devices(backend="cpu")[0]
+  ones = jax.device_put(np.ones((rows, width), np.float32), cpu)
+  found = jax.device_get(program(ones))
+  return not np.isclose(found, rows * width * columns, rtol=1e-3)
+
+
+@functools.cache
+def _cpu_options() -> Mapping[str, str]:
+  """Returns XLA's options for CPUs; warns once if other programs need them."""
+  cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+  trial = jax.jit(lambda: 0, out_shardings=cpu, compiler_options=_CPU_OPTIONS)
+  try:
+    trial.lower().compile()
+  except jax.errors.JaxRuntimeError:  # of a version that has no such option
+    return {}
+  if wrong_products():
+    ((name, _),) = _CPU_OPTIONS.items()
+    version = importlib.metadata.version("jaxlib")
+    warnings.warn(
+      f"jaxlib {version} computes wrong products with constant matrices on CPUs;"
+      " dllm_jax's own programs are right, for yours set"
+      f" XLA_FLAGS=--{name}= before jax starts",
+      stacklevel=1,
+    )
+  return _CPU_OPTIONS
 
 
 def enable_compilation_cache() -> None:

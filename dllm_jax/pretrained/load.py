@@ -23,6 +23,7 @@ from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, ModelInputs, Objective
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.data.tokenizer import HuggingFace, Tokenizer
+from dllm_jax.parallel import compilation
 from dllm_jax.parallel.sharding import shardings
 from dllm_jax.pretrained import convert, families, files, tokens
 from dllm_jax.pretrained.families import Family, Fields, Ids
@@ -82,17 +83,16 @@ class Pretrained:
     return parameters(self.family.table, self.config)
 
   @functools.cached_property
-  def _logits(self):
-    """The network and its unembedding as one program."""
+  def _program(self):
+    return compilation.jit(self._logits, mesh=self.mesh)
 
-    def logits(params, inputs, tokens, time):
-      out, _ = self.denoiser.apply(params, inputs, None)
-      values = reduce(lambda logits: logits, out)
-      if self.family.output is not None and time is not None:
-        return self.family.output(self.objective, values, tokens, time)
-      return values
-
-    return jax.jit(logits)
+  def _logits(self, params, inputs, tokens, time):
+    """Returns what the network and its unembedding make of inputs."""
+    out, _ = self.denoiser.apply(params, inputs, None)
+    values = reduce(lambda logits: logits, out)
+    if self.family.output is not None and time is not None:
+      return self.family.output(self.objective, values, tokens, time)
+    return values
 
   def logits(
     self,
@@ -119,10 +119,13 @@ class Pretrained:
     inputs = self._inputs(tokens, attention_mask, time, positions)
     if time is not None:
       time = _column(time, tokens.shape[0])
+    args = (self.params, inputs, tokens, time)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+      return self._logits(*args)  # as a part of the program that is being made
     if self.mesh is None:
-      return self._logits(self.params, inputs, tokens, time)
+      return self._program(*args)
     with jax.set_mesh(self.mesh):
-      return self._logits(self.params, inputs, tokens, time)
+      return self._program(*args)
 
   def _inputs(self, tokens, attention_mask, time, positions) -> ModelInputs:
     if tokens.ndim != 2:

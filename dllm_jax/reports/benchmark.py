@@ -19,7 +19,7 @@ import numpy as np
 from dllm_jax import data
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
-from dllm_jax.parallel import global_batch
+from dllm_jax.parallel import compilation, global_batch
 from dllm_jax.parallel.hardware import peak_flops
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests as sampling_requests
@@ -253,7 +253,7 @@ def _beside_weights(run: Run, step: float, rounds: int) -> dict[str, Any]:
   sums = lambda params: [jnp.sum(x, dtype=jnp.float32) for x in leaves(params)]
   leaves = jax.tree.leaves
   with jax.set_mesh(run.mesh):
-    read = jax.jit(sums)
+    read = compilation.jit(sums, mesh=run.mesh)
     jax.block_until_ready(read(params))
     seconds, calls = [], 10
     for _ in range(rounds):

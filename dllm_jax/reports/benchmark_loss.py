@@ -16,6 +16,7 @@ import numpy as np
 
 from dllm_jax.core import vocabulary
 from dllm_jax.core.types import ModelOutputs
+from dllm_jax.parallel import compilation
 
 
 def _dense(hidden, unembed, targets, weights):
@@ -67,7 +68,7 @@ def loss(
   half = (jnp.arange(length) % 2).astype(jnp.float32)[None]
 
   def compiled(fn: Callable) -> Callable:
-    run = jax.jit(jax.value_and_grad(fn, argnums=(0, 1)))
+    run = compilation.jit(jax.value_and_grad(fn, argnums=(0, 1)))
     return run.lower(hidden, unembed, targets, ones).compile()
 
   dense, fused, reduced = map(compiled, (_dense, _fused, _reduced))

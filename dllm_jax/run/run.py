@@ -19,8 +19,8 @@ from dllm_jax.core.types import Batch
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.parallel import (
   check_batches,
+  compilation,
   distributed,
-  enable_compilation_cache,
   make_mesh,
   row_share,
   RULES,
@@ -59,7 +59,7 @@ class Run:
     corpus: Any = None,
     devices: Sequence[jax.Device] | None = None,
   ):
-    enable_compilation_cache()
+    compilation.enable_compilation_cache()
     self.workdir = workdir
     self.resolved = resolved
     self.config = configs.parse(resolved)
@@ -209,7 +209,8 @@ class Run:
       abstract = self.program.abstract.replace(**bare)
       fresh = lambda: self.trainer.init(self._blank()).replace(**bare)
       placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-      self.__dict__["state"] = jax.jit(fresh, out_shardings=placed)()
+      make = compilation.jit(fresh, mesh=self.mesh, out_shardings=placed)
+      self.__dict__["state"] = make()
 
   def train(self) -> dict[str, Any]:
     """Trains, or continues, to the configured step; returns a summary.

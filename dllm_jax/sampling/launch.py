@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from dllm_jax.core.types import Denoiser, Process
+from dllm_jax.parallel import compilation
 from dllm_jax.sampling.loop import NoiseAt
 from dllm_jax.sampling.program import generate, Generation
 from dllm_jax.sampling.requests import Requests
@@ -35,7 +36,7 @@ class Launcher:
   ):
     self.sampler = sampler
     self.compile_seconds = 0.0
-    self._program = jax.jit(
+    self._program = compilation.jit(
       functools.partial(generate, sampler, denoiser, trace=trace, noise=noise)
     )
     self._compiled = set()

@@ -8,6 +8,7 @@ import jax
 
 from dllm_jax.core.types import Batch, Denoiser, Objective
 from dllm_jax.data import Corpus, held_out_batches
+from dllm_jax.parallel import compilation
 from dllm_jax.parallel.sharding import global_batch, row_share
 from dllm_jax.training import adaptation, bound
 from dllm_jax.training.step import TrainState
@@ -127,11 +128,12 @@ class HeldOut:
         self.objective, self.denoiser, params, process, key, batch
       )
 
-    return jax.jit(sums)
+    return compilation.jit(sums, mesh=self.mesh)
 
   @functools.cached_property
   def _measures(self):
-    return jax.jit(adaptation.measures(self.objective, self.denoiser))
+    measures = adaptation.measures(self.objective, self.denoiser)
+    return compilation.jit(measures, mesh=self.mesh)
 
   def _batches(self, limit: int | None) -> Iterable[Batch]:
     share = row_share(self.mesh)

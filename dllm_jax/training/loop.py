@@ -8,6 +8,7 @@ loop is handed `evaluate` and `sample` as callables and knows neither.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -23,8 +24,7 @@ import numpy as np
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
 from dllm_jax.data import merge_states
-from dllm_jax.parallel import distributed
-from dllm_jax.parallel.compilation import step_options
+from dllm_jax.parallel import compilation, distributed
 from dllm_jax.parallel.sharding import global_batch, shardings
 from dllm_jax.parallel.watch import Watch
 from dllm_jax.training.checkpoint import abstract_state, Checkpoints
@@ -142,19 +142,20 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
       opt_state=trainer.optimizer.init(params),
     )
 
+  jit = functools.partial(compilation.jit, mesh=mesh)
   return Program(
-    step=jax.jit(
+    step=jit(
       trainer.step,
       donate_argnums=0,
       out_shardings=(placed, None),
-      compiler_options=step_options(mesh),
+      options=compilation.step_options(mesh),
     ),
-    init=jax.jit(lambda: trainer.init(empty), out_shardings=placed),
-    constants=jax.jit(
+    init=jit(lambda: trainer.init(empty), out_shardings=placed),
+    constants=jit(
       lambda: trainer.init_process().constants,
       out_shardings=placed.process.constants,
     ),
-    adopt=jax.jit(adopt, out_shardings=placed),
+    adopt=jit(adopt, out_shardings=placed),
     abstract=abstract_state(shapes, placed),
   )
 

@@ -19,7 +19,7 @@ import numpy as np
 from dllm_jax.core.axes import BATCH_AXES
 from dllm_jax.core.types import Batch, Denoiser, Objective, Process
 from dllm_jax.evaluation.likelihood import estimators
-from dllm_jax.parallel import global_batch
+from dllm_jax.parallel import compilation, global_batch
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.requests import bucket
 
@@ -95,7 +95,7 @@ class Scorer:
       )
     self._params, self._process, self._mesh = params, process, mesh
     self._scale, self.forward_tokens = cfg_scale, 0
-    self._program = jax.jit(self._nats)
+    self._program = compilation.jit(self._nats, mesh=mesh)
 
   @classmethod
   def of(cls, run: Run, *, use_ema: bool = True, **fields) -> "Scorer":
@@ -147,10 +147,11 @@ class Scorer:
     self, fn: Callable[[PyTree, Process, Batch], Array]
   ) -> Callable[[Batch], np.ndarray]:
     """Returns a function of rows under this network, as one program."""
-    program = jax.jit(
+    program = compilation.jit(
       lambda params, process, batch: fn(
         params, process.replace(params=params["process"]), batch
-      )
+      ),
+      mesh=self._mesh,
     )
 
     def run(batch: Batch) -> np.ndarray:

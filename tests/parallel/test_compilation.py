@@ -1,0 +1,90 @@
+"""Programs are right on CPUs whatever XLA fuses, and say so where others are not."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dllm_jax.parallel import compilation
+from tests import runs
+
+# The programs that jaxlib 0.10.2 and later compute wrongly, of rows of ones.
+_PROGRAMS = """
+import warnings
+import jax, jax.numpy as jnp
+from dllm_jax.parallel import compilation
+
+matrix, bias = jnp.ones((64, 100)), jnp.full(100, 0.5)
+programs = {
+  "sum": (lambda x: jnp.sum(x @ jnp.ones((64, 100))), 6400 * 1024),
+  "mean": (lambda x: jnp.mean(x @ matrix + bias), 64.5),
+  "max": (lambda x: jnp.mean(jnp.max(x @ matrix, -1)), 64),
+  "softmax": (lambda x: jnp.mean(jax.nn.logsumexp(x @ matrix, -1)), 68.6052),
+}
+x = jnp.ones((1024, 64))
+with warnings.catch_warnings(record=True) as caught:
+  warnings.simplefilter("always")
+  for name, (program, right) in programs.items():
+    if not jnp.allclose(compilation.jit(program)(x), right, rtol=1e-4):
+      print("wrong", name)
+print("live" if compilation.wrong_products() else "none")
+for warning in caught:
+  print("warned", warning.message)
+"""
+
+
+def _said(flags: str) -> list[str]:
+  done = subprocess.run(
+    [sys.executable, "-c", _PROGRAMS],
+    env=os.environ | {"XLA_FLAGS": flags},
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return done.stdout.splitlines()
+
+
+def test_products_with_constants_are_right_without_any_flag():
+  live, *warned = _said("")  # a line more for each program that is wrong
+  if live == "none":
+    assert not warned
+    return
+  assert live == "live"
+  (line,) = warned
+  assert (
+    "yours set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= before" in line
+  )
+
+
+def test_these_tests_are_safe():
+  assert not compilation.wrong_products()
+
+
+def test_options_are_those_of_the_platform(monkeypatch):
+  compilation.jit(jnp.sin)  # tries the option, and remembers
+  kept = {}
+  monkeypatch.setattr(jax, "jit", lambda fn, **fields: kept.update(fields))
+  compilation.jit(jnp.sin, options={"a": "b"}, donate_argnums=0)
+  assert kept["donate_argnums"] == 0
+  assert kept["compiler_options"] == dict(compilation._CPU_OPTIONS) | {"a": "b"}
+  monkeypatch.setattr(compilation, "platform", lambda: "tpu")
+  compilation.jit(jnp.sin)
+  assert kept["compiler_options"] == {}
+
+
+def test_a_version_without_the_option_compiles_without_it(monkeypatch):
+  unknown = {"xla_cpu_no_such_option": ""}
+  monkeypatch.setattr(compilation, "_CPU_OPTIONS", unknown)
+  monkeypatch.setattr(
+    compilation, "_cpu_options", compilation._cpu_options.__wrapped__
+  )
+  assert compilation.jit(lambda: jnp.ones(3).sum())() == 3
+
+
+def test_a_program_is_no_part_of_another():
+  with pytest.raises(ValueError, match="top-level"):
+    jax.jit(compilation.jit(jnp.sin))(1.0)
