@@ -6,6 +6,9 @@ warnings and bars to standard error, and the last line of standard output is one
 JSON object.
 """
 
+# Pythons that are too old for the rest load this file, to say so.
+from __future__ import annotations
+
 from collections.abc import Sequence
 import importlib
 import importlib.metadata
@@ -16,6 +19,8 @@ import pathlib
 import sys
 import traceback
 import warnings
+
+from dllm_jax.cli import installed
 
 # Commands are imported when they are called: `dllm --help` loads no jax.
 _COMMANDS = {
@@ -99,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   if name not in _COMMANDS:
     return _fail(f"unknown command {name!r}; legal: {', '.join(_COMMANDS)}", 2)
+  if (problem := installed.problem(name)) is not None:
+    return _fail(problem, 2)
+  installed.prevent_wrong_products()
   try:
     return _run(name, argv)
   except KeyboardInterrupt:
