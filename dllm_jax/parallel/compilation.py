@@ -62,20 +62,26 @@ def wrong_products() -> bool:
   In programs that are not made by `jit`; on CPUs.
   """
   rows, width, columns = shape = (1024, 64, 100)
-  program = jax.jit(lambda x: jnp.sum(x @ jnp.ones(shape[1:])))
-  cpu = jax.local_devices(backend="cpu")[0]
-  ones = jax.device_put(np.ones((rows, width), np.float32), cpu)
-  found = jax.device_get(program(ones))
+  with _one_cpu():
+    program = jax.jit(lambda x: jnp.sum(x @ jnp.ones(shape[1:])))
+    ones = jax.device_put(np.ones((rows, width), np.float32))
+    found = jax.device_get(program(ones))
   return not np.isclose(found, rows * width * columns, rtol=1e-3)
+
+
+def _one_cpu():
+  """Returns a context that leaves the mesh, whatever it is, for one CPU."""
+  cpu = jax.local_devices(backend="cpu")[:1]
+  return jax.set_mesh(jax.sharding.Mesh(np.asarray(cpu), ("all",)))
 
 
 @functools.cache
 def _cpu_options() -> Mapping[str, str]:
   """Returns XLA's options for CPUs; warns once if other programs need them."""
-  cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-  trial = jax.jit(lambda: 0, out_shardings=cpu, compiler_options=_CPU_OPTIONS)
+  trial = jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS)
   try:
-    trial.lower().compile()
+    with _one_cpu():
+      trial.lower().compile()
   except jax.errors.JaxRuntimeError:  # of a version that has no such option
     return {}
   if wrong_products():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dllm_jax.parallel import compilation
+from dllm_jax.parallel import compilation, make_mesh
 from tests import runs
 
 # The programs that jaxlib 0.10.2 and later compute wrongly, of rows of ones.
@@ -61,7 +61,9 @@ def test_products_with_constants_are_right_without_any_flag():
 
 
 def test_these_tests_are_safe():
-  assert not compilation.wrong_products()
+  with jax.set_mesh(make_mesh({"data": 8})):
+    assert not compilation.wrong_products()
+    assert compilation._cpu_options.__wrapped__() == compilation._CPU_OPTIONS
 
 
 def test_options_are_those_of_the_platform(monkeypatch):
