@@ -1,20 +1,53 @@
-"""Plots as SVG text: curves or bars with error bars, stacked bars, no more."""
+"""Plots as SVG text by matplotlib, which follow the reader's colour scheme.
+
+Matplotlib is imported where a plot is drawn: nothing else waits for it.
+"""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+import contextlib
+import io
 import math
+import re
 import statistics
+
+import numpy as np
 
 Point = tuple[float, float, float]
 """x, y and the standard error of y."""
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _LEGEND = 860, 460, 64, 48, 220
-_LETTER = 6.6  # about, of a name
-_TILT = 0.5  # radians, of names that have no room side by side
-_COLOURS = (
-    "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7",
-    "#a463f2", "#97bbf5", "#9c6b4e", "#6e7781", "#1f2328", "#b35900",
-)  # fmt: skip
+_INK, _GRID, _LIMIT = "#1f2328", "#dddddd", "#e0002d"
+_DARK = """.plot *{stroke-linejoin:round}
+@media (prefers-color-scheme:dark){
+.plot [style*="fill: #1f2328"]{fill:#e6e8eb!important}
+.plot [style*="stroke: #1f2328"]{stroke:#e6e8eb!important}
+.plot [style*="stroke: #dddddd"]{stroke:#333a44!important}
+.plot [style*="fill: #ffffff"]{fill:#15181d!important}
+}"""
+_LOOK = {
+  "axes.autolimit_mode": "round_numbers",
+  "axes.axisbelow": True,
+  "axes.edgecolor": _GRID,
+  "axes.grid": True,
+  "axes.grid.axis": "y",
+  "axes.labelcolor": _INK,
+  "axes.labelpad": 8,
+  "axes.spines.right": False,
+  "axes.spines.top": False,
+  "axes.xmargin": 0,
+  "axes.ymargin": 0,
+  "font.sans-serif": ["DejaVu Sans"],
+  "grid.color": _GRID,
+  "legend.frameon": False,
+  "svg.fonttype": "none",
+  "text.color": _INK,
+  "text.parse_math": False,
+  "xtick.color": _INK,
+  "ytick.color": _INK,
+}
+_WIDTH, _HEIGHT = 504, 324  # points, of what the axes enclose
+_LETTER = 6  # points, about, of a name
+_MARKED = 50  # points of a curve, at most, that are seen one by one
+_NUMBER = "{x:,.10g}"
 
 
 def line_plot(
@@ -38,45 +71,36 @@ def line_plot(
   Raises:
     ValueError: there is no point.
   """
-  points = [p for line in series.values() for p in line if math.isfinite(p[1])]
-  if not points:
-    raise ValueError("nothing to plot: no curve has a finite point")
-  lowest = {
-    name: min((p[1] for p in line if math.isfinite(p[1])), default=math.inf)
+  curves = {
+    name: np.reshape([p for p in line if math.isfinite(p[1])], (-1, 3))
     for name, line in series.items()
   }
-  typical = statistics.median(y for y in lowest.values() if math.isfinite(y))
-  above = {n for n, y in lowest.items() if typical > 0 and y > 4 * typical}
-  points = [
-    p
-    for name, line in series.items()
-    for p in line
-    if name not in above and math.isfinite(p[1])
-  ]
-  scale = math.log10 if log_x else float
-  across_all = [p[0] for p in points]
-  xs = _decades(across_all) if log_x else _ticks(across_all, 0.0)
-  ys = _ticks([p[1] for p in points])
-  right, top = _WIDTH - _LEGEND, 16
-  first, last = scale(xs[0]), scale(xs[-1])
-  across = lambda x: (
-    _LEFT + (scale(x) - first) / (last - first) * (right - _LEFT)
-  )
-  up = lambda y: (
-    (_HEIGHT - _BOTTOM)
-    - (y - ys[0]) / (ys[-1] - ys[0]) * (_HEIGHT - _BOTTOM - top)
-  )
-  parts = [_head(), *_axis(ys, up, right, y_label)]
-  for x in xs:
-    parts.append(_text(across(x), _HEIGHT - _BOTTOM + 18, _round(x), "middle"))
-  parts.append(_text((_LEFT + right) / 2, _HEIGHT - 8, x_label, "middle"))
-  styles = {name: _style(i) for i, name in enumerate(series)}
-  for name, line in series.items():
-    if name not in above:
-      parts.append(_curve(line, across, up, styles[name]))
-  legend = {n + " (above)" * (n in above): s for n, s in styles.items()}
-  parts += _legend(legend, right, top)
-  return "\n".join([*parts, "</svg>"]) + "\n"
+  lowest = {
+    n: float(points[:, 1].min()) for n, points in curves.items() if len(points)
+  }
+  if not lowest:
+    raise ValueError("nothing to plot: no curve has a finite point")
+  typical = statistics.median(lowest.values())
+  with _look((series, x_label, y_label)):
+    axes = _axes(xlabel=x_label, ylabel=y_label)
+    for name, points in curves.items():
+      above = 0 < 4 * typical < lowest.get(name, math.inf)
+      x, y, error = points[: 0 if above else None].T
+      # Matplotlib leaves a name that begins with _ out of the legend.
+      label = " " * name.startswith("_") + name + " (above)" * above
+      error = _finite(error) if np.any(_finite(error)) else None
+      marker = "." if len(x) <= _MARKED else None
+      axes.errorbar(x, y, error, label=label, marker=marker, markersize=5)
+    if log_x:
+      from matplotlib import ticker
+
+      axes.set_xscale("log")
+      axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+      axes.xaxis.set_minor_locator(ticker.NullLocator())
+      axes.xaxis.set_major_formatter(_NUMBER)
+    else:
+      axes.set_xlim(left=0)
+    return _svg(axes)
 
 
 def bar_plot(
@@ -98,86 +122,26 @@ def bar_plot(
   names = list(dict.fromkeys(n for bars in groups.values() for n in bars))
   if not names:
     raise ValueError("nothing to plot: no group has a bar")
-  tops = [y + e for bars in groups.values() for y, e in bars.values()]
-  ys = _ticks([high or max(tops)], 0.0)
-  alone = len(names) == 1  # its name is that of the axis
-  right, top = _WIDTH - (24 if alone else _LEGEND), 32
-  up = lambda y: (_HEIGHT - _BOTTOM) - y / ys[-1] * (_HEIGHT - _BOTTOM - top)
-  room = (right - _LEFT) / len(groups)
-  wide = 0.7 * room / len(names)
-  longest = _LETTER * max(map(len, groups))
-  tilted = longest > room
-  height = _HEIGHT + (int(longest * math.sin(_TILT)) if tilted else 0)
-  parts = [_head(height), *_axis(ys, up, right, y_label)]
-  for i, (group, bars) in enumerate(groups.items()):
-    left = _LEFT + room * (i + 0.15)
-    middle, below = left + 0.35 * room, _HEIGHT - _BOTTOM + 18
-    if tilted:
-      turn = (
-        f"translate({middle:.1f} {below}) rotate({-math.degrees(_TILT):.0f})"
+  width = 0.7 / len(names)
+  with _look((groups, y_label)):
+    axes = _axes(ylabel=y_label)
+    for k, name in enumerate(names):
+      x = np.arange(len(groups)) + (k - (len(names) - 1) / 2) * width
+      bars = [group.get(name, (math.nan, 0.0)) for group in groups.values()]
+      y, error = np.transpose(bars)
+      y = np.where(np.isfinite(y), y, math.nan)
+      ends = np.minimum(_finite(error), [y, (high or math.inf) - y])
+      drawn = axes.bar(
+        x, y, 0.94 * width, yerr=np.maximum(ends, 0), ecolor=_INK, label=name
       )
-      parts.append(f'<g transform="{turn}">{_text(0, 0, group, "end")}</g>')
-    else:
-      parts.append(_text(middle, below, group, "middle"))
-    for name, (y, error) in bars.items():
-      k = names.index(name)
-      x = left + wide * k
-      highest = min(y + error, ys[-1])
-      parts.append(
-        f'<rect x="{x:.1f}" y="{up(y):.1f}" width="{wide - 4:.1f}" '
-        f'height="{max(up(0) - up(y), 1):.1f}" fill="{_COLOURS[k]}"/>'
-        f'<path class="line" d="M{x + wide / 2 - 2:.1f} '
-        f'{up(max(y - error, 0)):.1f}V{up(highest):.1f}"/>'
-        + _text(x + wide / 2 - 2, up(highest) - 10, f"{y:.4g}", "middle")
-      )
-  if not alone:
-    parts += _legend({n: _style(k) for k, n in enumerate(names)}, right, top)
-  return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _head(height: int = _HEIGHT) -> str:
-  """Returns the beginning of a plot, which follows the reader's colour scheme."""
-  return (
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} '
-    f'{height}" font-family="sans-serif" font-size="12">'
-    "<style>.paper{fill:#fff}.grid{stroke:#ddd}.line{stroke:#1f2328;fill:none}"
-    "text{fill:#1f2328}@media(prefers-color-scheme:dark){.paper{fill:#15181d}"
-    ".grid{stroke:#333a44}.line{stroke:#e6e8eb}text{fill:#e6e8eb}}</style>"
-    f'<rect class="paper" width="{_WIDTH}" height="{height}"/>'
-  )
-
-
-def _axis(ys: Sequence[float], up, right: float, label: str) -> list[str]:
-  """Returns the horizontal lines and what they stand for."""
-  parts = []
-  for y in ys:
-    parts.append(
-      f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{right}"/>'
-      + _text(_LEFT - 8, up(y) + 4, _round(y), "end")
-    )
-  parts.append(
-    f'<g transform="translate(14 {_HEIGHT / 2}) rotate(-90)">'
-    + _text(0, 0, label, "middle")
-    + "</g>"
-  )
-  return parts
-
-
-def _style(i: int) -> str:
-  """Returns the stroke of the i-th name: dashed once colours are used up."""
-  dashes = ' stroke-dasharray="5 3"' if i >= len(_COLOURS) else ""
-  return f'stroke="{_COLOURS[i % len(_COLOURS)]}"{dashes}'
-
-
-def _legend(styles: Mapping[str, str], right: float, top: float) -> list[str]:
-  parts = []
-  for i, (name, style) in enumerate(styles.items()):
-    y = top + 12 + 18 * i
-    parts.append(
-      f'<path d="M{right + 14} {y - 4}h18" {style} '
-      'stroke-width="2"/>' + _text(right + 38, y, name, "start")
-    )
-  return parts
+      axes.bar_label(drawn, fmt="{:.4g}", padding=3)
+    axes.set(xlim=(-0.5, len(groups) - 0.5), ylim=(0, high))
+    axes.set_xticks(range(len(groups)), groups)
+    if _LETTER * max(map(len, groups)) > _WIDTH / len(groups):
+      axes.tick_params(axis="x", labelrotation=30)
+      for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+    return _svg(axes, legend=len(names) > 1)  # one is the axis's label
 
 
 def stacked_bars(
@@ -198,100 +162,68 @@ def stacked_bars(
   """
   if not rows:
     raise ValueError("nothing to plot: there is no row")
-  limits = limits or {}
   names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
-  colour = {n: _COLOURS[i % len(_COLOURS)] for i, n in enumerate(names)}
-  ends = [sum(parts.values()) for parts in rows.values()]
-  xs = _ticks([*ends, *limits.values()], 0.0)
-  left = 20 + 7 * max(map(len, rows))
-  right, top, step = _WIDTH - _LEGEND, 16, 34
-  height = max(top + step * len(rows), top + 18 * len(names) + 18) + _BOTTOM
-  bottom = top + step * len(rows)
-  across = lambda x: left + x / xs[-1] * (right - left)
-  parts = [_head(height)]
-  for x in xs:
-    at = across(x)
-    parts.append(f'<path class="grid" d="M{at:.1f} {top}V{bottom}"/>')
-    parts.append(_text(at, bottom + 18, _round(x), "middle"))
-  parts.append(_text((left + right) / 2, bottom + 38, x_label, "middle"))
-  for i, (row, sizes) in enumerate(rows.items()):
-    y, start = top + step * i + 7, 0.0
-    parts.append(_text(left - 8, y + 14, row, "end"))
-    for name, size in sizes.items():
-      width = across(start + size) - across(start)
-      parts.append(
-        f'<rect x="{across(start):.1f}" y="{y}" width="{width:.1f}" '
-        f'height="20" fill="{colour[name]}"/>'
-      )
-      start += size
-    if row in limits:
-      at = across(limits[row])
-      parts.append(
-        f'<path d="M{at:.1f} {y - 5}v30" stroke="#b00" stroke-width="2"/>'
-      )
-  for i, name in enumerate(names):
-    y = top + 12 + 18 * i
-    parts.append(
-      f'<rect x="{right + 14}" y="{y - 10}" width="18" height="11" '
-      f'fill="{colour[name]}"/>' + _text(right + 38, y, name, "start")
-    )
-  if limits:
-    y = top + 12 + 18 * len(names)
-    parts.append(
-      f'<path d="M{right + 23} {y - 11}v13" stroke="#b00" stroke-width="2"/>'
-      + _text(right + 38, y, "limit", "start")
-    )
-  return "\n".join([*parts, "</svg>"]) + "\n"
+  with _look((rows, x_label, limits)):
+    axes = _axes(height=28 * len(rows), xlabel=x_label)
+    start = np.zeros(len(rows))
+    for name in names:
+      sizes = _finite([parts.get(name, 0.0) for parts in rows.values()])
+      axes.barh(range(len(rows)), sizes, 0.6, start, label=name)
+      start += sizes
+    limits = limits or {}
+    marked = [i for i, row in enumerate(rows) if row in limits]
+    if marked:
+      at = [limits[row] for row in rows if row in limits]
+      low, high = np.subtract(marked, 0.45), np.add(marked, 0.45)
+      axes.vlines(at, low, high, _LIMIT, linewidth=2, label="limit")
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x")
+    axes.spines.left.set_visible(False)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    return _svg(axes)
 
 
-def _curve(line: Sequence[Point], across, up, style: str) -> str:
-  """Returns one polyline with a bar of a standard error either way."""
-  line = [
-    (x, y, e if math.isfinite(e) else 0.0)
-    for x, y, e in line
-    if math.isfinite(y)
-  ]
-  path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y, _ in line)
-  bars = "".join(
-    f'<path d="M{across(x):.1f} {up(y - e):.1f}V{up(y + e):.1f}"/>'
-    f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="1"/>'
-    for x, y, e in line
+def _finite(values) -> np.ndarray:
+  return np.nan_to_num(values, posinf=0.0, neginf=0.0)
+
+
+def _look(data: object) -> contextlib.AbstractContextManager[None]:
+  """Returns the style of a plot, whose ids depend on its data."""
+  from cycler import cycler
+  from matplotlib import rcParamsDefault, style
+
+  cycle = (
+    cycler(linestyle=["-", "--", ":"]) * rcParamsDefault["axes.prop_cycle"]
   )
-  return (
-    f'<g {style} stroke-width="1.5" fill="none">'
-    f'<polyline points="{path}"/>{bars}</g>'
+  own = {"axes.prop_cycle": cycle, "svg.hashsalt": repr(data)}
+  return style.context(["default", _LOOK | own])
+
+
+def _axes(*, height: int = _HEIGHT, **labels: str):
+  """Returns axes of one size; what is written around them makes room for itself."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(_WIDTH / 72, height / 72))
+  axes = figure.add_axes((0, 0, 1, 1), **labels)
+  axes.tick_params(length=0, pad=6)
+  axes.xaxis.set_major_formatter(_NUMBER)
+  axes.yaxis.set_major_formatter(_NUMBER)
+  return axes
+
+
+def _svg(axes, *, legend: bool = True) -> str:
+  """Returns what can be a file and can stand in a page beside others."""
+  if legend:
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+  out = io.StringIO()
+  nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+  axes.figure.savefig(
+    out, format="svg", bbox_inches="tight", pad_inches=0.15, metadata=nothing
   )
-
-
-def _ticks(values: Sequence[float], low: float | None = None) -> list[float]:
-  """Returns round numbers around some values, four to ten of them."""
-  low, high = min(values) if low is None else low, max(values)
-  span = (high - low) or 1.0
-  step = 10.0 ** math.floor(math.log10(span / 4))
-  step *= next(k for k in (1, 2, 5, 10) if span / (k * step) <= 8)
-  first, last = math.floor(low / step), math.ceil(high / step)
-  return [step * k for k in range(first, max(last, first + 1) + 1)]
-
-
-def _decades(values: Sequence[float]) -> list[float]:
-  """Returns 1, 2 and 5 times powers of ten around some values."""
-  powers = range(
-    math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1
-  )
-  ticks = [k * 10.0**n for n in powers for k in (1, 2, 5)]
-  low = max((t for t in ticks if t <= min(values)), default=ticks[0])
-  high = min((t for t in ticks if t >= max(values)), default=ticks[-1])
-  found = [t for t in ticks if low <= t <= high]
-  return found if len(found) > 1 else [low, 2 * low]
-
-
-def _round(value: float) -> str:
-  """Returns a tick's number: thousands with commas, no powers of ten."""
-  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-  return (
-    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-    f"{escape(text)}</text>"
-  )
+  text = out.getvalue()
+  text = text[text.index("<svg") :]
+  text = re.sub(r"(?<=<style type=\"text/css\">).*?(?=</style>)", _DARK, text)
+  text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every plot
+  return text.replace("<svg ", '<svg class="plot" ', 1)

@@ -216,7 +216,8 @@ th, td { text-align: right; padding: .35rem .5rem; white-space: nowrap;
   border-top: 1px solid var(--line); }
 tr:first-child th { border-top: 0; white-space: normal; } th:first-child, td:first-child {
   text-align: left; }
-svg { display: block; width: 100%; min-width: 34rem; height: auto; }
+svg { display: block; margin: auto; max-width: 100%; min-width: 44rem;
+  height: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .6rem;
   padding: .8rem 1rem; border: 1px solid var(--line); border-radius: .6rem;
   background: var(--panel); font-size: .85rem; }

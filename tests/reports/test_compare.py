@@ -7,7 +7,6 @@ import jax
 import pytest
 
 from dllm_jax.config.files import bundled
-from dllm_jax.plots import line_plot
 from dllm_jax.reports import compare
 from tests import runs
 
@@ -78,8 +77,6 @@ def test_refusals(files):
     compare.prepare([one, one], budget_tokens=1000, points=2)
   with pytest.raises(ValueError, match="less than one batch"):
     compare.prepare([one], budget_tokens=10, points=2)
-  with pytest.raises(ValueError, match="nothing to plot"):
-    line_plot({"a": []}, x_label="x", y_label="y")
 
 
 def test_twins_read_the_same_data():
@@ -89,20 +86,3 @@ def test_twins_read_the_same_data():
   sizes = ("width", "layers", "heads")
   assert len({tuple(r.model[k] for k in sizes) for r in prepared.values()}) == 1
   assert len({r.optimizer.to_json() for r in prepared.values()}) == 1
-
-
-def test_plot_has_a_curve_for_each_name():
-  points = [(0.0, 3.0, 0.1), (1e6, 2.0, float("nan"))]
-  svg = line_plot(
-    {"a": points, "b<": points[:1]}, x_label="tokens", y_label="bits"
-  )
-  root = ElementTree.fromstring(svg)
-  assert len(root.findall(".//{*}polyline")) == 2
-  assert "b<" in [text.text for text in root.findall(".//{*}text")]
-
-
-def test_a_curve_far_above_the_others_is_named_and_left_out():
-  near = {f"c{i}": [(1.0, 3.0 + 0.1 * i, 0.1)] for i in range(3)}
-  svg = line_plot({**near, "far": [(1.0, 30.0, 1.0)]}, x_label="x", y_label="y")
-  assert "far (above)" in svg and svg.count("<polyline") == 3
-  assert ">30<" not in svg
