@@ -14,13 +14,15 @@ Sets of facts are made (`synthetic`) or read: the files of "The Reversal Curse"
 (arXiv:2309.12288) by `berglund`, couplets of poems by `couplets`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 import itertools
 import json
 import pathlib
 import random
-from typing import Any, Literal
+from typing import Literal
+
+from dllm_jax.evaluation.benchmarks import json_lines
 
 Direction = Literal["forward", "reverse"]
 Form = Literal["infill", "prompt"]
@@ -278,41 +280,8 @@ def _pairs(path: pathlib.Path) -> list[tuple[str, str]]:
     return []
   return [
     (row["prompt"], row["completion"])
-    for row in json_lines(path, ("prompt", "completion"))
+    for _, row in json_lines.rows(path, ("prompt", "completion"), text=True)
   ]
-
-
-def json_lines(
-  path: pathlib.Path, fields: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-  """Yields the objects of a JSONL file, one a line.
-
-  Args:
-    path: the file.
-    fields: what each object must have, as text.
-
-  Raises:
-    ValueError: a line is something else; the message names file and line.
-  """
-  for number, line in enumerate(
-    path.read_text(encoding="utf-8").splitlines(), start=1
-  ):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(
-        f"{path}:{number} is not JSON ({error.msg}); write one object a line"
-      ) from error
-    if not isinstance(row, dict) or any(
-      not isinstance(row.get(f), str) for f in fields
-    ):
-      raise ValueError(
-        f"{path}:{number} must be a JSON object with text in "
-        f"{' and '.join(fields)}"
-      )
-    yield row
 
 
 def couplets(path: str | pathlib.Path, *, limit: int = 0) -> Facts:

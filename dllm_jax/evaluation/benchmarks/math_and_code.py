@@ -4,18 +4,13 @@ GSM8K is marked by the number that an answer ends with; HumanEval and MBPP by
 running what was written with the problem's own tests, contained (`sandbox`).
 """
 
-from collections.abc import Iterator, Sequence
 import dataclasses
-import gzip
-import json
-import lzma
 import pathlib
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dllm_jax.evaluation.benchmarks import sandbox
-
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+from dllm_jax.evaluation.benchmarks import json_lines, sandbox
+from dllm_jax.evaluation.likelihood.contexts import cut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,38 +108,6 @@ class Code:
 Exam = GSM8K | Code
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
-  """Returns a text up to the first of some others."""
-  ends = [at for stop in stops if (at := text.find(stop)) >= 0]
-  return text[: min(ends)] if ends else text
-
-
-def rows(
-  path: pathlib.Path, fields: Sequence[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (line, object) of a JSONL file, plain or compressed.
-
-  Raises:
-    ValueError: a line is no JSON object with these fields; the message names
-      file and line.
-  """
-  with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f"{path}:{number} is not JSON ({error.msg}); write one object a line"
-        ) from error
-      if not isinstance(row, dict) or not set(fields) <= row.keys():
-        raise ValueError(
-          f"{path}:{number} must be a JSON object with {', '.join(fields)}"
-        )
-      yield number, row
-
-
 def gsm8k(
   path: pathlib.Path,
   *,
@@ -166,10 +129,10 @@ def gsm8k(
   if shots:
     if examples is None:
       raise ValueError("shots need --examples, a file of the same form")
-    for _, row in list(rows(examples, fields))[:shots]:
+    for _, row in list(json_lines.rows(examples, fields))[:shots]:
       before += f"{asked.format(**row)} {row['answer']}\n\n"
   found = []
-  for number, row in rows(path, fields):
+  for number, row in json_lines.rows(path, fields):
     wanted = strict_number(row["answer"])
     if wanted is None:
       raise ValueError(f"{path}:{number}: the answer has no number after ####")
@@ -195,7 +158,7 @@ def humaneval(path: pathlib.Path) -> list[Code]:
       tests=f"{row['test']}\ncheck({row['entry_point']})",
       stops=("\nclass", "\ndef", "\n#", "\nif", "\nprint", "```"),
     )
-    for _, row in rows(path, fields)
+    for _, row in json_lines.rows(path, fields)
   ]
 
 
@@ -206,7 +169,7 @@ def mbpp(path: pathlib.Path, *, shots: int = 3) -> list[Code]:
   asserts in the prompt, the answer between [BEGIN] and [DONE].
   """
   fields = ("task_id", "text", "code", "test_list", "test_setup_code")
-  found = [row for _, row in rows(path, fields)]
+  found = [row for _, row in json_lines.rows(path, fields)]
 
   def asked(row) -> str:
     tests = "\n".join(row["test_list"])

@@ -13,13 +13,14 @@ one on file.
 from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
-import json
 import math
 import operator
 import pathlib
 import random
 import re
 from typing import Protocol
+
+from dllm_jax.evaluation.benchmarks import json_lines
 
 END = ";"
 
@@ -299,22 +300,17 @@ def read(path: pathlib.Path) -> list[Puzzle]:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, str, str]]:
+  if path.suffix != ".csv":
+    for number, row in json_lines.rows(path, ("input", "output")):
+      yield number, str(row["input"]), str(row["output"])
+    return
   lines = path.read_text(encoding="utf-8").splitlines()
   for number, line in enumerate(lines, start=1):
-    if path.suffix == ".csv":
-      parts = line.split(",")
-      if len(parts) != 2:
-        raise ValueError(f"{path}:{number} must be Puzzle,Solution")
-      if parts[0] != "Puzzle":
-        yield number, *parts
-    elif line.strip():
-      try:
-        row = json.loads(line)
-        yield number, str(row["input"]), str(row["output"])
-      except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-          f"{path}:{number} must be a JSON object with input and output"
-        ) from error
+    parts = line.split(",")
+    if len(parts) != 2:
+      raise ValueError(f"{path}:{number} must be Puzzle,Solution")
+    if parts[0] != "Puzzle":
+      yield number, *parts
 
 
 def _puzzle(question: str, answer: str) -> Puzzle:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 from dllm_jax import data
 from dllm_jax.data import source
 from dllm_jax.data.packing import text_size, TextSize
+from dllm_jax.evaluation.benchmarks import json_lines
 from dllm_jax.evaluation.likelihood import documents
 from dllm_jax.evaluation.likelihood.detokenize import RULES
 from dllm_jax.evaluation.likelihood.scorer import Item, Scorer
@@ -263,19 +263,8 @@ def _pairs(setting, options, scorer) -> dict[str, Any]:
 
 def _read_pairs(path: str) -> list[tuple[str, str]]:
   """Returns (prompt, answer) of each line."""
-  found = []
-  lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-  for i, line in enumerate(lines):
-    if not line.strip():
-      continue
-    try:
-      entry = json.loads(line)
-      found.append((str(entry["prompt"]), str(entry["answer"])))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise ValueError(
-        f"line {i + 1} of {path} is no JSON object with the fields prompt and "
-        f"answer ({error})"
-      ) from error
+  lines = json_lines.rows(pathlib.Path(path), ("prompt", "answer"))
+  found = [(str(row["prompt"]), str(row["answer"])) for _, row in lines]
   if not found:
     raise source.empty(path)
   return found
