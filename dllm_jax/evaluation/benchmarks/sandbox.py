@@ -1,6 +1,6 @@
 """Running generated programs, contained: time, memory, files, processes, network.
 
-A program runs in a process of its own (`cage.py`, which imports nothing of this
+A program runs in a process of its own (`sandboxed.py`, which imports nothing of this
 package), and its verdict comes back through a pipe. It has passed only if it
 reached its end: to exit early, by whatever call, is to fail.
 
@@ -15,8 +15,6 @@ sockets: enough for faulty code, not for hostile code. `Verdict.isolation` says
 which it was.
 """
 
-from collections.abc import Sequence
-from concurrent import futures
 import contextlib
 import dataclasses
 import functools
@@ -85,16 +83,6 @@ def isolation() -> str:
 def run(program: str, limits: Limits = Limits()) -> Verdict:
   """Returns how a program ended that was run contained."""
   return _run(program, limits, isolation())
-
-
-def run_all(
-  programs: Sequence[str], limits: Limits = Limits(), *, workers: int = 0
-) -> list[Verdict]:
-  """Returns the verdicts of programs, several at a time."""
-  isolation()
-  workers = workers or max(1, (os.cpu_count() or 2) // 2)
-  with futures.ThreadPoolExecutor(workers) as pool:
-    return list(pool.map(lambda program: run(program, limits), programs))
 
 
 def _run(program: str, limits: Limits, kind: str) -> Verdict:

@@ -21,7 +21,7 @@ import numpy as np
 
 from dllm_jax.evaluation.benchmarks import finetune, recall
 from dllm_jax.evaluation.likelihood import scorer
-from dllm_jax.evaluation.samples import traffic
+from dllm_jax.evaluation.samples import quality, traffic
 from dllm_jax.evaluation.tasks.registry import option, Setting, Task
 from dllm_jax.plots import line_plot
 from dllm_jax.run.run import Run
@@ -246,19 +246,15 @@ def _quality(
   mean = float(nats.sum() / sizes.sum())
   # A ratio of means: its residuals are those of nats - mean * size.
   error = recall.standard_error((nats - mean * sizes) / sizes.mean())
-  entropies = [_entropy(item.tokens) for item in items]
+  entropies = [  # nats
+    math.log(2) * quality.unigram_entropy(item.tokens) for item in items
+  ]
   return {
     "perplexity": math.exp(mean),
     "standard_error": math.exp(mean) * error,
     "entropy": float(np.mean(entropies)),
     "entropy_error": recall.standard_error(entropies),
   }
-
-
-def _entropy(tokens: Sequence[int]) -> float:
-  """Returns the entropy of a text's tokens, nats."""
-  shares = np.unique(tokens, return_counts=True)[1] / len(tokens)
-  return float(-(shares * np.log(shares)).sum())
 
 
 def _reference(
