@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from dllm_jax.config import config as configs
 from dllm_jax.plots import line_plot
 from dllm_jax.run.run import Run
+from dllm_jax.training import metrics
 
 # What makes the data and its order.
 _SAME = ("data", "training.batch_size", "training.seed")
@@ -156,10 +157,8 @@ def _batch_tokens(run: Run) -> int:
 
 def _curve(run: Run) -> list[tuple[float, float, float]]:
   """Returns (tokens, bits per character, standard error) along the way."""
-  lines = (run.workdir / "metrics.jsonl").read_text(encoding="utf-8")
   found = []
-  for line in lines.splitlines():
-    values = json.loads(line)
+  for values in metrics.lines(run.workdir / "metrics.jsonl"):
     if "eval_bits_per_char" in values:
       bits = values["eval_bits_per_char"]
       error = values["eval_standard_error"]

@@ -20,6 +20,7 @@ from dllm_jax.evaluation.benchmarks import recall
 from dllm_jax.evaluation.tasks.registry import Setting
 from dllm_jax.plots import bar_plot, line_plot
 from dllm_jax.run.run import Run
+from dllm_jax.training import metrics
 
 _POINTS = 150  # of a loss curve, each the mean of what it stands for
 
@@ -111,7 +112,7 @@ def figures(
     list(measure), lambda names: [measure[n]() for n in names], unit="figure"
   )
   batch = run.config.training.batch_size * run.config.data.length
-  lines = _metrics(run.workdir)
+  lines = metrics.lines(run.workdir / "metrics.jsonl")
   speeds = [x["tokens_per_second"] for x in lines if "tokens_per_second" in x]
   return {
     "description": run.describe(),
@@ -125,19 +126,6 @@ def figures(
     **dict(zip(measure, values, strict=True)),
     "protocol": ledger.protocol,
   }
-
-
-def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  path = workdir / "metrics.jsonl"
-  if not path.exists():
-    return []
-  found = []
-  for line in path.read_text(encoding="utf-8").splitlines():
-    try:
-      found.append(json.loads(line))
-    except json.JSONDecodeError:
-      continue  # A line that a kill cut short.
-  return found
 
 
 def _curve(

@@ -23,6 +23,8 @@ from dllm_jax.training.step import TrainState
 
 _LOGGER = logging.getLogger(__name__)
 
+# The loop says when to save; Orbax then always does.
+_ALWAYS = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
 # A save that needs a process which is gone never ends.
 _LAST_SAVE_SECONDS = 30.0
 
@@ -69,7 +71,7 @@ class Checkpoints:
     self._checkpointer = ocp.training.Checkpointer(
       directory,
       preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-      save_decision_policy=_Always(),
+      save_decision_policy=_ALWAYS,
       cleanup_tmp_directories=writes,
     )
     self._directory = directory
@@ -209,14 +211,6 @@ class Checkpoints:
     last = threading.Thread(target=self._checkpointer.close, daemon=True)
     last.start()
     last.join(_LAST_SAVE_SECONDS)
-
-
-class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
-  """Saves whenever the loop says so: cadence is decided in one place."""
-
-  def should_save(self, step, previous_steps, *, context) -> bool:
-    del step, previous_steps, context
-    return True
 
 
 def steps_in(workdir: str | pathlib.Path) -> list[int]:

@@ -139,16 +139,16 @@ class MetricWriter:
 def latest(workdir: str | pathlib.Path, prefixes: Sequence[str]) -> dict:
   """Returns the newest logged value of each metric whose name has a prefix."""
   found: dict[str, Any] = {}
-  for values in _lines(pathlib.Path(workdir) / "metrics.jsonl"):
+  for values in lines(pathlib.Path(workdir) / "metrics.jsonl"):
     found |= {k: v for k, v in values.items() if k.startswith(tuple(prefixes))}
   return found
 
 
 def _last(path: pathlib.Path, name: str) -> float:
-  return next((v[name] for v in _lines(path)[::-1] if name in v), 0.0)
+  return next((v[name] for v in lines(path)[::-1] if name in v), 0.0)
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def lines(path: pathlib.Path) -> list[dict[str, Any]]:
   """Returns the whole lines of a metrics file; a kill may cut the last short."""
   if not path.exists():
     return []
@@ -167,7 +167,7 @@ def _plain(value: Any) -> Any:
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
   """Keeps the whole lines of a metrics file up to a step."""
-  kept = [values for values in _lines(path) if values["step"] <= step]
+  kept = [values for values in lines(path) if values["step"] <= step]
   if not path.exists():
     return
   text = "".join(json.dumps(values) + "\n" for values in kept)
