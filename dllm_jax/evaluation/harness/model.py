@@ -245,7 +245,7 @@ class DiffusionLM(LM):
     Raises:
       ValueError: a document is empty.
     """
-    windows = [
+    asked = [
       documents.windows(
         self._encode(request.args[0]),
         length=self._length,
@@ -255,7 +255,7 @@ class DiffusionLM(LM):
     ]
 
     def answer(part: Sequence[int]) -> list[float]:
-      return [-self._document(windows[i]) for i in part]
+      return [-self._document(asked[i]) for i in part]
 
     return self._each(
       "loglikelihood_rolling",
