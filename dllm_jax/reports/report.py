@@ -7,7 +7,6 @@ directory, so that an interrupted report continues.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from html import escape
 import json
 import pathlib
 import time
@@ -182,87 +181,24 @@ def _samples(run: Run, content: Content) -> dict[str, Any] | None:
   }
 
 
-# --------------------------------------------------------------------- page
-
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --ink: #1c1b19;
-  --soft: #67645d; --line: #dcd8ce; --panel: #ffffff; }
-@media (prefers-color-scheme: dark) { :root { --paper: #101216; --ink: #e6e8eb;
-  --soft: #9aa1ab; --line: #333a44; --panel: #15181d; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 62rem;
-  background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; overflow-wrap: anywhere; }
-p { color: var(--soft); max-width: 46rem; }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem;
-  background: var(--panel); }
-table { border-collapse: collapse; width: 100%; font-size: .85rem;
-  font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .35rem .5rem; white-space: nowrap;
-  border-top: 1px solid var(--line); }
-tr:first-child th { border-top: 0; white-space: normal; } th:first-child, td:first-child {
-  text-align: left; }
-svg { display: block; margin: auto; max-width: 100%; min-width: 44rem;
-  height: auto; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .6rem;
-  padding: .8rem 1rem; border: 1px solid var(--line); border-radius: .6rem;
-  background: var(--panel); font-size: .85rem; }
-"""
-
-
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
   """Returns the page of some runs' figures."""
-  made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-  parts = [
-    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-    '<meta name="viewport" content="width=device-width, initial-scale=1">',
-    f"<title>{len(rows)} runs compared</title>",
-    f"<style>{_STYLE}</style>\n</head>\n<body>",
-    f"<h1>{len(rows)} runs compared</h1>",
-    f"<p>{made}, jax {jax.__version__}</p>",
-    _table(rows),
-    *_losses(rows),
-    *_likelihoods(rows),
-    *_speeds(rows),
-    *_texts(rows),
-    "<h2>Protocol</h2>",
-    *(
-      f"<h3>{escape(row['run'])}</h3><p>{escape(row['description'])}</p>"
-      f"<pre>{escape(json.dumps(row['protocol'], indent=1))}</pre>"
-      for row in rows
-    ),
-    "</body>\n</html>\n",
-  ]
-  return "\n".join(parts)
+  import jinja2  # Only pages need it.
 
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-  names = (
-    "run", "step", "tokens seen", "bits per character", "perplexity",
-    "training tokens/s", "sampling tokens/s", "network calls",
-  )  # fmt: skip
-  lines = ["".join(f"<th>{name}</th>" for name in names)]
-  for row in rows:
-    bits, told = row["likelihood"], row["samples"]
-    cells = (
-      row["run"],
-      f"{row['step']:,}",
-      f"{row['tokens']:,}",
-      _with_error(bits, "bits_per_char", "bits_per_char_error", 4),
-      f"{bits['perplexity']:.3f}" if bits else "",
-      _number(row["training_tokens_per_second"]),
-      _with_error(told, "tokens_per_second", "tokens_per_second_error", 0),
-      str(told["function_evaluations"]) if told else "",
-    )
-    lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-  body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-  return f'<div class="wide"><table>{body}</table></div>'
-
-
-def _number(value: float | None) -> str:
-  return "" if value is None else f"{value:,.0f}"
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("dllm_jax.reports", "."),
+    autoescape=True,
+    trim_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  return environment.get_template("report.html").render(
+    rows=rows,
+    made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    jax=jax.__version__,
+    plots=[*_losses(rows), *_likelihoods(rows), *_speeds(rows)],
+    with_error=_with_error,
+    indented=lambda value: json.dumps(value, indent=1),
+  )
 
 
 def _with_error(
@@ -275,11 +211,10 @@ def _with_error(
   return f"{value} \u00b1 {spread:,.{digits}f}" if spread else f"{value}, exact"
 
 
-def _plot(title: str, text: str, svg: str) -> list[str]:
-  return [f"<h2>{title}</h2><p>{text}</p>", f'<div class="wide">{svg}</div>']
+_Plot = tuple[str, str, str]  # title, text, SVG
 
 
-def _losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _losses(rows: Sequence[Mapping[str, Any]]) -> list[_Plot]:
   parts = []
   for field, title, label, text in (
     (
@@ -301,11 +236,11 @@ def _losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     curves = {name: curve for name, curve in curves.items() if curve}
     if curves:
       svg = line_plot(curves, x_label="tokens seen", y_label=label)
-      parts += _plot(title, text, svg)
+      parts.append((title, text, svg))
   return parts
 
 
-def _likelihoods(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _likelihoods(rows: Sequence[Mapping[str, Any]]) -> list[_Plot]:
   bars = {
     row["run"]: {
       "bits per character": (
@@ -319,14 +254,12 @@ def _likelihoods(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   lacking = [row["run"] for row in rows if not row["likelihood"]]
   text = "The newest checkpoint, on held-out text; bars are one standard error."
   if lacking:
-    text += f" Nothing is held out in {escape(', '.join(lacking))}."
-  if not bars:
-    return [f"<h2>Likelihood</h2><p>{text}</p>"]
-  svg = bar_plot(bars, y_label="bits per character")
-  return _plot("Likelihood", text, svg)
+    text += f" Nothing is held out in {', '.join(lacking)}."
+  svg = bar_plot(bars, y_label="bits per character") if bars else ""
+  return [("Likelihood", text, svg)]
 
 
-def _speeds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _speeds(rows: Sequence[Mapping[str, Any]]) -> list[_Plot]:
   bars = {
     row["run"]: {
       "sampling": (
@@ -344,16 +277,4 @@ def _speeds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     "median of the rounds; bars are one standard error. Each run samples as it "
     "is configured."
   )
-  return _plot("Speed", text, bar_plot(bars, y_label="tokens per second"))
-
-
-def _texts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  parts = ["<h2>Samples</h2>"]
-  for row in rows:
-    if row["samples"]:
-      parts.append(
-        f"<h3>{escape(row['run'])}: {escape(row['samples']['sampler'])}, "
-        f"{row['samples']['function_evaluations']} network calls</h3>"
-      )
-      parts += [f"<pre>{escape(t)}</pre>" for t in row["samples"]["texts"]]
-  return parts if len(parts) > 1 else []
+  return [("Speed", text, bar_plot(bars, y_label="tokens per second"))]
