@@ -1,7 +1,7 @@
 """Mathematics, code, puzzles and facts: how they are asked and marked.
 
 `gsm8k`, `humaneval` and `mbpp` read published problems, `sudoku` and `countdown`
-make puzzles, `Facts` holds facts with questions in both directions; `run_all` runs
+make puzzles, `Facts` holds facts with questions in both directions; `sandbox` runs
 programs that a model wrote, contained.
 """
 
@@ -13,6 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "facts": ["Facts", "Question"],
     "math_and_code": ["Code", "gsm8k", "GSM8K", "humaneval", "mbpp"],
     "puzzles": ["countdown", "Countdown", "sudoku", "Sudoku"],
-    "sandbox": ["Limits", "run_all", "Verdict"],
+    "sandbox": ["Limits", "Verdict"],
   },
 )

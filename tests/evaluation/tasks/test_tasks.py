@@ -89,7 +89,7 @@ def test_planning_of_a_given_run_resumes(pair, tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return fill(*args, **kwargs)
 
-  monkeypatch.setattr(teach, "fill", stopped)
+  monkeypatch.setattr(finetune, "fill", stopped)
   ask = lambda: run_task(
     "planning", pair / "mdlm", problems=str(path), **options
   )
