@@ -6,6 +6,7 @@ sections (`--sampler.steps=8`) work alike. Nothing here knows any one command.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -19,6 +20,22 @@ from ml_collections import config_flags, ConfigDict
 from dllm_jax.config import config as configs
 
 
+class Flags:
+  """absl's `DEFINE_integer` and its like as methods, for one command's flags."""
+
+  def __init__(self, values: flags.FlagValues):
+    self._values = values
+
+  def __getattr__(self, kind: str) -> Callable[..., Any]:
+    define = getattr(flags, f"DEFINE_{kind}")
+    return functools.partial(define, flag_values=self._values)
+
+  def use_ema(self, verb: str = "use") -> None:
+    """Defines --use_ema."""
+    text = f"{verb} averaged parameters where the run has them"
+    self.bool("use_ema", True, text)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
   """One command of `dllm`.
@@ -26,7 +43,7 @@ class Command:
   Attributes:
     name: what it is called by.
     summary: one line for the list of commands.
-    define: adds its flags to a FlagValues.
+    define: adds its flags.
     run: does it, given the arguments; returns the last line's JSON object.
     overrides: sections that flags such as `--sampler.steps` override, with what
       their defaults are read from.
@@ -36,7 +53,7 @@ class Command:
 
   name: str
   summary: str
-  define: Callable[[flags.FlagValues], None]
+  define: Callable[[Flags], None]
   run: Callable[[list[str]], Mapping[str, Any]]
   overrides: Sequence[str] = ()
   positional: Sequence[str] = ()
@@ -137,7 +154,7 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
     UsageError: a flag is unknown or has an illegal value.
   """
   values = flags.FlagValues()
-  command.define(values)
+  command.define(Flags(values))
   rest = list(argv)
   try:
     if "config" in command.overrides:
@@ -184,7 +201,7 @@ def sampler(
 def help_text(command: Command) -> str:
   """Returns what `dllm COMMAND --help` prints."""
   values = flags.FlagValues()
-  command.define(values)
+  command.define(Flags(values))
   width = max(40, min(shutil.get_terminal_size().columns, 88))
   lines = [
     f"usage: dllm {command.name} "

@@ -10,52 +10,36 @@ from absl import flags
 from dllm_jax.cli import command as commands
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_integer(
-    "rounds",
-    5,
-    "rounds of which the median counts",
-    lower_bound=1,
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
-    "steps", 20, "train steps in a round", lower_bound=2, flag_values=values
-  )
-  flags.DEFINE_multi_integer(
+def _define(flag: commands.Flags) -> None:
+  flag.integer("rounds", 5, "rounds of which the median counts", lower_bound=1)
+  flag.integer("steps", 20, "train steps in a round", lower_bound=2)
+  flag.multi_integer(
     "batch_size",
     [8],
     "rows that are sampled together; repeated, one line of a table for each",
     lower_bound=1,
-    flag_values=values,
   )
-  flags.DEFINE_integer(
+  flag.integer(
     "prompt_tokens",
     None,
     "random tokens before what is sampled; by default a third of the canvas",
     lower_bound=0,
-    flag_values=values,
   )
-  flags.DEFINE_bool(
-    "ragged",
-    False,
-    "sample after prompts of different lengths",
-    flag_values=values,
-  )
-  flags.DEFINE_enum(
+  flag.bool("ragged", False, "sample after prompts of different lengths")
+  flag.enum(
     "against",
     None,
     ["uncached", "equal", "weights"],
     "what runs in alternation, for a ratio: the same without a cache, rows of "
     "equal length beside ragged ones, or one reading of all weights beside a "
     "cached network call",
-    flag_values=values,
   )
   for name, default, text in (
     ("vocab", 126_464, "tokens of the loss"),
     ("length", 4096, "positions of the loss"),
     ("width", 512, "features of a position of the loss"),
   ):
-    flags.DEFINE_integer(name, default, text, lower_bound=2, flag_values=values)
+    flag.integer(name, default, text, lower_bound=2)
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:

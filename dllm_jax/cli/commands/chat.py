@@ -4,33 +4,16 @@ from collections.abc import Mapping
 import sys
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("workdir", None, "the run to talk to", flag_values=values)
-  flags.DEFINE_integer(
-    "new_tokens",
-    128,
-    "tokens of an answer, at most",
-    lower_bound=1,
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    "system", "", "what the model is told first", flag_values=values
-  )
-  flags.DEFINE_integer("seed", 0, "seed of the answers", flag_values=values)
-  flags.DEFINE_bool(
-    "use_ema",
-    True,
-    "use averaged parameters where the run has them",
-    flag_values=values,
-  )
-  flags.DEFINE_bool(
-    "watch", False, "play each answer as it was unmasked", flag_values=values
-  )
+def _define(flag: commands.Flags) -> None:
+  flag.string("workdir", None, "the run to talk to")
+  flag.integer("new_tokens", 128, "tokens of an answer, at most", lower_bound=1)
+  flag.string("system", "", "what the model is told first")
+  flag.integer("seed", 0, "seed of the answers")
+  flag.use_ema()
+  flag.bool("watch", False, "play each answer as it was unmasked")
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:

@@ -3,33 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(
+def _define(flag: commands.Flags) -> None:
+  flag.string(
     "configs",
     None,
     "configurations to compare: files or bundled names, with commas between; "
     "they must read the same data in the same order",
-    flag_values=values,
   )
-  flags.DEFINE_integer(
-      "budget_tokens", None, "tokens that each is trained on", lower_bound=1,
-      flag_values=values,
-  )  # fmt: skip
-  flags.DEFINE_string(
+  flag.integer("budget_tokens", None, "tokens that each is trained on", lower_bound=1)  # fmt: skip
+  flag.string(
     "output",
     "runs/compare",
     "directory of the runs, the table and the plot; what it holds continues",
-    flag_values=values,
   )
-  flags.DEFINE_integer(
-      "points", 8, "evaluations along the way", lower_bound=1,
-      flag_values=values,
-  )  # fmt: skip
+  flag.integer("points", 8, "evaluations along the way", lower_bound=1)  # fmt: skip
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:

@@ -3,14 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 from dllm_jax.config import files
-
-
-def _define(values: flags.FlagValues) -> None:
-  del values
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
@@ -25,6 +19,6 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 COMMAND = commands.Command(
   name="configs",
   summary="Lists the bundled configurations with one line each.",
-  define=_define,
+  define=lambda flag: None,
   run=_run,
 )

@@ -3,61 +3,40 @@
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(
-    "from_hf",
-    "",
-    "a published folder to import (config.json, safetensors)",
-    flag_values=values,
+def _define(flag: commands.Flags) -> None:
+  flag.string(
+    "from_hf", "", "a published folder to import (config.json, safetensors)"
   )
-  flags.DEFINE_string(
-    "to_hf", "", "a new folder to export the run to", flag_values=values
+  flag.string("to_hf", "", "a new folder to export the run to")
+  flag.string(
+    "workdir", None, "the run: new for --from_hf, existing for --to_hf"
   )
-  flags.DEFINE_string(
-    "workdir",
-    None,
-    "the run: new for --from_hf, existing for --to_hf",
-    flag_values=values,
-  )
-  flags.DEFINE_string(
+  flag.string(
     "as",
     "",
     "with --from_hf: the diffusion (dream, llada, bd3lm) to start from"
     " autoregressive weights; with --to_hf: the family whose layout a run that"
     " was trained from scratch is written in",
-    flag_values=values,
   )
-  flags.DEFINE_enum(
+  flag.enum(
     "dtype",
     "",
     ["", "float32", "bfloat16"],
     "type of the parameters; by default what the files have",
-    flag_values=values,
   )
-  flags.DEFINE_integer(
-    "mask_id",
-    -1,
-    "the mask token, where the folder does not name it",
-    flag_values=values,
+  flag.integer(
+    "mask_id", -1, "the mask token, where the folder does not name it"
   )
-  flags.DEFINE_integer(
+  flag.integer(
     "length",
     0,
     "tokens of a row; 0 for the trained length, at most 512",
     lower_bound=0,
-    flag_values=values,
   )
-  flags.DEFINE_bool(
-    "use_ema",
-    True,
-    "export averaged parameters where the run has them",
-    flag_values=values,
-  )
+  flag.use_ema("export")
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:

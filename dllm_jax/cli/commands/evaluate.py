@@ -12,49 +12,34 @@ import types
 import typing
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 
-_DEFINE = {
-  bool: flags.DEFINE_bool,
-  int: flags.DEFINE_integer,
-  float: flags.DEFINE_float,
-  str: flags.DEFINE_string,
-}
+_DEFINE = {bool: "bool", int: "integer", float: "float", str: "string"}
 
 
-def _define(values: flags.FlagValues, task: str = "likelihood") -> None:
+def _define(flag: commands.Flags, task: str = "likelihood") -> None:
   from dllm_jax.evaluation.tasks import registry  # pylint: disable=g-import-not-at-top
 
-  flags.DEFINE_string(
+  flag.string(
     "workdir",
     None,
     "the run to evaluate; partial results are kept in it, so that the same "
     "command continues",
-    flag_values=values,
   )
   listed = "; ".join(
     f"{n}: {registry.task(n).summary}" for n in registry.tasks()
   )
-  flags.DEFINE_string(
+  flag.string(
     "task",
     task,
     f"what to evaluate ({listed}). `--task=NAME --help` lists its own flags",
-    flag_values=values,
   )
-  flags.DEFINE_bool(
-    "use_ema",
-    True,
-    "use averaged parameters where the run has them",
-    flag_values=values,
-  )
+  flag.use_ema()
   options = registry.task(task).options
   hints = typing.get_type_hints(options)
   for field in dataclasses.fields(options):
-    _DEFINE[_kind(hints[field.name])](
-      field.name, field.default, field.metadata["help"], flag_values=values
-    )
+    define = getattr(flag, _DEFINE[_kind(hints[field.name])])
+    define(field.name, field.default, field.metadata["help"])
 
 
 def _kind(hint: Any) -> type:

@@ -25,6 +25,6 @@ COMMAND = commands.Command(
     "harness run -h), for example --model dllm_jax --model_args "
     "workdir=runs/mine,protocol=llada --tasks TASK --include_path DIR"
   ),
-  define=lambda values: None,
+  define=lambda flag: None,
   run=_run,
 )

@@ -6,62 +6,37 @@ import json
 import pathlib
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 from dllm_jax.config import files
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(
-    "topology",
-    None,
-    "the machine: v5p:4x4x8, v6e:16x16, h200:8x8, ...",
-    flag_values=values,
+def _define(flag: commands.Flags) -> None:
+  flag.string(
+    "topology", None, "the machine: v5p:4x4x8, v6e:16x16, h200:8x8, ..."
   )
-  flags.DEFINE_integer(
-    "slices", 1, "TPU slices of that shape", lower_bound=1, flag_values=values
+  flag.integer("slices", 1, "TPU slices of that shape", lower_bound=1)
+  flag.enum(
+    "program", "train", ["train", "sample"], "the train step or the sampler"
   )
-  flags.DEFINE_enum(
-    "program",
-    "train",
-    ["train", "sample"],
-    "the train step or the sampler",
-    flag_values=values,
+  flag.bool("search", False, "try meshes, remat policies and microbatches")
+  flag.integer(
+    "compiled", 3, "candidates of a search that are compiled", lower_bound=1
   )
-  flags.DEFINE_bool(
-    "search",
-    False,
-    "try meshes, remat policies and microbatches",
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
-    "compiled",
-    3,
-    "candidates of a search that are compiled",
-    lower_bound=1,
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
+  flag.integer(
     "rows",
     1,
     "rows a device (tensor parallel devices count as one) samples together",
     lower_bound=1,
-    flag_values=values,
   )
-  flags.DEFINE_integer(
+  flag.integer(
     "vocab_size",
     None,
     "tokens of the vocabulary; by default as the file of the configuration or "
     "its data say",
     lower_bound=2,
-    flag_values=values,
   )
-  flags.DEFINE_string(
-    "output",
-    None,
-    "a directory for plan.json, memory.svg and roofline.svg",
-    flag_values=values,
+  flag.string(
+    "output", None, "a directory for plan.json, memory.svg and roofline.svg"
   )
 
 

@@ -3,66 +3,39 @@
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(
-    "input",
-    None,
-    "text, JSONL or Parquet: a file, a directory or a glob",
-    flag_values=values,
+def _define(flag: commands.Flags) -> None:
+  flag.string(
+    "input", None, "text, JSONL or Parquet: a file, a directory or a glob"
   )
-  flags.DEFINE_string(
-    "tokenizer",
-    "byte",
-    "char, byte, or the path of a tokenizer.json",
-    flag_values=values,
+  flag.string(
+    "tokenizer", "byte", "char, byte, or the path of a tokenizer.json"
   )
-  flags.DEFINE_string(
+  flag.string(
     "output",
     None,
     "directory of the token records; an interrupted preparation continues",
-    flag_values=values,
   )
-  flags.DEFINE_integer(
-    "length", 1024, "tokens in a record", lower_bound=2, flag_values=values
-  )
-  flags.DEFINE_enum(
+  flag.integer("length", 1024, "tokens in a record", lower_bound=2)
+  flag.enum(
     "packing",
     "slices",
     ("slices", "packed"),
     "slices cuts one stream of tokens; packed keeps documents apart",
-    flag_values=values,
   )
-  flags.DEFINE_integer(
-    "workers",
-    0,
-    "processes; 0 for one a core",
-    lower_bound=0,
-    flag_values=values,
-  )
-  flags.DEFINE_float(
+  flag.integer("workers", 0, "processes; 0 for one a core", lower_bound=0)
+  flag.float(
     "held_out",
     0.1,
     "fraction of the text to hold out",
     lower_bound=0.0,
     upper_bound=0.9,
-    flag_values=values,
   )
-  flags.DEFINE_string(
-    "text_field",
-    "text",
-    "field of the text in JSONL and Parquet",
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    "mask_token",
-    None,
-    "the token of tokenizer.json that is the mask",
-    flag_values=values,
+  flag.string("text_field", "text", "field of the text in JSONL and Parquet")
+  flag.string(
+    "mask_token", None, "the token of tokenizer.json that is the mask"
   )
 
 

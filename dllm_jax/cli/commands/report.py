@@ -3,36 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(
-    "workdirs", None, "the runs, with commas between", flag_values=values
-  )
-  flags.DEFINE_string(
-    "output", "report.html", "the page to write", flag_values=values
-  )
-  flags.DEFINE_integer(
-    "batches", 0, "held-out batches to evaluate on; 0 for all",
-    lower_bound=0, flag_values=values,
-  )  # fmt: skip
-  flags.DEFINE_integer(
-    "num_samples", 2, "texts of each run; 0 for none", lower_bound=0,
-    flag_values=values,
-  )  # fmt: skip
-  flags.DEFINE_integer(
-    "rounds", 5, "timed rounds of the sampler", lower_bound=2,
-    flag_values=values,
-  )  # fmt: skip
-  flags.DEFINE_bool(
-    "use_ema",
-    True,
-    "use averaged parameters where a run has them",
-    flag_values=values,
-  )
+def _define(flag: commands.Flags) -> None:
+  flag.string("workdirs", None, "the runs, with commas between")
+  flag.string("output", "report.html", "the page to write")
+  flag.integer("batches", 0, "held-out batches to evaluate on; 0 for all",
+    lower_bound=0)  # fmt: skip
+  flag.integer("num_samples", 2, "texts of each run; 0 for none", lower_bound=0)  # fmt: skip
+  flag.integer("rounds", 5, "timed rounds of the sampler", lower_bound=2)  # fmt: skip
+  flag.bool("use_ema", True, "use averaged parameters where a run has them")
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:

@@ -4,70 +4,42 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("workdir", None, "the run to sample", flag_values=values)
-  flags.DEFINE_multi_string(
-    "prompt", [], "text to continue; may be repeated", flag_values=values
-  )
-  flags.DEFINE_string(
+def _define(flag: commands.Flags) -> None:
+  flag.string("workdir", None, "the run to sample")
+  flag.multi_string("prompt", [], "text to continue; may be repeated")
+  flag.string(
     "prompts",
     "",
     "a file with a prompt on each line, which are sampled in one batch",
-    flag_values=values,
   )
-  flags.DEFINE_multi_string(
+  flag.multi_string(
     "infill",
     [],
     "text with spans to fill in, such as 'To be [MASK*8] not'; may be repeated",
-    flag_values=values,
   )
-  flags.DEFINE_integer(
-    "num_samples",
-    1,
-    "samples of each prompt",
-    lower_bound=1,
-    flag_values=values,
+  flag.integer("num_samples", 1, "samples of each prompt", lower_bound=1)
+  flag.integer("seed", 0, "seed of the samples")
+  flag.integer(
+    "length", 0, "slots of the canvas; 0 for the training length", lower_bound=0
   )
-  flags.DEFINE_integer("seed", 0, "seed of the samples", flag_values=values)
-  flags.DEFINE_integer(
-    "length",
-    0,
-    "slots of the canvas; 0 for the training length",
-    lower_bound=0,
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
+  flag.integer(
     "new_tokens",
     0,
     "tokens after each prompt, on a canvas for the longest of them; 0 fills the "
     "canvas",
     lower_bound=0,
-    flag_values=values,
   )
-  flags.DEFINE_bool(
-    "use_ema",
-    True,
-    "use averaged parameters where the run has them",
-    flag_values=values,
-  )
-  flags.DEFINE_string(
+  flag.use_ema()
+  flag.string(
     "trace",
     "",
     "write the unmasking to this file: .html plays it, .svg and .png are "
     "strips, .gif an animation",
-    flag_values=values,
   )
-  flags.DEFINE_bool(
-    "watch",
-    False,
-    "play the first sample in the terminal",
-    flag_values=values,
-  )
+  flag.bool("watch", False, "play the first sample in the terminal")
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:

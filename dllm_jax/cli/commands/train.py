@@ -4,19 +4,16 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
-from absl import flags
-
 from dllm_jax.cli import command as commands
 from dllm_jax.config import config as configs
 
 
-def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(
+def _define(flag: commands.Flags) -> None:
+  flag.string(
     "workdir",
     None,
     "directory of the run; an existing run continues from its newest "
     "checkpoint",
-    flag_values=values,
   )
 
 
