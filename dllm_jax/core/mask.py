@@ -10,6 +10,8 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from dllm_jax.core import check
+
 
 @dataclasses.dataclass(frozen=True)
 class Full:
@@ -57,8 +59,7 @@ class BlockCausal:
   block: int
 
   def __post_init__(self):
-    if self.block < 1:
-      raise ValueError(f"block must be at least 1, not {self.block}")
+    check.at_least(self, 1, "block")
 
   def allowed(self, q: Int[Array, "*n"], k: Int[Array, "*n"]):
     """Returns True where the query slot may see the key slot."""

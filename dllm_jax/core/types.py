@@ -197,41 +197,67 @@ class Objective(Protocol):
   """How one published system corrupts, scores and reverses.
 
   A frozen dataclass: hashable and static under jit. Arrays that it needs are in
-  its `Process`.
+  its `Process`. What most have in common is here: a class that inherits the
+  protocol states only where it differs.
 
   Attributes:
     vocab_size: real tokens, the mask included if there is one.
     mask_id: the mask token, or None for processes without one.
     shift: 1 if the output at slot i predicts the token of slot i + 1.
-    reads_time: whether the network is told the time; if not, its output for an
-      unchanged latent may be kept.
-    adapts: whether `adapt` changes the process at evaluations while training.
-    block_length: slots that a sampler has to fill together, left to right; None
-      for as many as it likes.
-    exact: whether `Loss.bound` is the negative log-likelihood itself.
-    exchangeable: whether all tokens are masked at one rate in continuous time,
-      so that the bound is a mean over how many are masked. There is then
-      `restore(process, denoise, z, batch, rate)`, -log p(x0 | z) at the masked
-      positions of z, nats, of a network that is told the time of that rate.
-    order_agnostic: whether, besides, the tokens that stand are all that the
-      network is told, so that the bound is an average over orders of unmasking.
   """
 
   vocab_size: int
   mask_id: int | None
-  shift: Literal[0, 1]
-  block_length: int | None
-  reads_time: bool
-  exact: bool
-  exchangeable: bool
-  order_agnostic: bool
-  adapts: bool
+  shift: Literal[0, 1] = 0
+
+  @property
+  def block_length(self) -> int | None:
+    """Slots that a sampler fills together, left to right; None for any."""
+    return None
+
+  @property
+  def reads_time(self) -> bool:
+    """Whether the network is told the time."""
+
+  @property
+  def exact(self) -> bool:
+    """Whether `Loss.bound` is the negative log-likelihood: nothing is drawn."""
+    return False
+
+  @property
+  def exchangeable(self) -> bool:
+    """Whether all tokens are masked at one rate in continuous time.
+
+    The likelihood bound is then a mean over how many are masked, and there is
+    `restore(process, denoise, z, batch, rate)`: -log p(x0 | z) at the masked
+    positions of z, nats, of a network that is told the time of that rate.
+    """
+    return False
+
+  @property
+  def order_agnostic(self) -> bool:
+    """Whether, besides, the network is told nothing but the tokens that stand.
+
+    The likelihood bound is then an average over orders of unmasking.
+    """
+    return self.exchangeable and not self.reads_time
+
+  @property
+  def adapts(self) -> bool:
+    """Whether `adapt` changes the process at evaluations while training."""
+    return False
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns fresh arrays of the process."""
+    return Process()
 
   def unbiased(self, process: Process) -> Process:
-    """Returns the process under which `Loss.bound` is a likelihood bound."""
+    """Returns the process under which `Loss.bound` is a likelihood bound.
+
+    What evaluation uses: training may clip times or shorten rows, which makes
+    the expectation of its loss another one.
+    """
+    return process
 
   def draw(
     self,
@@ -266,6 +292,7 @@ class Objective(Protocol):
     batch: Batch,
   ) -> PyTree:
     """Returns what `adapt` asks of one held-out batch; batches are summed."""
+    return ()
 
   def adapt(self, process: Process, measured: PyTree) -> Process:
     """Returns the process with its state as the held-out text would have it.
@@ -273,14 +300,16 @@ class Objective(Protocol):
     Called at evaluations while training, where `adapts`; only `Process.state`
     may change, so that nothing compiles again.
     """
+    return process
 
   def corruption(
     self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
   ) -> Float[Array, "B L"] | None:
     """Returns the probability that a token of z_t differs from x0's.
 
-    None where tokens are not corrupted one by one.
+    None where tokens are not corrupted one by one: there is nothing to count.
     """
+    return None
 
   def inputs(
     self, process: Process, z: PyTree, t: Float[Array, "B #T"], batch: Batch
@@ -302,9 +331,11 @@ class Objective(Protocol):
 
   def clean(self, process: Process, tokens: Int[Array, "B T"]) -> PyTree:
     """Returns the latent of known tokens (prompts, infilled spans)."""
+    return tokens
 
   def decode(self, process: Process, z: PyTree) -> Int[Array, "B T"]:
     """Returns the tokens of a finished latent."""
+    return z
 
   def grid(self, steps: int) -> Float[Array, "steps+1"]:
     """Returns the sampling times, from 1 down, noise removal last."""

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from dllm_jax.core.files import write_whole
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.data import packing as packing_lib
 from dllm_jax.data import source
@@ -128,7 +129,7 @@ def _execute(
   manifest |= {"fingerprint": fingerprint} | total
   if not total["documents"]:
     return manifest
-  _write(folder / MANIFEST, json.dumps(manifest, indent=1))
+  write_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
   for leftover in [folder / _PLAN, *folder.glob("shard-*.json")]:
     leftover.unlink()
   return manifest
@@ -212,7 +213,7 @@ def _begin(
       "output"
     )
   folder.mkdir(parents=True, exist_ok=True)
-  _write(file, json.dumps(plan | {"fingerprint": fingerprint}))
+  write_whole(file, json.dumps(plan | {"fingerprint": fingerprint}))
 
 
 def _check_same(folder: pathlib.Path, held: str, wanted: str) -> None:
@@ -307,7 +308,7 @@ def write_shard(folder: str, shard: int) -> None:
       "records": len(rows),
       **dataclasses.asdict(size),
     }
-  _write(_done(root, shard), json.dumps(counts))
+  write_whole(_done(root, shard), json.dumps(counts))
 
 
 def _records(rows: packing_lib.Rows, plan: dict[str, Any]) -> Iterator[bytes]:
@@ -344,16 +345,6 @@ def _write_records(
         errno.ENOSPC, "the disk is full; make room and run again", str(path)
       ) from error
     raise
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that it is there whole or not at all."""
-  temporary = path.with_suffix(f".{os.getpid()}.tmp")
-  try:
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
 

@@ -136,9 +136,3 @@ class Autoregressive(Discrete):
     """Returns the same: a step reveals what it reaches, whatever its times."""
     del s
     return self.log_x0(process, logits, z, t)
-
-  def grid(self, steps: int) -> Float[Array, "steps+1"]:
-    """Returns even times from 1 to 0; one step a block is enough."""
-    if steps < 1:
-      raise ValueError(f"sampling needs at least 1 step, not {steps}")
-    return jnp.linspace(1.0, 0.0, steps + 1)

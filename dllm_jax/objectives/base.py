@@ -12,13 +12,14 @@ any one system.
 """
 
 import dataclasses
-from typing import Any, ClassVar, get_args, NamedTuple, Self
+from typing import Any, get_args, NamedTuple, Self
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from dllm_jax.core import check
 from dllm_jax.core.mask import Full, MaskSpec
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import (
@@ -29,6 +30,7 @@ from dllm_jax.core.types import (
   ModelInputs,
   ModelOutputs,
   Noise,
+  Objective,
   Process,
 )
 from dllm_jax.core.vocabulary import cross_entropy, forbid, reduce
@@ -81,7 +83,7 @@ class TokenSpace:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Discrete:
+class Discrete(Objective):
   """Defaults of objectives over tokens; a frozen dataclass to inherit from.
 
   Attributes:
@@ -92,11 +94,8 @@ class Discrete:
   vocab_size: int
   mask_id: int | None = None
 
-  shift: ClassVar[int] = 0
-
   def __post_init__(self):
-    if self.vocab_size < 2:
-      raise ValueError(f"vocab_size must be at least 2, not {self.vocab_size}")
+    check.at_least(self, 2, "vocab_size")
     if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
       raise ValueError(
         f"mask_id {self.mask_id} must lie in [0, {self.vocab_size}), the "
@@ -120,19 +119,9 @@ class Discrete:
     return {"conditioned": True} if self.reads_time else {}
 
   @property
-  def block_length(self) -> int | None:
-    """Slots that a sampler has to fill together; None for as many as it likes."""
-    return None
-
-  @property
   def mask_spec(self) -> MaskSpec:
     """Who attends to whom."""
     return Full()
-
-  def init(self, key: Key[Array, ""]) -> Process:
-    """Returns a process without arrays."""
-    del key
-    return Process()
 
   @property
   def begin_id(self) -> int | None:
@@ -149,36 +138,6 @@ class Discrete:
     t = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     return jax.eval_shape(self.conditioning, t) is not None
 
-  def unbiased(self, process: Process) -> Process:
-    """Returns the process under which `bound` is a likelihood bound.
-
-    What evaluation uses: training may clip times or shorten rows, which makes
-    the expectation of its loss another one.
-    """
-    return process
-
-  @property
-  def exact(self) -> bool:
-    """Whether `bound` is the negative log-likelihood itself: nothing is drawn."""
-    return False
-
-  @property
-  def exchangeable(self) -> bool:
-    """Whether all tokens are masked at one rate in continuous time.
-
-    The likelihood bound is then a mean over how many are masked, and `restore`
-    is defined.
-    """
-    return False
-
-  @property
-  def order_agnostic(self) -> bool:
-    """Whether, besides, the network is told nothing but the tokens that stand.
-
-    The likelihood bound is then an average over orders of unmasking.
-    """
-    return self.exchangeable and not self.reads_time
-
   def with_blocks(self, size: int) -> Self:
     """Returns the objective with blocks of another size.
 
@@ -191,40 +150,9 @@ class Discrete:
       "diffusion"
     )
 
-  @property
-  def adapts(self) -> bool:
-    """Whether the process changes at evaluations while training."""
-    return False
-
-  def measure(
-    self,
-    process: Process,
-    denoise: Denoise,
-    key: Key[Array, ""],
-    batch: Batch,
-  ) -> PyTree:
-    """Returns what `adapt` asks of one held-out batch: nothing."""
-    del process, denoise, key, batch
-    return ()
-
-  def adapt(self, process: Process, measured: PyTree) -> Process:
-    """Returns the process as it is."""
-    del measured
-    return process
-
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
     """Returns what the network is told of the time: nothing."""
     del t
-    return None
-
-  def corruption(
-    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
-  ) -> Float[Array, "B L"] | None:
-    """Returns the probability that a token of z_t differs from x0's.
-
-    None where tokens are not corrupted one by one: there is nothing to count.
-    """
-    del process, x0, t
     return None
 
   def inputs(
@@ -310,15 +238,11 @@ class Discrete:
     del noise
     return jnp.full(shape, self.mask_id, jnp.int32)
 
-  def clean(self, process: Process, tokens: Int[Array, "B T"]) -> PyTree:
-    """Returns the tokens: they are their own latent."""
-    del process
-    return tokens
-
-  def decode(self, process: Process, z: Int[Array, "B T"]) -> Array:
-    """Returns z: a finished latent is the text."""
-    del process
-    return z
+  def grid(self, steps: int) -> Float[Array, "steps+1"]:
+    """Returns even times from 1 to 0."""
+    if steps < 1:
+      raise ValueError(f"sampling needs at least 1 step, not {steps}")
+    return jnp.linspace(1.0, 0.0, steps + 1)
 
   def reverse(
     self,

@@ -24,7 +24,7 @@ from dllm_jax.core.schedule import (
 )
 from dllm_jax.core.time import draw_times
 from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
-from dllm_jax.objectives.base import Drawn, TokenSpace
+from dllm_jax.objectives.base import Discrete, Drawn, TokenSpace
 from dllm_jax.objectives.mdlm import MDLM
 
 _LEAST = 1e-3
@@ -293,11 +293,7 @@ class BD3LM(MDLM):
     ends = {"clip_low": low, "clip_high": high}
     return loss.replace(metrics={**loss.metrics, **ends})
 
-  def grid(self, steps: int) -> Float[Array, "steps+1"]:
-    """Returns even times from 1 to 0, for each block."""
-    if steps < 1:
-      raise ValueError(f"sampling needs at least 1 step, not {steps}")
-    return jnp.linspace(1.0, 0.0, steps + 1)
+  grid = Discrete.grid  # even times from 1 to 0, for each block
 
   @property
   def adapts(self) -> bool:

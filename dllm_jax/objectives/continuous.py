@@ -6,12 +6,13 @@ adds how fast its parts move (`parts`) and the integrand of its bound
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from dllm_jax.core import check
 from dllm_jax.core.time import draw_times, TimeRule
 from dllm_jax.core.types import Batch, ModelOutputs, Noise, Process
 from dllm_jax.core.vocabulary import reduce
@@ -55,19 +56,7 @@ class ContinuousMixture(Discrete):
     super().__post_init__()
     check_choice("time rule", self.time_rule, TimeRule)
     for name in ("time_epsilon", "sampling_epsilon"):
-      if not 0.0 <= getattr(self, name) < 0.5:
-        raise ValueError(
-          f"{name} must lie in [0, 0.5), not {getattr(self, name)}"
-        )
-
-  @property
-  def reads_time(self) -> bool:
-    """Whether the network is told the time."""
-    return self.time_conditioning
-
-  def network_fields(self) -> dict[str, Any]:
-    """Returns that the network is told the time, if it is."""
-    return {"conditioned": True} if self.time_conditioning else {}
+      check.within(name, getattr(self, name), "[0, 0.5)")
 
   def parts(self, t: Float[Array, "*n"]) -> Parts:
     """Returns the fate of a token at time t."""

@@ -136,15 +136,6 @@ class D3PM(Discrete):
       return super().over(space, **fields)
     return cls(vocab_size=vocabulary_without_mask(space, "D3PM"), **fields)
 
-  @property
-  def reads_time(self) -> bool:
-    """Whether the network is told the time."""
-    return self.time_conditioning
-
-  def network_fields(self) -> dict[str, Any]:
-    """Returns that the network is told the time, if it is."""
-    return {"conditioned": True} if self.time_conditioning else {}
-
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns the matrices, as constants."""
     del key

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from dllm_jax.core import check
+
 _MAX_ELEMENTS = 2**29  # of a table, 2 GiB in float32
 _ROW_TOLERANCE = 1e-6
 
@@ -208,8 +210,7 @@ class Band(_Dense):
   normalise: Literal["band", "vocabulary"] = "band"
 
   def __post_init__(self):
-    if self.bands < 1:
-      raise ValueError(f"bands must be at least 1, not {self.bands}")
+    check.at_least(self, 1, "bands")
     if self.normalise not in ("band", "vocabulary"):
       raise ValueError(
         f"unknown normalise {self.normalise!r}; legal: band, vocabulary"
@@ -244,8 +245,7 @@ class NearestNeighbour(_Kernel):
   iterations: int = 100
 
   def __post_init__(self):
-    if self.neighbours < 1:
-      raise ValueError(f"neighbours must be at least 1, not {self.neighbours}")
+    check.at_least(self, 1, "neighbours")
     _check_file(self.embeddings, "embeddings")
 
   def kernel(self, size: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from dllm_jax.core import check
 from dllm_jax.objectives.d3pm_matrix import (
   Band,
   Gaussian,
@@ -140,10 +141,7 @@ class MaskUniform(Uniform):
   masks: ClassVar[bool] = True
 
   def __post_init__(self):
-    if not 0.0 <= self.mask_fraction <= 1.0:
-      raise ValueError(
-        f"mask_fraction must lie in [0, 1], not {self.mask_fraction}"
-      )
+    check.within("mask_fraction", self.mask_fraction, "[0, 1]")
 
   def mask_share(self) -> float:
     """Returns the part of replaced tokens that are masked."""

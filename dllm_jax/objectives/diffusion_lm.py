@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from dllm_jax.core import check
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.time import draw_times, TimeRule
 from dllm_jax.core.types import (
@@ -112,8 +113,7 @@ class DiffusionLM(Discrete):
         "Diffusion-LM needs features of at least 1 and at least 2 steps (T), "
         f"not {self.features} and {self.steps}"
       )
-    if not 0.0 <= self.eta <= 1.0:
-      raise ValueError(f"eta must lie in [0, 1], not {self.eta}")
+    check.within("eta", self.eta, "[0, 1]")
     check_choice("schedule", self.schedule, Spread)
     check_choice("parameterisation", self.parameterisation, Parameterisation)
     check_choice("predictor", self.predictor, Predictor)
@@ -127,11 +127,6 @@ class DiffusionLM(Discrete):
     return cls(
       vocab_size=vocabulary_without_mask(space, "Diffusion-LM"), **fields
     )
-
-  @property
-  def reads_time(self) -> bool:
-    """The network is told the time."""
-    return True
 
   def network_fields(self) -> dict[str, Any]:
     """Returns that the network maps vectors to vectors, told the time."""

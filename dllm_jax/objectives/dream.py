@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from dllm_jax.core import check
 from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
 from dllm_jax.objectives.base import (
   begins_segment,
@@ -66,12 +67,8 @@ class Dream(LLaDA):
   def __post_init__(self):
     super().__post_init__()
     check_choice("token_weights", self.token_weights, TokenWeights)
-    if not 0.0 < self.cart_decay < 1.0:
-      raise ValueError(f"cart_decay must lie in (0, 1), not {self.cart_decay}")
-    if self.anneal_steps < 0:
-      raise ValueError(
-        f"anneal_steps must be at least 0, not {self.anneal_steps}"
-      )
+    check.within("cart_decay", self.cart_decay, "(0, 1)")
+    check.at_least(self, 0, "anneal_steps")
 
   def draw(
     self,

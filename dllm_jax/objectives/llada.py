@@ -12,12 +12,12 @@ import dataclasses
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from dllm_jax.core.schedule import Linear, Schedule, SCHEDULES
 from dllm_jax.core.time import TimeRule
 from dllm_jax.core.types import Batch, Denoise, Loss, Process
-from dllm_jax.objectives.base import Drawn
+from dllm_jax.objectives.base import Discrete, Drawn
 from dllm_jax.objectives.mdlm import MDLM, Parameterisation
 
 
@@ -101,8 +101,4 @@ class LLaDA(MDLM):
       )
     return super().loss(process, denoise, drawn, batch, step=step)
 
-  def grid(self, steps: int) -> Float[Array, "steps+1"]:
-    """Returns even times from 1 to 0."""
-    if steps < 1:
-      raise ValueError(f"sampling needs at least 1 step, not {steps}")
-    return jnp.linspace(1.0, 0.0, steps + 1)
+  grid = Discrete.grid  # even times from 1 to 0

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dllm_jax.core import check
 from dllm_jax.core.schedule import (
   Linear,
   LogLinear,
@@ -84,14 +85,8 @@ class MDLM(Discrete):
     super().__post_init__()
     if self.mask_id is None:
       raise ValueError("masked diffusion needs a mask_id")
-    if not 0.0 <= self.time_epsilon < 1.0:
-      raise ValueError(
-        f"time_epsilon must lie in [0, 1), not {self.time_epsilon}"
-      )
-    if not 0.0 <= self.sampling_epsilon < 1.0:
-      raise ValueError(
-        f"sampling_epsilon must lie in [0, 1), not {self.sampling_epsilon}"
-      )
+    check.within("time_epsilon", self.time_epsilon, "[0, 1)")
+    check.within("sampling_epsilon", self.sampling_epsilon, "[0, 1)")
     if self.steps is not None and self.steps < 1:
       raise ValueError(
         f"steps (T) must be at least 1, or None for continuous time, not "

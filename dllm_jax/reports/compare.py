@@ -5,7 +5,7 @@ to the same number of tokens; its bound on the same held-out text is read along
 the way and, on all of it, at the end. A second start continues.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import math
 import pathlib
@@ -132,6 +132,7 @@ def _row(label: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     if row["step"] == step:
       return row
   figures = run.evaluate()
+  batch = run.config.training.batch_size * run.config.data.length
   per_char = figures["bits_per_char"] / figures["bits_per_token"]
   shapes = jax.tree.leaves(run.program.abstract.params)
   row = {
@@ -142,28 +143,31 @@ def _row(label: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     "bits_per_token": figures["bits_per_token"],
     "parameters": sum(leaf.size for leaf in shapes),
     "step": step,
-    "tokens": step * _batch_tokens(run),
+    "tokens": step * batch,
     "tokens_per_second": summary.get("tokens_per_second"),
-    "curve": _curve(run),
+    "curve": held_out(metrics.lines(run.workdir / "metrics.jsonl"), batch),
   }
   if jax.process_index() == 0:
     path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
   return row
 
 
-def _batch_tokens(run: Run) -> int:
-  return run.config.training.batch_size * run.config.data.length
+def held_out(
+  lines: Sequence[Mapping[str, Any]], batch: int
+) -> list[tuple[float, float, float]]:
+  """Returns (tokens, bits per character, standard error) along a run.
 
-
-def _curve(run: Run) -> list[tuple[float, float, float]]:
-  """Returns (tokens, bits per character, standard error) along the way."""
+  Args:
+    lines: its metrics.
+    batch: tokens of a batch.
+  """
   found = []
-  for values in metrics.lines(run.workdir / "metrics.jsonl"):
+  for values in lines:
     if "eval_bits_per_char" in values:
       bits = values["eval_bits_per_char"]
       error = values["eval_standard_error"]
       error *= bits / values["eval_bits_per_token"]
-      found.append((values["step"] * _batch_tokens(run), bits, error))
+      found.append((values["step"] * batch, bits, error))
   return found
 
 

@@ -15,9 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from dllm_jax.core import check
+from dllm_jax.core.files import write_whole
 from dllm_jax.evaluation.benchmarks import recall
 from dllm_jax.evaluation.tasks.registry import Setting
 from dllm_jax.plots import bar_plot, line_plot
+from dllm_jax.reports import compare
 from dllm_jax.run.run import Run
 from dllm_jax.training import metrics
 
@@ -46,8 +49,7 @@ class Content:
         "batches and num_samples must be at least 0, not "
         f"{self.batches} and {self.num_samples}"
       )
-    if self.rounds < 2:
-      raise ValueError(f"rounds must be at least 2, not {self.rounds}")
+    check.at_least(self, 2, "rounds")
 
 
 def labels(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
@@ -88,9 +90,7 @@ def report(
   if jax.process_index() == 0:
     output = pathlib.Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(page(rows), encoding="utf-8")
-    temporary.replace(output)
+    write_whole(output, page(rows))
   shown = [{k: v for k, v in row.items() if k != "curves"} for row in rows]
   return {"page": str(output), "rows": shown}
 
@@ -120,7 +120,7 @@ def figures(
     "training_tokens_per_second": float(np.median(speeds)) if speeds else None,
     "curves": {
       "loss": _curve(lines, "loss_nats_per_token", batch),
-      "held_out": _held_out(lines, batch),
+      "held_out": compare.held_out(lines, batch),
     },
     **dict(zip(measure, values, strict=True)),
     "protocol": ledger.protocol,
@@ -134,22 +134,6 @@ def _curve(
   points = [(x["step"] * batch, x[field]) for x in lines if field in x]
   pieces = np.array_split(np.asarray(points), min(len(points), _POINTS) or 1)
   return [(*map(float, p.mean(axis=0)), 0.0) for p in pieces if len(p)]
-
-
-def _held_out(
-  lines: Sequence[Mapping[str, Any]], batch: int
-) -> list[tuple[float, float, float]]:
-  return [
-    (
-      x["step"] * batch,
-      x["eval_bits_per_char"],
-      x["eval_standard_error"]
-      * x["eval_bits_per_char"]
-      / x["eval_bits_per_token"],
-    )
-    for x in lines
-    if "eval_bits_per_char" in x
-  ]
 
 
 def _likelihood(run: Run, content: Content) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from dllm_jax import data
 from dllm_jax.config import config as configs
+from dllm_jax.core.files import write_whole
 from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
 from dllm_jax.training.checkpoint import steps_in
 
@@ -16,8 +17,8 @@ def begin(
 ) -> None:
   """Writes the configuration and the tokenizer of a run."""
   workdir.mkdir(parents=True, exist_ok=True)
-  _write(workdir / "tokenizer.json", tokenizer.to_json())
-  _write(workdir / "config.json", resolved.to_json(indent=2))
+  write_whole(workdir / "tokenizer.json", tokenizer.to_json() + "\n")
+  write_whole(workdir / "config.json", resolved.to_json(indent=2) + "\n")
 
 
 def check_empty(workdir: pathlib.Path) -> None:
@@ -73,10 +74,3 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
       f"{path} is missing; restore it from a copy of the run"
     )
   return tokenizer_from_json(path.read_text(encoding="utf-8"))
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(text + "\n", encoding="utf-8")
-  temporary.replace(path)

@@ -6,6 +6,7 @@ import functools
 
 import jax
 
+from dllm_jax.core import check
 from dllm_jax.core.types import Batch, Denoiser, Objective
 from dllm_jax.data import Corpus, held_out_batches
 from dllm_jax.parallel import compilation
@@ -41,10 +42,7 @@ class Evaluation:
         "evaluation.passes must be at least 2 (the standard error needs two), "
         f"not {self.passes}"
       )
-    if self.batch_size < 1:
-      raise ValueError(
-        f"evaluation.batch_size must be at least 1, not {self.batch_size}"
-      )
+    check.at_least(self, 1, "batch_size", prefix="evaluation.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

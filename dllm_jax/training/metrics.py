@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from dllm_jax.core import check
+from dllm_jax.core.files import write_whole
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
@@ -33,10 +36,7 @@ class Logging:
   progress: bool = True
 
   def __post_init__(self):
-    if self.every_steps < 1:
-      raise ValueError(
-        f"logging.every_steps must be at least 1, not {self.every_steps}"
-      )
+    check.at_least(self, 1, "every_steps", prefix="logging.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +171,4 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
   text = "".join(json.dumps(values) + "\n" for values in kept)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
+  write_whole(path, text)

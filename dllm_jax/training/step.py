@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 import optax
 
+from dllm_jax.core import check
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import Batch, Denoiser, Objective, Process
 
@@ -85,10 +86,7 @@ class Training:
         f"training.microbatches {self.microbatches} must divide "
         f"training.batch_size {self.batch_size}"
       )
-    if not 0.0 <= self.ema_decay < 1.0:
-      raise ValueError(
-        f"training.ema_decay must lie in [0, 1), not {self.ema_decay}"
-      )
+    check.within("training.ema_decay", self.ema_decay, "[0, 1)")
     if self.hang_seconds <= 0 or self.heartbeat_seconds <= 0:
       raise ValueError(
         "training.hang_seconds and training.heartbeat_seconds must be above 0, "

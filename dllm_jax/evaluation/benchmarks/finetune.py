@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from dllm_jax.config import config as configs
+from dllm_jax.core.files import write_whole
 from dllm_jax.evaluation.tasks.registry import Setting
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests
@@ -28,9 +29,7 @@ def kept(folder: pathlib.Path, stem: str, text: str, suffix: str) -> str:
   path = folder / f"{stem}-{digest(text)}{suffix}"
   if not path.exists():
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text)
   return str(path)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from dllm_jax.core import check
 from dllm_jax.sampling.presets import SamplerConfig
 
 
@@ -52,11 +53,7 @@ class Protocol:
   fields: tuple[tuple[str, Any], ...] = ()
 
   def __post_init__(self):
-    for name in ("mc_num", "strata", "max_gen_toks"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, not {getattr(self, name)}"
-        )
+    check.at_least(self, 1, "mc_num", "strata", "max_gen_toks")
     if self.mc_num > self.strata and self.mc_num % self.strata:
       raise ValueError(
         f"mc_num must lie in [1, {self.strata}], one mini-batch, or be a "

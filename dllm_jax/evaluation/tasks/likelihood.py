@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from dllm_jax import data
+from dllm_jax.core import check
 from dllm_jax.data import source
 from dllm_jax.data.packing import text_size, TextSize
 from dllm_jax.evaluation.benchmarks import json_lines
@@ -63,15 +64,11 @@ class Likelihood:
         "--passes must be at least 2 (the standard error needs two), or 0 for "
         f"the run's own number, not {self.passes}"
       )
-    for name in ("batches", "length", "overlap", "block_size"):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f"--{name} must be at least 0, not {getattr(self, name)}"
-        )
-    if self.samples < 1:
-      raise ValueError(f"--samples must be at least 1, not {self.samples}")
-    if self.error < 0:
-      raise ValueError(f"--error must be at least 0, not {self.error}")
+    check.at_least(
+      self, 0, "batches", "length", "overlap", "block_size", prefix="--"
+    )
+    check.at_least(self, 1, "samples", prefix="--")
+    check.at_least(self, 0, "error", prefix="--")
     if self.text and self.pairs:
       raise ValueError("give --text or --pairs, not both")
     if self.detokenizer not in RULES:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dllm_jax.core import check
 from dllm_jax.evaluation.benchmarks import finetune, recall
 from dllm_jax.evaluation.likelihood import scorer
 from dllm_jax.evaluation.samples import quality, traffic
@@ -58,11 +59,7 @@ class Pareto:
         "--autoregressive must name the run of a baseline of the same size, "
         "for example --autoregressive=runs/autoregressive"
       )
-    for name in ("samples", "rounds"):
-      if getattr(self, name) < 2:
-        raise ValueError(
-          f"--{name} must be at least 2, not {getattr(self, name)}"
-        )
+    check.at_least(self, 2, "samples", "rounds", prefix="--")
     self.points()
 
   def points(self) -> dict[str, SamplerConfig]:

@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 
+from dllm_jax.core import check
 from dllm_jax.evaluation.benchmarks import (
   finetune,
   math_and_code,
@@ -69,11 +70,9 @@ class Planning:
       raise ValueError(f"unknown --form {self.form!r}; legal: {legal}")
     if self.at_once < 1 or self.train_on < 1:
       raise ValueError("--at_once and --train_on must be at least 1")
-    for name in ("count", "new_tokens", "shots", "steps"):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f"--{name} must be at least 0, not {getattr(self, name)}"
-        )
+    check.at_least(
+      self, 0, "count", "new_tokens", "shots", "steps", prefix="--"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from dllm_jax.core import check
 from dllm_jax.evaluation.benchmarks import facts as facts_lib
 from dllm_jax.evaluation.benchmarks import finetune, recall
 from dllm_jax.evaluation.benchmarks.facts import Facts
@@ -48,16 +49,8 @@ class Reversal:
   at_once: int = option(128, "questions in a batch")
 
   def __post_init__(self):
-    for name in ("people", "at_once"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"--{name} must be at least 1, not {getattr(self, name)}"
-        )
-    for name in ("steps", "limit"):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f"--{name} must be at least 0, not {getattr(self, name)}"
-        )
+    check.at_least(self, 1, "people", "at_once", prefix="--")
+    check.at_least(self, 0, "steps", "limit", prefix="--")
 
 
 def _run(setting: Setting, options: Reversal) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from dllm_jax.core import check
 from dllm_jax.core.types import (
   Batch,
   Denoise,
@@ -47,8 +48,7 @@ class LatentClassifier:
   classes: int
 
   def __post_init__(self):
-    if self.classes < 2:
-      raise ValueError(f"classes must be at least 2, not {self.classes}")
+    check.at_least(self, 2, "classes")
     if not hasattr(self.diffusion, "step_law"):
       raise ValueError(
         "control by gradients needs a Gaussian process such as diffusion_lm, "

@@ -13,6 +13,8 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dllm_jax.core import check
+
 Logits = Float[Array, "B c V"]
 Counts = Int[Array, "B 1 V"] | None
 """How often each token stands in its row; None where nobody counted."""
@@ -102,8 +104,7 @@ class TopP:
   counts = False
 
   def __post_init__(self):
-    if not 0.0 < self.p <= 1.0:
-      raise ValueError(f"top-p must lie in (0, 1], not {self.p}")
+    check.within("top-p", self.p, "(0, 1]")
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns the logits, -inf outside the nucleus."""

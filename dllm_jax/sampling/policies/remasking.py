@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dllm_jax.core import check
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
@@ -78,8 +79,7 @@ def _most(at: Moment) -> Array:
 
 
 def _check_eta(eta: float) -> None:
-  if not 0.0 <= eta <= 1.0:
-    raise ValueError(f"eta must lie in [0, 1], not {eta}")
+  check.within("eta", eta, "[0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from flax import struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from dllm_jax.core import check
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Objective
 from dllm_jax.core.vocabulary import reduce
@@ -40,8 +41,7 @@ class Psi(Stepwise):
 
   def __post_init__(self):
     super().__post_init__()
-    if not 0.0 <= self.kappa <= 1.0:
-      raise ValueError(f"kappa must lie in [0, 1], not {self.kappa}")
+    check.within("kappa", self.kappa, "[0, 1]")
     if not 0.0 <= self.ends < self.begins <= 1.0:
       raise ValueError(
         "noise is mixed in for 0 <= ends < t <= begins <= 1, not between "

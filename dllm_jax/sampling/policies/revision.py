@@ -11,6 +11,7 @@ from flax import struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dllm_jax.core import check
 from dllm_jax.sampling.policies.selection import rank
 
 
@@ -113,10 +114,7 @@ class Edit:
   always: bool = False
 
   def __post_init__(self):
-    if not 0.0 < self.threshold <= 1.0:
-      raise ValueError(
-        f"the editing threshold must lie in (0, 1], not {self.threshold}"
-      )
+    check.within("the editing threshold", self.threshold, "(0, 1]")
     if self.extra < 1:
       raise ValueError(f"editing needs at least 1 call, not {self.extra}")
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
+from dllm_jax.core import check
 from dllm_jax.core.types import Objective
 
 
@@ -254,10 +255,7 @@ class Threshold(_Selection):
   least: Even | None = None
 
   def __post_init__(self):
-    if not 0.0 < self.value <= 1.0:
-      raise ValueError(
-        f"a confidence threshold must lie in (0, 1], not {self.value}"
-      )
+    check.within("a confidence threshold", self.value, "(0, 1]")
 
   def __call__(
     self, seen: Seen, progress: Progress, steps: int, objective: Objective

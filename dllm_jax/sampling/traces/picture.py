@@ -1,18 +1,14 @@
 """A trace as a picture: a GIF that plays it, or a PNG strip of its moments.
 
-Needs Pillow (`pip install 'dllm_jax[pictures]'`). Characters stand on a grid, so
-that any font will do.
+Characters stand on a grid, in the font that matplotlib brings with it.
 """
 
 from collections.abc import Callable, Sequence
 import os
 import pathlib
-from typing import Any
-
-import numpy as np
 
 from dllm_jax.sampling.traces.strip import layout, LIGHT, text_of, width
-from dllm_jax.sampling.traces.trace import Film, films, Trace
+from dllm_jax.sampling.traces.trace import Film, film_of, Trace
 
 _ADVANCE, _LINE, _PAD, _HEAD = 9, 20, 14, 24  # pixels
 _PAPER, _INK, _SOFT = "#ffffff", "#1c1b19", "#67645d"
@@ -44,29 +40,22 @@ def write_picture(
     seconds: the length of the GIF, its last frame not counted.
 
   Raises:
-    ValueError: another suffix, no such sample, fewer than 2 panels, or Pillow is
-      missing.
+    ValueError: another suffix, no such sample, or fewer than 2 panels.
   """
   kind = pathlib.Path(path).suffix.lower()
   if kind not in (".gif", ".png"):
     raise ValueError(f"a picture is a .gif or a .png, not {str(path)!r}")
-  samples = films(trace)
-  if not 0 <= sample < len(samples):
-    raise ValueError(
-      f"sample must lie in [0, {len(samples)}), the rows of the trace, not "
-      f"{sample}"
-    )
+  film = film_of(trace, sample)
   if panels < 2:
     raise ValueError(f"a strip needs at least 2 panels, not {panels}")
-  image = _pillow()
-  film = samples[sample]
+  from PIL import Image  # noqa: PLC0415  Only pictures need it.
+
   cells = layout(film, decode, columns, lines)
   rows = 1 + max((row for *_, row in cells), default=0)
   size = (columns * _ADVANCE + 2 * _PAD, rows * _LINE + 2 * _PAD + _HEAD)
-  draw = lambda step: _panel(image, film, decode, cells, step, size)
+  draw = lambda step: _panel(film, decode, cells, step, size)
   count = panels if kind == ".png" else min(_FRAMES, len(film.steps) + 1)
-  steps = np.linspace(0, len(film.steps), count).round().astype(int)
-  frames = [draw(int(step)) for step in dict.fromkeys(steps.tolist())]
+  frames = [draw(step) for step in film.moments(count)]
   if kind == ".gif":
     pause = int(1000 * seconds / len(frames))
     frames[0].save(
@@ -78,39 +67,19 @@ def write_picture(
     )
     return
   across = sum(frame.width for frame in frames) + _PAD * (len(frames) - 1)
-  strip = image.new("RGB", (across, size[1]), _PAPER)
+  strip = Image.new("RGB", (across, size[1]), _PAPER)
   for i, frame in enumerate(frames):
     strip.paste(frame, (i * (size[0] + _PAD), 0))
   strip.save(path)
 
 
-def _pillow() -> Any:
-  try:
-    from PIL import Image  # noqa: PLC0415  Only pictures need it.
-  except ModuleNotFoundError as error:
-    raise ValueError(
-      "GIF and PNG pictures need Pillow: pip install 'dllm_jax[pictures]', or "
-      "write a page (.html) or a strip (.svg) instead"
-    ) from error
-  return Image
+def _panel(film: Film, decode, cells, step: int, size):
+  from matplotlib import font_manager  # noqa: PLC0415
+  from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415
 
-
-def _font():
-  from PIL import ImageFont  # noqa: PLC0415
-
-  for name in ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf"):
-    try:
-      return ImageFont.truetype(name, 14)
-    except OSError:
-      continue
-  return ImageFont.load_default(14)
-
-
-def _panel(image, film: Film, decode, cells, step: int, size):
-  from PIL import ImageDraw  # noqa: PLC0415
-
-  panel = image.new("RGB", size, _PAPER)
-  draw, font = ImageDraw.Draw(panel), _font()
+  panel = Image.new("RGB", size, _PAPER)
+  draw = ImageDraw.Draw(panel)
+  font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), 14)
   title = f"step {step} of {len(film.steps)}"
   draw.text((2, 3), title, _SOFT, font)
   _legend(draw, 2 + draw.textlength(title, font), size[0], font)

@@ -6,9 +6,7 @@ import pathlib
 import unicodedata
 from xml.sax.saxutils import escape
 
-import numpy as np
-
-from dllm_jax.sampling.traces.trace import Event, Film, films, Trace
+from dllm_jax.sampling.traces.trace import Event, Film, film_of, Trace
 
 # Backgrounds from unsure to sure: orange to blue, not red to green.
 LIGHT = ("#ffc9b0", "#f0d79b", "#c3e2ae", "#a6e3d6", "#aedcff")
@@ -57,23 +55,17 @@ def write_strip(
   Raises:
     ValueError: there is no such sample, or fewer than 2 panels.
   """
-  samples = films(trace)
-  if not 0 <= sample < len(samples):
-    raise ValueError(
-      f"sample must lie in [0, {len(samples)}), the rows of the trace, not "
-      f"{sample}"
-    )
+  film = film_of(trace, sample)
   if panels < 2:
     raise ValueError(f"a strip needs at least 2 panels, not {panels}")
-  film = samples[sample]
-  steps = np.linspace(0, len(film.steps), panels).round().astype(int)
+  steps = film.moments(panels)
   cells = layout(film, decode, columns, lines)
   last = film.canvas(len(film.steps))
   across = columns * _ADVANCE + 2 * _PAD
   rows = 1 + max((row for *_, row in cells), default=0)
   height = rows * _LINE + 2 * _PAD
   body = []
-  for i, step in enumerate(dict.fromkeys(steps.tolist())):
+  for i, step in enumerate(steps):
     title = f"step {step} of {len(film.steps)}"
     x = i * (across + _GAP) + 0.5
     body.append(f'<text class="head" x="{x:.1f}" y="14">{title}</text>')
@@ -87,7 +79,7 @@ def write_strip(
       text = text_of(now, last[slot], text, decode)
       given = film.fixed[slot]
       body.append(_cell(now, text, x + _PAD, column, row, given=given))
-  total = len(set(steps.tolist())) * (across + _GAP) - _GAP
+  total = len(steps) * (across + _GAP) - _GAP
   body.append(_legend(total))
   pathlib.Path(path).write_text(
     _document(body, total, height + 24), encoding="utf-8"

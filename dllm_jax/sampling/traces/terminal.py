@@ -8,7 +8,7 @@ import time
 from typing import TextIO
 
 from dllm_jax.sampling.traces.strip import layout, text_of, width
-from dllm_jax.sampling.traces.trace import Film, films, page, Trace
+from dllm_jax.sampling.traces.trace import Film, page, Trace
 
 # Backgrounds of the 256-colour palette from unsure to sure: orange to blue.
 _RAMP = (216, 222, 151, 115, 117)
@@ -93,19 +93,14 @@ def play(
     ValueError: there is no such sample.
   """
   out = sys.stderr if out is None else out
-  samples = films(trace)
-  if not 0 <= sample < len(samples):
-    raise ValueError(
-      f"sample must lie in [0, {len(samples)}), the rows of the trace, not "
-      f"{sample}"
-    )
+  film = film_of(trace, sample)
   live = out.isatty()
   # A line that the terminal wraps would put all that follow in its wrong place.
   across, height = _size(out)
   columns = columns or max(8, min(78, across - 1))
   lines = lines or max(1, min(20, height - 4))
   frames = list(
-    screens(samples[sample], decode, columns=columns, lines=lines, colour=live)
+    screens(film, decode, columns=columns, lines=lines, colour=live)
   )
   if not live:
     frames = [frames[0], frames[-1]]

@@ -142,11 +142,30 @@ class Film:
         slots[event.slot] = event
     return slots
 
+  def moments(self, count: int) -> list[int]:
+    """Returns evenly spaced numbers of steps, none and all of them included."""
+    steps = np.linspace(0, len(self.steps), count).round().astype(int)
+    return list(dict.fromkeys(steps.tolist()))
+
 
 def films(trace: Trace) -> list[Film]:
   """Returns the samples of a trace, fetched from the device."""
   trace = jax.device_get(trace)
   return [_film(trace, row) for row in range(trace.initial.shape[0])]
+
+
+def film_of(trace: Trace, sample: int) -> Film:
+  """Returns one sample of a trace, fetched from the device.
+
+  Raises:
+    ValueError: there is no such sample.
+  """
+  rows = trace.initial.shape[0]
+  if not 0 <= sample < rows:
+    raise ValueError(
+      f"sample must lie in [0, {rows}), the rows of the trace, not {sample}"
+    )
+  return _film(jax.device_get(trace), sample)
 
 
 def _film(trace: Trace, row: int) -> Film:
