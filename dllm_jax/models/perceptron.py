@@ -25,7 +25,6 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x, real):
     """Returns the perceptron of each position, and nothing to report."""
-    del real
     c = self.config
     dim = self.dim or c.mlp_dim
     wide = lambda name: Linear(
@@ -56,7 +55,6 @@ class GeluMlp(nn.Module):
   @nn.compact
   def __call__(self, x, real):
     """Returns the perceptron of each position, and nothing to report."""
-    del real
     c = self.config
     linear = lambda inputs, outputs, name: Linear(
       (inputs,),

@@ -11,10 +11,10 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from dllm_jax.core.mask import Causal, MaskSpec
-from dllm_jax.core.types import Batch, Denoise, Loss, Process
+from dllm_jax.core.types import Loss
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
   begins_segment,
@@ -76,32 +76,15 @@ class Autoregressive(Discrete):
     """Slots that are sampled together: one."""
     return 1
 
-  def draw(
-    self,
-    process: Process,
-    key: Key[Array, ""],
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Drawn:
+  def draw(self, process, key, batch, *, step) -> Drawn:
     """Returns x0 moved on by one, a bos at each segment; nothing is random."""
-    del process, key, step
     x0 = batch.tokens
     before = jnp.pad(x0[:, :-1], ((0, 0), (1, 0)))
     z = jnp.where(begins_segment(batch.segment_ids), self.begin_id, before)
     return Drawn(t=jnp.ones((x0.shape[0], 1)), z=z)
 
-  def loss(
-    self,
-    process: Process,
-    denoise: Denoise,
-    drawn: Drawn,
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Loss:
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the exact negative log-likelihood, nats."""
-    del step
     weight = evenly(batch.loss_mask)
     if batch.loss_weight is not None:
       weight = weight * batch.loss_weight[:, None]
@@ -114,25 +97,10 @@ class Autoregressive(Discrete):
       bound=terms * batch.loss_mask,
     )
 
-  def log_x0(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def log_x0(self, process, logits, z, t) -> Float[Array, "B c V"]:
     """Returns the next token's log-probabilities; known tokens are copied."""
-    del process, t
     return subs(logits, z, self.mask_id)
 
-  def posterior(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-    s: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def posterior(self, process, logits, z, t, s) -> Float[Array, "B c V"]:
     """Returns the same: a step reveals what it reaches, whatever its times."""
-    del s
     return self.log_x0(process, logits, z, t)

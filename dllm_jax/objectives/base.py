@@ -144,7 +144,6 @@ class Discrete(Objective):
     Raises:
       ValueError: it has no blocks.
     """
-    del size
     raise ValueError(
       f"{type(self).__name__} has no blocks: a block size belongs to block "
       "diffusion"
@@ -152,7 +151,6 @@ class Discrete(Objective):
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
     """Returns what the network is told of the time: nothing."""
-    del t
     return None
 
   def inputs(
@@ -163,7 +161,6 @@ class Discrete(Objective):
     batch: Batch,
   ) -> ModelInputs:
     """Returns what the network sees for the latent z at time t."""
-    del process
     return ModelInputs(
       latent=z,
       conditioning=self.conditioning(t),
@@ -183,7 +180,6 @@ class Discrete(Objective):
     weights: Weights,
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss and the bound, from a weighted cross-entropy."""
-    del process, z, t
     total, terms = cross_entropy(forbid(out, self.mask_id), x0, weights.loss)
     return total, weights.bound * terms
 
@@ -196,7 +192,6 @@ class Discrete(Objective):
     step: Int[Array, ""],
   ) -> Drawn:
     """Returns times and corrupted rows; unsupervised tokens stay clean."""
-    del step
     key_t, key_z = jax.random.split(key)
     t = self.time(key_t, batch.tokens.shape)
     z = self.corrupt(process, key_z, batch.tokens, t)
@@ -216,7 +211,6 @@ class Discrete(Objective):
     A row's `loss_weight` multiplies its loss and its share of the
     normalisation.
     """
-    del step
     x0, t, z = batch.tokens, drawn.t, drawn.z
     out = denoise(self.inputs(process, z, t, batch))
     weights = self.weigh(process, x0, z, t, batch)
@@ -235,7 +229,6 @@ class Discrete(Objective):
 
   def prior(self, noise: Noise, shape: tuple[int, int]) -> Int[Array, "B T"]:
     """Returns a canvas of masks."""
-    del noise
     return jnp.full(shape, self.mask_id, jnp.int32)
 
   def grid(self, steps: int) -> Float[Array, "steps+1"]:

@@ -23,7 +23,7 @@ from dllm_jax.core.schedule import (
   Times,
 )
 from dllm_jax.core.time import draw_times
-from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
+from dllm_jax.core.types import Batch, Loss, ModelInputs, Process
 from dllm_jax.objectives.base import Discrete, Drawn, TokenSpace
 from dllm_jax.objectives.mdlm import MDLM
 
@@ -163,7 +163,6 @@ class BD3LM(MDLM):
     With block 1 every time has the same expectation, the autoregressive
     likelihood, and t = 1 has no variance: the interval is that point.
     """
-    del key
     return self.clipped(Process(), (self.clip_low, self.clip_high))
 
   def clipped(
@@ -189,16 +188,8 @@ class BD3LM(MDLM):
     t = (high - low) * u + low
     return jnp.repeat(t, self.block_size, axis=1)
 
-  def draw(
-    self,
-    process: Process,
-    key: Key[Array, ""],
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Drawn:
+  def draw(self, process, key, batch, *, step) -> Drawn:
     """Returns times and corrupted rows; unsupervised tokens stay clean."""
-    del step
     x0 = batch.tokens
     key_t, key_z = jax.random.split(key)
     t = self.block_times(process, key_t, x0.shape)
@@ -259,31 +250,16 @@ class BD3LM(MDLM):
       mask=TwoStream(z.shape[1], self.block_size),
     )
 
-  def emphasis(
-    self,
-    process: Process,
-    z: Int[Array, "B L"],
-    t: Float[Array, "B #L"],
-    batch: Batch,
-  ) -> Float[Array, "B #L"]:
+  def emphasis(self, process, z, t, batch) -> Float[Array, "B #L"]:
     """Returns MDLM's factor at each token's time; 1 under heavy masking."""
     factor = super().emphasis(process, z, t, batch)
     heavy = process.state["clip"][0] > 0.5
     return jnp.where(heavy, 1.0, factor)
 
-  def loss(
-    self,
-    process: Process,
-    denoise: Denoise,
-    drawn: Drawn,
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Loss:
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the loss of one pass over two streams; the noisy one predicts."""
 
     def noisy_half(inputs: ModelInputs):
-      del inputs
       out = denoise(self.two_streams(drawn.z, drawn.t, batch))
       return out.replace(hidden=out.hidden[:, : drawn.z.shape[1]])
 
@@ -310,13 +286,7 @@ class BD3LM(MDLM):
         found.append((max(low, self.time_epsilon), min(low + width, 1.0)))
     return jnp.array(found, jnp.float32)
 
-  def measure(
-    self,
-    process: Process,
-    denoise: Denoise,
-    key: Key[Array, ""],
-    batch: Batch,
-  ) -> Float[Array, "C"]:
+  def measure(self, process, denoise, key, batch) -> Float[Array, "C"]:
     """Returns the variance of block losses under each candidate interval.
 
     The data-driven criterion (sec. 5.2): of the mean loss of every block of the

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dllm_jax.core import check
 from dllm_jax.core.time import draw_times, TimeRule
-from dllm_jax.core.types import Batch, ModelOutputs, Noise, Process
+from dllm_jax.core.types import Batch, Noise, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import check_choice, Discrete, evenly, Weights
 from dllm_jax.objectives.mixture import (
@@ -95,14 +95,10 @@ class ContinuousMixture(Discrete):
     t: Float[Array, "B #L"],
   ) -> Int[Array, "B L"]:
     """Returns a draw of q(z_t | x0)."""
-    del process
     return corrupt_by(key, x0, self.parts(t), self.vocab_size, self.mask_id)
 
-  def corruption(
-    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
-  ) -> Float[Array, "B L"]:
+  def corruption(self, process, x0, t) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
-    del process
     parts = self.parts(t)
     moved = 1.0 - 1.0 / real_tokens(self.vocab_size, self.mask_id)
     return jnp.broadcast_to(parts.mask + moved * parts.uniform, x0.shape)
@@ -116,18 +112,11 @@ class ContinuousMixture(Discrete):
     batch: Batch,
   ) -> Weights:
     """Returns one for each supervised token: `token_loss` has the weight."""
-    del process, x0, z, t
     one = evenly(batch.loss_mask)
     return Weights(loss=one, count=one, bound=one)
 
   def score(
-    self,
-    process: Process,
-    out: ModelOutputs,
-    x0: Int[Array, "B L"],
-    z: Int[Array, "B L"],
-    t: Float[Array, "B #L"],
-    weights: Weights,
+    self, process, out, x0, z, t, weights
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss and the bound, from `token_loss` on chunks."""
 
@@ -138,28 +127,14 @@ class ContinuousMixture(Discrete):
     bound = jax.lax.stop_gradient(terms) + self.prior_loss()
     return jnp.sum(weights.loss * terms), weights.bound * bound
 
-  def log_x0(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def log_x0(self, process, logits, z, t) -> Float[Array, "B c V"]:
     """Returns log p(x0 | z_t): a softmax in which a mask has no share."""
-    del process, z, t
     if self.mask_id is not None:
       is_mask = jnp.arange(self.vocab_size) == self.mask_id
       logits = jnp.where(is_mask, -jnp.inf, logits)
     return jax.nn.log_softmax(logits)
 
-  def posterior(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-    s: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def posterior(self, process, logits, z, t, s) -> Float[Array, "B c V"]:
     r"""Returns log p(z_s | z_t) ~ q(z_t | z_s) q(z_s | x0 ~ p_theta)."""
     log_p = self.log_x0(process, logits, z, t)
     return self.reversed(log_p, z, self.parts(t), self.parts(s))

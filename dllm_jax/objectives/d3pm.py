@@ -20,7 +20,7 @@ import numpy as np
 
 from dllm_jax.core.noise import inverse_cdf
 from dllm_jax.core.time import draw_times, TimeRule
-from dllm_jax.core.types import Batch, ModelOutputs, Noise, Process
+from dllm_jax.core.types import Batch, Noise, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import (
   check_choice,
@@ -138,7 +138,6 @@ class D3PM(Discrete):
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns the matrices, as constants."""
-    del key
     betas = np.asarray(self.schedule.betas(self.steps), np.float64)
     tables = self.transition.tables(betas, self.vocab_size, self.mask_id)
     return Process(constants=tables)
@@ -174,9 +173,7 @@ class D3PM(Discrete):
     log_p = jnp.log(tables["cumulative"][n, x0])
     return inverse_cdf(jax.random.bits(key, (*x0.shape, 2)), log_p)
 
-  def corruption(
-    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
-  ) -> Float[Array, "B L"]:
+  def corruption(self, process, x0, t) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
     cumulative, n = process.constants["cumulative"], self.step(t)
     if not self.transition.closed:
@@ -194,18 +191,11 @@ class D3PM(Discrete):
     batch: Batch,
   ) -> Weights:
     """Returns T at supervised tokens: one step stands for all of them."""
-    del process, x0, z, t
     one = evenly(batch.loss_mask)
     return Weights(loss=self.steps * one, count=one, bound=self.steps * one)
 
   def score(
-    self,
-    process: Process,
-    out: ModelOutputs,
-    x0: Int[Array, "B L"],
-    z: Int[Array, "B L"],
-    t: Float[Array, "B #L"],
-    weights: Weights,
+    self, process, out, x0, z, t, weights
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss and the bound with its prior term."""
 
@@ -255,28 +245,14 @@ class D3PM(Discrete):
   def _by_network(self, s: Int[Array, "*n"]) -> Bool[Array, "*n"]:
     return (s == 0) & (self.final == "network")
 
-  def log_x0(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def log_x0(self, process, logits, z, t) -> Float[Array, "B c V"]:
     """Returns log p(x0 | z_n): a softmax, over `support`."""
-    del process, z, t
     if self.mask_id is not None and self.support == "tokens":
       is_mask = jnp.arange(self.vocab_size) == self.mask_id
       logits = jnp.where(is_mask, -jnp.inf, logits)
     return jax.nn.log_softmax(logits)
 
-  def posterior(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-    s: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def posterior(self, process, logits, z, t, s) -> Float[Array, "B c V"]:
     """Returns log p(z_s | z_t), for any two steps."""
     tables, late, early = process.constants, self.step(t), self.step(s)
     log_p = self.log_x0(process, logits, z, t)

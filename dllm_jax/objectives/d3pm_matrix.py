@@ -50,7 +50,6 @@ class _Dense:
     self, betas: np.ndarray, vocab_size: int, mask_id: int | None
   ) -> dict[str, Any]:
     """Returns matrices of each step and their products, `[T + 1, K, K]`."""
-    del mask_id
     step = [np.eye(vocab_size), *self.matrices(betas, vocab_size)]
     products = [step[0]]
     for one in step[1:]:
@@ -71,7 +70,6 @@ class _Dense:
     mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n | x0 ~ p)."""
-    del mask_id
     rows = tables["cumulative"][n]
     p = jnp.exp(log_p)
     if n.shape[1] == 1:
@@ -88,7 +86,6 @@ class _Dense:
     mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n = z | z_s = y) for every y: columns of Q_{s+1} ... Q_n."""
-    del mask_id
     n, s = jnp.broadcast_to(n, z.shape), jnp.broadcast_to(s, z.shape)
 
     def back(carry):
@@ -115,7 +112,6 @@ class _Dense:
     mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n = z | z_{n-1} = y) for every y."""
-    del vocab_size, mask_id
     return tables["step"][n, :, z]
 
 
@@ -288,7 +284,6 @@ class Table(_Kernel):
 
   def kernel(self, size: int) -> np.ndarray:
     """Returns the given rows."""
-    del size
     return (
       np.load(self.rows) if isinstance(self.rows, str) else np.array(self.rows)
     )

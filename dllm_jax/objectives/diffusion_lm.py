@@ -25,8 +25,6 @@ from dllm_jax.core.noise import Tag
 from dllm_jax.core.time import draw_times, TimeRule
 from dllm_jax.core.types import (
   Batch,
-  Denoise,
-  Guide,
   Loss,
   ModelOutputs,
   Noise,
@@ -181,16 +179,8 @@ class DiffusionLM(Discrete):
     n, tables = self.step(t), process.constants
     return tables["kept"][n], tables["lost"][n]
 
-  def draw(
-    self,
-    process: Process,
-    key: Key[Array, ""],
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Gaussian:
+  def draw(self, process, key, batch, *, step) -> Gaussian:
     """Returns one uniform n in 1 ... T a row, and noise."""
-    del process, step
     key_t, key_start, key_noise = jax.random.split(key, 3)
     u = draw_times(key_t, (batch.tokens.shape[0], 1), self.time_rule)
     shape = (*batch.tokens.shape, self.features)
@@ -200,21 +190,12 @@ class DiffusionLM(Discrete):
       noise=jax.random.normal(key_noise, shape),
     )
 
-  def loss(
-    self,
-    process: Process,
-    denoise: Denoise,
-    drawn: Gaussian,
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Loss:
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns error, rounding and end terms of one network evaluation.
 
     The bound is that of the model with a Gaussian p(x_start | z_1) of variance
     1 - a_1, in nats per token.
     """
-    del step
     t, supervised = drawn.t, evenly(batch.loss_mask)
     row = 1.0 if batch.loss_weight is None else batch.loss_weight[:, None]
     weight = supervised * row
@@ -280,13 +261,7 @@ class DiffusionLM(Discrete):
     kept, lost = (x[..., None] for x in self._levels(process, t))
     return (z - jnp.sqrt(lost) * said) / jnp.sqrt(kept)
 
-  def log_x0(
-    self,
-    process: Process,
-    logits: Float[Array, "B c E"],
-    z: Float[Array, "B c E"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def log_x0(self, process, logits, z, t) -> Float[Array, "B c V"]:
     """Returns log p(w | x_hat); the network's vectors stand for logits."""
     guess = self.x_start(process, logits, z, t)
     params = process.params
@@ -294,23 +269,17 @@ class DiffusionLM(Discrete):
       return rounding.log_by_distance(params, guess)
     return jax.nn.log_softmax(guess @ params["embedding"].T + params["bias"])
 
-  def clean(
-    self, process: Process, tokens: Int[Array, "B T"]
-  ) -> Float[Array, "B T E"]:
+  def clean(self, process, tokens) -> Float[Array, "B T E"]:
     """Returns the embeddings of tokens."""
     return process.params["embedding"][tokens]
 
-  def decode(
-    self, process: Process, z: Float[Array, "B T E"]
-  ) -> Int[Array, "B T"]:
+  def decode(self, process, z) -> Int[Array, "B T"]:
     """Returns the most probable tokens."""
     if self.readout == "distance":
       return rounding.nearest(process.params, z)
     return rounding.best(rounding.head(process.params, z))
 
-  def prior(
-    self, noise: Noise, shape: tuple[int, int]
-  ) -> Float[Array, "B T E"]:
+  def prior(self, noise, shape) -> Float[Array, "B T E"]:
     """Returns standard normal vectors."""
     return jnp.broadcast_to(
       normal(noise, Tag.PRIOR, self.features), (*shape, self.features)
@@ -370,18 +339,8 @@ class DiffusionLM(Discrete):
     return mean + spread * draw
 
   def reverse(
-    self,
-    process: Process,
-    noise: Noise,
-    out: ModelOutputs,
-    z: Float[Array, "B T E"],
-    t: Float[Array, "B #T"],
-    s: Float[Array, "B #T"],
-    *,
-    guide: Guide | None = None,
-    window: Int[Array, "B T"] | None = None,
+    self, process, noise, out, z, t, s, *, guide=None, window=None
   ) -> Float[Array, "B T E"]:
     """Returns z_s. No logits are drawn from, so that a `guide` has no part."""
-    del guide
     mean, variance = self.step_law(process, out, z, t, s, window=window)
     return self.perturb(noise, mean, variance, s)

@@ -17,10 +17,10 @@ from typing import ClassVar, Literal
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dllm_jax.core import check
-from dllm_jax.core.types import Batch, Denoise, Loss, ModelInputs, Process
+from dllm_jax.core.types import Loss, ModelInputs
 from dllm_jax.objectives.base import (
   begins_segment,
   check_choice,
@@ -70,14 +70,7 @@ class Dream(LLaDA):
     check.within("cart_decay", self.cart_decay, "(0, 1)")
     check.at_least(self, 0, "anneal_steps")
 
-  def draw(
-    self,
-    process: Process,
-    key: Key[Array, ""],
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Annealed:
+  def draw(self, process, key, batch, *, step) -> Annealed:
     """Returns times, corrupted rows and the key of the attention mask."""
     key_rest, key_mask = jax.random.split(key)
     cut = super().draw(process, key_rest, batch, step=step)
@@ -99,15 +92,7 @@ class Dream(LLaDA):
     seen = jax.random.uniform(key, (length, length)) < rate
     return seen | jnp.tri(length, dtype=bool)
 
-  def loss(
-    self,
-    process: Process,
-    denoise: Denoise,
-    drawn: Annealed,
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Loss:
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the loss of shifted predictions.
 
     A segment's first token is predicted by its own slot, as the original leaves
@@ -126,13 +111,7 @@ class Dream(LLaDA):
 
     return super().loss(process, shifted, drawn, batch, step=step)
 
-  def emphasis(
-    self,
-    process: Process,
-    z: Int[Array, "B L"],
-    t: Float[Array, "B #L"],
-    batch: Batch,
-  ) -> Float[Array, "B #L"]:
+  def emphasis(self, process, z, t, batch) -> Float[Array, "B #L"]:
     """Returns context weights, or the factor that `weighting` names."""
     if self.token_weights == "time":
       return super().emphasis(process, z, t, batch)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from dllm_jax.core.time import draw_times, TimeRule
-from dllm_jax.core.types import Batch, Denoise, Loss, ModelOutputs, Process
+from dllm_jax.core.types import Loss, ModelOutputs, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import check_choice, corrupt_to, Discrete, subs
 
@@ -73,7 +73,6 @@ class GenMD4(Discrete):
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns omega, the same for all tokens: softplus(omega) = power."""
-    del key
     omega = jnp.log(jnp.expm1(jnp.float32(self.power)))
     return Process(params={"omega": jnp.full((self.vocab_size,), omega)})
 
@@ -91,16 +90,8 @@ class GenMD4(Discrete):
     """Returns 1 - alpha(t) for tokens with powers w."""
     return (1.0 - self.epsilon) * t**w
 
-  def draw(
-    self,
-    process: Process,
-    key: Key[Array, ""],
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Pair:
+  def draw(self, process, key, batch, *, step) -> Pair:
     """Returns times and two corruptions; unsupervised tokens stay clean."""
-    del step
     key_t, key_1, key_2 = jax.random.split(key, 3)
     x0 = batch.tokens
     u = draw_times(key_t, (x0.shape[0], 1), self.time_rule)
@@ -113,9 +104,7 @@ class GenMD4(Discrete):
       z2=corrupt_to(key_2, x0, rate, self.mask_id),
     )
 
-  def corruption(
-    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
-  ) -> Float[Array, "B L"]:
+  def corruption(self, process, x0, t) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
     return self.masked(self.powers(process)[x0], t)
 
@@ -169,17 +158,8 @@ class GenMD4(Discrete):
     mine = w[x0] * log_t
     return -(1.0 - self.epsilon) * jnp.exp(mine) * (mine - total)
 
-  def loss(
-    self,
-    process: Process,
-    denoise: Denoise,
-    drawn: Pair,
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Loss:
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the mean of two corruptions, with the leave-one-out gradient."""
-    del step
     x0, t = batch.tokens, drawn.t
     row = batch.loss_weight
     row = jnp.ones(x0.shape[:1]) if row is None else row
@@ -210,25 +190,11 @@ class GenMD4(Discrete):
       },
     )
 
-  def log_x0(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def log_x0(self, process, logits, z, t) -> Float[Array, "B c V"]:
     """Returns SUBS log-probabilities."""
-    del process, t
     return subs(logits, z, self.mask_id)
 
-  def posterior(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-    s: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def posterior(self, process, logits, z, t, s) -> Float[Array, "B c V"]:
     r"""Returns log p(z_s | z_t).
 
     With v ~ p_i, a mask becomes v with probability

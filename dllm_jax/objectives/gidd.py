@@ -15,12 +15,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from dllm_jax.core.schedule import Linear, Schedule, SCHEDULES
-from dllm_jax.core.types import ModelOutputs, Process
+from dllm_jax.core.types import Process
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.objectives.base import Weights
 from dllm_jax.objectives.continuous import ContinuousMixture
 from dllm_jax.objectives.mixture import (
   finite_log,
@@ -134,9 +133,7 @@ class GIDD(ContinuousMixture):
     """Returns 1000 t if the network is told the time."""
     return 1000.0 * t if self.time_conditioning else None
 
-  def time(
-    self, key: Key[Array, ""], shape: tuple[int, int]
-  ) -> Float[Array, "B 1"]:
+  def time(self, key, shape) -> Float[Array, "B 1"]:
     """Returns one time a row, in [eps, 1 - eps]."""
     return jnp.minimum(super().time(key, shape), 1.0 - self.time_epsilon)
 
@@ -180,25 +177,12 @@ class GIDD(ContinuousMixture):
     log_ratio = jnp.where(masked, 0.0, finite_log(q_z) - at_z)
     return divergence + jnp.expm1(log_ratio) - log_ratio
 
-  def token_loss(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    x0: Int[Array, "B c"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c"]:
+  def token_loss(self, process, logits, x0, z, t) -> Float[Array, "B c"]:
     """Returns the integrand of the bound, in nats per token."""
     return self.weight(x0, z, t) * self.gap(process, logits, x0, z, t)
 
   def score(
-    self,
-    process: Process,
-    out: ModelOutputs,
-    x0: Int[Array, "B L"],
-    z: Int[Array, "B L"],
-    t: Float[Array, "B #L"],
-    weights: Weights,
+    self, process, out, x0, z, t, weights
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss, its weight clipped, and the bound."""
 

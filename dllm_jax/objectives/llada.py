@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Key
 
 from dllm_jax.core.schedule import Linear, Schedule, SCHEDULES
 from dllm_jax.core.time import TimeRule
-from dllm_jax.core.types import Batch, Denoise, Loss, Process
+from dllm_jax.core.types import Loss, Process
 from dllm_jax.objectives.base import Discrete, Drawn
 from dllm_jax.objectives.mdlm import MDLM, Parameterisation
 
@@ -59,21 +59,13 @@ class LLaDA(MDLM):
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns the probability of a cut, which evaluation sets to 0."""
-    del key
     return Process(state={"random_length": jnp.float32(self.random_length)})
 
   def unbiased(self, process: Process) -> Process:
     """Returns the process that cuts nothing."""
     return process.replace(state={"random_length": jnp.float32(0.0)})
 
-  def draw(
-    self,
-    process: Process,
-    key: Key[Array, ""],
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Cut:
+  def draw(self, process, key, batch, *, step) -> Cut:
     """Returns times, corrupted rows and the length that is used of them."""
     key_rest, key_coin, key_length = jax.random.split(key, 3)
     drawn = super().draw(process, key_rest, batch, step=step)
@@ -83,15 +75,7 @@ class LLaDA(MDLM):
     length = jnp.broadcast_to(jnp.where(cut, length, full), (rows,))
     return Cut(t=drawn.t, z=drawn.z, length=length)
 
-  def loss(
-    self,
-    process: Process,
-    denoise: Denoise,
-    drawn: Cut,
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Loss:
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the loss of the rows' first tokens, as many as were drawn."""
     if drawn.length is not None:
       used = jnp.arange(batch.tokens.shape[1]) < drawn.length[:, None]

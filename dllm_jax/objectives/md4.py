@@ -16,16 +16,10 @@ from dllm_jax.core.noise import Tag
 from dllm_jax.core.schedule import Linear, Schedule, SCHEDULES
 from dllm_jax.core.time import TimeRule
 from dllm_jax.core.types import (
-  Batch,
-  Denoise,
-  Guide,
   Loss,
-  ModelOutputs,
-  Noise,
-  Process,
 )
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.objectives.base import check_choice, Drawn
+from dllm_jax.objectives.base import check_choice
 from dllm_jax.objectives.mdlm import MDLM
 
 Draw = Literal["ancestral", "mean"]
@@ -87,15 +81,7 @@ class MD4(MDLM):
     ends = self.schedule.masked(jnp.array([0.0, 1.0]))
     return (ends[0] + 1.0 - ends[1]) * jnp.log(self.vocab_size - 1.0)
 
-  def loss(
-    self,
-    process: Process,
-    denoise: Denoise,
-    drawn: Drawn,
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Loss:
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the loss of one network evaluation, end terms in the bound."""
     loss = super().loss(process, denoise, drawn, batch, step=step)
     ends = jnp.where(batch.loss_mask, self.end_terms(), 0.0)
@@ -114,16 +100,7 @@ class MD4(MDLM):
     return times.at[-1].set(0.0)
 
   def reverse(
-    self,
-    process: Process,
-    noise: Noise,
-    out: ModelOutputs | tuple[ModelOutputs, ...],
-    z: Int[Array, "B T"],
-    t: Float[Array, "B #T"],
-    s: Float[Array, "B #T"],
-    *,
-    guide: Guide | None = None,
-    window: Int[Array, "B T"] | None = None,
+    self, process, noise, out, z, t, s, *, guide=None, window=None
   ) -> Int[Array, "B T"]:
     """Returns z_s, drawn as `reverse_draw` says."""
     if self.reverse_draw == "ancestral":

@@ -26,7 +26,7 @@ from dllm_jax.core.schedule import (
   SigmaLinear,
 )
 from dllm_jax.core.time import draw_times, TimeRule
-from dllm_jax.core.types import Batch, Denoise, ModelOutputs, Process
+from dllm_jax.core.types import Batch, Denoise, Process
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
   check_choice,
@@ -180,14 +180,10 @@ class MDLM(Discrete):
     t: Float[Array, "B #L"],
   ) -> Int[Array, "B L"]:
     """Returns z_t: each token is masked with probability 1 - alpha(t)."""
-    del process
     return corrupt_to(key, x0, self.masked(t), self.mask_id)
 
-  def corruption(
-    self, process: Process, x0: Int[Array, "B L"], t: Float[Array, "B #L"]
-  ) -> Float[Array, "B L"]:
+  def corruption(self, process, x0, t) -> Float[Array, "B L"]:
     """Returns the probability that a token of z_t differs from x0's."""
-    del process
     return jnp.broadcast_to(self.masked(t), x0.shape)
 
   def weigh(
@@ -199,7 +195,6 @@ class MDLM(Discrete):
     batch: Batch,
   ) -> Weights:
     """Returns -alpha' / (1 - alpha) at masked positions (eq. 10)."""
-    del x0
     masked = (z == self.mask_id) & batch.loss_mask
     bound = jnp.where(masked, self.weight(t), 0.0)
     loss = jnp.where(masked, self.emphasis(process, z, t, batch), 0.0)
@@ -214,7 +209,6 @@ class MDLM(Discrete):
     batch: Batch,
   ) -> Float[Array, "B #L"]:
     """Returns the factor of a masked token's cross-entropy in the loss."""
-    del process, z, batch
     if self.weighting == "bound":
       return self.weight(t)
     return jnp.ones_like(t) if self.weighting == "uniform" else 1.0 - t
@@ -286,40 +280,19 @@ class MDLM(Discrete):
     return jnp.zeros(())
 
   def score(
-    self,
-    process: Process,
-    out: ModelOutputs,
-    x0: Int[Array, "B L"],
-    z: Int[Array, "B L"],
-    t: Float[Array, "B #L"],
-    weights: Weights,
+    self, process, out, x0, z, t, weights
   ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """Returns the summed loss and the bound, from a weighted cross-entropy."""
-    del process, z, t
     if self.parameterisation == "subs":
       out = forbid(out, self.mask_id)
     total, terms = cross_entropy(out, x0, weights.loss)
     return total, weights.bound * terms
 
-  def log_x0(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def log_x0(self, process, logits, z, t) -> Float[Array, "B c V"]:
     """Returns SUBS log-probabilities (sec. 3.2.3)."""
-    del process, t
     return subs(logits, z, self.mask_id)
 
-  def posterior(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-    s: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def posterior(self, process, logits, z, t, s) -> Float[Array, "B c V"]:
     r"""Returns log p(z_s | z_t) (eq. 7).
 
     A masked token stays masked with probability (1 - alpha(s)) / (1 - alpha(t))

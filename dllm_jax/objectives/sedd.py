@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int
 
 from dllm_jax.core.schedule import LogLinear, Schedule, SCHEDULES
 from dllm_jax.core.time import TimeRule
-from dllm_jax.core.types import Process
 from dllm_jax.objectives.base import check_choice, TokenSpace
 from dllm_jax.objectives.continuous import ContinuousMixture
 from dllm_jax.objectives.mixture import (
@@ -151,41 +150,19 @@ class SEDD(ContinuousMixture):
     moved = ((-log_ratio - 1.0) / ratio - (n - 2)) / n - mean - at_x0 / grown
     return positive + jnp.where(x0 == z, same, moved)
 
-  def token_loss(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    x0: Int[Array, "B c"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c"]:
+  def token_loss(self, process, logits, x0, z, t) -> Float[Array, "B c"]:
     """Returns sigma'(t) times the score entropy, in nats per token."""
-    del process
     log_score = self.log_score(logits, z, t)
     return self.schedule.dsigma(t) * self.score_entropy(log_score, x0, z, t)
 
-  def log_x0(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def log_x0(self, process, logits, z, t) -> Float[Array, "B c V"]:
     """Returns log p(x0 | z_t): all noise undone at once, no mask left."""
-    del process
     p = self._undone(self.log_score(logits, z, t), z, self.schedule.sigma(t))
     if self.mask_id is not None:
       p = jnp.where(jnp.arange(self.vocab_size) == self.mask_id, 0.0, p)
     return _normalised(p)
 
-  def posterior(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-    s: Float[Array, "B #c"],
-  ) -> Float[Array, "B c V"]:
+  def posterior(self, process, logits, z, t, s) -> Float[Array, "B c V"]:
     """Returns log p(z_s | z_t) of the predictor; the denoiser's at s = 0."""
     clean = self.log_x0(process, logits, z, t)
     if self.predictor == "denoiser":

@@ -19,12 +19,12 @@ from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from dllm_jax.core.schedule import LogLinear, Schedule, SCHEDULES
-from dllm_jax.core.types import Batch, Denoise, Loss, Process
+from dllm_jax.core.types import Loss
 from dllm_jax.core.vocabulary import cross_entropy
-from dllm_jax.objectives.base import check_choice, Drawn, TokenSpace
+from dllm_jax.objectives.base import check_choice, TokenSpace
 from dllm_jax.objectives.continuous import ContinuousMixture
 from dllm_jax.objectives.mixture import (
   between,
@@ -91,23 +91,14 @@ class UDLM(ContinuousMixture):
     lost = self.schedule.masked(t)
     return Parts(1.0 - lost, lost, jnp.zeros_like(lost))
 
-  def time(
-    self, key: Key[Array, ""], shape: tuple[int, int]
-  ) -> Float[Array, "B 1"]:
+  def time(self, key, shape) -> Float[Array, "B 1"]:
     """Returns one time a row; of T steps, (floor(t T) + 1) / T."""
     t = super().time(key, shape)
     if self.steps is None:
       return t
     return (jnp.floor(t * self.steps) + 1.0) / self.steps
 
-  def token_loss(
-    self,
-    process: Process,
-    logits: Float[Array, "B c V"],
-    x0: Int[Array, "B c"],
-    z: Int[Array, "B c"],
-    t: Float[Array, "B #c"],
-  ) -> Float[Array, "B c"]:
+  def token_loss(self, process, logits, x0, z, t) -> Float[Array, "B c"]:
     """Returns the integrand of the bound, in nats per token."""
     if self.steps is not None:
       return self._step_loss(process, logits, x0, z, t)
@@ -141,15 +132,7 @@ class UDLM(ContinuousMixture):
     guess = self.log_x0(process, logits, z, t)
     return self.steps * step_divergence(early, jump, x0, z, guess, None)
 
-  def loss(
-    self,
-    process: Process,
-    denoise: Denoise,
-    drawn: Drawn,
-    batch: Batch,
-    *,
-    step: Int[Array, ""],
-  ) -> Loss:
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the loss, with the reconstruction term if it is asked for."""
     loss = super().loss(process, denoise, drawn, batch, step=step)
     if self.reconstruction == "copied":

@@ -88,7 +88,6 @@ class Stored:
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     """Returns the whole tensor."""
-    del copy
     numbers = np.fromfile(
       self.file, self.dtype, math.prod(self.shape), offset=self.offset
     )

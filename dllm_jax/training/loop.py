@@ -188,12 +188,10 @@ class _Stop:
     return self.requested
 
   def _terminate(self, number, frame):
-    del number, frame
     os.kill(os.getpid(), signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
   def _request(self, number, frame):
-    del number, frame
     self.requested = True
     # A second Ctrl-C interrupts at once.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -177,7 +177,6 @@ class DiffusionLM(LM):
 
   def chat_template(self, chat_template: bool | str = False) -> str:
     """Returns the chat template of the run's tokenizer, for the record."""
-    del chat_template
     return getattr(self._run.tokenizer, "chat_template", None) or ""
 
   def apply_chat_template(

@@ -63,7 +63,6 @@ class Stepwise:
 
   def least_steps(self, width: int) -> int:
     """Returns the fewest steps that finish a window of so many slots."""
-    del width
     return 1
 
   def init(
@@ -184,7 +183,6 @@ class Ancestral(Stepwise):
     plain = guide is None and not (self.filters or self.processors)
 
     def guided(logits, z, t):
-      del t
       logits = self.filtered(logits, z, counts, guide)
       return self.drawn(logits, z, counts)
 

@@ -97,7 +97,6 @@ class LatentClassifier:
     step: Int[Array, ""],
   ) -> Loss:
     """Returns the cross-entropy of rows' labels, in nats per row."""
-    del step
     latent = process.constants["diffusion"]
     z = self.diffusion.noisy(latent, drawn, batch)
     inputs = self.inputs(process, z, drawn.t, batch)
@@ -175,7 +174,6 @@ class Controlled(Stepwise):
     Raises:
       ValueError: a window was given: the classifier reads whole canvases.
     """
-    del unused
     if window is not None:
       raise ValueError("control needs the whole canvas: leave block_length out")
     t, s = self.times(state.step), self.times(state.step + 1)

@@ -81,7 +81,6 @@ class Guidance:
     """Returns `(logits of both branches, z, t) -> logits`."""
 
     def join(logits: tuple[Float[Array, "B c V"], ...], z, t):
-      del z, t
       with_it, without = logits
       return without + (self.scale + 1.0) * (with_it - without)
 

@@ -52,7 +52,6 @@ class Temperature:
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns logits / value."""
-    del z, counts
     if self.value == 1.0:
       return logits
     if self.value > 0.0:
@@ -79,7 +78,6 @@ class TopK:
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns the logits, -inf outside the best k."""
-    del z, counts
     if self.k >= logits.shape[-1]:
       return logits
     keep = _best(logits, jnp.ones_like(logits), float(self.k))
@@ -108,7 +106,6 @@ class TopP:
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns the logits, -inf outside the nucleus."""
-    del z, counts
     if self.p == 1.0:
       return logits
     p = jax.nn.softmax(logits)
@@ -139,7 +136,6 @@ class RepetitionPenalty:
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns the logits, those of known tokens made smaller."""
-    del z
     if self.value == 1.0 or counts is None:
       return logits
     smaller = jnp.where(logits > 0, logits / self.value, logits * self.value)
@@ -159,7 +155,6 @@ class Banned:
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns the logits, -inf at the tokens."""
-    del z, counts
     return jnp.where(_among(self.tokens, logits), -jnp.inf, logits)
 
 
@@ -180,7 +175,6 @@ class Forced:
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns the logits, -inf at all other tokens."""
-    del z, counts
     return jnp.where(_among(self.tokens, logits), logits, -jnp.inf)
 
 

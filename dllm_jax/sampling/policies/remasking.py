@@ -276,7 +276,6 @@ class ReMDM(Stepwise):
 
   def done(self, process, z, state, window) -> Bool[Array, "B"]:
     """Returns rows that are out of steps: a full window may change again."""
-    del process, z
     return (state.step >= self.steps) | ~jnp.any(window, axis=1)
 
   def moment(self, state: Remembered) -> Moment:
@@ -297,7 +296,6 @@ class ReMDM(Stepwise):
     window=None, guide=None, counts=None, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
-    del process, must
     jump = self.rule(self.moment(state))
     mask_id = self.objective.mask_id
     reveal = jnp.broadcast_to(jump.reveal, z.shape)

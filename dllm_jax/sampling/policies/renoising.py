@@ -57,7 +57,6 @@ class Psi(Stepwise):
 
   def done(self, process, z, state, window) -> Bool[Array, "B"]:
     """Returns rows that are out of steps."""
-    del process, z, window
     return state.step >= self.steps
 
   def step(
@@ -65,7 +64,6 @@ class Psi(Stepwise):
     window=None, guide=None, counts=None, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
-    del active, must
     t, s = self.times(state.step), self.times(state.step + 1)
     mixing = (t <= self.begins) & (t > self.ends) & (s > 0.0)
     kappa = jnp.where(mixing, self.kappa, 1.0)
@@ -169,7 +167,6 @@ class Renoise(Stepwise):
 
   def done(self, process, z, state, window) -> Bool[Array, "B"]:
     """Returns rows that are out of steps or have come to rest."""
-    del process, z, window
     return (state.step >= self.steps) | state.settled
 
   def step(
@@ -177,7 +174,6 @@ class Renoise(Stepwise):
     window=None, guide=None, counts=None, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
-    del process, must
     left = 1.0 - state.step / self.steps
     heat = (self.cold + (self.hot - self.cold) * left)[:, None]
 

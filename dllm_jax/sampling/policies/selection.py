@@ -123,7 +123,6 @@ class Even(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del objective
     return seen.best(self.quota(seen, progress, steps))
 
 
@@ -135,7 +134,6 @@ class Everything(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del progress, steps, objective
     return seen.candidates
 
 
@@ -179,7 +177,6 @@ class Proportional(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del objective
     plan = jnp.asarray(self.plan(steps, seen.candidates.shape[1]))
     step = jnp.minimum(progress.step, steps - 1)
     count = plan[progress.maskable, step]
@@ -231,7 +228,6 @@ class CosinePlan(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del objective
     ratio = (progress.step + 1.0) / steps
     keep = jnp.floor(progress.maskable * jnp.cos(jnp.pi / 2.0 * ratio))
     keep = jnp.where(progress.step + 1 >= steps, 0, keep.astype(jnp.int32))
@@ -261,7 +257,6 @@ class Threshold(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del objective
     sure = seen.candidates & (seen.confidence >= self.value)
     least = seen.due(progress, steps)
     if self.least is not None:
@@ -291,7 +286,6 @@ class Factor(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del objective
     order = seen.rank()
     sure = sort(jnp.where(seen.candidates, seen.confidence, -1.0), order)
     n = jnp.arange(1, sure.shape[1] + 1)
@@ -322,7 +316,6 @@ class EntropyBound(_Selection):
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    del objective
     order = seen.rank()
     h = sort(jnp.where(seen.candidates, seen.entropy, jnp.inf), order)
     passed = bounded(h, self.value)

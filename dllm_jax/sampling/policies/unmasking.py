@@ -74,7 +74,6 @@ class FirstHitting(Stepwise):
     window=None, guide=None, counts=None, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
-    del must
 
     def draw(logits, z, noise):
       logits = self.filtered(logits, z, counts, guide)
