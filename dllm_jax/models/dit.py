@@ -34,19 +34,18 @@ from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers
 from dllm_jax.models.attention.context import Strategy
 from dllm_jax.models.attention.dispatch import (
-  check_implementation,
   Implementation,
 )
 from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
-from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.layers import LayerNorm, Linear, TimeEmbedding, Weight
 from dllm_jax.models.perceptron import GeluMlp
-from dllm_jax.models.quantised import check_matmul, Matmul
+from dllm_jax.models.quantised import Matmul
 from dllm_jax.models.rotary import Unscaled
+from dllm_jax.models.shape import Shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiTConfig:
+class DiTConfig(Shape):
   """The shape and the arithmetic of a DiT; defaults are MDLM's 110M.
 
   Attributes:
@@ -110,7 +109,6 @@ class DiTConfig:
         self, 1, "vocab_size", "width", "layers", "heads", "mlp_dim",
         "cond_dim", "latent_dim", "output_dim", "vocab_multiple", "unroll",
     )  # fmt: skip
-    layers.check_at_least(self, 0, "num_classes", "lora_rank")
     if self.width % (2 * self.heads):
       raise ValueError(
         f"width {self.width} must be a multiple of twice the heads"
@@ -120,18 +118,7 @@ class DiTConfig:
       raise ValueError(
         "num_classes needs adaptive=True: labels enter by adaptive norms"
       )
-    if self.tied and (self.latent_dim or self.output_dim):
-      raise ValueError(
-        "tied=True needs token inputs and logits: unset latent_dim and"
-        " output_dim, or set tied=False"
-      )
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
-    layers.check_choice("dtype", self.dtype, layers.DTYPES)
-    layers.check_choice("param_dtype", self.param_dtype, layers.DTYPES)
-    layers.check_choice("remat", self.remat, layers.REMAT)
-    check_implementation(self.attention, self.context)
-    check_matmul(self.matmul)
+    self.check_common()
     object.__setattr__(self, "mlp_dim", self.mlp_dim or 4 * self.width)
 
   qk_norm = False
@@ -162,22 +149,6 @@ class DiTConfig:
   def runs(self) -> tuple[Run, ...]:
     """The stacks of layers: one."""
     return layer_runs([False] * self.layers)
-
-  @property
-  def padded_vocab(self) -> int:
-    """The vocabulary with its padding."""
-    return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-
-  def cache(self, batch: int, slots: int) -> KVCache:
-    """Returns an empty cache for this network."""
-    return empty_cache(
-      layers=self.layers,
-      batch=batch,
-      slots=slots,
-      kv_heads=self.kv_heads,
-      head_dim=self.head_dim,
-      dtype=self.dtype,
-    )
 
 
 def dit(config: DiTConfig) -> Denoiser:

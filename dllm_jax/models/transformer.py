@@ -44,19 +44,18 @@ from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers, moe
 from dllm_jax.models.attention.context import Strategy
 from dllm_jax.models.attention.dispatch import (
-  check_implementation,
   Implementation,
 )
 from dllm_jax.models.block import denoiser, layer_runs, Run, trunk
-from dllm_jax.models.cache import empty_cache
 from dllm_jax.models.layers import Linear, RMSNorm, TimeEmbedding, Weight
 from dllm_jax.models.perceptron import SwiGLU
-from dllm_jax.models.quantised import check_matmul, Matmul
+from dllm_jax.models.quantised import Matmul
 from dllm_jax.models.rotary import Scaling, SCALINGS, Unscaled
+from dllm_jax.models.shape import Shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(Shape):
   """The shape and the arithmetic of a transformer.
 
   Attributes:
@@ -163,7 +162,6 @@ class TransformerConfig:
         "head_dim", "mlp_dim", "cond_dim", "latent_dim", "output_dim",
         "vocab_multiple", "unroll",
     )  # fmt: skip
-    layers.check_at_least(self, 0, "num_classes", "lora_rank")
     if self.head_dim is None and self.width % self.heads:
       raise ValueError(
         f"width {self.width} is no multiple of heads {self.heads}; change one"
@@ -180,19 +178,8 @@ class TransformerConfig:
         f"rotated features {rotary_dim} of a head of {head_dim} must be even,"
         " above 0 and no more than the head has; set head_dim or rotary_dim"
       )
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
-    if self.tied and (self.latent_dim or self.output_dim):
-      raise ValueError(
-        "tied=True needs token inputs and logits: unset latent_dim and"
-        " output_dim, or set tied=False"
-      )
     self._check_experts()
-    layers.check_choice("dtype", self.dtype, layers.DTYPES)
-    layers.check_choice("param_dtype", self.param_dtype, layers.DTYPES)
-    layers.check_choice("remat", self.remat, layers.REMAT)
-    check_implementation(self.attention, self.context)
-    check_matmul(self.matmul)
+    self.check_common()
     fill = dict(
       kv_heads=self.kv_heads or self.heads,
       head_dim=head_dim,
@@ -239,25 +226,9 @@ class TransformerConfig:
     ])
 
   @property
-  def padded_vocab(self) -> int:
-    """The vocabulary with its padding."""
-    return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-
-  @property
   def modulated(self) -> bool:
     """Whether norms depend on the time or on a class."""
     return self.conditioned or self.num_classes > 0
-
-  def cache(self, batch: int, slots: int) -> KVCache:
-    """Returns an empty cache for this network."""
-    return empty_cache(
-      layers=self.layers,
-      batch=batch,
-      slots=slots,
-      kv_heads=self.kv_heads,
-      head_dim=self.head_dim,
-      dtype=self.dtype,
-    )
 
 
 def transformer(config: TransformerConfig) -> Denoiser:

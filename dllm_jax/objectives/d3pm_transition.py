@@ -81,16 +81,6 @@ class Uniform:
     """Returns q(z_n | x0 ~ p)."""
     return jnp.exp(log_marginal(at(tables["cumulative"], n), log_p, mask_id))
 
-  def jump(
-    self, tables: dict[str, Any], n: Int[Array, "B #c"], s: Int[Array, "B #c"]
-  ) -> Parts:
-    """Returns the fates from step s to step n; exact for neighbours."""
-    far = between(
-      at(tables["cumulative"], s), at(tables["cumulative"], n), absorbing=True
-    )
-    near = at(tables["step"], n)
-    return jax.tree.map(lambda a, b: jnp.where(n - s == 1, a, b), near, far)
-
   def likelihood(
     self,
     tables: dict[str, Any],
@@ -101,7 +91,11 @@ class Uniform:
     mask_id: int | None,
   ) -> Float[Array, "B c V"]:
     """Returns q(z_n = z | z_s = y) for every y."""
-    jump = self.jump(tables, n, s)
+    far = between(
+      at(tables["cumulative"], s), at(tables["cumulative"], n), absorbing=True
+    )
+    near = at(tables["step"], n)  # exact for neighbours
+    jump = jax.tree.map(lambda a, b: jnp.where(n - s == 1, a, b), near, far)
     return likelihood(jump, z, vocab_size, mask_id, absorbing=True)
 
   def neighbour(

@@ -194,14 +194,18 @@ def _compiled(lowered) -> tuple[str | None, float]:
       raise
     power = "KMGT".index(used[2]) + 1
     return None, float(used[1]) * 1024**power
+  return compiled.as_text(), program_bytes(compiled)
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+  """Returns a device's peak memory of a compiled program, by XLA's analysis."""
   memory = compiled.memory_analysis()
-  total = (
+  return int(
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes
     - memory.alias_size_in_bytes
   )
-  return compiled.as_text(), total
 
 
 def _kinds(kinds: Mapping[str, float], total: float) -> dict[str, int]:

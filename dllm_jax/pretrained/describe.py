@@ -199,7 +199,7 @@ def describe(
     ValueError: there is no such family, or its layout cannot hold the network.
   """
   if name is not None:
-    family = _by_name(name)
+    family = families.by_name(name)
     return family, _config(family, objective, network, special, length)
   reasons = []
   for family in families.FAMILIES:
@@ -220,12 +220,6 @@ def describe(
 
 def _names() -> list[str]:
   return [family.name for family in families.FAMILIES]
-
-
-def _by_name(name: str) -> Family:
-  if name not in _names():
-    raise ValueError(f"unknown family {name!r}; legal: {', '.join(_names())}")
-  return families.by_name(name)
 
 
 def _config(family, objective, network, special, length) -> dict[str, Any]:

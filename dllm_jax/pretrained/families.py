@@ -279,13 +279,13 @@ def by_name(name: str) -> Family:
   """Returns a family by its name.
 
   Raises:
-    KeyError: there is none.
+    ValueError: there is none.
   """
   for family in FAMILIES:
     if family.name == name:
       return family
   known = ", ".join(family.name for family in FAMILIES)
-  raise KeyError(f"unknown family {name!r}; legal: {known}")
+  raise ValueError(f"unknown family {name!r}; legal: {known}")
 
 
 def objective(

@@ -21,6 +21,7 @@ from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
 from dllm_jax.parallel import compilation, global_batch
 from dllm_jax.parallel.hardware import peak_flops
+from dllm_jax.planning.plan import program_bytes
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests as sampling_requests
 from dllm_jax.sampling.generator import Sampled
@@ -75,7 +76,7 @@ def train(
     "mfu": peak and flops / seconds / (peak * run.mesh.size),
     "model_flops_per_step": flops,
     "compile_seconds": compile_seconds,
-    "peak_bytes": _peak_bytes(compiled),
+    "peak_bytes": program_bytes(compiled),
     "device": f"{run.mesh.size} x {kind}",
   }
 
@@ -105,17 +106,6 @@ def _looped(run: Run, workdir: pathlib.Path, steps: int) -> float:
   _, summary = run.loop(workdir, Hooks()).run()
   tokens = run.config.training.batch_size * run.config.data.length
   return steps * tokens / summary["tokens_per_second"]
-
-
-def _peak_bytes(compiled) -> int:
-  """Returns a device's peak memory of a compiled program, by XLA's analysis."""
-  memory = compiled.memory_analysis()
-  return int(
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
 
 
 AGAINST = ("uncached", "equal", "weights")

@@ -264,8 +264,7 @@ class ReMDM(Stepwise):
     """Returns the state at a window's start."""
     base = super().init(process, z, window)
     return Remembered(
-      step=base.step,
-      maskable=base.maskable,
+      **vars(base),
       t=self.times(base.step),
       memory=jnp.full(window.shape, -jnp.inf),
     )

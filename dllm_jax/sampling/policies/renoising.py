@@ -160,8 +160,7 @@ class Renoise(Stepwise):
     """Returns the state at a window's start."""
     base = super().init(process, z, window)
     return Settling(
-      step=base.step,
-      maskable=base.maskable,
+      **vars(base),
       settled=jnp.zeros(window.shape[:1], bool),
     )
 

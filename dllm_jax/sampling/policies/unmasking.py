@@ -63,7 +63,7 @@ class FirstHitting(Stepwise):
     """Returns the state at a window's start: t = 1, before the first jump."""
     base = super().init(process, z, window)
     t = jnp.ones((window.shape[0], 1))
-    return Hitting(step=base.step, maskable=base.maskable, t=t)
+    return Hitting(**vars(base), t=t)
 
   def time(self, state: Hitting) -> Float[Array, "B 1"]:
     """Returns the time of the last jump."""
@@ -156,8 +156,7 @@ class Unmasking(Stepwise):
     """Returns the state at a window's start."""
     base = super().init(process, z, window)
     return Course(
-      step=base.step,
-      maskable=base.maskable,
+      **vars(base),
       memory=None if self.revision is None else empty(window.shape),
     )
 

@@ -8,7 +8,7 @@ import time
 from typing import TextIO
 
 from dllm_jax.sampling.traces.strip import layout, text_of, width
-from dllm_jax.sampling.traces.trace import Film, page, Trace
+from dllm_jax.sampling.traces.trace import Film, film_of, page, Trace
 
 # Backgrounds of the 256-colour palette from unsure to sure: orange to blue.
 _RAMP = (216, 222, 151, 115, 117)
