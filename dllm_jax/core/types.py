@@ -204,48 +204,30 @@ class Objective(Protocol):
     vocab_size: real tokens, the mask included if there is one.
     mask_id: the mask token, or None for processes without one.
     shift: 1 if the output at slot i predicts the token of slot i + 1.
+    block_length: slots that a sampler has to fill together, left to right; None
+      for as many as it likes.
+    reads_time: whether the network is told the time.
+    exact: whether `Loss.bound` is the negative log-likelihood itself.
+    exchangeable: whether all tokens are masked at one rate in continuous time,
+      so that the bound is a mean over how many are masked. There is then
+      `restore(process, denoise, z, batch, rate)`, -log p(x0 | z) at the masked
+      positions of z, nats, of a network that is told the time of that rate.
+    adapts: whether `adapt` changes the process at evaluations while training.
   """
 
   vocab_size: int
   mask_id: int | None
   shift: Literal[0, 1] = 0
-
-  @property
-  def block_length(self) -> int | None:
-    """Slots that a sampler fills together, left to right; None for any."""
-    return None
-
-  @property
-  def reads_time(self) -> bool:
-    """Whether the network is told the time."""
-
-  @property
-  def exact(self) -> bool:
-    """Whether `Loss.bound` is the negative log-likelihood: nothing is drawn."""
-    return False
-
-  @property
-  def exchangeable(self) -> bool:
-    """Whether all tokens are masked at one rate in continuous time.
-
-    The likelihood bound is then a mean over how many are masked, and there is
-    `restore(process, denoise, z, batch, rate)`: -log p(x0 | z) at the masked
-    positions of z, nats, of a network that is told the time of that rate.
-    """
-    return False
+  block_length: int | None = None
+  reads_time: bool
+  exact: bool = False
+  exchangeable: bool = False
+  adapts: bool = False
 
   @property
   def order_agnostic(self) -> bool:
-    """Whether, besides, the network is told nothing but the tokens that stand.
-
-    The likelihood bound is then an average over orders of unmasking.
-    """
+    """Whether, besides, the bound is an average over orders of unmasking."""
     return self.exchangeable and not self.reads_time
-
-  @property
-  def adapts(self) -> bool:
-    """Whether `adapt` changes the process at evaluations while training."""
-    return False
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns fresh arrays of the process."""
@@ -254,8 +236,7 @@ class Objective(Protocol):
   def unbiased(self, process: Process) -> Process:
     """Returns the process under which `Loss.bound` is a likelihood bound.
 
-    What evaluation uses: training may clip times or shorten rows, which makes
-    the expectation of its loss another one.
+    What evaluation uses: training may clip times or shorten rows.
     """
     return process
 

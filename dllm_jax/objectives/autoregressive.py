@@ -38,6 +38,8 @@ class Autoregressive(Discrete):
   bos_id: int | None = None
 
   shift: ClassVar[int] = 1
+  block_length: ClassVar[int] = 1
+  exact: ClassVar[bool] = True  # nothing is drawn
 
   def __post_init__(self):
     super().__post_init__()
@@ -65,16 +67,6 @@ class Autoregressive(Discrete):
   def mask_spec(self) -> MaskSpec:
     """A token sees itself and earlier ones."""
     return Causal()
-
-  @property
-  def exact(self) -> bool:
-    """True: nothing is drawn."""
-    return True
-
-  @property
-  def block_length(self) -> int:
-    """Slots that are sampled together: one."""
-    return 1
 
   def draw(self, process, key, batch, *, step) -> Drawn:
     """Returns x0 moved on by one, a bos at each segment; nothing is random."""

@@ -8,7 +8,8 @@ loss: draw times, corrupt, call the network once, score each position. An
 objective that fits writes `time`, `corrupt`, `inputs` and `weigh`, or `score`
 where its terms are no weighted cross-entropy. One that does not fit (two
 corruptions, no corruption) writes `draw` and `loss` itself. Nothing here knows
-any one system.
+any one system. A method that overrides another has the types of its arguments
+from where it is first declared: `core.types.Objective`, or a base class.
 """
 
 import dataclasses

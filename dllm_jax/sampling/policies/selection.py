@@ -91,6 +91,12 @@ class _Selection:
   entropy = False
   uniform = False
 
+  def __call__(
+    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+  ) -> Bool[Array, "B W"]:
+    """Returns the slots to reveal."""
+    raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Even(_Selection):
@@ -119,9 +125,7 @@ class Even(_Selection):
     quota = jnp.where(progress.step < planned, quota, 1)
     return jnp.maximum(quota, seen.due(progress, steps))
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     return seen.best(self.quota(seen, progress, steps))
 
@@ -130,9 +134,7 @@ class Even(_Selection):
 class Everything(_Selection):
   """Reveals every slot: what stays is the revision's choice."""
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     return seen.candidates
 
@@ -173,9 +175,7 @@ class Proportional(_Selection):
     empty_last = np.argsort(counts == 0, axis=1, kind="stable")
     return np.take_along_axis(counts, empty_last, axis=1)
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     plan = jnp.asarray(self.plan(steps, seen.candidates.shape[1]))
     step = jnp.minimum(progress.step, steps - 1)
@@ -190,9 +190,7 @@ class Truncated(_Selection):
   Dream's rule, on the objective's grid of times (arXiv:2508.15487).
   """
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     share, last = _share(progress, steps, objective)
     count = jnp.floor(seen.left * share).astype(jnp.int32)
@@ -208,9 +206,7 @@ class Chance(_Selection):
 
   uniform = True
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     share, last = _share(progress, steps, objective)
     chosen = (seen.uniform < share[:, None]) | last[:, None]
@@ -224,9 +220,7 @@ class CosinePlan(_Selection):
   At least one is revealed, and all at the last step (arXiv:2202.04200).
   """
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     ratio = (progress.step + 1.0) / steps
     keep = jnp.floor(progress.maskable * jnp.cos(jnp.pi / 2.0 * ratio))
@@ -253,9 +247,7 @@ class Threshold(_Selection):
   def __post_init__(self):
     check.within("a confidence threshold", self.value, "(0, 1]")
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     sure = seen.candidates & (seen.confidence >= self.value)
     least = seen.due(progress, steps)
@@ -282,9 +274,7 @@ class Factor(_Selection):
     if not 0.0 < self.value < float("inf"):
       raise ValueError(f"a confidence factor must be above 0, not {self.value}")
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     order = seen.rank()
     sure = sort(jnp.where(seen.candidates, seen.confidence, -1.0), order)
@@ -312,9 +302,7 @@ class EntropyBound(_Selection):
     if not 0.0 <= self.value < float("inf"):
       raise ValueError(f"an entropy bound must be 0 or more, not {self.value}")
 
-  def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
-  ) -> Bool[Array, "B W"]:
+  def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     order = seen.rank()
     h = sort(jnp.where(seen.candidates, seen.entropy, jnp.inf), order)
