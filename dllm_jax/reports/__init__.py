@@ -9,8 +9,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
-  submod_attrs={
-    "compare": ["compare"],
-    "report": ["report"],
-  },
+  # Modules: a function of the same name would hide the rest of its file.
+  submodules=["compare", "report"],
 )

@@ -20,7 +20,7 @@ from dllm_jax.core.files import write_whole
 from dllm_jax.evaluation.benchmarks import recall
 from dllm_jax.evaluation.tasks.registry import Setting
 from dllm_jax.plots import bar_plot, line_plot
-from dllm_jax.reports import compare
+from dllm_jax.reports.compare import held_out
 from dllm_jax.run.run import Run
 from dllm_jax.training import metrics
 
@@ -120,7 +120,7 @@ def figures(
     "training_tokens_per_second": float(np.median(speeds)) if speeds else None,
     "curves": {
       "loss": _curve(lines, "loss_nats_per_token", batch),
-      "held_out": compare.held_out(lines, batch),
+      "held_out": held_out(lines, batch),
     },
     **dict(zip(measure, values, strict=True)),
     "protocol": ledger.protocol,
