@@ -29,8 +29,10 @@ class Dataset:
     path: the name of a bundled text ("shakespeare"); a file, a directory or a
       glob of text, JSONL or Parquet files; a directory that `prepare` made; or
       "random" for random tokens, to measure speed.
-    tokenizer: "char", "byte", or the path of a tokenizer.json; None: that of
-      prepared data, "char" for text. "numbers:N" for N ids of random tokens.
+    tokenizer: "char", "byte", "bpe:N" for N tokens of byte pairs learned from
+      the training text, the mask included, or the path of a tokenizer.json;
+      None: that of prepared data, "char" for text. "numbers:N" for N ids of
+      random tokens.
     mask_token: the mask among the tokens of a tokenizer.json; None: a new id.
     length: tokens a row.
     packing: "slices" cuts everything as one text; "packed" keeps documents
@@ -66,6 +68,11 @@ class Dataset:
       raise ValueError(
         f"virtual_shards is {self.virtual_shards}; at least one is needed"
       )
+
+  @property
+  def held_out_of_path(self) -> float:
+    """The fraction of `path` itself that is held out."""
+    return 0.0 if self.held_out_path else self.held_out
 
   @property
   def format(self) -> source.Format:
@@ -183,6 +190,9 @@ def load(
     tokenizer = tokenizer_lib.make_tokenizer(
       dataset.tokenizer or "char",
       (d.text for d in source.documents(files, dataset.format)),
+      training_texts=source.training_texts(
+        files, dataset.format, dataset.held_out_of_path
+      ),
       mask_token=dataset.mask_token,
       path=dataset.path,
     )
@@ -214,7 +224,7 @@ def _load_random(
 def _load_memory(
   dataset: Dataset, files: list[str], tokenizer: tokenizer_lib.Tokenizer
 ) -> Corpus:
-  fraction = 0.0 if dataset.held_out_path else dataset.held_out
+  fraction = dataset.held_out_of_path
   count = packing_lib.Counter(tokenizer, fraction)
   sides = [], []
   for document in source.documents(files, dataset.format):
@@ -274,16 +284,13 @@ def _load_prepared(
   path = dataset.path
   manifest = record.read_manifest(path)
   own = tokenizer_lib.tokenizer_from_json(manifest["tokenizer"])
-  if tokenizer is None and dataset.tokenizer not in (None, "char"):
+  name = dataset.tokenizer
+  fits = None if name is None else tokenizer_lib.may_be(name, own)
+  if tokenizer is None and name is not None and fits is None:
     tokenizer = tokenizer_lib.make_tokenizer(
-      dataset.tokenizer, [], mask_token=dataset.mask_token
+      name, [], mask_token=dataset.mask_token
     )
-  char = dataset.tokenizer == "char"
-  if (
-    char
-    and not isinstance(own, tokenizer_lib.Characters)
-    or (tokenizer is not None and tokenizer != own)
-  ):
+  if fits is False or (tokenizer is not None and tokenizer != own):
     raise ValueError(
       f"{path} was prepared with another tokenizer; set tokenizer to None "
       "for its own, or prepare the text again"
@@ -315,7 +322,7 @@ def _load_prepared(
 def _load_stream(
   dataset: Dataset, files: list[str], tokenizer: tokenizer_lib.Tokenizer
 ) -> Corpus:
-  fraction = 0.0 if dataset.held_out_path else dataset.held_out
+  fraction = dataset.held_out_of_path
   train = stream.Stream(
     path=dataset.path,
     files=tuple(files),

@@ -4,7 +4,7 @@ Older folders have the parts of one, `vocab.json` and `merges.txt`, instead, and
 keep some special tokens and their roles in other files.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -14,27 +14,20 @@ from typing import Any
 import numpy as np
 
 from dllm_jax.data import chat
+from dllm_jax.data.byte_pairs import byte_level, QWEN_WORDS
 from dllm_jax.data.chat import Message
-from dllm_jax.data.ids import legal, MASK_GLYPH, unmasked
+from dllm_jax.data.ids import legal, MASK_GLYPH, pieces, unmasked
 
-# Longer texts are encoded in pieces that end after a line: the time and memory
-# of one call grow faster than the text.
-_PIECE_CHARACTERS = 2**20
 _ROLES = {
   "pad": ("<pad>", "[PAD]", "<|pad|>"),
   "eos": ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]"),
   "bos": ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]"),
 }
-# How Qwen 2 and its descendants cut text into words.
-_QWEN_WORDS = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _PARTS = ("vocab.json", "merges.txt")
 _BYTE_PAIRS = {
   "GPT2Tokenizer": None,
-  "Qwen2Tokenizer": _QWEN_WORDS,
-  "DreamTokenizer": _QWEN_WORDS,
+  "Qwen2Tokenizer": QWEN_WORDS,
+  "DreamTokenizer": QWEN_WORDS,
 }
 
 
@@ -89,7 +82,7 @@ class HuggingFace:
       ValueError: the text contains the mask token.
     """
     encodings = self._tokenizer.encode_batch_fast(
-      list(_pieces(text)), add_special_tokens=False
+      list(pieces(text)), add_special_tokens=False
     )
     ids = [np.asarray(e.ids, np.int32) for e in encodings]
     ids = np.concatenate(ids) if ids else np.zeros((0,), np.int32)
@@ -183,17 +176,6 @@ class HuggingFace:
     return json.dumps({"kind": "huggingface", **dataclasses.asdict(self)})
 
 
-def _pieces(text: str) -> Iterable[str]:
-  """Yields a text in pieces of bounded size, cut after a line if possible."""
-  start = 0
-  while start < len(text):
-    stop = start + _PIECE_CHARACTERS
-    if stop < len(text):
-      stop = text.rfind("\n", start, stop) + 1 or stop
-    yield text[start:stop]
-    start = stop
-
-
 def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
   """Returns the tokenizer of a published folder.
 
@@ -254,8 +236,8 @@ def _load(file: pathlib.Path, path: str, settings: Mapping[str, Any]):
   parts = file.name == "tokenizer.json" and has_tokenizer(file.parent)
   if not file.is_file() and not parts:
     raise FileNotFoundError(
-      f"tokenizer {str(path)!r} does not exist; legal are 'char', 'byte' or "
-      "the path of a tokenizer.json"
+      f"tokenizer {str(path)!r} does not exist; legal are 'char', 'byte', "
+      "'bpe:N' or the path of a tokenizer.json"
     )
   words = None if file.is_file() else _words(file.parent, settings)
   try:
@@ -285,24 +267,12 @@ def _words(folder: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
 
 def _from_parts(folder: pathlib.Path, words: str | None):
   """Returns the byte-level tokenizer of a vocabulary and its merges."""
-  import tokenizers  # noqa: PLC0415
-  from tokenizers import (  # noqa: PLC0415
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,  # noqa: PLC0415
-  )
+  from tokenizers import models, normalizers  # noqa: PLC0415
 
   vocabulary, merges = (str(folder / part) for part in _PARTS)
-  made = tokenizers.Tokenizer(models.BPE.from_file(vocabulary, merges))
-  level = pre_tokenizers.ByteLevel(
-    add_prefix_space=False, use_regex=words is None
-  )
+  made = byte_level(models.BPE.from_file(vocabulary, merges), words)
   if words is not None:
-    split = pre_tokenizers.Split(tokenizers.Regex(words), "isolated")
-    level = pre_tokenizers.Sequence([split, level])
     made.normalizer = normalizers.NFC()
-  made.pre_tokenizer, made.decoder = level, decoders.ByteLevel()
   return made
 
 

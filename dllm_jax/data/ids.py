@@ -1,4 +1,4 @@
-"""Checks and cuts of token ids that every tokenizer needs to decode."""
+"""Checks and cuts of texts and token ids that tokenizers share."""
 
 from collections.abc import Iterable, Sequence
 import itertools
@@ -6,6 +6,20 @@ import itertools
 import numpy as np
 
 MASK_GLYPH = "▁"
+# Longer texts are encoded in pieces: the time and memory of one call of the
+# tokenizers package grow faster than the text.
+_PIECE_CHARACTERS = 2**20
+
+
+def pieces(text: str) -> Iterable[str]:
+  """Yields a text in pieces of bounded size, cut after a line if possible."""
+  start = 0
+  while start < len(text):
+    stop = start + _PIECE_CHARACTERS
+    if stop < len(text):
+      stop = text.rfind("\n", start, stop) + 1 or stop
+    yield text[start:stop]
+    start = stop
 
 
 def legal(ids: Sequence[int], vocab_size: int) -> np.ndarray:

@@ -57,7 +57,8 @@ def prepare(
 
   Args:
     input: the corpus, see `source.find`.
-    tokenizer: "char", "byte", or the path of a tokenizer.json.
+    tokenizer: "char", "byte", "bpe:N" or the path of a tokenizer.json, see
+      `tokenizer.make_tokenizer`.
     output: the directory to fill.
     length: tokens a record; training may use any divisor of it.
     packing: "slices" or "packed".
@@ -87,6 +88,7 @@ def prepare(
   made = tokenizer_lib.make_tokenizer(
     tokenizer,
     (d.text for d in source.documents(files, form)),
+    training_texts=source.training_texts(files, form, held_out),
     mask_token=mask_token,
     path=input,
   )

@@ -321,3 +321,11 @@ def split(document: Document, held_out: float) -> tuple[str, str]:
   if int.from_bytes(digest) < held_out * 2**64:
     return "", text
   return text, ""
+
+
+def training_texts(
+  files: Sequence[str], form: Format, held_out: float
+) -> Iterator[str]:
+  """Yields what of files is for training, see `split`."""
+  for document in documents(files, form):
+    yield split(document, held_out)[0]

@@ -1,7 +1,7 @@
 """Tokenizers: text to ids and back, each with a mask token of its own.
 
-Three kinds behind one interface: characters, bytes, and a Hugging Face
-`tokenizer.json`. All are frozen, comparable and written to JSON whole, so that
+Behind one interface: characters, bytes, byte pairs learned from the training
+text, and a Hugging Face `tokenizer.json`. All are frozen, comparable and written to JSON whole, so that
 a run's directory carries its tokenizer and needs no other file.
 """
 
@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dllm_jax.data import byte_pairs
 from dllm_jax.data.huggingface import HuggingFace, huggingface
 from dllm_jax.data.ids import legal, MASK_GLYPH, unmasked
 from dllm_jax.data.numbers import Numbers
@@ -176,28 +177,38 @@ def make_tokenizer(
   name: str,
   texts: Iterable[str],
   *,
+  training_texts: Iterable[str] = (),
   mask_token: str | None = None,
   path: str = "the text",
 ) -> Tokenizer:
   """Returns a tokenizer by name.
 
   Args:
-    name: "char", "byte", "numbers:N" for N ids of which the last is the mask, or
-      the path of a `tokenizer.json`.
+    name: "char", "byte", "bpe:N" for N ids of byte pairs or "numbers:N" for N
+      ids, of which the last is the mask, or the path of a `tokenizer.json`.
     texts: where the characters of "char" are found; unread by the others.
+    training_texts: what "bpe:N" learns from, never held-out text.
     mask_token: see `huggingface`.
     path: where the texts are from, for messages.
 
   Raises:
     FileNotFoundError: there is no such tokenizer.json.
-    ValueError: a mask token where none can be named, or one that is missing.
+    ValueError: a mask token where none can be named, or one that is missing; a
+      size that is too small, or too large for the text.
   """
-  if name in ("char", "byte"):
-    if mask_token is not None:
-      raise ValueError(
-        f"tokenizer {name!r} has a mask of its own; mask_token must be None"
-      )
-    return characters(texts, path) if name == "char" else Bytes()
+  own_mask = name in ("char", "byte") or name.startswith("bpe:")
+  if own_mask and mask_token is not None:
+    raise ValueError(
+      f"tokenizer {name!r} has a mask of its own; mask_token must be None"
+    )
+  if name == "char":
+    return characters(texts, path)
+  if name == "byte":
+    return Bytes()
+  if name.startswith("bpe:"):
+    mask_id = _byte_pairs_size(name) - 1
+    learned = byte_pairs.learn(training_texts, mask_id, path=path)
+    return HuggingFace(definition=learned, mask_id=mask_id)
   if name.startswith("numbers:"):
     size = name.removeprefix("numbers:")
     if not size.isdigit() or int(size) < 2:
@@ -206,3 +217,29 @@ def make_tokenizer(
       )
     return Numbers(vocab_size=int(size), mask_id=int(size) - 1)
   return huggingface(name, mask_token=mask_token)
+
+
+def _byte_pairs_size(name: str) -> int:
+  size = name.removeprefix("bpe:")
+  least = Bytes.vocab_size + 1
+  if not (size.isascii() and size.isdigit()) or int(size) < least:
+    raise ValueError(
+      f"tokenizer {name!r} must be bpe:N, with N at least {least}: the 256 "
+      "bytes, a pair and the mask"
+    )
+  return int(size)
+
+
+def may_be(name: str, tokenizer: Tokenizer) -> bool | None:
+  """Returns whether a tokenizer is of a kind that is learned from text.
+
+  Args:
+    name: "char", "bpe:N", or what is not learned, for which this is None.
+    tokenizer: the tokenizer.
+  """
+  if name == "char":
+    return isinstance(tokenizer, Characters)
+  if name.startswith("bpe:"):
+    same_size = tokenizer.vocab_size == _byte_pairs_size(name)
+    return isinstance(tokenizer, HuggingFace) and same_size
+  return None

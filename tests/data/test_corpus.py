@@ -93,6 +93,47 @@ def test_a_run_reuses_its_tokenizer(tmp_path):
     data.load(dataset, tokenizer=data.Characters("bc"))
 
 
+def test_byte_pairs_are_learned_from_the_training_text_alone(tmp_path):
+  """What is held out has no say, whichever way it is held out."""
+  train, held_out = "the cat sat on the mat\n" * 45, "zxqzxqzxq zxqzxqzxq\n" * 6
+  (tmp_path / "a.txt").write_text(train + held_out)
+  (tmp_path / "train.txt").write_text(train)
+  (tmp_path / "other.txt").write_text(held_out)
+  share = len(held_out) / len(train + held_out)
+  path = lambda name: str(tmp_path / name)
+  whole, apart = (
+    data.load(data.Dataset(tokenizer="bpe:265", length=8, **fields))
+    for fields in (
+      {"path": path("a.txt"), "held_out": share},
+      {"path": path("train.txt"), "held_out_path": path("other.txt")},
+    )
+  )
+  assert whole.tokenizer == apart.tokenizer
+  assert len(whole.tokenizer.encode(" cat")) < 4
+  assert len(whole.tokenizer.encode("zxq")) == 3
+  # Bits per character divide by characters, whatever a token stands for.
+  assert whole.held_out_text == apart.held_out_text
+  assert whole.held_out_text.characters == len(held_out)
+  assert whole.held_out_text.tokens == len(whole.tokenizer.encode(held_out))
+  assert whole.held_out_text.tokens == len(whole.held_out.tokens)
+
+
+def test_prepared_byte_pairs(tmp_path):
+  text = "the cat sat on the mat\n" * 45 + "zxqzxqzxq\n" * 11
+  (tmp_path / "a.txt").write_text(text)
+  output = str(tmp_path / "prepared")
+  data.prepare(str(tmp_path / "a.txt"), "bpe:265", output, length=16, workers=1)
+  memory, disk = (
+    data.load(data.Dataset(path=path, tokenizer="bpe:265", length=16))
+    for path in (str(tmp_path / "a.txt"), output)
+  )
+  assert memory.tokenizer == disk.tokenizer
+  assert memory.held_out_text == disk.held_out_text
+  np.testing.assert_array_equal(memory.train[1][0], disk.train[1][0])
+  with pytest.raises(ValueError, match="was prepared with another tokenizer"):
+    data.load(data.Dataset(path=output, tokenizer="bpe:264", length=16))
+
+
 def test_text_shorter_than_a_row_is_padded(tmp_path):
   (tmp_path / "a.txt").write_text("ten letter")
   corpus = data.load(data.Dataset(path=str(tmp_path / "a.txt"), length=64))

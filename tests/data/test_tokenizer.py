@@ -1,12 +1,14 @@
 """Tokenizers: there and back, their own mask, and bad input."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tokenizers
 
-from dllm_jax.data import huggingface
+from dllm_jax.data import ids as ids_lib
 from dllm_jax.data import tokenizer as tokenizer_lib
 
 TEXT = "To be, or not to be: that is the question.\nÄé 漢 🎉 to be <s>"
@@ -32,10 +34,10 @@ def _save(path, special=("<s>", "</s>"), **config):
   return str(path / "tokenizer.json")
 
 
-@pytest.fixture(params=["char", "byte", "huggingface"])
+@pytest.fixture(params=["char", "byte", "huggingface", "bpe:280"])
 def tokenizer(request, tmp_path):
   name = _save(tmp_path) if request.param == "huggingface" else request.param
-  return tokenizer_lib.make_tokenizer(name, [TEXT])
+  return tokenizer_lib.make_tokenizer(name, [TEXT], training_texts=[TEXT])
 
 
 def test_round_trip(tokenizer):
@@ -125,16 +127,63 @@ def test_long_texts_are_encoded_in_pieces(tmp_path, monkeypatch):
   tokenizer = tokenizer_lib.huggingface(_save(tmp_path))
   text = "to be\n" * 50 + "x" * 40
   whole = tokenizer.encode(text)
-  monkeypatch.setattr(huggingface, "_PIECE_CHARACTERS", 30)
-  assert len(list(huggingface._pieces(text))) > 10
-  assert "".join(huggingface._pieces(text)) == text
+  monkeypatch.setattr(ids_lib, "_PIECE_CHARACTERS", 30)
+  assert len(list(ids_lib.pieces(text))) > 10
+  assert "".join(ids_lib.pieces(text)) == text
   assert (
     tokenizer.decode(tokenizer.encode(text)) == text == tokenizer.decode(whole)
   )
 
 
+_LEARN = """
+from dllm_jax.data import source, tokenizer
+[text] = source.training_texts(source.find("shakespeare"), source.Format(), 0.1)
+print(tokenizer.make_tokenizer("bpe:512", [], training_texts=[text]).to_json())
+"""
+
+
+def test_learned_byte_pairs():
+  """Two processes, which hash differently, learn the same, for any text."""
+  first, second = (
+    subprocess.run(
+      [sys.executable, "-c", _LEARN],
+      capture_output=True,
+      check=True,
+      text=True,
+    ).stdout
+    for _ in range(2)
+  )
+  assert first == second
+  learned = tokenizer_lib.tokenizer_from_json(first)
+  assert (learned.vocab_size, learned.mask_id) == (512, 511)
+  assert (learned.bos_id, learned.eos_id, learned.pad_id) == (None,) * 3
+  for text in (TEXT, "  a \r\n\n\tb  ", "<mask> \x00", "ROMEO:\nO, 'tis"):
+    assert learned.decode(learned.encode(text)) == text
+  # A prompt is cut as the text is, and a word keeps the space before it.
+  prompt, whole = (learned.encode(t).tolist() for t in ("ROMEO:", "ROMEO: I"))
+  assert whole[: len(prompt)] == prompt
+  assert len(learned.encode(" the")) == 1
+
+
+def test_bad_byte_pairs():
+  for name in ("bpe:", "bpe:x", "bpe:257", "bpe:-300", "bpe:3e3", "bpe:²⁵⁹"):
+    with pytest.raises(ValueError, match="must be bpe:N, with N at least 258"):
+      tokenizer_lib.make_tokenizer(name, [], training_texts=[TEXT])
+  for text in ("", "a"):
+    with pytest.raises(ValueError, match="here is too short to learn byte"):
+      tokenizer_lib.make_tokenizer(
+        "bpe:300", [], training_texts=[text], path="here"
+      )
+  with pytest.raises(ValueError, match="here has pairs for no more than bpe:2"):
+    tokenizer_lib.make_tokenizer(
+      "bpe:999", [], training_texts=[TEXT], path="here"
+    )
+  with pytest.raises(ValueError, match="mask_token must be None"):
+    tokenizer_lib.make_tokenizer("bpe:300", [], mask_token="x")
+
+
 def test_bad_tokenizers(tmp_path):
-  with pytest.raises(FileNotFoundError, match="legal are 'char', 'byte' or"):
+  with pytest.raises(FileNotFoundError, match="legal are 'char', 'byte', "):
     tokenizer_lib.make_tokenizer("chars", [])
   (tmp_path / "tokenizer.json").write_text("{}")
   with pytest.raises(ValueError, match="is not a tokenizer.json"):

@@ -11,7 +11,10 @@ def _define(flag: commands.Flags) -> None:
     "input", None, "text, JSONL or Parquet: a file, a directory or a glob"
   )
   flag.string(
-    "tokenizer", "byte", "char, byte, or the path of a tokenizer.json"
+    "tokenizer",
+    "byte",
+    "char, byte, bpe:N for N byte pairs learned from the training text, or the "
+    "path of a tokenizer.json",
   )
   flag.string(
     "output",
