@@ -9,12 +9,14 @@ from collections.abc import Iterable
 
 from dllm_jax.data.ids import pieces
 
-# How Qwen 2 and its descendants cut text into words: a word keeps the space
-# before it, punctuation the ends of lines after it.
+# How Qwen 2 and its descendants cut text into words.
 QWEN_WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The same, but that the end of a line is never one word with punctuation before
+# it: "ROMEO:" as a prompt is then cut as it is in the text.
+_WORDS = QWEN_WORDS.replace(r"]+[\r\n]*", "]+")
 _BYTES = 256
 
 
@@ -52,7 +54,7 @@ def learn(texts: Iterable[str], size: int, *, path: str = "the text") -> str:
   """
   from tokenizers import models, pre_tokenizers, trainers  # noqa: PLC0415
 
-  made = byte_level(models.BPE(), QWEN_WORDS)
+  made = byte_level(models.BPE(), _WORDS)
   trainer = trainers.BpeTrainer(
     vocab_size=size,
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -207,13 +207,13 @@ class Discrete(Objective):
     *,
     step: Int[Array, ""],
   ) -> Loss:
-    """Returns the loss of one network evaluation.
+    """Returns the loss of one network evaluation, whose outputs may be shifted.
 
-    A row's `loss_weight` multiplies its loss and its share of the
-    normalisation.
+    A row's `loss_weight` multiplies its loss and its share of the weight.
     """
     x0, t, z = batch.tokens, drawn.t, drawn.z
     out = denoise(self.inputs(process, z, t, batch))
+    out = unshifted(out, batch.segment_ids) if self.shift else out
     weights = self.weigh(process, x0, z, t, batch)
     if batch.loss_weight is not None:
       row = batch.loss_weight[:, None]
@@ -283,6 +283,15 @@ def subs(
   log_p = jax.nn.log_softmax(jnp.where(ids == mask_id, -jnp.inf, logits))
   copied = jnp.where(ids == z[..., None], 0.0, -jnp.inf)
   return jnp.where((z == mask_id)[..., None], log_p, copied)
+
+
+def unshifted(
+  out: ModelOutputs, segment_ids: Int[Array, "B L"]
+) -> ModelOutputs:
+  """Returns shifted outputs at the slots they predict; a segment's first stays."""
+  before = jnp.pad(out.hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+  first = begins_segment(segment_ids)[..., None]
+  return out.replace(hidden=jnp.where(first, out.hidden, before))
 
 
 def begins_segment(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:

@@ -127,6 +127,10 @@ class BD3LM(MDLM):
         "bd3lm is of continuous, unchanged time: leave steps None and "
         'time_change "none"'
       )
+    if self.shift:
+      raise ValueError(
+        "bd3lm predicts each block's tokens from its own slots: leave shift 0"
+      )
 
   @classmethod
   def over(cls, space: TokenSpace, **fields) -> "BD3LM":

@@ -12,7 +12,7 @@ future slot is seen with probability r(step), the same slots for all rows
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 from flax import struct
 import jax
@@ -52,6 +52,7 @@ class Dream(LLaDA):
     normalisation: the loss is an average over masked tokens.
     anneal_steps: steps until attention is full; 0 for full from the start.
     random_length: as in LLaDA; Dream cuts nothing.
+    shift: 1, as published.
     sampling_epsilon: the published grid ends here, its last step reveals all.
   """
 
@@ -62,7 +63,7 @@ class Dream(LLaDA):
   random_length: float = 0.0
   sampling_epsilon: float = 1e-3
 
-  shift: ClassVar[int] = 1
+  shift: Literal[0, 1] = 1
 
   def __post_init__(self):
     super().__post_init__()
@@ -93,23 +94,16 @@ class Dream(LLaDA):
     return seen | jnp.tri(length, dtype=bool)
 
   def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
-    """Returns the loss of shifted predictions.
-
-    A segment's first token is predicted by its own slot, as the original leaves
-    the first logits where they are.
-    """
+    """Returns the loss of shifted predictions, attention annealed."""
     length = batch.tokens.shape[1]
 
-    def shifted(inputs: ModelInputs):
+    def annealed(inputs: ModelInputs):
       if self.anneal_steps:
         mask = self.annealed_mask(drawn.attention, length, step)
         inputs = inputs.replace(extra_mask=mask)
-      out = denoise(inputs)
-      before = jnp.pad(out.hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-      first = begins_segment(batch.segment_ids)[..., None]
-      return out.replace(hidden=jnp.where(first, out.hidden, before))
+      return denoise(inputs)
 
-    return super().loss(process, shifted, drawn, batch, step=step)
+    return super().loss(process, annealed, drawn, batch, step=step)
 
   def emphasis(self, process, z, t, batch) -> Float[Array, "B #L"]:
     """Returns context weights, or the factor that `weighting` names."""

@@ -66,6 +66,12 @@ class MDLM(Discrete):
     weighting: factor of a masked token in the loss: that of the bound, 1, or
       1 - t. What is reported as the bound stays the bound.
     normalisation: what the loss is an average over.
+    shift: 1 if the output at slot i predicts the token of slot i + 1, as in
+      autoregressive networks and Dream: the token before, if it is there, is
+      then read without attention, and small networks learn sooner.
+    kept_weight: factor, in the loss, of the cross-entropy of tokens that are not
+      masked, at least 0; to copy them is learned before context is, and is no
+      part of the bound.
   """
 
   schedule: Schedule = dataclasses.field(
@@ -80,6 +86,8 @@ class MDLM(Discrete):
   parameterisation: Parameterisation = "subs"
   weighting: Weighting = "bound"
   normalisation: Normalisation = "token"
+  shift: Literal[0, 1] = 0
+  kept_weight: float = 0.0
 
   def __post_init__(self):
     super().__post_init__()
@@ -91,6 +99,12 @@ class MDLM(Discrete):
       raise ValueError(
         f"steps (T) must be at least 1, or None for continuous time, not "
         f"{self.steps}"
+      )
+    if self.shift not in (0, 1):
+      raise ValueError(f"shift must be 0 or 1, not {self.shift}")
+    if self.kept_weight < 0.0:
+      raise ValueError(
+        f"kept_weight must be at least 0, not {self.kept_weight}"
       )
     check_choice("time rule", self.time_rule, TimeRule)
     check_choice("parameterisation", self.parameterisation, Parameterisation)
@@ -194,10 +208,16 @@ class MDLM(Discrete):
     t: Float[Array, "B #L"],
     batch: Batch,
   ) -> Weights:
-    """Returns -alpha' / (1 - alpha) at masked positions (eq. 10)."""
+    """Returns -alpha' / (1 - alpha) at masked positions (eq. 10).
+
+    The loss may count the others too, by `kept_weight`.
+    """
     masked = (z == self.mask_id) & batch.loss_mask
     bound = jnp.where(masked, self.weight(t), 0.0)
-    loss = jnp.where(masked, self.emphasis(process, z, t, batch), 0.0)
+    loss = jnp.where(
+      masked, self.emphasis(process, z, t, batch), self.kept_weight
+    )
+    loss = jnp.where(batch.loss_mask, loss, 0.0)
     weights = Weights(loss=loss, count=evenly(batch.loss_mask), bound=bound)
     return normalise(weights, self.normalisation, batch.loss_mask)
 

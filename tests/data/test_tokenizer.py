@@ -160,8 +160,10 @@ def test_learned_byte_pairs():
   for text in (TEXT, "  a \r\n\n\tb  ", "<mask> \x00", "ROMEO:\nO, 'tis"):
     assert learned.decode(learned.encode(text)) == text
   # A prompt is cut as the text is, and a word keeps the space before it.
-  prompt, whole = (learned.encode(t).tolist() for t in ("ROMEO:", "ROMEO: I"))
-  assert whole[: len(prompt)] == prompt
+  whole = learned.encode("ROMEO:\nWhat, ho!").tolist()
+  for text in ("ROMEO:", "ROMEO:\n", "ROMEO:\nWhat,"):
+    prompt = learned.encode(text).tolist()
+    assert whole[: len(prompt)] == prompt
   assert len(learned.encode(" the")) == 1
 
 

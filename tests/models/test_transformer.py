@@ -52,6 +52,23 @@ def paths(params):
   }
 
 
+def test_first_embeddings_are_as_wide_as_asked():
+  wide, usual = (
+    transformer(
+      dataclasses.replace(SMALL, vocab_size=999, embedding_std=std)
+    ).init(jax.random.key(0), inputs())
+    for std in (1.0, 0.02)
+  )
+  found = np.asarray(wide["embed"]["embedding"])
+  assert abs(found.std() - 1.0) < 0.02
+  np.testing.assert_allclose(found, 50 * usual["embed"]["embedding"], rtol=1e-5)
+  np.testing.assert_array_equal(
+    wide["unembed"]["kernel"], usual["unembed"]["kernel"]
+  )
+  with pytest.raises(ValueError, match="embedding_std must be above 0, not 0"):
+    dataclasses.replace(SMALL, embedding_std=0.0)
+
+
 def test_the_parameter_tree():
   net = transformer(FULL)
   params = jax.eval_shape(net.init, jax.random.key(0), inputs())

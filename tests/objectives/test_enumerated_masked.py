@@ -44,6 +44,7 @@ def _close(found, exact, error, *, relative=0.02):
 
 _TIMED = {
   "MDLM, T = 5": (MDLM(**_SPACE, steps=5, time_epsilon=0.0), None),
+  "MDLM, shifted": (MDLM(**_SPACE, shift=1), _EVEN),
   "MDLM, change of variables": (
     MDLM(**_SPACE, time_change="change_of_variables"),
     _EVEN,

@@ -1,5 +1,7 @@
 """MDLM on an enumerable world: corruption, bound, reverse chain, refusals."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from dllm_jax.core.schedule import Cosine, Linear, LogLinear
 from dllm_jax.core.types import ModelOutputs
 from dllm_jax.objectives.base import Drawn
+from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.mdlm import MDLM
 from tests.objectives import toy
 
@@ -58,6 +61,18 @@ def test_worked_example_of_a_loss():
   np.testing.assert_allclose(
     loss.bound, [[0, -2 * np.log(0.8), 0, -2 * np.log(0.6)]], rtol=1e-5
   )
+  # Kept tokens may count too, in the loss alone: here one of three each.
+  kept = toy.loss(
+    dataclasses.replace(objective, kept_weight=0.3),
+    objective.init(jax.random.key(0)),
+    lambda inputs: ModelOutputs(hidden=jnp.log(jnp.asarray(p, jnp.float32))),
+    Drawn(t=jnp.array([[0.5]]), z=z),
+    toy.batch(_X0[None]),
+  )
+  copied = 2 * np.log(3)
+  np.testing.assert_allclose(kept.total - loss.total, 0.3 * copied, rtol=1e-5)
+  np.testing.assert_array_equal(kept.bound, loss.bound)
+  assert kept.weight == loss.weight
 
 
 def test_corruption_masks_at_the_rate_of_the_schedule():
@@ -202,6 +217,15 @@ def test_grid_ends_with_noise_removal():
     (
       lambda: MDLM(vocab_size=4, mask_id=3, time_epsilon=1.0),
       "time_epsilon",
+    ),
+    (
+      lambda: MDLM(vocab_size=4, mask_id=3, kept_weight=-1.0),
+      "kept_weight must be at least 0, not -1.0",
+    ),
+    (lambda: MDLM(vocab_size=4, mask_id=3, shift=2), "shift must be 0 or 1"),
+    (
+      lambda: BD3LM(vocab_size=4, mask_id=3, length=4, block_size=2, shift=1),
+      "leave shift 0",
     ),
     (lambda: _OBJECTIVE.grid(0), "at least 1 step"),
   ],

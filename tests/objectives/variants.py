@@ -33,6 +33,7 @@ VARIANTS = {
   "mdlm": {
     "T": {"steps": 10},
     "importance": {"time_change": "importance_sampling"},
+    "shifted": {"shift": 1, "weighting": "uniform", "kept_weight": 0.1},
   },
   "md4": {"T": {"steps": 10}},
   "udlm": {"T": {"steps": 10}},

@@ -6,6 +6,7 @@ random words the best entropy. Pure functions of token ids, texts and features.
 
 from collections.abc import Sequence
 import math
+import re
 
 from jaxtyping import Float
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import stats
 _FRONTIER = 25
 _SCALE = 5.0
 _KEPT = 0.9
+_WORD = re.compile(r"[^\W\d_][^\W\d_']*")
 
 
 def unigram_entropy(tokens: Sequence[int]) -> float:
@@ -28,6 +30,17 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
     tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)
   ]
   return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def words(text: str) -> list[str]:
+  """Returns the words of a text, in lower case: runs of letters, with their '."""
+  return _WORD.findall(text.lower())
+
+
+def word_share(texts: Sequence[str], known: str) -> float:
+  """Returns the share of the words of texts that a known text has, 0 to 1."""
+  found, vocabulary = words(" \n".join(texts)), set(words(known))
+  return sum(w in vocabulary for w in found) / len(found) if found else 0.0
 
 
 def self_bleu(texts: Sequence[Sequence[int]], *, most: int = 50) -> list[float]:

@@ -88,8 +88,11 @@ def _run(setting: Setting, options: Generation) -> Mapping[str, Any]:
     at_once=options.batch_size,
     unit="sample",
   )
-  written = measure(judge, run.tokenizer, rows, options.batch_size)
-  human = measure(judge, run.tokenizer, real, options.batch_size)
+  written, human = (
+    measure(judge, run.tokenizer, ids, options.batch_size)
+    | _word_share(run, ids)
+    for ids in (rows, real)
+  )
   features = [
     judge.features(_texts(run.tokenizer, ids), rows=options.batch_size)
     for ids in (real, rows)
@@ -104,6 +107,15 @@ def _run(setting: Setting, options: Generation) -> Mapping[str, Any]:
 
 def _texts(tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
   return [tokenizer.decode(row) for row in rows]
+
+
+def _word_share(run, rows: Sequence[Sequence[int]]) -> dict[str, float]:
+  """Returns the share of words that the training text has, if it is at hand."""
+  known = getattr(run.corpus.train, "tokens", None)
+  if known is None:  # records on disk, or a stream
+    return {}
+  texts = _texts(run.tokenizer, rows)
+  return {"word_share": quality.word_share(texts, run.tokenizer.decode(known))}
 
 
 def _held_out(run, count: int, length: int) -> list[list[int]]:
@@ -158,8 +170,9 @@ def measure(
 
 
 def _report(figures: Mapping[str, Any]) -> str:
-  names = ("generative_perplexity", "unigram_entropy_bits", "self_bleu",
-           "distinct_1", "distinct_2", "distinct_3", "distinct_4")  # fmt: skip
+  names = ["generative_perplexity", "unigram_entropy_bits", "self_bleu",
+           "distinct_1", "distinct_2", "distinct_3", "distinct_4"]  # fmt: skip
+  names += ["word_share"] if "word_share" in figures else []
   errors = {"generative_perplexity": "generative_perplexity_error",
             "unigram_entropy_bits": "unigram_entropy_error",
             "self_bleu": "self_bleu_error"}  # fmt: skip
@@ -177,8 +190,8 @@ def _report(figures: Mapping[str, Any]) -> str:
 
 TASK = Task(
   summary=(
-    "samples under a judge: perplexity, entropy, distinct n-grams, self-BLEU, "
-    "MAUVE"
+    "samples under a judge: perplexity, entropy, distinct n-grams, known "
+    "words, self-BLEU, MAUVE"
   ),
   run=_run,
   text=_report,

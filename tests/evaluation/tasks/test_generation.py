@@ -26,6 +26,12 @@ def test_closed_forms():
   )
   assert quality.self_bleu(same) == pytest.approx([100.0] * 3)
   assert max(quality.self_bleu(other)) < 5
+  assert quality.words("O, 'tis the Duke's\n2 ends.") == [
+    "o", "tis", "the", "duke's", "ends",
+  ]  # fmt: skip
+  known = "The end, the Duke's"
+  assert quality.word_share(["the END", "xx duke's"], known) == 0.75
+  assert quality.word_share(["12 !"], known) == 0
 
 
 def test_mauve_between_equal_and_apart():
@@ -58,6 +64,7 @@ def test_the_task(workdir, judge, capsys):
   assert found["protocol"]["sampler"]["steps"] == 4
   assert 1 < found["generative_perplexity"] < 1e4
   assert found["generative_perplexity_error"] > 0
+  assert 0 <= found["word_share"] < found["held_out"]["word_share"] <= 1
   assert 0 < found["mauve"] <= 1 and 0 < found["distinct_1"] <= 1
   assert 0 < found["unigram_entropy_bits"] <= 5
   assert main([*args, f"--judge={workdir}", *few]) == 2
