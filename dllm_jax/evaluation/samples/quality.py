@@ -15,7 +15,7 @@ from scipy import stats
 _FRONTIER = 25
 _SCALE = 5.0
 _KEPT = 0.9
-_WORD = re.compile(r"[^\W\d_][^\W\d_']*")
+_WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|')*")
 
 
 def unigram_entropy(tokens: Sequence[int]) -> float:
