@@ -109,6 +109,10 @@ def test_byte_pairs_are_learned_from_the_training_text_alone(tmp_path):
     )
   )
   assert whole.tokenizer == apart.tokenizer
+  # A run that goes on has its own, whatever became of the text.
+  other = data.Dataset(path=path("other.txt"), tokenizer="bpe:265", length=8)
+  again = data.load(other, tokenizer=whole.tokenizer)
+  assert again.tokenizer == whole.tokenizer
   assert len(whole.tokenizer.encode(" cat")) < 4
   assert len(whole.tokenizer.encode("zxq")) == 3
   # Bits per character divide by characters, whatever a token stands for.
