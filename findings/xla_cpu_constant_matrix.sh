@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # XLA on CPUs, jaxlib 0.10.2 (0.12.0.1 too): the sum of a product with a matrix
-# that is a constant of the program is wrong, silently.
+# of one value (ones, zeros) that the program makes itself is wrong, silently.
 #
 # Expected: jit(lambda h: (h @ ones([64, 100])).sum()) is 100 times the sum of h.
 # Seen: another number at each call, from 1e-3 to nan, of any size; right with the
 # matrix as an argument, right in jaxlib 0.10.1, and right with
 # XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= (empty). Product, constant and
-# reduction have become one fusion of kind __ynn_fusion. It is met by whoever
-# binds parameters with a closure or functools.partial before jax.jit.
+# reduction have become one fusion of kind __ynn_fusion. It is met by whoever binds
+# fresh parameters with a closure or functools.partial before jax.jit.
 #
 # Exits 0 while this is so, 1 once it has changed.
 set -euo pipefail
