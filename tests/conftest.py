@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 # Before jax is imported anywhere: both are read once, at its start.
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = (
@@ -17,3 +19,13 @@ os.environ["XLA_FLAGS"] = " ".join((*_FLAGS, _given)).strip()
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_programs():
+  """Lets runs, generators and scorers that are equal have equal programs."""
+  from tests import sharing  # Imports jax, which reads what is set above.
+
+  with pytest.MonkeyPatch.context() as patch:
+    sharing.share(patch)
+    yield

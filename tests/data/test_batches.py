@@ -101,14 +101,23 @@ def test_processes_share_the_same_batches(corpus, processes):
   assert state == shared_state
 
 
-@pytest.mark.parametrize("processes", [(1, 1), (1, 4), (4, 1), (4, 2)])
-def test_resumes_on_any_number_of_processes(corpus, processes):
-  # 150 steps are several epochs of each kind.
-  for steps in (0, 3, 150):
-    whole, _ = _run(corpus, steps + 4)
-    _, state = _run(corpus, steps, processes=processes[0])
-    rest, _ = _run(corpus, 4, processes=processes[1], state=state)
-    assert _same(whole[steps:], rest)
+@pytest.fixture(scope="module")
+def whole(corpus):
+  """Batches that nothing interrupts: several epochs of each kind."""
+  return _run(corpus, 154)[0]
+
+
+@pytest.fixture(scope="module", params=[1, 4])
+def states(corpus, request):
+  """States after some steps of so many processes."""
+  return {n: _run(corpus, n, processes=request.param)[1] for n in (0, 3, 150)}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_resumes_on_any_number_of_processes(corpus, whole, states, processes):
+  for steps, state in states.items():
+    rest, _ = _run(corpus, 4, processes=processes, state=state)
+    assert _same(whole[steps : steps + 4], rest)
 
 
 def test_an_iterator_can_go_back(corpus):

@@ -5,6 +5,8 @@ import pathlib
 import shutil
 
 from dllm_jax.models import DiTConfig
+from dllm_jax.pretrained import families
+from dllm_jax.pretrained.fields import Fields
 from tests import golden_cases
 from tests.golden_cases import Case
 
@@ -41,6 +43,19 @@ def published_config(case: Case) -> dict:
     "time_conditioning": algo["time_conditioning"],
     "block_size": config.get("block_size"),
   }
+
+
+def vocabulary(name: str) -> int:
+  """Returns how many tokens the network of a published case has."""
+  fields = Fields(published_config(golden_cases.load(name)), name)
+  return families.find(fields).network(fields).vocab_size
+
+
+def plain(name: str) -> list[int]:
+  """Returns the ids of a published case that have no meaning of their own."""
+  config = published_config(golden_cases.load(name))
+  meant = {config[key] for key in config if key.endswith("_token_id")}
+  return sorted(set(range(vocabulary(name))) - meant)
 
 
 def publish(name: str, folder: pathlib.Path, **changes) -> pathlib.Path:

@@ -15,7 +15,7 @@ from dllm_jax.run.run import Run
 from tests import golden_cases
 from tests.data.test_chat import folder as tokenizer_folder
 from tests.data.test_chat import TALK, TEMPLATE
-from tests.pretrained.golden import publish, published_config
+from tests.pretrained.golden import publish, published_config, vocabulary
 
 
 def qwen(path, kind, **changes):
@@ -38,7 +38,7 @@ def test_a_new_row_is_the_mask(kind, target, tmp_path):
   table = np.asarray(ours.params["embed"]["embedding"])
   assert_allclose(table[size], table[:size].mean(0), atol=1e-6)
   # What was learned stays: the same network under a full mask.
-  tokens = np.arange(12).reshape(1, 12)
+  tokens = np.arange(12).reshape(1, 12) % size
   everyone = np.ones((1, 12, 12), bool)
   assert_allclose(
     ours.logits(tokens, everyone)[..., :size],
@@ -64,15 +64,17 @@ def test_a_spare_row_is_the_mask(tmp_path):
     max_position_embeddings=64,
   )
   tokenizer_folder(source, mask_token=None, chat_template=TEMPLATE)
-  ours = adopt(dllm_jax.load_pretrained(source), "dream")
-  assert ours.objective.mask_id == 8  # after the tokenizer's last, 7
-  assert ours.config.vocab_size == 128
+  model = dllm_jax.load_pretrained(source)
+  spare, size = model.tokenizer.last_id + 1, vocabulary("dream_logits")
+  ours = adopt(model, "dream")
+  assert ours.objective.mask_id == spare == 8  # The last of its own is 7.
+  assert ours.config.vocab_size == size
 
   workdir = tmp_path / "run"
   argv = [f"--from_hf={source}", f"--workdir={workdir}", "--as=dream"]
   assert main.main(["convert", *argv]) == 0
   run = Run.open(workdir)
-  assert run.objective.mask_id == 8 and run.objective.vocab_size == 128
+  assert run.objective.mask_id == spare and run.objective.vocab_size == size
   assert run.network.rope_scaling == Yarn(factor=4.0, first_length=64)
   assert run.tokenizer.chat(TALK).size
   assert "▁" not in run.sample(["a"], length=4).texts[0]
@@ -87,7 +89,7 @@ def test_a_spare_row_is_the_mask(tmp_path):
   names = {path.name for path in (tmp_path / "out").iterdir()}
   assert {"tokenizer.json", "tokenizer_config.json"} <= names
   stated = json.loads((tmp_path / "out" / "config.json").read_text())
-  assert stated["model_type"] == "Dream" and stated["mask_token_id"] == 8
+  assert stated["model_type"] == "Dream" and stated["mask_token_id"] == spare
 
 
 def test_what_cannot_be_adopted(tmp_path):
@@ -99,7 +101,7 @@ def test_what_cannot_be_adopted(tmp_path):
 
 
 def test_masks_must_agree(tmp_path):
-  source = publish("llada_logits", tmp_path)
+  source = publish("llada_logits", tmp_path, mask_token_id=4)
   tokenizer_folder(source)  # its mask is 7, the config's another
   with pytest.raises(ValueError, match="tokenizer.json has the mask 7, but .*"):
     dllm_jax.load_pretrained(source)
@@ -113,11 +115,19 @@ def test_end_and_pad_are_checked(tmp_path):
   assert model.tokenizer.eos_id == 3 and model.tokenizer.bos_id == 3
 
 
+_SIZE = vocabulary("llada_logits")
+_MASK = published_config(golden_cases.load("llada_logits"))["mask_token_id"]
+_FAR = 3 * _SIZE
+
+
 @pytest.mark.parametrize("fields, message", [
-    ({"eos_token_id": 126}, "token 126 is both the mask and the end of a text"),
-    ({"eos_token_id": [5, 400]}, None),
-    ({"eos_token_id": 400}, "vocabulary of 128 tokens lacks the end id 400"),
-    ({"pad_token_id": 128}, "vocabulary of 128 tokens lacks the pad id 128"),
+    ({"eos_token_id": _MASK},
+     f"token {_MASK} is both the mask and the end of a text"),
+    ({"eos_token_id": [5, _FAR]}, None),
+    ({"eos_token_id": _FAR},
+     f"vocabulary of {_SIZE} tokens lacks the end id {_FAR}"),
+    ({"pad_token_id": _SIZE},
+     f"vocabulary of {_SIZE} tokens lacks the pad id {_SIZE}"),
     ({"pad_token_id": "x"}, "pad_token_id must be a token id, not 'x'"),
     ({"pad_token_id": -1}, None),
 ])  # fmt: skip
@@ -125,9 +135,9 @@ def test_special_tokens_must_be_possible(fields, message):
   config = published_config(golden_cases.load("llada_logits")) | fields
   fields = families.Fields(config, "config.json")
   family = families.find(fields)
-  read = lambda: tokens.ids(family, fields, 128, families.Ids(None))
+  read = lambda: tokens.ids(family, fields, _SIZE, families.Ids(None))
   if message is None:
-    assert read().mask == 126
+    assert read().mask == _MASK
   else:
     with pytest.raises(ValueError, match=message):
       read()
@@ -135,14 +145,13 @@ def test_special_tokens_must_be_possible(fields, message):
 
 def test_too_many_tokens(tmp_path):
   source = publish("llada_logits", tmp_path / "in")
-  made = json.loads((tmp_path / "in").joinpath("config.json").read_text())
   tokenizer_folder(source, mask_token=None)
   path = source / "tokenizer.json"
   text = json.loads(path.read_text())
   text["added_tokens"][-1]["id"] = 7
-  text["model"]["vocab"]["z"] = made["embedding_size"]
+  text["model"]["vocab"]["z"] = _SIZE
   path.write_text(json.dumps(text))
-  with pytest.raises(ValueError, match="has tokens up to 128, but"):
+  with pytest.raises(ValueError, match=f"has tokens up to {_SIZE}, but"):
     dllm_jax.load_pretrained(source)
 
 

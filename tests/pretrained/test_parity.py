@@ -6,6 +6,7 @@ own float32 error and more, for another order of sums.
 
 import dataclasses
 import functools
+import math
 import pathlib
 import tempfile
 
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import dllm_jax
 from dllm_jax.core.mask import materialise, TwoStream
 from dllm_jax.objectives.autoregressive import Autoregressive
+from dllm_jax.parallel import make_mesh
 from tests import golden_cases
 from tests.pretrained.golden import publish, PUBLISHED
 
@@ -122,15 +124,26 @@ def test_bd3lm():
 
 
 def test_over_a_mesh():
-  a, _ = loaded("llada2_moe")
-  sizes = {"data": 1, "fsdp": 2, "tensor": 2, "context": 1, "expert": 2}
-  from dllm_jax.parallel import make_mesh
+  a, alone = loaded("llada2_moe")
+  config = alone.config
+  # Two devices to an axis whatever the sizes, where they are even.
+  of_axis = {
+    "fsdp": (config.width,),
+    "tensor": (config.heads, config.kv_heads or config.heads),
+    "expert": (config.experts,),
+  }
+  pairs = {axis: 2 - max(n % 2 for n in of_axis[axis]) for axis in of_axis}
+  sizes = {"data": 1, "context": 1, **pairs}
+  devices = jax.devices()[: math.prod(sizes.values())]
 
   with tempfile.TemporaryDirectory() as folder:
     path = publish("llada2_moe", pathlib.Path(folder) / "m")
-    model = dllm_jax.load_pretrained(path, mesh=make_mesh(sizes))
-  kernel = model.params["run1"]["layers"]["mlp"]["experts"]["up"]
-  assert kernel.sharding.shard_shape(kernel.shape)[1] == kernel.shape[1] // 2
+    model = dllm_jax.load_pretrained(path, mesh=make_mesh(sizes, devices))
+  flat = jax.tree_util.tree_leaves_with_path(model.params)
+  named = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
+  (kernel,) = (x for path, x in named.items() if path.endswith("experts/up"))
+  share = kernel.shape[1] // sizes["expert"]
+  assert kernel.sharding.shard_shape(kernel.shape)[1] == share
   square = np.repeat(a["block_mask"][None], len(a["input_ids"]), axis=0)
   for rows in (1, 2, 4):  # with and without a row for each device
     tokens = np.resize(a["input_ids"], (rows, a["input_ids"].shape[1]))
@@ -149,7 +162,8 @@ def test_round_trip_is_byte_equal(name, tmp_path):
   assert set(model.used) | set(model.unused) == set(theirs)
   counted = sum(theirs[key].size for key in model.used)
   assert model.parameters == counted
-  dllm_jax.save_pretrained(model, tmp_path / "out", shard_bytes=2**16)
+  third = sum(x.nbytes for x in theirs.values()) // 3
+  dllm_jax.save_pretrained(model, tmp_path / "out", shard_bytes=third)
   shards = sorted((tmp_path / "out").glob("*.safetensors"))
   assert len(shards) > 1
   back = {}
