@@ -37,7 +37,7 @@ def tiny(**fields):
       "warmup_steps": 2,
       "schedule": "constant",
     },
-    "training": {"steps": 6, "batch_size": 8},
+    "training": {"steps": 6, "batch_size": 8, "ema_decay": 0.5},
     "checkpoint": {"every_steps": 3},
     "logging": {"every_steps": 1, "tensorboard": False, "progress": False},
     "evaluation": {"batch_size": 8, "batches": 2, "passes": 2},

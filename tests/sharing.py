@@ -52,8 +52,9 @@ def _configured(run: Run) -> tuple:
   given = run.resolved.to_dict()
   given = {k: v for k, v in given.items() if k not in _ASIDE}
   training = dict(given.pop("training"))
-  if run.config.optimizer.schedule == "constant":
-    del training["steps"]
+  optimizer = run.config.optimizer
+  if optimizer.schedule == "constant":  # of its length, the warm-up reads some
+    training["steps"] = min(training["steps"], optimizer.warmup_steps)
   for name in _ASIDE_OF_TRAINING:
     del training[name]
   text = json.dumps([given, training], sort_keys=True, default=repr)

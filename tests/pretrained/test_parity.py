@@ -140,7 +140,9 @@ def test_over_a_mesh():
     path = publish("llada2_moe", pathlib.Path(folder) / "m")
     model = dllm_jax.load_pretrained(path, mesh=make_mesh(sizes, devices))
   flat = jax.tree_util.tree_leaves_with_path(model.params)
-  named = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
+  named = {
+    jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat
+  }
   (kernel,) = (x for path, x in named.items() if path.endswith("experts/up"))
   share = kernel.shape[1] // sizes["expert"]
   assert kernel.sharding.shard_shape(kernel.shape)[1] == share

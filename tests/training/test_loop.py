@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from dllm_jax import data
 from dllm_jax.training.loop import Hooks
 from dllm_jax.training.step_log import NonFiniteLossError
 from tests import runs
@@ -71,17 +72,25 @@ def test_sigterm_finishes_the_step_and_saves(tmp_path):
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-  # A learning rate that overflows after a few steps.
   run = runs.run(
-    tmp_path / "run",
-    training__steps=50,
-    optimizer__learning_rate=1e30,
-    optimizer__warmup_steps=0,
-    optimizer__schedule="constant",
-    checkpoint__every_steps=1,
+    tmp_path / "run", training__steps=50, checkpoint__every_steps=1
   )
+  step, taken = run.program.step, []
+
+  def overflows(state, batch):
+    """After a few steps, as under too large a learning rate."""
+    taken.append(1)
+    state, metrics = step(state, batch)
+    if len(taken) < 4:
+      return state, metrics
+    nan = lambda tree: jax.tree.map(lambda x: x * np.nan, tree)
+    metrics |= {"loss_nats_per_token": metrics["loss_nats_per_token"] * np.nan}
+    return state.replace(params=nan(state.params)), metrics
+
+  run.__dict__["program"] = dataclasses.replace(run.program, step=overflows)
   with pytest.raises(NonFiniteLossError, match=r"at step \d+ .*learning_rate"):
     run.train()
+  assert int(run.state.step) == 3
   for leaf in runs.parameters(run.state):
     assert np.isfinite(leaf).all()
 
@@ -107,11 +116,14 @@ def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
 
 def test_text_packed_on_the_fly_resumes_where_it_stood(tmp_path):
   """The state of a stream (strings and nested shards) is saved with the rest."""
-  rows = [json.dumps({"text": f"{i} " * (5 + i % 7)}) for i in range(400)]
+  # Of the characters that the others' text has: theirs is the program.
+  letters = data.load(data.Dataset()).tokenizer.vocabulary
+  word = lambda i: "".join(letters[20 + int(digit)] for digit in str(i))
+  texts = [letters, *(f"{word(i)} " * (5 + i % 7) for i in range(400))]
+  rows = [json.dumps({"text": text}) for text in texts]
   (tmp_path / "rows.jsonl").write_text("\n".join(rows))
   fields = {
     "data__path": str(tmp_path / "rows.jsonl"),
-    "data__tokenizer": "byte",
     "data__packing": "packed",
     "data__in_memory_bytes": 0,
     "data__virtual_shards": 4,

@@ -12,7 +12,7 @@ from tests import jaxprs, runs
 
 def _losses(workdir, steps=4, **fields):
   """Returns the losses of some steps and the last state."""
-  run = runs.run(workdir, training__steps=steps, **fields)
+  run = runs.run(workdir, **fields)
   batches = data.train_iterator(run.corpus, batch_size=8, seed=0)
   losses = []
   with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
@@ -39,7 +39,10 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize(
   "mesh",
-  [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
+  [
+    pytest.param({"data": 8}, marks=pytest.mark.all),
+    {"data": 2, "fsdp": 2, "tensor": 2},
+  ],
   ids=["data", "data_fsdp_tensor"],
 )
 def test_losses_do_not_depend_on_the_mesh(plain, tmp_path, mesh):
@@ -49,7 +52,7 @@ def test_losses_do_not_depend_on_the_mesh(plain, tmp_path, mesh):
   np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.all)])
 def test_losses_do_not_depend_on_microbatches(plain, tmp_path, parts):
   losses, state = _losses(tmp_path / "run", training__microbatches=parts)
   np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
@@ -60,8 +63,8 @@ def test_losses_do_not_depend_on_microbatches(plain, tmp_path, parts):
 
 
 def test_average_follows_parameters(tmp_path):
-  _, state = _losses(tmp_path / "run", steps=1, training__ema_decay=0.5)
-  run = runs.run(tmp_path / "other", training__ema_decay=0.5)
+  _, state = _losses(tmp_path / "run", steps=1)
+  run = runs.run(tmp_path / "other")
   with jax.set_mesh(run.mesh):
     first = run.program.init()
   # Step 1 forgets all but (1 + 0) / (10 + 0) of the start.
