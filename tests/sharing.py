@@ -126,7 +126,7 @@ def share(patch) -> None:
   _wrap(
     patch,
     Pretrained,
-    "_logits",
+    "_program",
     lambda self: (
       self.family.name,
       self.config,
