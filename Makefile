@@ -43,11 +43,11 @@ demo: $(VENV)/.installed  ## trains on Shakespeare for some minutes, evaluates, 
 	@$(BIN)/dllm sample --workdir=$(DEMO) --num_samples=2 --trace=$(DEMO)/unmasking.html
 	@$(BIN)/dllm evaluate --workdir=$(DEMO)
 
-test: $(VENV)/.installed  ## runs the tests, under 15 minutes on 2 cores
-	@$(BIN)/python -m pytest -n 2 -m "not all"
+test: $(VENV)/.installed  ## runs the tests, under 8 minutes on 2 cores
+	@$(BIN)/python -m pytest -n 2 --dist=loadfile -m "not all"
 
 test-all: $(VENV)/.installed  ## runs every test, the long ones too
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist=loadfile
 
 test-newest:  ## runs the tests on the newest Python here, with the newest of everything
 	$(call install,NEWEST_PYTHON,$(NEWEST_VENV),newest)

@@ -6,9 +6,12 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
+
 from tests.runs import ROOT
 
 
+@pytest.mark.all
 def test_the_wheel_works_outside_the_checkout(tmp_path):
   pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
   subprocess.run(

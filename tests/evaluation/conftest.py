@@ -1,8 +1,21 @@
 """A tiny run that the tests of tasks share."""
 
+import jax
 import pytest
 
+from dllm_jax.run.run import Run
 from tests import runs
+
+_OPEN = Run.open
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+  """Opens runs on one device: simulated others only cost time here."""
+  devices = jax.devices()[:1]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Run, "open", lambda path: _OPEN(path, devices=devices))
+    yield
 
 
 @pytest.fixture(scope="session")

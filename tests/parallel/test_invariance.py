@@ -26,11 +26,17 @@ EXPERTS = dict(
 )  # fmt: skip
 ALONE = [{axis: 8} for axis in AXES]
 PAIRS = [{a: 2, b: 4} for a, b in itertools.combinations(AXES, 2)]
-# What meets most often; the others are among the long tests.
-USUAL = [{"fsdp", "tensor"}, {"tensor", "context"}, {"fsdp", "expert"}]
-MESHES = ALONE + [
-  pair if set(pair) in USUAL else pytest.param(pair, marks=pytest.mark.all)
-  for pair in PAIRS
+# What meets most often, each axis in one at least; the others are among the
+# long tests.
+USUAL = [
+  {"data"},
+  {"fsdp", "tensor"},
+  {"tensor", "context"},
+  {"fsdp", "expert"},
+]
+MESHES = [
+  sizes if set(sizes) in USUAL else pytest.param(sizes, marks=pytest.mark.all)
+  for sizes in ALONE + PAIRS
 ]
 # Compiled fast: what is tested is arithmetic, not speed.
 QUICK = {"xla_backend_optimization_level": 0}

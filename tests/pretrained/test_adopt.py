@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 
 import dllm_jax
-from dllm_jax.cli import main
+from dllm_jax.cli.main import main
 from dllm_jax.models.rotary import Yarn
 from dllm_jax.pretrained import families, tokens
 from dllm_jax.pretrained.adopt import adopt
@@ -72,14 +72,14 @@ def test_a_spare_row_is_the_mask(tmp_path):
 
   workdir = tmp_path / "run"
   argv = [f"--from_hf={source}", f"--workdir={workdir}", "--as=dream"]
-  assert main.main(["convert", *argv]) == 0
+  assert main(["convert", *argv]) == 0
   run = Run.open(workdir)
   assert run.objective.mask_id == spare and run.objective.vocab_size == size
   assert run.network.rope_scaling == Yarn(factor=4.0, first_length=64)
   assert run.tokenizer.chat(TALK).size
   assert "▁" not in run.sample(["a"], length=4).texts[0]
   assert (
-    main.main([
+    main([
       "convert",
       f"--to_hf={tmp_path / 'out'}",
       f"--workdir={workdir}",

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dllm_jax
-from dllm_jax.cli import main
+from dllm_jax.cli.main import main
 from dllm_jax.run import exchange
 from tests import golden_cases
 from tests.pretrained.golden import publish, published_config, vocabulary
@@ -136,7 +136,7 @@ def test_one_line_and_nothing_written(what, tmp_path, capsys):
   before = sorted(tmp_path.rglob("*"))
   workdir = tmp_path / "run"
   argv = ["convert", f"--from_hf={folder}", f"--workdir={workdir}"]
-  assert main.main(argv) == 2
+  assert main(argv) == 2
   assert len(capsys.readouterr().err.strip().splitlines()) <= 2  # bar, message
   assert sorted(tmp_path.rglob("*")) == before
 
@@ -172,7 +172,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 
   monkeypatch.setattr(exchange.Checkpoints, "save_imported", interrupt)
   argv = ["convert", f"--from_hf={folder}", f"--workdir={tmp_path / 'run'}"]
-  assert main.main(argv) == 130
+  assert main(argv) == 130
   assert "dllm: interrupted" in capsys.readouterr().err
   assert sorted(tmp_path.rglob("*")) == before
 

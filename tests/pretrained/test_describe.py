@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dllm_jax
-from dllm_jax.cli import main
+from dllm_jax.cli.main import main
 from dllm_jax.config import config as configs
 from dllm_jax.pretrained import families, table, tokens
 from dllm_jax.pretrained.describe import describe
@@ -72,7 +72,7 @@ def test_from_scratch_to_a_published_layout(tmp_path, capsys):
   run, out = tmp_path / "run", tmp_path / "out"
   params = workdir(run, "llada", {})
   argv = ["convert", f"--workdir={run}", f"--to_hf={out}"]
-  assert main.main(argv) == 0
+  assert main(argv) == 0
   assert '"family": "llada"' in capsys.readouterr().out
   model = dllm_jax.load_pretrained(out)
   assert model.objective.mask_id == model.tokenizer.mask_id == 256
@@ -84,10 +84,10 @@ def test_from_scratch_to_a_published_layout(tmp_path, capsys):
     real = rows.get(path.split("/")[0], np.s_[:])
     np.testing.assert_array_equal(theirs[path][real], leaf[real])
 
-  assert main.main([*argv[:2], f"--to_hf={tmp_path / 'b'}", "--as=dream"]) == 2
+  assert main([*argv[:2], f"--to_hf={tmp_path / 'b'}", "--as=dream"]) == 2
   message = "outputs of dream predict the token 1 slots on, those of this"
   assert message in capsys.readouterr().err
-  assert main.main([*argv[:2], f"--to_hf={tmp_path / 'b'}", "--as=gpt"]) == 2
+  assert main([*argv[:2], f"--to_hf={tmp_path / 'b'}", "--as=gpt"]) == 2
   assert "unknown family 'gpt'; legal: llada, dream" in capsys.readouterr().err
   assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
 

@@ -9,14 +9,14 @@ from numpy.testing import assert_allclose
 import pytest
 
 import dllm_jax
-from dllm_jax.cli import main
+from dllm_jax.cli.main import main
 from dllm_jax.run.run import Run
 from tests import golden_cases
 from tests.pretrained.golden import plain, publish, vocabulary
 
 
 def dllm(capsys, *argv):
-  status = main.main(list(argv))
+  status = main(list(argv))
   written = capsys.readouterr()
   assert status == 0, written.err
   return json.loads(written.out.splitlines()[-1])
@@ -123,8 +123,19 @@ def test_there_and_back(name, tmp_path, capsys):
   assert set(back) == set(theirs)
   for key, tensor in theirs.items():
     assert back[key].tobytes() == tensor.tobytes(), key
-  if name in ("llada_moe", "sedd_absorb"):
-    return  # their presets are sampled with elsewhere
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["bd3lm"]
+  + [
+    pytest.param(name, marks=pytest.mark.all)
+    for name in ("llada2_moe", "sdar", "mdlm", "sedd_uniform")
+  ],
+)
+def test_samples_with_its_preset(name, tmp_path, capsys):
+  source, workdir = publish(name, tmp_path / "in"), tmp_path / "run"
+  dllm(capsys, "convert", f"--from_hf={source}", f"--workdir={workdir}")
   block = Run.open(workdir).objective.block_length
   length = block * max(1, 32 // block) if block else 32
   # First hitting reveals one at a time.
@@ -154,5 +165,5 @@ def test_bfloat16_runs(text, tmp_path, capsys):
   assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
   # Once it has trained, a run is itself.
   other = ["train", f"--workdir={workdir}", "--config.data.length=32"]
-  assert main.main(other) == 2
+  assert main(other) == 2
   assert "holds a run with another config" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def get_config():
 @pytest.fixture
 def files(tmp_path):
   """Returns a function that writes a tiny config and returns its path."""
-  resolved = runs.tiny(model__layers=1)
+  resolved = runs.tiny()
   base = {k: v for k, v in resolved.to_dict().items() if k != "objective"}
 
   def write(name, **sections):

@@ -28,7 +28,7 @@ class Fake:
   tokenizer = Tokenizer()
   objective = types.SimpleNamespace(block_length=None)
   config = types.SimpleNamespace(sampler=SamplerConfig(preset="llada"))
-  writer = types.SimpleNamespace(plan=lambda rows, **_: None)
+  generator = types.SimpleNamespace(plan=lambda rows, **_: None)
 
   def __init__(self, refused=()):
     self.asked, self.refused = [], refused

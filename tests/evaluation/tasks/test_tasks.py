@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 import json
+import shutil
 from xml.etree import ElementTree
 
 import jax
@@ -12,27 +13,14 @@ from dllm_jax.evaluation.samples import traffic
 from dllm_jax.evaluation.tasks import registry
 from dllm_jax.reports import report
 from dllm_jax.run.run import Run
-from tests import runs
-
-FIELDS = {"model__layers": 1, "data__length": 16, "training__steps": 2}
-
-
-_OPEN = Run.open
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  """Opens runs on one device: simulated others only cost time here."""
-  devices = jax.devices()[:1]
-  monkeypatch.setattr(Run, "open", lambda path: _OPEN(path, devices=devices))
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def pair(workdir, judge, tmp_path_factory):
   """Returns the directories of a masked and of an autoregressive run."""
   folder = tmp_path_factory.mktemp("pair")
-  for name in ("mdlm", "autoregressive"):
-    runs.run(folder / name, objective__name=name, **FIELDS).train()
+  shutil.copytree(workdir, folder / "mdlm")
+  shutil.copytree(judge, folder / "autoregressive")
   return folder
 
 
