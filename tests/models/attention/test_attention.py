@@ -52,26 +52,42 @@ def allowed_by_hand(spec, length):
 
 
 def draw(length=LENGTH, heads=HEADS, groups=GROUPS, width=WIDTH):
-  keys = jax.random.split(jax.random.key(0), 3)
+  rng = np.random.default_rng(0)
   shapes = [(BATCH, length, n, width) for n in (heads, groups, groups)]
-  return [
-    2 * jax.random.normal(key, shape)
-    for key, shape in zip(keys, shapes, strict=True)
-  ]
+  return [2 * rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def segments_of(spec):
+  """Returns segments whose row 0 holds two documents and padding.
+
+  They are repeated in both streams, where there are two.
+  """
+  row = [1, 1, 2, 2, 2, 0] if isinstance(spec, TwoStream) else [1, 1, 2] * 2
+  return np.array([row * 2, [1] * LENGTH], np.int32)
+
+
+@functools.cache
+def outputs(groups):
+  """Returns outputs by mask, of one program."""
+
+  def of(q, k, v, spec):
+    s = segments_of(spec)
+    return attention(q, k, v, mask=spec, q_segments=s, k_segments=s)
+
+  run = jax.jit(lambda *qkv: [of(*qkv, spec) for spec in MASKS])
+  return dict(zip(MASKS, run(*draw(groups=groups)), strict=True))
 
 
 @pytest.mark.parametrize("spec", MASKS, ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_masks_and_segments_equal_the_dense_reference(spec, groups):
-  q, k, v = draw(groups=groups)
-  # Row 0 holds two documents and padding, repeated in both streams.
-  row = [1, 1, 2, 2, 2, 0] if isinstance(spec, TwoStream) else [1, 1, 2] * 2
-  segments = jnp.array([row * 2, [1] * LENGTH])
-  out = attention(q, k, v, mask=spec, q_segments=segments, k_segments=segments)
-  same = np.asarray(segments[:, :, None] == segments[:, None, :])
-  expected = dense(q, k, v, allowed_by_hand(spec, LENGTH) & same)
+  segments = segments_of(spec)
+  same = segments[:, :, None] == segments[:, None, :]
+  allowed = allowed_by_hand(spec, LENGTH) & same
+  expected = dense(*draw(groups=groups), allowed)
   # float32 softmax of scores up to about 10.
-  np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
+  found = outputs(groups)[spec]
+  np.testing.assert_allclose(found, expected, atol=2e-6, rtol=2e-5)
 
 
 def test_two_calls_of_cudnn_equal_the_dense_mask(monkeypatch):
@@ -85,13 +101,11 @@ def test_two_calls_of_cudnn_equal_the_dense_mask(monkeypatch):
   module = importlib.import_module("dllm_jax.models.attention.dispatch")
   monkeypatch.setattr(module, "_cudnn", plain)
   q, k, v = draw()
-  segments = jnp.array([[1, 1, 2, 2, 2, 0] * 2, [1] * LENGTH])
   spec = TwoStream(6, 2)
-  out = attention(
-      q, k, v, mask=spec, q_segments=segments, k_segments=segments,
-      implementation="cudnn",
-  )  # fmt: skip
-  same = np.asarray(segments[:, :, None] == segments[:, None, :])
+  segments = segments_of(spec)
+  run = functools.partial(attention, mask=spec, implementation="cudnn")
+  out = jax.jit(run)(q, k, v, q_segments=segments, k_segments=segments)
+  same = segments[:, :, None] == segments[:, None, :]
   expected = dense(q, k, v, allowed_by_hand(spec, LENGTH) & same)
   np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
   assert called == [(6, 12), (6, 6)]
@@ -99,11 +113,10 @@ def test_two_calls_of_cudnn_equal_the_dense_mask(monkeypatch):
 
 @pytest.mark.parametrize("block", [1, 3, 6])
 def test_two_parts_equal_the_dense_mask_gradients_included(block):
-  q, k, v = draw()
-  segments = jnp.ones((BATCH, LENGTH), jnp.int32)
+  segments = np.ones((BATCH, LENGTH), np.int32)
   spec = TwoStream(6, block)
 
-  def total(extra):
+  def total(q, k, v, extra):
     def run(q, k, v):
       # An extra mask sends the same spec through the dense path.
       out = attention(
@@ -114,7 +127,12 @@ def test_two_parts_equal_the_dense_mask_gradients_included(block):
 
     return jax.value_and_grad(run, (0, 1, 2))(q, k, v)
 
-  two_parts, whole = total(None), total(jnp.ones((LENGTH, LENGTH), bool))
+  @jax.jit
+  def both(q, k, v):
+    everywhere = np.ones((LENGTH, LENGTH), bool)
+    return total(q, k, v, None), total(q, k, v, everywhere)
+
+  two_parts, whole = both(*draw())
   for a, b in zip(
     jax.tree.leaves(two_parts), jax.tree.leaves(whole), strict=True
   ):
@@ -144,49 +162,62 @@ def test_two_streams_never_form_dense_scores():
 def test_queries_at_slots_and_an_extra_mask():
   q, k, v = draw()
   q = q[:, :3]
-  slots = jnp.array([[4, 5, 6], [0, 1, 2]])
-  extra = jnp.arange(LENGTH) != 1
-  segments = jnp.ones((BATCH, LENGTH), jnp.int32)
-  out = attention(
-      q, k, v, mask=Causal(), q_segments=segments[:, :3], k_segments=segments,
-      q_slots=slots, extra=jnp.broadcast_to(extra, (3, LENGTH)),
+  slots = np.array([[4, 5, 6], [0, 1, 2]])
+  extra = np.arange(LENGTH) != 1
+  segments = np.ones((BATCH, LENGTH), np.int32)
+  out = jax.jit(functools.partial(attention, mask=Causal()))(
+      q, k, v, q_segments=segments[:, :3], k_segments=segments,
+      q_slots=slots, extra=np.broadcast_to(extra, (3, LENGTH)),
   )  # fmt: skip
-  allowed = np.arange(LENGTH) <= np.asarray(slots)[:, :, None]
-  expected = dense(q, k, v, allowed & np.asarray(extra))
+  allowed = np.arange(LENGTH) <= slots[:, :, None]
+  expected = dense(q, k, v, allowed & extra)
   np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
 
 
 def test_hidden_and_padded_positions():
   q, k, v = draw()
-  segments = jnp.array([[1] * 8 + [0] * 4, [0] * LENGTH])
-  call = lambda k, v: attention(
-    q, k, v, mask=Causal(), q_segments=segments, k_segments=segments
+  segments = np.array([[1] * 8 + [0] * 4, [0] * LENGTH])
+  call = jax.jit(
+    lambda k, v: attention(
+      q, k, v, mask=Causal(), q_segments=segments, k_segments=segments
+    )
   )
   out = call(k, v)
   assert np.isfinite(out).all()
-  moved = call(k.at[:, 8:].add(9.0), v.at[:, 8:].add(9.0))
+  k[:, 8:] += 9.0
+  v[:, 8:] += 9.0
+  moved = call(k, v)
   np.testing.assert_array_equal(out[0, :8], moved[0, :8])
+
+
+def long_segments():
+  """Returns two documents in row 0, in both streams, and one in row 1."""
+  row = np.where(np.arange(256) % 128 < 70, 1, 2)
+  return np.stack([row, np.ones_like(row)])
 
 
 @pytest.mark.parametrize("spec", MASKS[:3] + [TwoStream(128, 32)], ids=str)
 def test_splash_equals_the_reference(spec):
-  q, k, v = draw(length=256, heads=2, groups=1, width=128)
-  segments = jnp.where(jnp.arange(256) % 128 < 70, 1, 2)
-  segments = jnp.stack([segments, jnp.ones_like(segments)])
-  arguments = dict(q_segments=segments, k_segments=segments)
-  expected = attention(q, k, v, mask=spec, **arguments)
-  out = splash.attention(q, k, v, spec, *arguments.values(), interpret=True)
+  segments = long_segments()
+
+  @jax.jit
+  def both(q, k, v):
+    kernel = splash.attention(q, k, v, spec, segments, segments, interpret=True)
+    return kernel, attention(
+      q, k, v, mask=spec, q_segments=segments, k_segments=segments
+    )
+
+  out, expected = both(*draw(length=256, heads=2, groups=1, width=128))
   np.testing.assert_allclose(out, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_splash_over_divided_positions_gradients_included():
   spec = TwoStream(128, 32)
   draws = draw(length=256, heads=2, groups=1, width=128)
-  segments = jnp.where(jnp.arange(256) % 128 < 70, 1, 2)
-  segments = jnp.stack([segments, jnp.ones_like(segments)])
+  segments = long_segments()
 
   def total(run):
-    weigh = jnp.cos(jnp.arange(BATCH * 256 * 2 * 128.0))
+    weigh = np.cos(np.arange(BATCH * 256 * 2 * 128.0)).astype(np.float32)
 
     def of(q, k, v):
       return jnp.vdot(run(q, k, v, spec, segments, segments), weigh)
