@@ -39,7 +39,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.installed  ## trains on Shakespeare for some minutes, evaluates, samples
-	@$(BIN)/dllm train --config=configs/shakespeare.py --workdir=$(DEMO)
+	@$(BIN)/dllm train --config=configs/demo.py --workdir=$(DEMO)
 	@$(BIN)/dllm sample --workdir=$(DEMO) --num_samples=2 --trace=$(DEMO)/unmasking.html
 	@$(BIN)/dllm evaluate --workdir=$(DEMO)
 
@@ -54,7 +54,7 @@ test-newest:  ## runs the tests on the newest Python here, with the newest of ev
 	@$(NEWEST_VENV)/bin/python -c 'import sys; from importlib.metadata import version; \
 	  print("Python", sys.version.split()[0], \
 	  *(f"{name} {version(name)}" for name in ("jax", "flax", "numpy")))'
-	@$(NEWEST_VENV)/bin/python -m pytest -n 2 -m "not all"
+	@$(NEWEST_VENV)/bin/python -m pytest -n 2 --dist=loadfile -m "not all"
 
 lint: $(VENV)/.installed  ## checks style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

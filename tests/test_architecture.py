@@ -153,7 +153,7 @@ def test_what_libraries_will_drop_is_an_error(name, kind):
 
 def doors() -> list[str]:
   """Returns the dotted names of all rooms and the rooms inside them."""
-  folders = {path.rpartition("/")[0] for path in sources()}
+  folders = sorted({path.rpartition("/")[0] for path in sources()})
   return [".".join(["dllm_jax", *f.split("/")]).rstrip(".") for f in folders]
 
 
