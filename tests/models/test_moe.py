@@ -1,7 +1,6 @@
 """Routers and experts against sums written out, and over meshes."""
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -16,6 +15,7 @@ from dllm_jax.models import moe, tiles, transformer, TransformerConfig
 from dllm_jax.models.moe import choose, Experts
 from dllm_jax.parallel import make_mesh, RULES
 from dllm_jax.parallel.sharding import shardings
+from tests.quick import long
 
 CONFIG = TransformerConfig(
     vocab_size=11, width=16, layers=3, heads=2, mlp_dim=24, experts=8,
@@ -29,9 +29,6 @@ FIELDS = {
                 "router_top_groups": 1, "router_normalised": False},
     "sigmoid": {},
 }  # fmt: skip
-
-
-long = functools.partial(pytest.param, marks=pytest.mark.all)
 
 
 def config(router, **changes):

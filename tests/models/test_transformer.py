@@ -11,6 +11,7 @@ import pytest
 from dllm_jax.core.mask import BlockCausal, Causal, Full, TwoStream
 from dllm_jax.core.types import ModelInputs
 from dllm_jax.models import transformer, TransformerConfig
+from tests.quick import long
 
 SMALL = TransformerConfig(
     vocab_size=13, width=16, layers=2, heads=4, kv_heads=2, mlp_dim=24,
@@ -20,8 +21,6 @@ FULL = dataclasses.replace(
   SMALL, qk_norm=True, qkv_bias=True, conditioned=True, num_classes=3
 )
 TIMES = np.array([[0.3], [0.9]], np.float32)
-
-long = functools.partial(pytest.param, marks=pytest.mark.all)
 
 
 def inputs(length=8, batch=2, **fields):

@@ -4,6 +4,7 @@ A process over K states (the mask among them) is its law q(z_t | x0) and its rat
 both plain K x K arrays in float64; rows of L tokens have K^L states.
 """
 
+import functools
 import itertools
 
 import jax
@@ -157,17 +158,24 @@ def chain(objective, process, logits, rows, times, start):
     start: the law of one token at time 1, `[K]`.
   """
   law = np.prod(start[rows], axis=1)
-  z, slots = jnp.asarray(rows), jnp.arange(rows.shape[1])
+  step = _step(objective)
+  for t, s in itertools.pairwise(np.asarray(times)):
+    p = step(process, jnp.asarray(logits(t)), rows, t, s)
+    law = law @ np.asarray(p, np.float64)
+  return law
+
+
+@functools.lru_cache(maxsize=8)
+def _step(objective):
+  """Returns `(process, logits, rows, t, s) -> matrix` of a step, compiled once."""
 
   @jax.jit
-  def matrix(logits, t, s):
-    whole = lambda x: jnp.full((len(rows), 1), x)
+  def matrix(process, logits, z, t, s):
+    whole = lambda x: jnp.full((len(z), 1), x)
     log_p = objective.posterior(process, logits, z, whole(t), whole(s))
-    return jnp.prod(jnp.exp(log_p)[:, slots, z], axis=-1)
+    return jnp.prod(jnp.exp(log_p)[:, jnp.arange(z.shape[1]), z], axis=-1)
 
-  for t, s in itertools.pairwise(np.asarray(times)):
-    law = law @ np.asarray(matrix(jnp.asarray(logits(t)), t, s), np.float64)
-  return law
+  return matrix
 
 
 def table(seed: int, *, size: int, length: int, mask_id: int | None):

@@ -1,24 +1,22 @@
 """Recorded arrays as batches, networks and noise, for parity tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dllm_jax.core.noise import Recorded, Tag
-from dllm_jax.core.types import Batch, ModelOutputs
+from dllm_jax.core.types import ModelOutputs
+from tests.objectives import toy
 
 STEP = jnp.int32(0)
 
 
 def batch(x0, loss_mask=None):
-  x0 = jnp.asarray(x0)
-  ones = jnp.ones(x0.shape, bool)
-  return Batch(
-    tokens=x0,
-    loss_mask=ones if loss_mask is None else jnp.asarray(loss_mask, bool),
-    segment_ids=ones.astype(jnp.int32),
-    positions=jnp.broadcast_to(jnp.arange(x0.shape[1]), x0.shape),
-  )
+  if loss_mask is not None:
+    loss_mask = jnp.asarray(np.asarray(loss_mask, bool))
+  return toy.batch(x0, loss_mask=loss_mask)
 
 
 def network(logits):
@@ -48,14 +46,27 @@ def replay(monkeypatch, *draws):
 
 def reverse_step(objective, process, logits, z, t, s, u):
   """Returns posterior probabilities of a step, and its replayed draw."""
-  shape = jnp.asarray(logits).shape
-  z, t, s = jnp.asarray(z), jnp.asarray(t), jnp.asarray(s)
-  log_p = objective.posterior(process, jnp.asarray(logits), z, t, s)
-  noise = Recorded(uniforms={int(Tag.TOKEN): jnp.asarray(u)}, epsilon=1e-10)
-  out = ModelOutputs(hidden=jnp.asarray(logits))
-  drawn = objective.reverse(process, noise, out, z, t, s)
-  assert log_p.shape == shape
+  log_p, drawn = _step(objective)(process, logits, z, t, s, u)
+  assert log_p.shape == logits.shape
   return np.exp(np.asarray(log_p, np.float64)), np.asarray(drawn)
+
+
+@functools.lru_cache(maxsize=8)
+def _step(objective):
+  """Returns `(process, logits, z, t, s, u) -> (log p, draw)`, compiled once."""
+
+  def run(process, logits, z, t, s, u):
+    log_p = objective.posterior(process, logits, z, t, s)
+    noise = Recorded(uniforms={int(Tag.TOKEN): u}, epsilon=1e-10)
+    out = ModelOutputs(hidden=logits)
+    return log_p, objective.reverse(process, noise, out, z, t, s)
+
+  return jax.jit(run)
+
+
+def told(run, *args):
+  """Returns what a function says of arrays, compiled as one program."""
+  return jax.device_get(jax.jit(run)(*args))
 
 
 def ratios(p, u):

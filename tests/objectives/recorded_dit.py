@@ -1,5 +1,7 @@
 """Networks of recorded cases: the originals' weights in our DiT."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,7 @@ from tests import golden_cases
 from tests.pretrained.golden import dit_config
 
 
+@functools.cache
 def network(name: str):
   """Returns `inputs -> outputs` of a case's weights, compiled once a shape."""
   config = dit_config(golden_cases.load(name))
@@ -26,5 +29,6 @@ def network(name: str):
 def logits(run, inputs: ModelInputs):
   """Returns the logits of the real tokens."""
   out = run(inputs)
+  out = jax.device_get(out)
   values = out.hidden @ out.unembed + out.bias
   return values[..., : out.vocab_size]

@@ -36,7 +36,7 @@ def test_clip_bounds_are_data_and_move_without_recompiling():
 def test_heavy_masking_weighs_evenly():
   objective = BD3LM(**_SPACE, length=_LENGTH, block_size=2)
   process = objective.clipped(objective.init(_KEY), (0.55, 0.95))
-  t = jnp.full((1, _LENGTH), 0.6)
+  t = np.full((1, _LENGTH), 0.6, np.float32)
   assert np.all(np.asarray(objective.emphasis(process, None, t, None)) == 1.0)
   light = objective.clipped(process, (0.45, 0.95))
   np.testing.assert_allclose(objective.emphasis(light, None, t, None), 1 / 0.6)
@@ -80,22 +80,31 @@ def test_clip_search_finds_the_quiet_interval():
   assert float(variances[0]) == pytest.approx(float(variances.max()))
 
 
-def test_a_run_moves_the_clip_interval_and_compiles_nothing(tmp_path):
-  searched = {
-    "objective__name": "bd3lm",
-    "objective__block_size": 4,
-    "objective__clip_search_widths": (0.5,),
-    "objective__clip_search_delta": 0.25,
-    "data__length": 16,
-    "model__layers": 1,
-    "evaluation__every_steps": 2,
-    "checkpoint__every_steps": 2,
-  }
-  run = runs.run(tmp_path / "whole", **searched, training__steps=3)
+_SEARCHED = {
+  "objective__name": "bd3lm",
+  "objective__block_size": 4,
+  "objective__clip_search_widths": (0.5,),
+  "objective__clip_search_delta": 0.25,
+  "data__length": 16,
+  "model__layers": 1,
+  "evaluation__every_steps": 2,
+  "checkpoint__every_steps": 2,
+  "training__steps": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+  """Returns a finished run that searched its clip interval once."""
+  run = runs.run(tmp_path_factory.mktemp("searched") / "run", **_SEARCHED)
   run.train()
-  clip = np.asarray(run.state.process.state["clip"])
-  assert run.program.step._cache_size() == 1
-  log = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+  return run
+
+
+def test_a_run_moves_the_clip_interval_and_compiles_nothing(searched):
+  clip = np.asarray(searched.state.process.state["clip"])
+  assert searched.program.step._cache_size() == 1
+  log = (searched.workdir / "metrics.jsonl").read_text().splitlines()
   ends = [
     (row["clip_low"], row["clip_high"])
     for row in map(json.loads, log)
@@ -105,9 +114,15 @@ def test_a_run_moves_the_clip_interval_and_compiles_nothing(tmp_path):
   np.testing.assert_allclose(ends[2], clip)
   assert np.isclose(clip[1] - clip[0], 0.5, atol=2e-3)
 
-  # A run that is resumed where it would search makes the same search.
-  shutil.rmtree(tmp_path / "whole" / "checkpoints" / "3")
-  run = runs.run(tmp_path / "whole", **searched, training__steps=3)
+
+@pytest.mark.all
+def test_a_run_that_is_resumed_where_it_would_search_searches(
+  searched, tmp_path
+):
+  clip = np.asarray(searched.state.process.state["clip"])
+  shutil.copytree(searched.workdir, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
+  run = runs.run(tmp_path / "run", **_SEARCHED)
   assert run.train()["step"] == 3
   np.testing.assert_array_equal(run.state.process.state["clip"], clip)
 

@@ -62,12 +62,14 @@ def test_nearest_neighbours_are_doubly_stochastic(embeddings):
     kind.matrix(0.3, 6), 0.7 * np.eye(6) + 0.3 * kernel
   )
   objective = D3PM(vocab_size=6, transition=kind, steps=8)
-  x0 = jnp.tile(jnp.arange(6), (64, 1))
-  z = objective.corrupt(
-    objective.init(jax.random.key(0)),
-    jax.random.key(1),
-    x0,
-    jnp.full((64, 1), 0.9),
+  x0 = np.tile(np.arange(6), (64, 1))
+  z = np.asarray(
+    jax.jit(objective.corrupt)(
+      objective.init(jax.random.key(0)),
+      jax.random.key(1),
+      x0,
+      np.full((64, 1), 0.9, np.float32),
+    )
   )
   assert np.array_equal(z // 3, x0 // 3) and np.any(z != x0)
 
@@ -75,19 +77,22 @@ def test_nearest_neighbours_are_doubly_stochastic(embeddings):
 def test_a_table_of_the_uniform_kernel_is_uniform(tmp_path):
   rows = tuple((0.25,) * 4 for _ in range(4))
   np.save(tmp_path / "kernel.npy", np.array(rows))
-  logits = jax.random.normal(jax.random.key(0), (1, 16, 4))
-  x0 = jnp.arange(16)[None] // 4
-  z, t = jnp.arange(16)[None] % 4, jnp.full((1, 1), 0.5)
+  logits = np.random.default_rng(0).normal(size=(1, 16, 4))
+  x0, z = np.arange(16)[None] // 4, np.arange(16)[None] % 4
+  t, s = (np.full((1, 1), x, np.float32) for x in (0.5, 0.2))
   found = []
   kinds = Uniform(), Table(rows=rows), Table(rows=str(tmp_path / "kernel.npy"))
   for kind in kinds:
     objective = D3PM(vocab_size=4, transition=kind, steps=10)
     assert hash(objective) == hash(objective)
     process = objective.init(jax.random.key(0))
-    found.append((
-      jax.jit(objective.token_terms)(process, logits, x0, z, t)[0],
-      jax.jit(objective.posterior)(process, logits, z, t, t - 0.3),
-    ))
+    both = jax.jit(
+      lambda process, objective=objective: (
+        objective.token_terms(process, jnp.float32(logits), x0, z, t)[0],
+        objective.posterior(process, jnp.float32(logits), z, t, s),
+      )
+    )
+    found.append(both(process))
   for terms, log_p in found[1:]:
     np.testing.assert_allclose(terms, found[0][0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(log_p, found[0][1], rtol=1e-4, atol=1e-5)
@@ -98,7 +103,7 @@ def test_matrices_are_constants_of_the_process():
   process = objective.init(jax.random.key(0))
   assert not jax.tree.leaves((process.params, process.state))
   assert process.constants["cumulative"].shape == (7, 4, 4)
-  data = toy.batch(jnp.zeros((3, 5), jnp.int32))
+  data = toy.batch(np.zeros((3, 5)))
   table = lambda inputs: ModelOutputs(hidden=jnp.ones((3, 5, 4)))
 
   @jax.jit
@@ -121,7 +126,7 @@ def test_fifty_thousand_tokens_in_a_thousand_steps():
   process = objective.init(jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(process)) < 10_000
   unembed = jax.random.normal(jax.random.key(1), (width, vocab))
-  data = toy.batch(jnp.full((2, 16), 7, jnp.int32))
+  data = toy.batch(np.full((2, 16), 7))
 
   def network(inputs):
     hidden = jax.nn.one_hot(inputs.latent % width, width)
@@ -146,11 +151,16 @@ def test_fifty_thousand_tokens_in_a_thousand_steps():
 
 def test_grid_is_of_whole_steps():
   objective = D3PM(vocab_size=4, steps=10)
-  np.testing.assert_allclose(
-    objective.grid(4), np.array([10, 8, 5, 2, 0]) / 10, atol=1e-6
-  )
-  assert np.array_equal(objective.step(objective.grid(10)), np.arange(11)[::-1])
-  np.testing.assert_allclose(objective.conditioning(jnp.array([0.1])), [0.0])
+  few, steps, told = jax.jit(
+    lambda: (
+      objective.grid(4),
+      objective.step(objective.grid(10)),
+      objective.conditioning(jnp.array([0.1])),
+    )
+  )()
+  np.testing.assert_allclose(few, np.array([10, 8, 5, 2, 0]) / 10, atol=1e-6)
+  assert np.array_equal(steps, np.arange(11)[::-1])
+  np.testing.assert_allclose(told, [0.0])
 
 
 def _with(**fields):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dllm_jax.core.types import ModelOutputs
 from dllm_jax.objectives.diffusion_lm import DiffusionLM
@@ -11,6 +12,7 @@ from tests.objectives import toy
 _VOCAB, _LENGTH, _ROWS, _STEPS = 3, 2, 8000, 200
 
 
+@pytest.mark.all  # two hundred steps of thousands of rows
 def test_samples_of_an_exact_network_follow_the_law_of_the_text():
   objective = DiffusionLM(
     vocab_size=_VOCAB, features=4, steps=_STEPS, clamp=False

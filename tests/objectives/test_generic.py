@@ -18,7 +18,7 @@ from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.parallel import global_batch, make_mesh, RULES, shardings
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.training.step import Trainer
-from tests import runs
+from tests import quick, runs
 from tests.objectives import toy, variants
 
 NAMES = sorted(registry.objectives())
@@ -26,6 +26,23 @@ SPACE = TokenSpace(vocab_size=7, mask_id=6, length=32)
 STEPS = 2
 
 each = pytest.mark.parametrize("name", NAMES)
+
+
+def _shows(name):
+  """Returns what of an objective a trained run shows, its process above all."""
+  objective = registry.objective_class(name).over(SPACE)
+  process = jax.eval_shape(objective.init, jax.random.key(0))
+  traits = {
+    "params": process.params,
+    "constants": process.constants,
+    "state": process.state,
+    "shift": objective.shift,
+    "blocks": objective.block_length,
+  }
+  return {trait for trait, value in traits.items() if value}
+
+
+some = pytest.mark.parametrize("name", quick.few(NAMES, _shows))
 OBJECTIVES = variants.objectives(SPACE)
 each_variant = pytest.mark.parametrize(
   "objective", OBJECTIVES.values(), ids=OBJECTIVES.keys()
@@ -111,7 +128,7 @@ def test_prompts_count_nothing(objective):
   assert np.any(np.asarray(loss.bound)[:, SPACE.length // 2 :])
 
 
-@pytest.mark.parametrize("network", ["transformer", "dit"])
+@pytest.mark.parametrize("network", ["transformer", quick.long("dit")])
 @each
 def test_lowers_without_devices(name, network):
   """The train step of 8 devices that are not here lowers for a TPU."""
@@ -159,7 +176,7 @@ def _small(width: int) -> Denoiser:
   return Denoiser(init=init, apply=apply)
 
 
-@each
+@some
 def test_losses_do_not_depend_on_the_mesh(name):
   objective = registry.objective_class(name).over(SPACE)
   width = objective.network_fields().get("output_dim", objective.vocab_size)
@@ -183,7 +200,7 @@ def test_losses_do_not_depend_on_the_mesh(name):
     np.testing.assert_allclose(found[1][key], value, rtol=1e-5, err_msg=key)
 
 
-@each
+@some
 def test_resumes_bit_for_bit(trained, tmp_path, name):
   """2 k steps are k steps, a new process's worth of objects, and k more."""
   shutil.copytree(trained(name).workdir, tmp_path / "run")
@@ -205,7 +222,7 @@ def _steps_logged(run):
   return {json.loads(line)["step"] for line in lines}
 
 
-@each
+@some
 def test_one_program_each(trained, name):
   """The train step and the sampler compile once, whatever their data."""
   run = trained(name)
@@ -225,7 +242,7 @@ def test_one_program_each(trained, name):
   assert not np.any(tokens[:, begun:] == run.objective.mask_id)
 
 
-@each
+@some
 def test_moving_the_process_recompiles_nothing(trained, name):
   """Constants and state are arguments of the step, never baked into it."""
   run = trained(name)

@@ -4,6 +4,8 @@ Tolerances are float64 rounding where two forms are equal, and 1 / T where one i
 the limit of the other.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,22 +32,23 @@ def _float64():
     yield
 
 
+_TIMES = np.array([[0.05], [0.3], [0.5], [0.9]])
+
+
 def _toy(*, mask=False):
-  """Returns logits, x0, every z and times of each x0, `[rows, ...]`."""
+  """Returns logits, x0, every z of each x0 and times, `[times, rows, ...]`."""
   width = _V + mask
   rows = [(x, z) for x in range(_V) for z in range(width)]
   if mask:
     rows = [(x, z) for x, z in rows if z in (x, _MASK)]
-  x0, z = (jnp.array(r)[None] for r in zip(*rows, strict=True))
-  logits = jax.random.normal(jax.random.key(0), (1, len(rows), width))
-  return 2 * logits.astype(jnp.float64), x0, z
+  x0, z = (np.tile(r, (len(_TIMES), 1)) for r in zip(*rows, strict=True))
+  logits = np.random.default_rng(0).normal(size=(*x0.shape, width))
+  return 2 * logits, x0, z, _TIMES
 
 
-_TIMES = (0.05, 0.3, 0.5, 0.9)
-
-
-def _at(t):
-  return jnp.array([[t]], jnp.float64)
+def _once(run, *args):
+  """Returns what a function returns, compiled as one program."""
+  return jax.device_get(jax.jit(run)(*args))
 
 
 def _equal(a, b, rtol=1e-10, atol=1e-11):
@@ -54,50 +57,51 @@ def _equal(a, b, rtol=1e-10, atol=1e-11):
 
 @pytest.mark.parametrize("schedule", [LogLinear(), Cosine()], ids=repr)
 def test_udlm_is_its_rao_blackwellised_form(schedule):
-  logits, x0, z = _toy()
-  for t in _TIMES:
-    direct, duo = (
-      UDLM(vocab_size=_V, form=form, schedule=schedule).token_loss(
-        None, logits, x0, z, _at(t)
-      )
+  udlm = functools.partial(UDLM, vocab_size=_V, schedule=schedule)
+  direct, duo = _once(
+    lambda *toy: [
+      udlm(form=form).token_loss(None, *toy)
       for form in ("direct", "rao_blackwell")
-    )
-    _equal(direct, duo)
+    ],
+    *_toy(),
+  )
+  _equal(direct, duo)
 
 
 @pytest.mark.parametrize("schedule", [LogLinear(), Geometric()], ids=repr)
 def test_udlm_is_sedd_on_the_uniform_graph(schedule):
-  logits, x0, z = _toy()
   sedd = SEDD(
     vocab_size=_V, graph="uniform", scale_by_sigma=False, schedule=schedule
   )
-  for t in map(_at, _TIMES):
+
+  def run(logits, x0, z, t):
     alpha = schedule.alpha(t)
-    bar = jnp.log(_V * alpha * jax.nn.softmax(logits) + 1.0 - alpha)
+    uniform = 1.0 - alpha[..., None]
+    bar = _V * alpha[..., None] * jax.nn.softmax(logits) + uniform
+    bar = jnp.log(bar)
     log_s = bar - jnp.take_along_axis(bar, z[..., None], axis=-1)
-    found = jax.jit(sedd.token_loss)(None, log_s, x0, z, t)
     udlm = UDLM(vocab_size=_V, schedule=Linear())
     # The same alpha at another time: losses differ by the rates alone.
-    loss = jax.jit(udlm.token_loss)(None, logits, x0, z, 1.0 - alpha)
+    loss = udlm.token_loss(None, logits, x0, z, 1.0 - alpha)
     rate = schedule.dsigma(t) * alpha  # linear: sigma' = 1 / alpha
-    _equal(found, loss * rate, rtol=1e-9, atol=1e-10)
+    return sedd.token_loss(None, log_s, x0, z, t), loss * rate
+
+  _equal(*_once(run, *_toy()), rtol=1e-9, atol=1e-10)
 
 
 def test_udlm_is_the_limit_of_uniform_d3pm():
-  logits, x0, z = _toy()
   # 1 / (T - n + 1) makes keep_n = 1 - n / T: the linear schedule.
   d3pm = D3PM(vocab_size=_V, transition=Uniform(), steps=_T)
-  process = d3pm.init(jax.random.key(0))
-  for t in map(_at, _TIMES):
-    term, _ = jax.jit(d3pm.token_terms)(process, logits, x0, z, t)
-    loss = jax.jit(UDLM(vocab_size=_V, schedule=Linear()).token_loss)(
-      None, logits, x0, z, t
-    )
-    _equal(_T * term, loss, rtol=2e-4, atol=2e-4)  # O(1 / T) of sums near 10
-    steps = UDLM(vocab_size=_V, schedule=Linear(), steps=_T)
-    _equal(
-      _T * term, jax.jit(steps.token_loss)(None, logits, x0, z, t), 1e-6, 1e-6
-    )
+  udlm = functools.partial(UDLM, vocab_size=_V, schedule=Linear())
+
+  def run(process, *toy):
+    term, _ = d3pm.token_terms(process, *toy)
+    losses = [udlm(steps=steps).token_loss(None, *toy) for steps in (None, _T)]
+    return term, *losses
+
+  term, loss, in_steps = _once(run, d3pm.init(jax.random.key(0)), *_toy())
+  _equal(_T * term, loss, rtol=2e-4, atol=2e-4)  # O(1 / T) of sums near 10
+  _equal(_T * term, in_steps, 1e-6, 1e-6)
 
 
 def _masked_cross_entropy(logits, x0, z, weight):
@@ -109,33 +113,42 @@ def _masked_cross_entropy(logits, x0, z, weight):
 
 @pytest.mark.parametrize("schedule", [LogLinear(), Geometric()], ids=repr)
 def test_sedd_on_the_absorbing_graph_is_a_cross_entropy(schedule):
-  logits, x0, z = _toy(mask=True)
   sedd = SEDD(
     vocab_size=_V + 1, mask_id=_MASK, schedule=schedule, scale_by_sigma=False
   )
-  real = jnp.where(jnp.arange(_V + 1) == _MASK, -jnp.inf, logits)
-  for t in map(_at, _TIMES):
+
+  def run(logits, x0, z, t):
+    real = jnp.where(jnp.arange(_V + 1) == _MASK, -jnp.inf, logits)
     grown = jnp.expm1(schedule.sigma(t))
-    log_s = sedd.log_score(jax.nn.log_softmax(real) - jnp.log(grown), z, t)
+    said = jax.nn.log_softmax(real) - jnp.log(grown)[..., None]
+    log_s = sedd.log_score(said, z, t)
     entropy = sedd.score_entropy(log_s, x0, z, t)
-    _equal(entropy, _masked_cross_entropy(logits, x0, z, 1.0 / grown))
-    loss = jax.jit(sedd.token_loss)(None, log_s, x0, z, t)
-    _equal(loss, _masked_cross_entropy(logits, x0, z, schedule.weight(t)))
+    loss = sedd.token_loss(None, log_s, x0, z, t)
+    plain = functools.partial(_masked_cross_entropy, logits, x0, z)
+    return (entropy, plain(1.0 / grown)), (loss, plain(schedule.weight(t)))
+
+  for found, expected in _once(run, *_toy(mask=True)):
+    _equal(found, expected)
 
 
 def test_score_that_is_scaled_by_sigma_is_the_same_score():
-  logits, _, z = _toy(mask=True)
   plain, scaled = (
     SEDD(vocab_size=_V + 1, mask_id=_MASK, scale_by_sigma=scale)
     for scale in (False, True)
   )
-  t = _at(0.4)
-  shift = jnp.log(jnp.expm1(plain.schedule.sigma(t))) + jnp.log(1.0 * _V)
-  _equal(scaled.log_score(logits + shift, z, t), plain.log_score(logits, z, t))
+
+  def run(logits, x0, z, t):
+    del x0
+    shift = jnp.log(jnp.expm1(plain.schedule.sigma(t))) + jnp.log(1.0 * _V)
+    shifted = logits + shift[..., None]
+    return scaled.log_score(shifted, z, t), plain.log_score(logits, z, t)
+
+  _equal(*_once(run, *_toy(mask=True)))
 
 
 def test_absorbing_d3pm_is_mdlm_in_the_limit_and_exactly_in_steps():
-  logits, x0, z = _toy(mask=True)
+  logits, x0, z, _ = _toy(mask=True)
+  t = np.array([[0.1], [0.3], [0.5], [0.9]])
   mdlm = MDLM(vocab_size=_V + 1, mask_id=_MASK, schedule=Linear())
   for steps in (10, _T):
     d3pm = D3PM(
@@ -145,14 +158,18 @@ def test_absorbing_d3pm_is_mdlm_in_the_limit_and_exactly_in_steps():
       schedule=MutualInformation(),
       steps=steps,
     )
+
+    def run(process, logits, x0, z, t, d3pm=d3pm):
+      term, _ = d3pm.token_terms(process, logits, x0, z, t)
+      weights = mdlm.weigh(None, x0, z, t, toy.batch(np.zeros(x0.shape)))
+      plain = functools.partial(_masked_cross_entropy, logits, x0, z)
+      return term, plain(1.0 / t), plain(weights.loss)
+
     process = d3pm.init(jax.random.key(0))
-    for t in map(_at, (0.1, 0.3, 0.5, 0.9)):
-      term, _ = jax.jit(d3pm.token_terms)(process, logits, x0, z, t)
-      exact = _masked_cross_entropy(logits, x0, z, 1.0 / t)
-      # T KL = (T / n) CE at every T: linear alpha has no error of discretisation.
-      _equal(steps * term, exact, rtol=1e-8, atol=1e-8)
-      weights = mdlm.weigh(None, x0, z, t, toy.batch(x0))
-      _equal(exact, _masked_cross_entropy(logits, x0, z, weights.loss))
+    term, exact, loss = _once(run, process, logits, x0, z, t)
+    # T KL = (T / n) CE at every T: linear alpha has no error of discretisation.
+    _equal(steps * term, exact, rtol=1e-8, atol=1e-8)
+    _equal(exact, loss)
 
 
 @pytest.mark.parametrize(
@@ -161,18 +178,23 @@ def test_absorbing_d3pm_is_mdlm_in_the_limit_and_exactly_in_steps():
   ids=["bump", "sigmoid"],
 )
 def test_gidd_without_uniform_noise_is_mdlm(noise):
-  logits, x0, z = _toy(mask=True)
   gidd = GIDD(vocab_size=_V + 1, mask_id=_MASK, noise=noise)
-  for t in map(_at, _TIMES):
-    loss = jax.jit(gidd.token_loss)(None, logits, x0, z, t)
-    _equal(loss, _masked_cross_entropy(logits, x0, z, 1.0 / t))
+
+  def run(logits, x0, z, t):
+    expected = _masked_cross_entropy(logits, x0, z, 1.0 / t)
+    return gidd.token_loss(None, logits, x0, z, t), expected
+
+  _equal(*_once(run, *_toy(mask=True)))
 
 
 def test_gidd_without_a_mask_is_udlm():
-  logits, x0, z = _toy()
   gidd = GIDD(vocab_size=_V + 1, mask_id=_MASK, noise=Sigmoid(offset=jnp.inf))
-  wide = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)))
   udlm = UDLM(vocab_size=_V, schedule=Linear())
-  for t in map(_at, _TIMES):
-    loss = jax.jit(gidd.token_loss)(None, wide, x0, z, t)
-    _equal(loss, jax.jit(udlm.token_loss)(None, logits, x0, z, t))
+
+  def run(logits, *rest):
+    wide = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)))
+    return gidd.token_loss(None, wide, *rest), udlm.token_loss(
+      None, logits, *rest
+    )
+
+  _equal(*_once(run, *_toy()))

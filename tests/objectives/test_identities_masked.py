@@ -36,7 +36,7 @@ def _table(seed=0):
 def _loss(objective, network, t, z, x0=_X0):
   z = jnp.asarray(z)
   rows = len(z)
-  t = jnp.broadcast_to(jnp.asarray(t, jnp.float64), (rows, _LENGTH))
+  t = jnp.asarray(np.full((rows, _LENGTH), t))
   process = objective.init(jax.random.key(0))
   loss = toy.loss(
     objective,
@@ -55,30 +55,35 @@ def _maskings():
 
 
 def test_discrete_weight_of_md4_tends_to_one_over_t():
-  t = jnp.linspace(0.05, 1.0, 20, dtype=jnp.float64)
+  t = np.linspace(0.05, 1.0, 20)
   schedule = Linear(floor=1e-9, ceiling=1.0 - 1e-9)
-  errors = []
-  for steps in (10, 1000, 100_000):
-    objective = MD4(**_SPACE, schedule=schedule, steps=steps)
-    errors.append(float(jnp.max(jnp.abs(objective.weight(t) * t - 1.0))))
-  # Linear: T (alpha(s) - alpha(t)) = 1 for any T, up to the clipped ends.
-  assert max(errors) < 1e-6
   curved = MD4(
     **_SPACE, schedule=Sine(floor=1e-4, ceiling=0.99), steps=1_000_000
   )
-  np.testing.assert_allclose(
-    curved.weight(t), curved.schedule.weight(t), rtol=1e-5, atol=2e-6
-  )
+
+  @jax.jit
+  def weights(t):
+    discrete = [
+      MD4(**_SPACE, schedule=schedule, steps=steps).weight(t)
+      for steps in (10, 1000, 100_000)
+    ]
+    return discrete, curved.weight(t), curved.schedule.weight(t)
+
+  discrete, found, expected = jax.device_get(weights(t))
+  # Linear: T (alpha(s) - alpha(t)) = 1 for any T, up to the clipped ends.
+  assert np.max(np.abs(discrete * t - 1.0)) < 1e-6
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_discrete_weight_is_the_logit_form_of_the_paper():
   # T expm1(gamma(t) - gamma(s)) alpha(s), gamma = logit alpha, negated.
   objective = MD4(**_SPACE, steps=7)
-  t = jnp.arange(1, 8, dtype=jnp.float64) / 7
-  a_t, a_s = (objective.schedule.alpha(x) for x in (t, t - 1 / 7))
-  gamma = lambda a: jnp.log(a) - jnp.log1p(-a)
-  paper = -7 * jnp.expm1(gamma(a_t) - gamma(a_s)) * a_s
-  np.testing.assert_allclose(objective.weight(t), paper, rtol=1e-9)
+  t = np.arange(1, 8) / 7
+  alpha, weight = jax.jit(objective.schedule.alpha), jax.jit(objective.weight)
+  a_t, a_s = (np.asarray(alpha(x)) for x in (t, t - 1 / 7))
+  gamma = lambda a: np.log(a) - np.log1p(-a)
+  paper = -7 * np.expm1(gamma(a_t) - gamma(a_s)) * a_s
+  np.testing.assert_allclose(weight(t), paper, rtol=1e-9)
 
 
 def test_discrete_bound_tends_to_the_continuous_one():
@@ -100,9 +105,9 @@ def test_loss_does_not_depend_on_the_floor_of_a_linear_schedule():
       data = toy.batch(np.tile(_X0, (len(z), 1)))
       like = toy.draw(objective, process, jax.random.key(0), data)
       drawn = like.replace(
-        t=jnp.full((len(z), 1), 0.3, jnp.float64),
+        t=jnp.asarray(np.full((len(z), 1), 0.3)),
         z=jnp.asarray(z),
-        length=jnp.full(len(z), _LENGTH),
+        length=jnp.asarray(np.full(len(z), _LENGTH)),
       )
       found = toy.loss(objective, process, network, drawn, data).total
     else:
@@ -121,7 +126,9 @@ def test_block_of_the_whole_row_is_mdlm():
       rtol=1e-12,
     )
   key, data = jax.random.key(3), toy.batch(np.tile(_X0, (16, 1)))
-  drawn = [toy.draw(o, o.init(key), key, data) for o in (block, whole)]
+  drawn = [
+    jax.device_get(toy.draw(o, o.init(key), key, data)) for o in (block, whole)
+  ]
   assert drawn[0].t.shape == (16, _LENGTH) and drawn[1].t.shape == (16, 1)
   assert np.all(drawn[0].t == drawn[0].t[:, :1])
   assert np.array_equal(np.floor(drawn[0].t[:, 0] * 16), np.arange(16))

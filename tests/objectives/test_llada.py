@@ -26,13 +26,19 @@ def test_random_lengths_cut_a_batch_and_hide_the_rest(table):
   objective = LLaDA(**_SPACE, random_length=0.3)
   process = objective.init(_KEY)
   data = toy.batch(np.tile(_X0, (8, 1)))
-  draw = jax.jit(lambda p, k: objective.draw(p, k, data, step=_STEP).length)
-  lengths = np.asarray([draw(process, k) for k in jax.random.split(_KEY, 300)])
+  draw = jax.jit(
+    jax.vmap(
+      lambda p, k: objective.draw(p, k, data, step=_STEP).length, (None, 0)
+    )
+  )
+  keys = jax.random.split(_KEY, 300)
+  lengths = np.asarray(draw(process, keys))
   assert np.all(lengths == lengths[:, :1])  # one for the batch
   cut = np.mean(lengths[:, 0] < _LENGTH)
   # 0.3 of batches are cut, a quarter of those to the whole length.
   assert abs(cut - 0.225) < 4 * np.sqrt(0.225 * 0.775 / 300)
-  assert np.all(np.asarray(draw(objective.unbiased(process), _KEY)) == _LENGTH)
+  whole = draw(objective.unbiased(process), keys)
+  assert np.all(np.asarray(whole) == _LENGTH)
   drawn = toy.draw(objective, process, _KEY, data)
   seen = []
 
@@ -40,9 +46,11 @@ def test_random_lengths_cut_a_batch_and_hide_the_rest(table):
     seen.append(inputs.segment_ids)
     return table(inputs)
 
-  loss = objective.loss(
-    process, network, drawn.replace(length=jnp.full(8, 2)), data, step=_STEP
-  )
+  def run(process, drawn):
+    return objective.loss(process, network, drawn, data, step=_STEP), seen
+
+  two = drawn.replace(length=jnp.asarray(np.full(8, 2)))
+  loss, seen = jax.jit(run)(process, two)
   np.testing.assert_array_equal(seen[0], np.tile([1, 1, 0, 0], (8, 1)))
   assert float(loss.weight) == 16.0
   assert not np.any(np.asarray(loss.bound[:, 2:]))
@@ -50,7 +58,7 @@ def test_random_lengths_cut_a_batch_and_hide_the_rest(table):
 
 def test_fine_tuning_divides_by_the_length_of_each_answer(table):
   objective = LLaDA(**_SPACE, random_length=0.0, normalisation="sequence")
-  supervised = jnp.array([
+  supervised = np.array([
     [False, True, True, True],
     [False, False, False, True],
   ])
@@ -60,8 +68,8 @@ def test_fine_tuning_divides_by_the_length_of_each_answer(table):
   np.testing.assert_array_equal(
     np.where(supervised, _X0, drawn.z), np.tile(_X0, (2, 1))
   )  # the prompt is never masked
-  z = jnp.where(supervised, _MASK, data.tokens)
-  drawn = drawn.replace(t=jnp.array([[0.5], [0.25]]), z=z)
+  z = np.where(supervised, _MASK, data.tokens)
+  drawn = drawn.replace(t=jnp.asarray([[0.5], [0.25]]), z=jnp.asarray(z))
   loss = toy.loss(objective, process, table, drawn, data)
   log_p = toy.log_p_x0(table, _MASK)
   ce = -np.array([

@@ -13,7 +13,7 @@ from dllm_jax.core.types import ModelOutputs, Process
 from dllm_jax.objectives.base import Drawn
 from dllm_jax.objectives.bd3lm import BD3LM, BlockCosine, Square, SquareRoot
 from tests import golden_cases
-from tests.objectives import recorded, recorded_dit
+from tests.objectives import recorded, recorded_dit, toy
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,14 @@ def test_bd3lm_masks(bd3lm):
 def test_bd3lm_schedules(bd3lm, name):
   a, schedule = bd3lm.arrays, _BD3_SCHEDULES[name]
   t = jnp.asarray(a["grid_t"])
-  np.testing.assert_allclose(
-    schedule.masked(t), a[f"noise_{name}_move_chance"], rtol=1e-4
+  masked, weight = recorded.told(
+    lambda t: (schedule.masked(t), schedule.weight(t)), t
   )
   np.testing.assert_allclose(
-    -schedule.weight(t),
+    masked, a[f"noise_{name}_move_chance"], rtol=1e-4, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    -weight,
     a[f"noise_{name}_loss_scale"],
     rtol=1e-3,  # theirs subtracts from 1 in float32
   )
@@ -93,14 +96,16 @@ def test_bd3lm_times(bd3lm, monkeypatch, clip):
 
 def test_bd3lm_log_probabilities(bd3lm):
   a = bd3lm.arrays
-  found = _bd3(bd3lm).log_x0(
-    Process(), jnp.asarray(a["logits"]), jnp.asarray(a["xt"]), None
+  found = recorded.told(
+    lambda logits, z: _bd3(bd3lm).log_x0(Process(), logits, z, None),
+    a["logits"],
+    a["xt"],
   )
   possible = a["logprobs"] > -1e5  # the original writes -1e6 for -inf
   np.testing.assert_allclose(
-    np.asarray(found)[possible], a["logprobs"][possible], atol=2e-4
+    found[possible], a["logprobs"][possible], atol=2e-4
   )
-  assert np.all(np.isneginf(np.asarray(found)[~possible]))
+  assert np.all(np.isneginf(found[~possible]))
 
 
 def _told_of_the_first_block(case, inputs):
@@ -137,9 +142,13 @@ def test_bd3lm_loss(bd3lm, name):
 
   process = objective.init(jax.random.key(0))
   drawn = Drawn(t=jnp.asarray(a["t"]), z=jnp.asarray(z))
-  loss = objective.loss(
-    process, network, drawn, recorded.batch(a["x0"]), step=recorded.STEP
-  )
+  batch = recorded.batch(a["x0"])
+
+  def run(process, drawn):
+    loss = objective.loss(process, network, drawn, batch, step=recorded.STEP)
+    return loss, seen
+
+  loss, seen = recorded.told(run, process, drawn)
   if name == "tc":  # the network has seen the first token
     free = np.ones_like(free)
   np.testing.assert_allclose(
@@ -160,13 +169,8 @@ def test_bd3lm_mean_leaves_the_first_token_out(bd3lm):
   batch = recorded.batch(a["x0"], a["loss_attention_mask"])
   process = objective.init(jax.random.key(0))
   drawn = Drawn(t=jnp.asarray(a["t"]), z=jnp.asarray(a["x0"]))
-  loss = objective.loss(
-    process,
-    recorded.network(np.tile(a["logits"], (1, 2, 1))),
-    drawn,
-    batch,
-    step=recorded.STEP,
-  )
+  network = recorded.network(np.tile(a["logits"], (1, 2, 1)))
+  loss = toy.loss(objective, process, network, drawn, batch)
   assert float(loss.weight) == a["loss_token_mask"].sum()
   mean = (a["loss_loglinear"] * a["loss_token_mask"]).sum() / loss.weight
   np.testing.assert_allclose(mean, a["loss_mean"], rtol=1e-4)

@@ -1,5 +1,7 @@
 """MDLM against arrays that the published code computed."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ def said(mdlm):
 
   def logits(z, sigma=0.0):
     batch = recorded.batch(np.resize(z, (rows, z.shape[1])))
-    told = jnp.broadcast_to(jnp.float32(sigma), (rows, 1))
+    told = np.broadcast_to(np.float32(sigma), (rows, 1))
     inputs = _mdlm(mdlm.config).inputs(None, batch.tokens, told, batch)
     found = recorded_dit.logits(run, inputs.replace(conditioning=told))
     return found[: len(z)]
@@ -60,11 +62,15 @@ def _mdlm(config, **fields):
 
 def test_mdlm_schedules(mdlm):
   a = mdlm.arrays
-  t = jnp.asarray(a["grid_t"])
-  for name, schedule in _mdlm_schedules(mdlm.config).items():
-    for ours, theirs in (("sigma", "total"), ("dsigma", "rate")):
+  curves = _mdlm_schedules(mdlm.config)
+  found = recorded.told(
+    lambda t: {k: (s.sigma(t), s.dsigma(t)) for k, s in curves.items()},
+    a["grid_t"],
+  )
+  for name, values in found.items():
+    for ours, theirs in zip(values, ("total", "rate"), strict=True):
       np.testing.assert_allclose(
-        getattr(schedule, ours)(t),
+        ours,
         a[f"noise_{name}_{theirs}"],
         rtol=2e-4,  # float32 near alpha = 1e-3
         atol=1e-7,
@@ -79,7 +85,7 @@ def test_mdlm_importance_times(mdlm, name):
     schedule=_mdlm_schedules(mdlm.config)[name],
     time_change="importance_sampling",
   )
-  found = objective.place(jnp.asarray(mdlm.arrays["grid_t_open"]))
+  found = recorded.told(objective.place, mdlm.arrays["grid_t_open"])
   expected = mdlm.arrays[f"noise_{name}_importance_transform"]
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -101,48 +107,43 @@ def test_mdlm_times(mdlm, monkeypatch):
 def test_mdlm_log_probabilities(mdlm, told):
   a = mdlm.arrays
   logits = a["logits_sigma" if told else "logits_sigma0"]
-  found = _mdlm(mdlm.config).log_x0(
-    Process(), jnp.asarray(logits), jnp.asarray(a["xt"]), None
+  found = recorded.told(
+    lambda logits, z: _mdlm(mdlm.config).log_x0(Process(), logits, z, None),
+    logits,
+    a["xt"],
   )
   expected = a[f"logprobs_tc{told}"]
   possible = expected > -1e5  # the originals write -1e6 for -inf
-  np.testing.assert_allclose(
-    np.asarray(found)[possible], expected[possible], atol=2e-4
-  )
-  assert np.all(np.isneginf(np.asarray(found)[~possible]))
+  np.testing.assert_allclose(found[possible], expected[possible], atol=2e-4)
+  assert np.all(np.isneginf(found[~possible]))
 
 
 def test_mdlm_tells_the_network_sigma(mdlm):
   a, objective = mdlm.arrays, _mdlm(mdlm.config, time_conditioning=True)
-  t = recorded.column(a["t"])
-  found = objective.conditioning(t)
+  schedule = objective.schedule
+  found, rate, chance, last = recorded.told(
+    lambda t: (
+      objective.conditioning(t),
+      schedule.dsigma(t),
+      objective.masked(t),
+      schedule.sigma(jnp.ones(())),
+    ),
+    a["t"].reshape(-1, 1),
+  )
   np.testing.assert_allclose(found[:, 0], a["sigma"], rtol=1e-4)
-  rate = objective.schedule.dsigma(t)
   np.testing.assert_allclose(rate[:, 0], a["dsigma"], rtol=1e-4)
-  chance = objective.masked(t)
   np.testing.assert_allclose(chance[:, 0], a["move_chance"], rtol=1e-4)
   # Their name for sigma at time 1e-3 / (1 - 1e-3), whose alpha is 1 - 1e-3.
-  np.testing.assert_allclose(
-    objective.schedule.sigma(jnp.float32(1.0)),
-    a["loglinear_sigma_max"],
-    rtol=1e-4,
-  )
+  np.testing.assert_allclose(last, a["loglinear_sigma_max"], rtol=1e-4)
 
 
-_VARIANTS = (
-  "subs",
-  "subs_tc",
-  "subs_cov",
-  "subs_imp",
-  "subs_T",
-  "subs_cosine",
-  "subs_cosinesqr",
-  "subs_geometric",
-  "subs_linear",
+_MEANS = (
+  re.match(r"loss_(subs.*)_mean$", key)
+  for key in golden_cases.load("mdlm").arrays
 )
 
 
-@pytest.mark.parametrize("variant", _VARIANTS)
+@pytest.mark.parametrize("variant", [match[1] for match in _MEANS if match])
 def test_mdlm_loss(mdlm, variant):
   a, config = mdlm.arrays, mdlm.config
   kind = variant.removeprefix("subs").removeprefix("_")
@@ -155,26 +156,33 @@ def test_mdlm_loss(mdlm, variant):
   if kind in _mdlm_schedules(config):
     fields = {"schedule": _mdlm_schedules(config)[kind]}
   objective = _mdlm(config, **fields)
-  t = recorded.column(a["t"])
-  t = objective.place(t) if kind == "T" else t
-  np.testing.assert_allclose(
-    objective.masked(t)[:, 0],
-    a[f"loss_{variant}_move_chance"].ravel(),
-    rtol=1e-4,
+  network = recorded.network(
+    a["logits_sigma" if kind == "tc" else "logits_sigma0"]
   )
-  logits = a["logits_sigma" if kind == "tc" else "logits_sigma0"]
-  drawn = Drawn(t=t, z=jnp.asarray(a["xt"]))
-  network, process = recorded.network(logits), Process()
-  whole = objective.loss(
-    process, network, drawn, recorded.batch(a["x0"]), step=recorded.STEP
+
+  def run(t, z, *batches):
+    t = objective.place(t) if kind == "T" else t
+    drawn = Drawn(t=t, z=z)
+    loss = lambda batch: objective.loss(
+      Process(), network, drawn, batch, step=recorded.STEP
+    )
+    return objective.masked(t), *map(loss, batches)
+
+  masked, whole, loss = recorded.told(
+    run,
+    a["t"].reshape(-1, 1),
+    a["xt"],
+    recorded.batch(a["x0"]),
+    recorded.batch(a["x0"], a["loss_attention_mask"]),
+  )
+  np.testing.assert_allclose(
+    masked[:, 0], a[f"loss_{variant}_move_chance"].ravel(), rtol=1e-4
   )
   # With T steps the original clamps t to 1 - 1e-4.
   tolerance = 2.5e-4 if kind == "T" else 1e-4
   np.testing.assert_allclose(
     whole.bound, a[f"loss_{variant}"], rtol=tolerance, atol=1e-5
   )
-  batch = recorded.batch(a["x0"], a["loss_attention_mask"])
-  loss = objective.loss(process, network, drawn, batch, step=recorded.STEP)
   np.testing.assert_allclose(
     loss.total / loss.weight, a[f"loss_{variant}_mean"], rtol=tolerance
   )
@@ -192,7 +200,7 @@ def test_mdlm_reverse_step(mdlm, said, name):
   u, z, logits = a["step_uniform"], a["xt"], a["logits_sigma0"]
   if name == "ddpm_tc":
     objective = _mdlm(mdlm.config, time_conditioning=True)
-    logits = said(z, objective.conditioning(jnp.asarray(t)))
+    logits = said(z, recorded.told(objective.conditioning, t))
   p, drawn = recorded.reverse_step(objective, Process(), logits, z, t, s, u)
   expected = a[f"{name}_probs"].astype(np.float64)
   masked = z == mdlm.config["mask_index"]
@@ -212,8 +220,10 @@ def test_mdlm_trajectory(mdlm, said):
     p, z = recorded.reverse_step(objective, Process(), said(z), z, t, s, u)
     if i + 1 < len(uniforms):
       golden_cases.same_draws(z, history[i + 1], recorded.ratios(p, u))
-  best = objective.log_x0(Process(), said(z), jnp.asarray(z), None)
-  np.testing.assert_array_equal(jnp.argmax(best, -1), history[-1])
+  best = recorded.told(
+    lambda logits, z: objective.log_x0(Process(), logits, z, None), said(z), z
+  )
+  np.testing.assert_array_equal(np.argmax(best, -1), history[-1])
 
 
 def _same_loss(a, name, found, **tolerance):
@@ -238,16 +248,22 @@ def test_mdlm_in_the_form_of_d3pm(mdlm, said, name):
     steps=steps,
     support="tokens" if name.endswith("mask") else "vocabulary",
   )
-  t = (jnp.floor(recorded.column(a["t"]) * steps) + 1.0) / steps
-  process = objective.init(jax.random.key(0))
-  x0, z = jnp.asarray(a["x0"]), jnp.asarray(a["xt"])
+  t = (np.floor(a["t"].reshape(-1, 1) * steps) + np.float32(1.0)) / steps
+  t = np.float32(t)
   # Recorded with a network that is told the rounded time.
-  told = _mdlm_schedules(config)["loglinear"].sigma(t)
-  term, _ = jax.jit(objective.token_terms)(process, said(z, told), x0, z, t)
-  # The network that reads the clean text says it again, at a price.
-  log_p = objective.log_x0(process, said(a["x0"]), x0, t)
-  again = -jnp.take_along_axis(log_p, x0[..., None], axis=-1)[..., 0]
-  chance = objective.corruption(process, x0, t)[:, 0]
+  sigma = recorded.told(_mdlm_schedules(config)["loglinear"].sigma, t)
+
+  def run(process, noisy, clean, x0, z, t):
+    term, _ = objective.token_terms(process, noisy, x0, z, t)
+    # The network that reads the clean text says it again, at a price.
+    log_p = objective.log_x0(process, clean, x0, t)
+    again = -jnp.take_along_axis(log_p, x0[..., None], axis=-1)[..., 0]
+    return term, again, objective.corruption(process, x0, t)[:, 0]
+
+  process, x0, z = objective.init(jax.random.key(0)), a["x0"], a["xt"]
+  term, again, chance = recorded.told(
+    run, process, said(z, sigma), said(x0), x0, z, t
+  )
   np.testing.assert_allclose(
     chance, a[f"loss_{name}_move_chance"].ravel(), rtol=2e-3
   )
@@ -265,22 +281,26 @@ def sedd(mdlm):
 
 
 def test_mdlm_in_the_form_of_sedd(mdlm, sedd):
-  a, t = mdlm.arrays, recorded.column(mdlm.arrays["t"])
-  logits, z = jnp.asarray(a["logits_sigma"]), jnp.asarray(a["xt"])
-  np.testing.assert_allclose(
-    sedd.log_score(logits, z, t), a["logscore_sedd"], atol=2e-4
+  a = mdlm.arrays
+  log_score, mask, found = recorded.told(
+    lambda logits, x0, z, t: (
+      sedd.log_score(logits, z, t),
+      sedd.parts(t).mask,
+      sedd.token_loss(None, logits, x0, z, t),
+    ),
+    *(a["logits_sigma"], a["x0"], a["xt"], a["t"].reshape(-1, 1)),
   )
+  np.testing.assert_allclose(log_score, a["logscore_sedd"], atol=2e-4)
   np.testing.assert_allclose(
-    sedd.parts(t).mask[:, 0], a["loss_sedd_move_chance"].ravel(), rtol=1e-4
+    mask[:, 0], a["loss_sedd_move_chance"].ravel(), rtol=1e-4
   )
-  found = sedd.token_loss(None, logits, jnp.asarray(a["x0"]), z, t)
   _same_loss(a, "sedd", found, rtol=2e-4, atol=1e-5)
 
 
 def test_mdlm_reverse_step_of_sedd(mdlm, said, sedd):
   a, z, u = mdlm.arrays, mdlm.arrays["xt"], mdlm.arrays["step_uniform"]
   t = a["step_t"]
-  logits = said(z, sedd.conditioning(jnp.asarray(t)))
+  logits = said(z, recorded.told(sedd.conditioning, t))
   p, drawn = recorded.reverse_step(
     sedd, Process(), logits, z, t, t - a["step_dt"], u
   )

@@ -5,6 +5,7 @@ state; noise schedules to 1e-5 relative.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,10 @@ import pytest
 
 from dllm_jax.core.noise import Recorded, Tag
 from dllm_jax.core.schedule import Geometric, LogLinear
-from dllm_jax.core.types import ModelOutputs
 from dllm_jax.objectives.mixture import likelihood, Parts
 from dllm_jax.objectives.sedd import SEDD
 from tests import golden_cases
-from tests.objectives import recorded_dit, toy
+from tests.objectives import recorded, recorded_dit, toy
 
 _CASES = ("sedd_absorb", "sedd_uniform")
 _GUMBEL = 1e-10  # of the originals' rule p / (1e-10 - log(u + 1e-10))
@@ -41,7 +41,7 @@ def case(request):
     schedule=_schedule(config["noise"]),
     scale_by_sigma=config["model"]["scale_by_sigma"],
   )
-  return objective, found.arrays
+  return objective, found.arrays | {"noise": config["noise"]}
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def run(case):
 def _raw(objective, log_score, t):
   """Returns network outputs that the objective turns into the log-scores."""
   if not objective.scale_by_sigma:
-    return jnp.asarray(log_score)
-  sigma = objective.schedule.sigma(jnp.asarray(t))
-  scale = jnp.log(jnp.expm1(sigma)) + np.log(objective.vocab_size - 1)
-  return jnp.asarray(log_score) + scale[..., None]
+    return log_score
+  sigma = recorded.told(objective.schedule.sigma, t)
+  scale = np.log(np.expm1(sigma)) + np.log(objective.vocab_size - 1)
+  return np.float32(log_score + scale[..., None])
 
 
 def _close(found, expected):
@@ -65,35 +65,42 @@ def _close(found, expected):
 
 def test_noise_schedules(case):
   _, g = case
-  t = jnp.asarray(g["grid_t"])
-  for name, schedule in (
-    ("geometric", Geometric(sigma_min=1e-4, sigma_max=20.0)),
-    ("loglinear", LogLinear()),
-  ):
+  for name in ("geometric", "loglinear"):
+    schedule = _schedule(g["noise"] | {"type": name})
+    sigma, dsigma = recorded.told(
+      lambda t, s=schedule: (s.sigma(t), s.dsigma(t)), g["grid_t"]
+    )
     # sigma = -log1p(-x) near x = 1 - 1e-3 loses 1e-4 relative in float32.
     np.testing.assert_allclose(
-      schedule.sigma(t), g[f"noise_{name}_total"], rtol=1e-4, atol=1e-7
+      sigma, g[f"noise_{name}_total"], rtol=1e-4, atol=1e-7
     )
     np.testing.assert_allclose(
-      schedule.dsigma(t), g[f"noise_{name}_rate"], rtol=2e-4
+      dsigma, g[f"noise_{name}_rate"], rtol=2e-4, atol=1e-7
     )
 
 
 def test_score_and_loss(case):
   objective, g = case
-  t = jnp.asarray(g["t"])[:, None]
-  logits, z = _raw(objective, g["log_score"], t), jnp.asarray(g["x"])
-  log_score = objective.log_score(logits, z, t)
+  t = g["t"][:, None]
+
+  def run(logits, x0, z, t):
+    log_score = objective.log_score(logits, z, t)
+    return (
+      log_score,
+      (objective.schedule.sigma(t), objective.schedule.dsigma(t)),
+      objective.score_entropy(log_score, x0, z, t),
+      objective.token_loss(None, logits, x0, z, t),
+    )
+
+  log_score, (sigma, dsigma), entropy, loss = recorded.told(
+    run, _raw(objective, g["log_score"], t), g["x0"], g["x"], t
+  )
   np.testing.assert_allclose(log_score, g["log_score"], atol=2e-4)
-  np.testing.assert_allclose(jnp.exp(log_score), g["score"], rtol=2e-4)
   np.testing.assert_allclose(
-    objective.schedule.sigma(t)[:, 0], g["sigma"], rtol=1e-4
+    np.exp(log_score), g["score"], rtol=2e-4, atol=1e-7
   )
-  np.testing.assert_allclose(
-    objective.schedule.dsigma(t)[:, 0], g["dsigma"], rtol=1e-4
-  )
-  entropy = objective.score_entropy(log_score, g["x0"], z, t)
-  loss = jax.jit(objective.token_loss)(None, logits, jnp.asarray(g["x0"]), z, t)
+  np.testing.assert_allclose(sigma[:, 0], g["sigma"], rtol=1e-4)
+  np.testing.assert_allclose(dsigma[:, 0], g["dsigma"], rtol=1e-4)
   rtol = 2e-4 + _cancellation(objective, g["sigma"])
   expected = g["score_entropy"]
   assert np.all(abs(entropy - expected) <= rtol[:, None] * abs(expected) + 2e-5)
@@ -115,28 +122,23 @@ def _cancellation(objective, sigma):
 
 def test_transitions(case):
   objective, g = case
-  lost = -jnp.expm1(-jnp.asarray(g["graph_sigma"]))
-  none = jnp.zeros_like(lost)
-  noise = (none, lost) if objective.absorbing else (lost, none)
-  states = jnp.arange(objective.vocab_size)[None]
-  found = likelihood(
-    Parts(1.0 - lost, *noise),
-    jnp.tile(states, (len(lost), 1)),
-    objective.vocab_size,
-    objective.mask_id,
-    absorbing=objective.absorbing,
-  )
+
+  def run(sigma):
+    lost = -jnp.expm1(-sigma)
+    none = jnp.zeros_like(lost)
+    noise = (none, lost) if objective.absorbing else (lost, none)
+    states = jnp.arange(objective.vocab_size)[None]
+    return likelihood(
+      Parts(1.0 - lost, *noise),
+      jnp.tile(states, (len(lost), 1)),
+      objective.vocab_size,
+      objective.mask_id,
+      absorbing=objective.absorbing,
+    )
+
+  found = recorded.told(run, g["graph_sigma"])
   np.testing.assert_allclose(
     found, g["transp_transition_rows"], rtol=1e-5, atol=1e-7
-  )
-
-
-def _drawn(objective, log_p, logits, z, t, s, uniform):
-  """Returns the draw of one reverse step by the original's rule."""
-  noise = Recorded(uniforms={Tag.TOKEN: jnp.asarray(uniform)}, epsilon=_GUMBEL)
-  out = ModelOutputs(hidden=logits)
-  return jax.jit(objective.reverse)(
-    None, noise, out, z, jnp.asarray(t), jnp.asarray(s)
   )
 
 
@@ -152,12 +154,11 @@ def test_reverse_step(case, predictor):
   objective = dataclasses.replace(objective, predictor=predictor)
   t = np.asarray(g["step_t"])
   s = t - g["step_dt"]
-  logits, z = _raw(objective, g["log_score"], t), jnp.asarray(g["x"])
-  log_p = jax.jit(objective.posterior)(
-    None, logits, z, jnp.asarray(t), jnp.asarray(s)
+  logits = _raw(objective, g["log_score"], t)
+  p, drawn = recorded.reverse_step(
+    objective, None, logits, g["x"], t, s, g["step_uniform"]
   )
-  _close(np.exp(log_p), _law(g[f"{predictor}_probs"]))
-  drawn = _drawn(objective, log_p, logits, z, t, s, g["step_uniform"])
+  _close(p, _law(g[f"{predictor}_probs"]))
   golden_cases.same_draws(
     drawn,
     g[f"{predictor}_next"],
@@ -172,27 +173,29 @@ def _wide(objective, uniform):
   return np.pad(uniform, pad, constant_values=0.5)
 
 
+@functools.lru_cache(maxsize=2)
+def _told(objective):
+  """Returns `(z, t, batch) -> inputs`, compiled once."""
+  return jax.jit(functools.partial(objective.inputs, None))
+
+
 def _inputs(objective, z, t):
-  return objective.inputs(None, jnp.asarray(z), jnp.asarray(t), toy.batch(z))
+  return _told(objective)(z, t, toy.batch(z))
 
 
 def test_denoiser(case, run):
   objective, g = case
-  t, z = np.asarray(g["denoiser_t"]), jnp.asarray(g["x"])
+  t, uniform = np.asarray(g["denoiser_t"]), g["denoiser_uniform"]
   logits = recorded_dit.logits(run, _inputs(objective, g["x"], t))
   s = np.zeros_like(t)
-  p = np.exp(
-    jax.jit(objective.posterior)(
-      None, logits, z, jnp.asarray(t), jnp.asarray(s)
-    )
+  p, drawn = recorded.reverse_step(
+    objective, None, logits, g["x"], t, s, _wide(objective, uniform)
   )
   tokens = g["denoiser_probs"].shape[-1]
   expected = _law(g["denoiser_probs"])
   # In float32 exp(-sigma) cancels against 1 at large sigma: 1e-6 absolute.
   np.testing.assert_allclose(p[..., :tokens], expected, rtol=5e-4, atol=2e-6)
   assert not np.any(p[..., tokens:])
-  uniform = g["denoiser_uniform"]
-  drawn = _drawn(objective, None, logits, z, t, s, _wide(objective, uniform))
   golden_cases.same_draws(
     drawn, g["denoiser_next"], expected / -np.log(uniform + _GUMBEL)
   )
@@ -203,15 +206,15 @@ def test_trajectory(case, run):
   steps = len(g["traj_history"]) - 2  # predictor steps, then the denoiser
   times = np.append(np.linspace(1.0, 1e-5, steps + 1), 0.0).astype(np.float32)
   np.testing.assert_allclose(objective.grid(steps + 1), times, atol=1e-6)
-  z = jnp.asarray(g["traj_history"][0])
+  z = g["traj_history"][0]
+  reverse = jax.jit(
+    lambda out, z, t, s, u: objective.reverse(
+      None, Recorded(uniforms={Tag.TOKEN: u}, epsilon=_GUMBEL), out, z, t, s
+    )
+  )
   for i in range(steps + 1):
     t, s = (np.full((len(z), 1), x) for x in times[i : i + 2])
     out = run(_inputs(objective, z, t))
     uniform = _wide(objective, g[f"traj_uniform_{i}"])
-    noise = Recorded(
-      uniforms={Tag.TOKEN: jnp.asarray(uniform)}, epsilon=_GUMBEL
-    )
-    z = jax.jit(objective.reverse)(
-      None, noise, out, z, jnp.asarray(t), jnp.asarray(s)
-    )
+    z = np.asarray(reverse(out, z, t, s, uniform))
     np.testing.assert_array_equal(z, g["traj_history"][i + 1])

@@ -44,13 +44,13 @@ def _parts(alpha):
 @pytest.fixture(scope="module")
 def udlm():
   case = golden_cases.load("udlm")
-  return case.config, {k: jnp.asarray(v) for k, v in case.arrays.items()}
+  return case.config, case.arrays
 
 
 @pytest.fixture(scope="module")
 def duo():
   case = golden_cases.load("duo")
-  return case.config, {k: jnp.asarray(v) for k, v in case.arrays.items()}
+  return case.config, case.arrays
 
 
 @pytest.mark.parametrize("form", _FORMS)
@@ -85,30 +85,42 @@ def test_loss_with_reconstruction(udlm, steps):
   )
   t = g["t"]
   if steps:
-    t = jnp.floor(t * steps) / steps + 1 / steps
-  loss = objective.loss(
-    None,
-    recorded_dit.network("udlm"),
-    Drawn(t=_column(t), z=g["xt"]),
-    toy.batch(g["x0"]),
-    step=jnp.int32(0),
-  )
+    t = np.float32(np.floor(t * steps) / steps + 1 / steps)
+  drawn = Drawn(t=_column(t), z=g["xt"])
+  network = recorded_dit.network("udlm")
+  loss = toy.loss(objective, None, network, drawn, toy.batch(g["x0"]))
   name = "T_loss" if steps else "ct_loss"
   # 1e-5 a logit, times T, on terms of KL that are differences near zero.
   np.testing.assert_allclose(loss.bound, g[name], rtol=2e-4, atol=2e-4)
   np.testing.assert_allclose(loss.total, np.sum(g[name]), rtol=1e-4)
 
 
-def _step(objective, log_x, z, alpha_t, alpha_s):
-  return jnp.exp(objective.reversed(log_x, z, _parts(alpha_t), _parts(alpha_s)))
+def _step(objective):
+  """Returns `(log x, z, alpha_t, alpha_s) -> law` of a step, compiled."""
+
+  @jax.jit
+  def run(log_x, z, alpha_t, alpha_s):
+    log_q = objective.reversed(log_x, z, _parts(alpha_t), _parts(alpha_s))
+    return jnp.exp(log_q)
+
+  return run
+
+
+def _truth(g, objective):
+  """Returns the logarithms of a network that knows the clean text."""
+  clean = np.eye(objective.vocab_size, dtype=np.float32)[g["x0"]]
+  return np.where(clean > 0, np.float32(0.0), np.float32(-np.inf))
 
 
 def test_posteriors_of_udlm(udlm):
   config, g = udlm
   objective = UDLM(vocab_size=config["vocab_size"])
-  truth = jnp.log(jax.nn.one_hot(g["x0"], objective.vocab_size))
-  for log_x, name in ((truth, "true"), (g["log_x_theta"], "pred")):
-    q = _step(objective, log_x, g["xt"], g["alpha_t"], g["alpha_s"])
+  step = _step(objective)
+  for log_x, name in (
+    (_truth(g, objective), "true"),
+    (g["log_x_theta"], "pred"),
+  ):
+    q = step(log_x, g["xt"], g["alpha_t"], g["alpha_s"])
     _close(q, g[f"posterior_{name}"])
 
 
@@ -117,15 +129,15 @@ def test_reverse_step_of_udlm(udlm):
   objective = UDLM(
     vocab_size=config["vocab_size"], schedule=LogLinear(floor=_FLOOR)
   )
-  t, s = (_column(g[f"move_chance_{x}"]) / (1 - _FLOOR) for x in "ts")
-  logits = g["log_x_theta"]
-  q = jnp.exp(jax.jit(objective.posterior)(None, logits, g["xt"], t, s))
+  t, s = (
+    np.float32(g[f"move_chance_{x}"][:, None] / (1 - _FLOOR)) for x in "ts"
+  )
+  q, drawn = recorded.reverse_step(
+    objective, None, g["log_x_theta"], g["xt"], t, s, g["uniform"]
+  )
   _close(q, g["ddpm_q_xs"])
-  noise = Recorded(uniforms={Tag.TOKEN: g["uniform"]}, epsilon=1e-10)
-  out = ModelOutputs(hidden=logits)
-  drawn = jax.jit(objective.reverse)(None, noise, out, g["xt"], t, s)
   golden_cases.same_draws(
-    drawn, g["ddpm_xs"], g["ddpm_q_xs"] / -jnp.log(g["uniform"] + 1e-10)
+    drawn, g["ddpm_xs"], g["ddpm_q_xs"] / -np.log(g["uniform"] + 1e-10)
   )
 
 
@@ -153,25 +165,25 @@ def test_schedules_of_duo(duo):
   linear, sine = LogLinear(floor=_FLOOR), Sine()
   for schedule, time, name in (
     (linear, t, "loglinear"),
-    (sine, (1 - _FLOOR) * t, "cosine"),
+    (sine, np.float32((1 - _FLOOR) * t), "cosine"),
   ):
-    _close(schedule.alpha(time), g[f"noise_{name}_alpha"])
-    np.testing.assert_allclose(
-      schedule.dalpha(time), g[f"noise_{name}_dalpha"], rtol=1e-4, atol=1e-6
+    alpha, dalpha = recorded.told(
+      lambda t, s=schedule: (s.alpha(t), s.dalpha(t)), time
     )
+    _close(alpha, g[f"noise_{name}_alpha"])
+    _close(dalpha, g[f"noise_{name}_dalpha"])
 
 
 def test_posteriors_of_duo(duo):
   config, g = duo
   objective = UDLM(vocab_size=config["vocab_size"])
-  truth = jnp.log(jax.nn.one_hot(g["x0"], objective.vocab_size))
-  clean = jnp.ones_like(g["alpha_s"])
+  step, clean = _step(objective), np.ones_like(g["alpha_s"])
   for log_x, alpha_s, name in (
-    (truth, g["alpha_s"], "true"),
+    (_truth(g, objective), g["alpha_s"], "true"),
     (g["log_x_theta"], g["alpha_s"], "pred"),
     (g["log_x_theta"], clean, "noise_removal"),
   ):
-    q = _step(objective, log_x, g["xt"], g["alpha_t"], alpha_s)
+    q = step(log_x, g["xt"], g["alpha_t"], alpha_s)
     _close(q, g[f"posterior_{name}"])
 
 
@@ -183,18 +195,20 @@ def test_masked_diffusion_of_duo(duo):
     schedule=LogLinear(floor=_FLOOR),
   )
   z, logits = g["absorb_xt"], g["absorb_log_x_theta"]
-  loss = objective.loss(
+  loss = toy.loss(
+    objective,
     None,
     recorded.network(logits),
     Drawn(t=_column(g["t"]), z=z),
     toy.batch(g["absorb_x0"]),
-    step=recorded.STEP,
   )
   _close(loss.bound, g["mdlm_nll"])
-  t, s = (_column(1.0 - g[f"alpha_{x}"]) / (1 - _FLOOR) for x in "ts")
-  masked = np.asarray(z) == objective.mask_id
-  q = np.exp(objective.posterior(None, logits, z, t, s))
-  _close(q[masked], np.asarray(g["absorb_posterior"])[masked])
+  t, s = (
+    np.float32((1.0 - g[f"alpha_{x}"][:, None]) / (1 - _FLOOR)) for x in "ts"
+  )
+  masked = z == objective.mask_id
+  q = np.exp(recorded.told(objective.posterior, None, logits, z, t, s))
+  _close(q[masked], g["absorb_posterior"][masked])
 
 
 @struct.dataclass
@@ -208,8 +222,8 @@ class _Law:
     return jax.nn.softmax(logits)
 
 
-def _guided(objective, ends, gamma, logits, z, uniform):
-  """Returns the law of a guided step and the draw by recorded uniforms."""
+def _guided(objective, ends):
+  """Returns `(gamma, logits, z, uniform) -> (law, draw)` of a guided step."""
 
   class OneStep(Ancestral):
     """A step between times of each row."""
@@ -221,15 +235,20 @@ def _guided(objective, ends, gamma, logits, z, uniform):
     OneStep(objective=objective, steps=1),
     Progress(step=0, maskable=0),
   )
-  out = tuple(ModelOutputs(hidden=jnp.asarray(x)) for x in logits)
-  guide = lambda x, z, t: x[1] + gamma * (x[0] - x[1])
-  tokens = Recorded(uniforms={Tag.TOKEN: uniform}, epsilon=1e-10)
-  return [
-    policy.step(
-      None, noise, out, z, start, jnp.ones(z.shape, bool), guide=guide
-    )[0]
-    for noise in (_Law(like=z), tokens)
-  ]
+
+  @jax.jit
+  def run(gamma, logits, z, uniform):
+    out = tuple(ModelOutputs(hidden=x) for x in logits)
+    guide = lambda x, z, t: x[1] + gamma * (x[0] - x[1])
+    tokens = Recorded(uniforms={Tag.TOKEN: uniform}, epsilon=1e-10)
+    return [
+      policy.step(
+        None, noise, out, z, start, jnp.ones(z.shape, bool), guide=guide
+      )[0]
+      for noise in (_Law(like=z), tokens)
+    ]
+
+  return run
 
 
 @pytest.mark.parametrize("state", ["uniform", "absorbing"])
@@ -237,8 +256,8 @@ def test_guidance_by_class(udlm, state):
   """Posteriors are mixed on uniform noise, and as well logits under masks."""
   config, g = udlm
   size, prefix = config["vocab_size"], "absorb_" * (state == "absorbing")
-  chances = [_column(g[f"move_chance_{x}"]) for x in "ts"]
-  ends = [x / (1 - _FLOOR) for x in chances]
+  chances = [g[f"move_chance_{x}"][:, None] for x in "ts"]
+  ends = [jnp.asarray(np.float32(x / (1 - _FLOOR))) for x in chances]
   fields = {"vocab_size": size, "schedule": LogLinear(floor=_FLOOR)}
   if state == "uniform":
     objective, z = UDLM(**fields), g["xt"]
@@ -248,18 +267,17 @@ def test_guidance_by_class(udlm, state):
     objective, z = MDLM(**fields, mask_id=mask_id), g["absorb_xt"]
     run, none = recorded_dit.network("udlm"), config["config"]["data"]
     inputs = objective.inputs(None, z, ends[0], toy.batch(z))
-    inputs = inputs.replace(conditioning=-jnp.log1p(-chances[0]))
+    inputs = inputs.replace(conditioning=-np.log1p(-chances[0]))
     logits = [
       recorded_dit.logits(run, inputs.replace(cond=cond))
-      for cond in (g["cond"], jnp.full_like(g["cond"], none["num_classes"]))
+      for cond in (g["cond"], np.full_like(g["cond"], none["num_classes"]))
     ]
   names = [re.fullmatch(rf"{prefix}cfg_(.+)_q_xs", key) for key in g]
   names = [match for match in names if match]
   assert names
+  step = _guided(objective, ends)
   for match in names:
-    q, drawn = _guided(
-      objective, ends, float(match[1]), logits, z, g["uniform"]
-    )
+    q, drawn = jax.device_get(step(float(match[1]), logits, z, g["uniform"]))
     expected = np.asarray(g[match[0]])
     noisy = np.ones(z.shape, bool)
     if state == "absorbing":

@@ -6,6 +6,7 @@ here and compared with what the objective draws.
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -23,8 +24,8 @@ def states(tokens: int, length: int) -> np.ndarray:
 
 def index(rows, tokens: int):
   """Returns the number of each row in `states`."""
-  powers = tokens ** jnp.arange(rows.shape[-1])[::-1]
-  return jnp.sum(rows * powers, axis=-1)
+  powers = tokens ** np.arange(rows.shape[-1])[::-1]
+  return (rows * powers).sum(axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,10 +58,11 @@ class Attention:
     rng = np.random.default_rng(seed)
     self.length = length
     self.near = jnp.asarray(rng.normal(size=(2 * length, tokens, tokens)))
+    self._compiled = jax.jit(self._run)
 
   def __call__(self, inputs: ModelInputs) -> ModelOutputs:
     """Returns logits under the inputs' mask."""
-    return jax.jit(self._run)(inputs)
+    return self._compiled(inputs)
 
   def _run(self, inputs: ModelInputs) -> ModelOutputs:
     slots = jnp.arange(inputs.latent.shape[1])
@@ -76,13 +78,19 @@ class Attention:
 
 def batch(rows, *, loss_mask=None) -> Batch:
   """Returns a batch of one segment a row, all supervised by default."""
-  rows = jnp.asarray(rows, jnp.int32)
-  everywhere = jnp.ones(rows.shape, bool)
+  # Laid out by numpy: outside a program, jax compiles each operation on its own.
+  xp = jnp if isinstance(rows, jax.core.Tracer) else np
+  rows = xp.asarray(rows, np.int32)
+  if loss_mask is None:
+    loss_mask = np.ones(rows.shape, bool)
+  positions = np.broadcast_to(
+    np.arange(rows.shape[1], dtype=np.int32), rows.shape
+  )
   return Batch(
-    tokens=rows,
-    loss_mask=everywhere if loss_mask is None else loss_mask,
-    segment_ids=everywhere.astype(jnp.int32),
-    positions=jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape),
+    tokens=jnp.asarray(rows),
+    loss_mask=jnp.asarray(loss_mask),
+    segment_ids=jnp.asarray(np.ones(rows.shape, np.int32)),
+    positions=jnp.asarray(positions),
   )
 
 
@@ -126,11 +134,11 @@ def bound(
   """
   if times is None:
     nodes, mass = np.polynomial.legendre.leggauss(64)
-    t = jnp.asarray(low + (1 - low) * (nodes + 1) / 2)
+    t = low + (1 - low) * (nodes + 1) / 2
   else:
-    t, mass = jnp.asarray(times), 2.0 / np.size(times)
-  alpha = np.asarray(schedule.alpha(t), np.float64)
-  weight = np.asarray(schedule.weight(t), np.float64)
+    t, mass = times, 2.0 / np.size(times)
+  curves = jax.jit(lambda t: (schedule.alpha(t), schedule.weight(t)))
+  alpha, weight = (np.asarray(x, np.float64) for x in curves(jnp.asarray(t)))
   total = 0.0
   for masked, term in terms.items():
     n = len(masked)
@@ -173,23 +181,30 @@ def chain(
   """
   rows = states(table.tokens, length)
   free = np.ones(length, bool) if free is None else np.asarray(free)
+  step = _step(objective, table, length)
   if law is None and objective.mask_id is None:
     law = np.full(len(rows), 1.0 / len(rows))
   elif law is None:
     law = np.asarray(np.all(rows == objective.mask_id, axis=1), np.float64)
-  z = jnp.asarray(rows)
+  for t, s in itertools.pairwise(np.asarray(times)):
+    law = law @ np.asarray(step(process, free, t, s), np.float64)
+  return law
+
+
+@functools.lru_cache(maxsize=8)
+def _step(objective, table: Table, length: int):
+  """Returns `(process, free, t, s) -> matrix` of a step, compiled once."""
+  z = jnp.asarray(states(table.tokens, length))
 
   @jax.jit
-  def matrix(t, s):
-    t, s = (jnp.full((len(rows), 1), x) for x in (t, s))
+  def matrix(process, free, t, s):
+    t, s = (jnp.full((len(z), 1), x) for x in (t, s))
     log_p = objective.posterior(process, table.logits, z, t, s)
     p = jnp.exp(log_p)[:, jnp.arange(length), z]  # [from, to, position]
     p = jnp.where(free, p, z[:, None] == z)
     return jnp.prod(p, axis=-1)
 
-  for t, s in itertools.pairwise(jnp.asarray(times)):
-    law = law @ np.asarray(matrix(t, s), np.float64)
-  return law
+  return matrix
 
 
 def drawn(
@@ -199,9 +214,9 @@ def drawn(
 
   `window` names the slots of the network's outputs that predict each slot.
   """
-  times = jnp.asarray(times)
+  times = np.asarray(times)
   if window is not None:
-    window = jnp.broadcast_to(jnp.asarray(window), (rows, length))
+    window = np.broadcast_to(window, (rows, length))
 
   @jax.jit
   def run():
@@ -215,7 +230,7 @@ def drawn(
       z = objective.reverse(process, noise, out, z, t, s, window=window)
       return z, None
 
-    steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
+    steps = (np.arange(len(times) - 1), times[:-1], times[1:])
     z, _ = jax.lax.scan(body, z, steps)
     return jnp.bincount(index(z, table.tokens), length=len(table.logits))
 
@@ -250,7 +265,7 @@ def monte_carlo(objective, process, denoise, x0, *, rows, keys, key=0):
   Nats per token; each key draws one global batch of `rows` copies of x0, so
   that low-discrepancy times are tested as they are used.
   """
-  data = batch(jnp.tile(jnp.asarray(x0), (rows, 1)))
+  data = batch(np.tile(x0, (rows, 1)))
 
   @jax.jit
   @jax.vmap

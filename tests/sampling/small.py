@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dllm_jax.core.types import Batch, Process
@@ -43,19 +42,18 @@ def network(conditioned=False, classes=0, dtype="float32"):
   )
   denoiser = transformer(config)
   inputs = MDLM_.inputs(
-    None, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 1)), _batch()
+    None, np.zeros((1, 4), np.int32), np.ones((1, 1), np.float32), _batch()
   )
-  params = denoiser.init(jax.random.key(1), inputs)
+  params = jax.jit(denoiser.init)(jax.random.key(1), inputs)
   # Fresh networks are nearly constant: larger weights make slots matter.
-  keys = iter(jax.random.split(jax.random.key(2), 99))
-  params = jax.tree.map(
-    lambda x: 2.0 * x + 0.3 * jax.random.normal(next(keys), x.shape), params
-  )
+  rng = np.random.default_rng(2)
+  normal = lambda x: rng.normal(scale=0.3, size=x.shape).astype(np.float32)
+  params = jax.tree.map(lambda x: 2 * np.asarray(x) + normal(x), params)
   return denoiser, params
 
 
 def _batch():
-  ones = jnp.ones((1, 4), jnp.int32)
+  ones = np.ones((1, 4), np.int32)
   return Batch(
     tokens=ones, loss_mask=ones > 0, segment_ids=ones, positions=ones
   )
@@ -79,7 +77,7 @@ def ragged(objective, length=LENGTH, seed=0, rows=4):
 
 def sample(spec, requests, net=None, trace=False):
   denoiser, params = net or network()
-  args = params, Process(), KEY, jax.tree.map(jnp.asarray, requests)
+  args = params, Process(), KEY, requests
   return published.quick(spec, denoiser, *args, trace=trace)
 
 

@@ -11,6 +11,7 @@ from dllm_jax.core.types import Process
 from dllm_jax.sampling.policies.ancestral import Ancestral
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation
+from tests.quick import long
 from tests.sampling.small import (
   BLOCKS,
   dual,
@@ -30,7 +31,7 @@ class Restless(Ancestral):
   idles = False
 
 
-@pytest.mark.parametrize("block", [None, 8])
+@pytest.mark.parametrize("block", [8, long(None)])
 def test_an_unchanged_canvas_needs_no_network_call(block):
   requests = ragged(MDLM_)
   spec = lambda policy: Sampler(

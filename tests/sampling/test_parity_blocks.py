@@ -1,16 +1,19 @@
 """SDAR and LLaDA2: block-causal generations, step by step, cached and not."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from dllm_jax.sampling.policies.processors import Temperature
 from dllm_jax.sampling.policies.selection import Even, Threshold
 from dllm_jax.sampling.policies.unmasking import Unmasking
-from tests import golden_cases
+from tests import golden_cases, quick
 from tests.sampling import published
 
 SDAR = golden_cases.load("sdar").config["runs"]
 LLADA2 = golden_cases.load("llada2_moe").config["runs"]
+CACHES = ("block", "none")
 
 
 def ceil(n, block):
@@ -26,9 +29,15 @@ def blocks_seen(history, block, first):
   ]
 
 
-@pytest.mark.parametrize("kind", ["block", "none"])
-@pytest.mark.parametrize("i", range(len(SDAR)))
-def test_sdar(i, kind):
+@pytest.mark.parametrize(
+  "case",
+  quick.few(
+    list(itertools.product(range(len(SDAR)), CACHES)),
+    lambda case: {case[1], SDAR[case[0]]["remasking_strategy"]},
+  ),
+)
+def test_sdar(case):
+  i, kind = case
   run, arrays = SDAR[i], golden_cases.load("sdar").arrays
   block = run["block_length"]
   quota = Even(of="window")
@@ -71,9 +80,15 @@ def test_sdar(i, kind):
     assert got.function_evaluations[0] == arrays[f"run{i}_nfe"]
 
 
-@pytest.mark.parametrize("kind", ["block", "none"])
-@pytest.mark.parametrize("i", range(len(LLADA2)))
-def test_llada2(i, kind):
+@pytest.mark.parametrize(
+  "case",
+  quick.few(
+    list(itertools.product(range(len(LLADA2)), CACHES)),
+    lambda case: {case[1], LLADA2[case[0]]["threshold"] < 0.5},
+  ),
+)
+def test_llada2(case):
+  i, kind = case
   case = golden_cases.load("llada2_moe")
   run, arrays = LLADA2[i], case.arrays
   block = run["block_length"]

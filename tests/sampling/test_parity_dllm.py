@@ -1,6 +1,7 @@
 """The dllm framework's sampler: plans of steps, ragged prompts, infilling."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from dllm_jax.sampling.policies.guidance import Guidance
 from dllm_jax.sampling.policies.processors import Banned, Temperature
 from dllm_jax.sampling.policies.selection import Proportional
 from dllm_jax.sampling.policies.unmasking import Unmasking
-from tests import golden_cases
+from tests import golden_cases, quick
 from tests.sampling import published
 
 CASE = golden_cases.load("dllm")
@@ -37,10 +38,14 @@ class Shifted(LLaDA):
 
 def rows_of(run):
   arrays, mask = CASE.arrays, published.model("dllm").objective.mask_id
-  if run["function"] == "infill":
-    rows = [arrays["infill_0"], arrays["infill_1"]]
-    return [[None if x == mask else int(x) for x in row] for row in rows]
-  rows = [arrays[f"prompt_{j}"].tolist() for j in range(3)]
+  name = "infill" if run["function"] == "infill" else "prompt"
+  names = itertools.takewhile(
+    arrays.__contains__, (f"{name}_{j}" for j in itertools.count())
+  )
+  rows = [arrays[name].tolist() for name in names]
+  assert rows
+  if name == "infill":
+    return [[None if x == mask else x for x in row] for row in rows]
   return [row + [None] * run["max_new_tokens"] for row in rows]
 
 
@@ -50,7 +55,14 @@ def changes(history):
   return history[np.concatenate([[True], differ])]
 
 
-@pytest.mark.parametrize("i", range(len(RUNS)))
+def features(i):
+  """Returns what of the sampler a run shows."""
+  run = RUNS[i]
+  names = ("cfg_scale", "right_shift_logits", "suppress_tokens")
+  return {run["function"]} | {name for name in names if run.get(name)}
+
+
+@pytest.mark.parametrize("i", quick.few(range(len(RUNS)), features))
 def test_every_step(i):
   run, rows = RUNS[i], rows_of(RUNS[i])
   objective = published.model("dllm").objective

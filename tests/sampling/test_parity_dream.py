@@ -8,7 +8,7 @@ from dllm_jax.core.noise import Recorded, Tag
 from dllm_jax.sampling.policies.processors import Temperature, TopK, TopP
 from dllm_jax.sampling.policies.selection import Chance, Threshold, Truncated
 from dllm_jax.sampling.policies.unmasking import Unmasking
-from tests import golden_cases
+from tests import golden_cases, quick
 from tests.sampling import published
 
 NAME = "dream_generate"
@@ -57,9 +57,20 @@ def recorded(uniform, lengths):
   return noise
 
 
-@pytest.mark.parametrize(
-  "i", [i for i, run in enumerate(RUNS) if "block_length" not in run]
-)
+def features(i):
+  """Returns what of the sampler a run shows."""
+  run = RUNS[i]
+  padded = {"padded"} if run.get("left_padded") else set()
+  return (
+    {run["alg"], run.get("dual_cache")} | {"top_p", "top_k"} & set(run) | padded
+  )
+
+
+PLAIN = [i for i, run in enumerate(RUNS) if "block_length" not in run]
+CACHED = [i for i, run in enumerate(RUNS) if "block_length" in run]
+
+
+@pytest.mark.parametrize("i", quick.few(PLAIN, features))
 def test_every_step(i):
   run, arrays = RUNS[i], golden_cases.load(NAME).arrays
   attended = arrays[f"run{i}_attention_mask"]
@@ -82,9 +93,7 @@ def test_every_step(i):
     assert got.function_evaluations[b] == calls
 
 
-@pytest.mark.parametrize(
-  "i", [i for i, run in enumerate(RUNS) if "block_length" in run]
-)
+@pytest.mark.parametrize("i", quick.few(CACHED, features))
 def test_every_step_and_count_with_caches(i):
   run, arrays = RUNS[i], golden_cases.load(NAME).arrays
   block, new = run["block_length"], run["max_new_tokens"]

@@ -6,7 +6,7 @@ import pytest
 from dllm_jax.sampling.policies.processors import Temperature
 from dllm_jax.sampling.policies.selection import Even, Factor, Threshold
 from dllm_jax.sampling.policies.unmasking import Unmasking
-from tests import golden_cases
+from tests import golden_cases, quick
 from tests.sampling import published
 
 NAME = "fastdllm_generate"
@@ -24,7 +24,13 @@ def cache(run):
   return run["use_cache"] or "none"
 
 
-@pytest.mark.parametrize("i", range(len(RUNS)))
+def features(i):
+  """Returns what of the sampler a run shows."""
+  run = RUNS[i]
+  return {cache(run), run["repo"]} | ({"threshold", "factor"} & set(run))
+
+
+@pytest.mark.parametrize("i", quick.few(range(len(RUNS)), features))
 def test_every_step_and_count(i):
   run, arrays = RUNS[i], golden_cases.load(NAME).arrays
   block = run.get("block_length") or run["block_size"]

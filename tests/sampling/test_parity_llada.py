@@ -9,7 +9,7 @@ from dllm_jax.sampling.policies.guidance import Guidance
 from dllm_jax.sampling.policies.processors import Temperature
 from dllm_jax.sampling.policies.selection import Even
 from dllm_jax.sampling.policies.unmasking import Unmasking
-from tests import golden_cases
+from tests import golden_cases, quick
 from tests.sampling import published
 
 SCORES = {"low_confidence": "confidence", "random": "random"}
@@ -41,7 +41,19 @@ def runs(name):
   return golden_cases.load(name).config["runs"]
 
 
-@pytest.mark.parametrize("i", range(len(runs("llada_generate"))))
+def few(name):
+  """Returns the numbers of a case's runs, those that show nothing new long."""
+  return quick.few(range(len(runs(name))), lambda i: _features(runs(name)[i]))
+
+
+def _features(run):
+  """Returns what of the sampler a run shows."""
+  blocks = {"blocks"} if run["block_length"] < run["gen_length"] else set()
+  padded = {"padded"} if run.get("left_padded") else set()
+  return {run["remasking"], run["cfg_scale"] > 0} | blocks | padded
+
+
+@pytest.mark.parametrize("i", few("llada_generate"))
 def test_every_step_of_greedy_generations(i):
   name = "llada_generate"
   case = golden_cases.load(name)
@@ -61,7 +73,7 @@ def test_every_step_of_greedy_generations(i):
     assert got.function_evaluations[b] == len(want) - 1
 
 
-@pytest.mark.parametrize("i", range(len(runs("llada_generate_noise"))))
+@pytest.mark.parametrize("i", few("llada_generate_noise"))
 def test_every_step_with_recorded_noise(i):
   name = "llada_generate_noise"
   case = golden_cases.load(name)

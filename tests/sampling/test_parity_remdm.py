@@ -1,5 +1,7 @@
 """ReMDM, correctors and Duo's Psi samplers: the law of one step."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -101,10 +103,13 @@ def test_probabilities_and_draws(run):
     )
 
 
-@pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("state", ["uniform", "absorb"])
-def test_psi_mixtures(state, kappa):
-  arrays = golden_cases.load("duo").arrays
+DUO = golden_cases.load("duo").arrays
+MIXTURES = [m for m in (re.match(r"psi_(.+)_kappa(.+)$", k) for k in DUO) if m]
+
+
+@pytest.mark.parametrize("name", MIXTURES, ids=lambda m: m[0])
+def test_psi_mixtures(name):
+  arrays, state, kappa = DUO, name[1], float(name[2])
   prefix = "" if state == "uniform" else "absorb_"
   log_x = jnp.asarray(arrays[f"{prefix}log_x_theta"])
   back = "posterior_pred" if state == "uniform" else "absorb_posterior"
@@ -118,6 +123,4 @@ def test_psi_mixtures(state, kappa):
     jnp.full((log_x.shape[0], 1), kappa),
     None if state == "uniform" else log_x.shape[-1] - 1,
   )
-  np.testing.assert_allclose(
-    q, arrays[f"psi_{state}_kappa{kappa}"], rtol=1e-4, atol=1e-7
-  )
+  np.testing.assert_allclose(q, arrays[name[0]], rtol=1e-4, atol=1e-7)

@@ -1,6 +1,7 @@
 """Presets: what they build, what they refuse, and that memory is bounded."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ from dllm_jax.sampling.presets import PRESETS, SamplerConfig
 from dllm_jax.sampling.program import generate
 from dllm_jax.sampling.requests import build, Requests
 from tests import jaxprs
+from tests.quick import long
 from tests.sampling import published
 
 UNIFORM = ("udlm", "duo", "psi", "diffusion_gemma")
@@ -88,47 +90,76 @@ def abstract_inputs(denoiser, objective, length):
 def objective_batch(rows, length):
   from dllm_jax.core.types import Batch
 
-  ones = jnp.ones((rows, length), jnp.int32)
+  ones = np.ones((rows, length), np.int32)
   return Batch(
     tokens=ones, loss_mask=ones > 0, segment_ids=ones, positions=ones
   )
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_memory_is_bounded(name):
+# The quick tests' share: a preset of each policy that no recorded generation has.
+FEW = (
+  "psi",
+  "bd3lm",
+  "remdm_loop",
+  "mask_predict",
+  "maskgit",
+  "llada2_edit",
+  "diffusion_gemma",
+)
+
+
+def presets(*others):
+  """Returns (a preset's name, *others) as parameters, all but a few long."""
+  return [
+    (pytest.param if name in FEW else long)(name, *rest)
+    for name in PRESETS
+    for rest in itertools.product(*(other(name) for other in others))
+  ]
+
+
+def caches(name):
+  """Returns the caches that a preset can have."""
+  objective = objective_of(name)
+  if type(objective) not in (MDLM, Dream):  # The others have one cache each.
+    return [None]
+  policy = (
+    SamplerConfig(preset=name, block_length=8)
+    .build(objective, length=24)
+    .policy
+  )
+  return ["none", "prefix", "dual"] if policy.forces else [None, "dual"]
+
+
+@pytest.mark.parametrize(("name", "cache"), presets(caches))
+def test_memory_is_bounded(name, cache):
   """No value has canvas x vocabulary elements a row, guided and cached."""
   rows, length, vocab = 2, 512, 50_000
   objective = objective_of(name, vocab, length)
   masks = objective.mask_id is not None
-  caches = [None]
-  if type(objective) in (MDLM, Dream):  # The others have one cache each.
-    policy = SamplerConfig(preset=name).build(objective, length=length).policy
-    caches = ["none", "prefix", "dual"] if policy.forces else [None, "dual"]
-  for cache in caches:
-    blocks = {} if cache in (None, "none") else {"block_length": 32}
-    spec = SamplerConfig(
-      preset=name,
-      cache=cache,
-      cfg_scale=0.5 if masks else 0.0,
-      repetition_penalty=1.2,
-      top_k=50,
-      banned="3,4",
-      **blocks,
-    ).build(objective, length=length, eos_id=0)
-    denoiser = network(vocab)
-    params = abstract_inputs(denoiser, objective, length)
-    jaxpr = jax.make_jaxpr(
-      lambda params, key, requests, spec=spec, denoiser=denoiser: generate(
-        spec, denoiser, params, Process(), key, requests
-      )
-    )(params, jax.random.key(0), requests_of(rows, length))
-    # Of two rows, four under guidance, together less than one row's canvas.
-    assert not jaxprs.larger_than(jaxpr, length * vocab)
-    assert jaxprs.larger_than(jaxpr, 8 * vocab)
-    assert not jaxprs.to_the_host(jaxpr)
+  blocks = {} if cache in (None, "none") else {"block_length": 32}
+  spec = SamplerConfig(
+    preset=name,
+    cache=cache,
+    cfg_scale=0.5 if masks else 0.0,
+    repetition_penalty=1.2,
+    top_k=50,
+    banned="3,4",
+    **blocks,
+  ).build(objective, length=length, eos_id=0)
+  denoiser = network(vocab)
+  params = abstract_inputs(denoiser, objective, length)
+  jaxpr = jax.make_jaxpr(
+    lambda params, key, requests: generate(
+      spec, denoiser, params, Process(), key, requests
+    )
+  )(params, jax.random.key(0), requests_of(rows, length))
+  # Of two rows, four under guidance, together less than one row's canvas.
+  assert not jaxprs.larger_than(jaxpr, length * vocab)
+  assert jaxprs.larger_than(jaxpr, 8 * vocab)
+  assert not jaxprs.to_the_host(jaxpr)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets())
 def test_every_preset_fills_the_canvas_in_few_steps(name):
   objective = objective_of(name)
   few = {} if name in ("bd3lm", "autoregressive") else {"steps": 3}
@@ -153,11 +184,10 @@ def test_every_preset_fills_the_canvas_in_few_steps(name):
 def network_of(vocab):
   denoiser = network(vocab)
   objective = objective_of("mdlm", vocab)
-  inputs = objective.inputs(
-    Process(), jnp.ones((1, 4), jnp.int32), jnp.ones((1, 1)),
-    objective_batch(1, 4),
-  )  # fmt: skip
-  return denoiser, denoiser.init(jax.random.key(0), inputs)
+  batch = objective_batch(1, 4)
+  t = np.ones((1, 1), np.float32)
+  inputs = objective.inputs(Process(), batch.tokens, t, batch)
+  return denoiser, jax.jit(denoiser.init)(jax.random.key(0), inputs)
 
 
 def defaults(name):

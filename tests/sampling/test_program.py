@@ -1,5 +1,7 @@
 """The sampling program: its law, its equality with a plain loop, invariance."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation, Requests
 from tests import jaxprs, toys
+from tests.sampling import published
 
 VOCAB, MASK = 12, 11
 OBJECTIVE = MDLM(vocab_size=VOCAB, mask_id=MASK)
@@ -82,9 +85,11 @@ def sampler(
   )
 
 
-def network(vocab=VOCAB, width=8, padded=16):
-  denoiser = toys.mixer(vocab, width, padded=padded)
-  return denoiser, denoiser.init(jax.random.key(0), None)
+@functools.cache
+def network():
+  denoiser = toys.mixer(VOCAB, 8, padded=16)
+  init = lambda: denoiser.init(jax.random.key(0), None)
+  return denoiser, jax.jit(init)()
 
 
 def requests_of(rows, length, **kwargs):
@@ -93,7 +98,8 @@ def requests_of(rows, length, **kwargs):
 
 def run(spec, requests, *, trace=False, net=None):
   denoiser, params = net or network()
-  return Launcher(spec, denoiser, trace=trace)(params, Process(), KEY, requests)
+  args = params, Process(), KEY, requests
+  return published.quick(spec, denoiser, *args, trace=trace)
 
 
 def ragged(length=14):

@@ -102,7 +102,7 @@ def test_a_service_compiles_once_for_all_lengths_of_a_bucket():
   mesh = make_mesh(devices=jax.devices()[:1])
   generator = Generator(objective, denoiser, tokenizer, mesh=mesh)
   config = SamplerConfig(preset="llada", steps=2)
-  params = denoiser.init(jax.random.key(0), None)
+  params = jax.jit(denoiser.init)(jax.random.key(0), None)
   for length in (1, 5, 20):
     rows = [continuation([1] * n, new_tokens=10) for n in (length, 2)]
     plan = generator.plan(rows, length=None, sampler=config)

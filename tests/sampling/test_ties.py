@@ -30,7 +30,7 @@ def test_margins_are_found_at_the_first_difference():
   policy = Unmasking(objective=objective, steps=2)
   spec = Sampler(policy=policy, length=4)
   denoiser = toys.mixer(VOCAB, 4)
-  net = denoiser, denoiser.init(jax.random.key(0), None)
+  net = denoiser, jax.jit(denoiser.init)(jax.random.key(0), None)
   requests = build([[1, None, None, None]] * 2, objective=objective, length=4)
   start = np.array([[1, MASK, MASK, MASK]] * 2)
 

@@ -10,6 +10,7 @@ import pytest
 from dllm_jax.core.mask import BlockCausal, Causal, Full, TwoStream
 from dllm_jax.models.attention import attention, context
 from dllm_jax.parallel import make_mesh
+from tests.quick import long
 
 BATCH, LENGTH, HEADS, GROUPS, WIDTH = 2, 16, 4, 2, 4
 MASKS = [Full(), Causal(), BlockCausal(3), TwoStream(8, 2), TwoStream(8, 8)]
@@ -70,8 +71,8 @@ def assert_near(there, alone):
   "mesh, piece",
   [
     ("context4", 2),
-    pytest.param("context4", 1024, marks=pytest.mark.all),
-    pytest.param("context2_tensor2", 1024, marks=pytest.mark.all),
+    long("context4", 1024),
+    long("context2_tensor2", 1024),
   ],
 )
 def test_every_mask_equals_the_plain_path(

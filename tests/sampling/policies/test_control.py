@@ -64,7 +64,7 @@ def trained(objective, steps, process=None):
     optimizer=optimizer.build(steps),
     training=training,
   )
-  state = trainer.init(text(jax.random.key(0)))
+  state = jax.jit(lambda: trainer.init(text(jax.random.key(0))))()
   if process is not None:
     held = state.process.replace(constants={"diffusion": process})
     state = state.replace(process=held)
@@ -102,7 +102,7 @@ def share(tokens, labels) -> float:
 def test_control_raises_the_success_rate(diffusion, classifier):
   denoiser, params, process = diffusion
   classify, control = classifier[0].apply, classifier[1]
-  labels = jnp.arange(ROWS) % 2
+  labels = np.arange(ROWS) % 2
   requests = build([[None] * LENGTH] * ROWS, objective=DIFFUSION, length=LENGTH)
   wanted = {}
   for name, policy in (

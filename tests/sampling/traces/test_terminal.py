@@ -34,7 +34,7 @@ def trace():
   denoiser = toys.mixer(27, 8)
   requests = build([[3, 4, *[None] * 8]], objective=OBJECTIVE, length=10)
   spec = Sampler(policy=Unmasking(objective=OBJECTIVE, steps=4), length=10)
-  params = denoiser.init(jax.random.key(0), None)
+  params = jax.jit(denoiser.init)(jax.random.key(0), None)
   args = params, Process(), jax.random.key(1), requests
   return published.quick(spec, denoiser, *args, trace=True).trace
 

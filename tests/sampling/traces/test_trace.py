@@ -29,7 +29,7 @@ def _generation():
   policy = Unmasking(objective=objective, steps=3)
   spec = Sampler(policy=policy, length=12, block_length=4)
   denoiser = toys.mixer(MASK + 1, 4)
-  params = denoiser.init(jax.random.key(0), None)
+  params = jax.jit(denoiser.init)(jax.random.key(0), None)
   requests = build(
     [[2, 0] + [None] * 10, [None, None, 3, None]],
     objective=objective,
