@@ -51,17 +51,17 @@ def test_an_unchanged_canvas_needs_no_network_call(block):
   assert alone.function_evaluations[0] == kept.function_evaluations[2]
 
 
-def test_a_prefix_cache_may_reach_as_far_as_the_text():
-  """Calls that are as wide as what follows a prompt give the same tokens."""
+@pytest.mark.parametrize(("reach", "cache"), [(12, "prefix"), long(4, "dual")])
+def test_a_prefix_cache_may_reach_as_far_as_the_text(reach, cache):
+  """Calls that are as wide as what follows a prompt give the same tokens.
+
+  Those that are as wide as a block are those of the other cache.
+  """
   made = [continuation([i] * 12, length=LENGTH) for i in (3, 4)]
   requests = build(made, objective=MDLM_, length=LENGTH)
-  whole = sample(dual(MDLM_, cache="prefix"), requests)
-  part = sample(dual(MDLM_, cache="prefix", reach=12), requests)
+  whole = sample(dual(MDLM_, cache=cache), requests)
+  part = sample(dual(MDLM_, cache="prefix", reach=reach), requests)
   np.testing.assert_array_equal(part.tokens, whole.tokens)
-  block = sample(dual(MDLM_, cache="prefix", reach=4), requests)
-  np.testing.assert_array_equal(
-    block.tokens, sample(dual(MDLM_, cache="dual"), requests).tokens
-  )
 
 
 def test_two_shapes_of_the_network_and_what_they_cost():

@@ -21,6 +21,7 @@ from dllm_jax.sampling.policies.unmasking import FirstHitting, Unmasking
 from dllm_jax.sampling.program import Sampler
 from dllm_jax.sampling.requests import Requests
 from tests import toys
+from tests.quick import long
 from tests.sampling import published
 
 LENGTH, ROWS = 3, 20_000
@@ -40,7 +41,13 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("name", POLICIES)
+# Those of three steps, and one of those of sixty.
+QUICK = ("first_hitting", "one_random_slot", "cosine_grid")
+
+
+@pytest.mark.parametrize(
+  "name", [name if name in QUICK else long(name) for name in POLICIES]
+)
 def test_samples_follow_the_joint_law(name):
   sequences, p = toys.joint(3, tokens=3, length=LENGTH)
   requests = Requests(

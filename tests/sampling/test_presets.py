@@ -99,10 +99,8 @@ def objective_batch(rows, length):
 # The quick tests' share: a preset of each policy that no recorded generation has.
 FEW = (
   "psi",
-  "bd3lm",
   "remdm_loop",
   "mask_predict",
-  "maskgit",
   "llada2_edit",
   "diffusion_gemma",
 )

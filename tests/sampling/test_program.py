@@ -17,6 +17,7 @@ from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation, Requests
 from tests import jaxprs, toys
+from tests.quick import long
 from tests.sampling import published
 
 VOCAB, MASK = 12, 11
@@ -116,6 +117,7 @@ def ragged(length=14):
   )
 
 
+@pytest.mark.all  # a hundred steps of tens of thousands of rows
 def test_ancestral_law_is_the_joint_law():
   sequences, p = toys.joint(3, tokens=3, length=4)
   objective = MDLM(vocab_size=4, mask_id=3)
@@ -139,10 +141,10 @@ def test_ancestral_law_is_the_joint_law():
 @pytest.mark.parametrize(
   ("policy", "block", "shift"),
   [
-    (Ancestral, None, 0),
     (Ancestral, 4, 1),
     (Unmasking, None, 1),
-    (Unmasking, 4, 0),
+    long(Ancestral, None, 0),
+    long(Unmasking, 4, 0),
   ],
 )
 def test_scan_equals_a_plain_loop(policy, block, shift):
@@ -283,6 +285,7 @@ def test_a_latent_may_be_a_pytree(block):
   np.testing.assert_array_equal(got.tokens, want.tokens)
 
 
+@pytest.mark.all
 def test_rows_over_eight_devices_equal_one():
   requests = requests_of([continuation([i], length=9) for i in range(8)], 9)
   spec = sampler(Unmasking, length=9, steps=3, block=3)

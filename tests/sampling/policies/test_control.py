@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.core.types import Batch
+from dllm_jax.core.noise import Keyed
+from dllm_jax.core.types import Batch, ModelOutputs
 from dllm_jax.models import transformer, TransformerConfig
 from dllm_jax.objectives.diffusion_lm import DiffusionLM
 from dllm_jax.objectives.mdlm import MDLM
@@ -99,6 +100,7 @@ def share(tokens, labels) -> float:
   return float(np.mean(upper == np.asarray(labels)))
 
 
+@pytest.mark.all  # trains a network and a classifier
 def test_control_raises_the_success_rate(diffusion, classifier):
   denoiser, params, process = diffusion
   classify, control = classifier[0].apply, classifier[1]
@@ -125,6 +127,7 @@ def test_control_raises_the_success_rate(diffusion, classifier):
   assert min(wanted["controlled", 0], wanted["controlled", 1]) > 0.85
 
 
+@pytest.mark.all
 def test_samples_look_like_the_text(diffusion):
   """Rows of one half of the vocabulary only, as all of the text is."""
   denoiser, params, process = diffusion
@@ -135,6 +138,36 @@ def test_samples_look_like_the_text(diffusion):
   upper = np.mean(np.asarray(tokens) >= VOCAB // 2, axis=1)
   pure = np.mean((upper == 0) | (upper == 1))
   assert pure > 0.7  # tokens at random would give 2 / 2^8
+
+
+def test_a_step_moves_latents_towards_their_label():
+  """Of a classifier that reads the sign of the first feature only."""
+
+  def classify(params, inputs, cache):
+    first = params * inputs.latent[..., :1]
+    return ModelOutputs(hidden=jnp.concatenate([first, -first], -1)), cache
+
+  policy = Controlled(objective=DIFFUSION, steps=STEPS, classify=classify)
+
+  @jax.jit
+  def run(labels):
+    process = DIFFUSION.init(jax.random.key(0))
+    process = steered(process, jnp.float32(1.0), labels)
+    z, active = jnp.zeros((2, LENGTH, 4)), jnp.ones((2, LENGTH), bool)
+    noise = Keyed.at(
+      jax.random.key(1),
+      request=jnp.zeros(2, jnp.int32),  # both rows get the same noise
+      step=jnp.zeros(2, jnp.int32),
+      position=jnp.tile(jnp.arange(LENGTH), (2, 1)),
+    )
+    out, state = ModelOutputs(hidden=z), policy.init(process, z, active)
+    return policy.step(process, noise, out, z, state, active)[0]
+
+  first, second = np.asarray(run(np.array([0, 1])))
+  assert (first[:, 0] > second[:, 0]).all()
+  np.testing.assert_array_equal(first[:, 1:], second[:, 1:])
+  same = np.asarray(run(np.array([1, 1])))
+  np.testing.assert_array_equal(same[0], same[1])
 
 
 def test_refusals():
