@@ -11,6 +11,7 @@ from dllm_jax.core.types import ModelInputs
 from dllm_jax.core.vocabulary import cross_entropy
 from dllm_jax.models import transformer, TransformerConfig
 from tests.jaxprs import equations
+from tests.quick import long
 
 CONFIG = TransformerConfig(
     vocab_size=29, width=32, layers=2, heads=2, vocab_multiple=8
@@ -47,7 +48,7 @@ def plain():
   return x, params, jax.jit(step(CONFIG))(params, x)
 
 
-@pytest.mark.parametrize("matmul", ["int8", "fp8"])
+@pytest.mark.parametrize("matmul", ["int8", long("fp8")])
 def test_products_are_in_8_bits_and_near(plain, matmul):
   pytest.importorskip("qwix")
   x, params, (loss, gradient) = plain

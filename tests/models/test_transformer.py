@@ -178,7 +178,7 @@ def gradient(config):
 
 
 @pytest.mark.parametrize("change", [
-    {"remat": "full"}, {"remat": "dots", "unroll": 2},
+    {"remat": "full"}, long({"remat": "dots", "unroll": 2}),
     long({"unroll": 2}), long({"remat": "dots_no_batch"}),
 ], ids=str)  # fmt: skip
 def test_unroll_and_remat_change_no_number(change):
@@ -208,6 +208,7 @@ def test_remat_saves_memory():
   assert peaks[0] < 0.7 * peaks[1]
 
 
+@pytest.mark.all
 def test_remat_computes_again_also_when_unrolled():
   x = inputs()
   config = dataclasses.replace(SMALL, unroll=2)

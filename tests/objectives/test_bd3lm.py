@@ -101,6 +101,7 @@ def searched(tmp_path_factory):
   return run
 
 
+@pytest.mark.all
 def test_a_run_moves_the_clip_interval_and_compiles_nothing(searched):
   clip = np.asarray(searched.state.process.state["clip"])
   assert searched.program.step._cache_size() == 1

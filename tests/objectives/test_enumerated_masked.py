@@ -276,8 +276,7 @@ _SAMPLED = {
   "name",
   [
     "MD4, mean",
-    "Dream",
-    *map(long, ("MDLM, change of variables", "MD4", "LLaDA")),
+    *map(long, ("MDLM, change of variables", "MD4", "LLaDA", "Dream")),
   ],
 )
 def test_reverse_steps_reach_the_any_order_law(table, name):

@@ -45,7 +45,11 @@ def _shows(name):
 some = pytest.mark.parametrize("name", quick.few(NAMES, _shows))
 OBJECTIVES = variants.objectives(SPACE)
 each_variant = pytest.mark.parametrize(
-  "objective", OBJECTIVES.values(), ids=OBJECTIVES.keys()
+  "objective",
+  [
+    (pytest.param if name in NAMES else quick.long)(objective, id=name)
+    for name, objective in OBJECTIVES.items()
+  ],
 )
 
 

@@ -69,9 +69,9 @@ def exact(name, cache, **fields):
 @pytest.mark.parametrize(
   "name",
   [
-    "timed",
+    "threshold",
     "autoregressive",
-    *map(long, ("threshold", "first_hitting", "remdm")),
+    *map(long, ("timed", "first_hitting", "remdm")),
   ],
 )
 def test_an_exact_cache_changes_nothing(name):
@@ -204,7 +204,8 @@ def test_class_guidance_of_the_null_class_is_none():
   assert (other.tokens[:3] != plain.tokens[:3]).any()
 
 
-@pytest.mark.parametrize("rule", [Cap(eta=0.0), long(Rescale(eta=0.0))])
+@pytest.mark.all
+@pytest.mark.parametrize("rule", [Cap(eta=0.0), Rescale(eta=0.0)])
 def test_remdm_without_remasking_is_mdlm(rule):
   requests = ragged(MDLM_)
   plain = Sampler(policy=Ancestral(objective=MDLM_, steps=6), length=LENGTH)
