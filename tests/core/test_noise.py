@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.core.noise import (
-  _multiply_high,
-  inverse_cdf,
-  Keyed,
-  Recorded,
-  Tag,
-)
+from dllm_jax.core import noise as noise_lib
+from dllm_jax.core.noise import _multiply_high, Keyed, Recorded, Tag
+
+# One program each, where their parts alone would be dozens.
+inverse_cdf = jax.jit(noise_lib.inverse_cdf)
+_categorical = jax.jit(lambda noise, logits: noise.categorical(0, logits))
+_bits = jax.jit(jax.random.bits, static_argnums=1)
 
 
 def test_multiply_high_is_exact():
@@ -30,6 +30,7 @@ def _rare(vocab, token, p):
   return jnp.log(jnp.asarray(probabilities, jnp.float32))
 
 
+@pytest.mark.all  # What follows finds the same bugs by their words.
 def test_rare_token_appears_at_its_rate():
   # 5e7 draws of a token of probability 1e-6: 50 expected, standard deviation
   # 7.07; a float32 Gumbel of 24 bits gives none of it beyond its tail.
@@ -63,12 +64,14 @@ def test_rare_token_owns_its_exact_share_of_words():
   assert abs(int(jnp.sum(drawn == 0)) - 4295) <= 4
 
 
-@pytest.mark.parametrize("vocab", [1, 2, 3, 7, 16, 50])
+@pytest.mark.parametrize("vocab", [
+    1, 2, 50, *(pytest.param(n, marks=pytest.mark.all) for n in (3, 7, 16))
+])  # fmt: skip
 def test_draws_follow_the_distribution(vocab):
   key = jax.random.key(vocab)
   logits = 2.0 * jax.random.normal(key, (vocab,))
   n = 40_000
-  drawn = inverse_cdf(jax.random.bits(key, (n, 2)), jnp.tile(logits, (n, 1)))
+  drawn = inverse_cdf(_bits(key, (n, 2)), jnp.tile(logits, (n, 1)))
   p = np.asarray(jax.nn.softmax(logits), np.float64)
   counts = np.bincount(np.asarray(drawn), minlength=vocab)
   assert counts.size == vocab
@@ -82,7 +85,7 @@ def test_forbidden_tokens_are_never_drawn():
   words = jnp.array([0, 2**32 - 1], jnp.uint32)
   bits = jnp.stack(jnp.meshgrid(words, words), -1).reshape(4, 2)
   assert set(np.asarray(inverse_cdf(bits, logits)).tolist()) <= {5, 6, 20}
-  many = jax.random.bits(jax.random.key(0), (20_000, 2))
+  many = _bits(jax.random.key(0), (20_000, 2))
   drawn = inverse_cdf(many, jnp.tile(logits[:1], (20_000, 1)))
   assert set(np.unique(np.asarray(drawn)).tolist()) == {5, 6, 20}
 
@@ -102,8 +105,8 @@ def _noise(rows, length=6, step=3):
 
 def test_noise_of_a_request_is_the_same_alone_and_in_a_batch():
   logits = jax.random.normal(jax.random.key(1), (4, 6, 11))
-  batch = _noise([4, 9, 2, 7]).categorical(Tag.TOKEN, logits)
-  alone = _noise([2]).categorical(Tag.TOKEN, logits[2:3])
+  batch = _categorical(_noise([4, 9, 2, 7]), logits)
+  alone = _categorical(_noise([2]), logits[2:3])
   np.testing.assert_array_equal(batch[2:3], alone)
   assert not np.array_equal(
     _noise([2]).uniform(Tag.TOKEN, 2), _noise([2], step=4).uniform(0, 2)

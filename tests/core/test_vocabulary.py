@@ -1,5 +1,6 @@
 """Chunked vocabulary reductions against dense ones: values, gradients, cost."""
 
+import functools
 import math
 import re
 
@@ -26,21 +27,22 @@ def chunking(request, monkeypatch):
 
 
 def _outputs(seed=0, *, bias=True):
-  keys = jax.random.split(jax.random.key(seed), 3)
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   return ModelOutputs(
-    hidden=jax.random.normal(keys[0], (_BATCH, _LENGTH, _WIDTH)),
-    unembed=jax.random.normal(keys[1], (_WIDTH, _PADDED)),
-    bias=jax.random.normal(keys[2], (_PADDED,)) if bias else None,
+    hidden=normal(_BATCH, _LENGTH, _WIDTH),
+    unembed=normal(_WIDTH, _PADDED),
+    bias=normal(_PADDED) if bias else None,
     vocab_size=_VOCAB,
   )
 
 
 def _targets_and_weights():
-  keys = jax.random.split(jax.random.key(9), 3)
-  targets = jax.random.randint(keys[0], (_BATCH, _LENGTH), 0, _VOCAB)
-  weights = jax.random.uniform(keys[1], (_BATCH, _LENGTH))
-  kept = jax.random.bernoulli(keys[2], 0.6, weights.shape)
-  return targets, jnp.where(kept, weights, 0.0)
+  rng = np.random.default_rng(9)
+  targets = rng.integers(0, _VOCAB, (_BATCH, _LENGTH), np.int32)
+  weights = rng.uniform(size=targets.shape).astype(np.float32)
+  kept = rng.uniform(size=targets.shape) < 0.6
+  return jnp.asarray(targets), jnp.asarray(np.where(kept, weights, 0.0))
 
 
 def _dense_logits(out):
@@ -68,10 +70,9 @@ def test_cross_entropy_equals_the_dense_one(chunking, bias):
 
   at = (0, 1, 2, 3) if bias else (0, 1, 3)
   args = (out.hidden, out.unembed, out.bias, weights)
-  value, grads = jax.value_and_grad(lambda *a: loss(cross_entropy, *a), at)(
-    *args
-  )
-  expected, dense = jax.value_and_grad(lambda *a: loss(_dense, *a), at)(*args)
+  of = lambda fn: jax.jit(jax.value_and_grad(lambda *a: loss(fn, *a), at))
+  value, grads = of(cross_entropy)(*args)
+  expected, dense = of(_dense)(*args)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   # Where the weight is 0 the term is not computed, nor its weight's gradient.
   *dense, d_weights = dense
@@ -120,8 +121,9 @@ def test_forbidden_token_has_no_probability_and_finite_gradients(chunking):
     return -jnp.sum(jnp.where(weights != 0, weights * picked, 0.0))
 
   out = _outputs()
-  np.testing.assert_allclose(loss(out), dense(out), rtol=1e-5)
-  found, expected = jax.grad(loss)(out), jax.grad(dense)(out)
+  value, found = jax.jit(jax.value_and_grad(loss))(out)
+  dense_value, expected = jax.jit(jax.value_and_grad(dense))(out)
+  np.testing.assert_allclose(value, dense_value, rtol=1e-5)
   for name in ("hidden", "unembed", "bias"):
     np.testing.assert_allclose(
       getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5
@@ -147,11 +149,15 @@ def test_reduce_equals_the_dense_function(chunking):
   def chunked(out):
     return reduce(fn, out, (targets, weights), time)
 
-  found, expected = chunked(out), whole(out)
+  def both(of, out):
+    """Returns what a function gives, and a gradient through it."""
+    square = lambda o: jnp.sum(of(o)["picked"] ** 2)
+    return of(out), jax.grad(square)(out)
+
+  found, grads = jax.jit(functools.partial(both, chunked))(out)
+  expected, dense = jax.jit(functools.partial(both, whole))(out)
   np.testing.assert_array_equal(found["best"], expected["best"])
   np.testing.assert_allclose(found["picked"], expected["picked"], rtol=1e-4)
-  grads = jax.grad(lambda o: jnp.sum(chunked(o)["picked"] ** 2))(out)
-  dense = jax.grad(lambda o: jnp.sum(whole(o)["picked"] ** 2))(out)
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(dense), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
@@ -162,9 +168,8 @@ def test_reduce_reads_a_window_of_each_row(chunking):
   start = jnp.array([-1, 0, 5])
   window = start[:, None] + jnp.arange(7)
   offset = jnp.arange(_BATCH * 7).reshape(_BATCH, 7)
-  found = reduce(
-    lambda logits, o: jnp.sum(logits, -1) + o, out, offset, window=window
-  )
+  total = lambda logits, o: jnp.sum(logits, -1) + o
+  found = jax.jit(lambda out: reduce(total, out, offset, window=window))(out)
   rows = jnp.arange(_BATCH)[:, None]
   dense = jnp.sum(_dense_logits(out), -1)[rows, jnp.maximum(window, 0)]
   np.testing.assert_allclose(found, dense + offset, rtol=1e-4, atol=1e-4)
@@ -173,7 +178,8 @@ def test_reduce_reads_a_window_of_each_row(chunking):
 def test_reduce_of_two_outputs_gives_both_logits(chunking):
   del chunking
   first, second = _outputs(0), _outputs(1)
-  found = reduce(lambda ls: jnp.max(2 * ls[0] - ls[1], -1), (first, second))
+  largest = lambda ls: jnp.max(2 * ls[0] - ls[1], -1)
+  found = jax.jit(functools.partial(reduce, largest))((first, second))
   dense = jnp.max(2 * _dense_logits(first) - _dense_logits(second), -1)
   np.testing.assert_allclose(found, dense, rtol=1e-4, atol=1e-4)
 
@@ -275,7 +281,7 @@ def test_mesh_does_not_change_the_loss(monkeypatch):
     jax.random.randint(keys[2], (16, 8), 0, 20),
   )
   fn = jax.value_and_grad(_entropy_step, (0, 1))
-  alone = fn(*args)
+  alone = jax.jit(fn)(*args)
   with jax.set_mesh(_mesh(4, 1, 1, 2, 1)):
     spread = jax.jit(fn)(*args)
   for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
