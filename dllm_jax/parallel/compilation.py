@@ -22,8 +22,8 @@ _STEP_OPTIONS: Mapping[str, Mapping[str, str]] = types.MappingProxyType({
 })
 # jaxlib 0.10.2 to 0.12.0.1, at least, return garbage on CPUs for the product with
 # a constant matrix of one value (ones, zeros) that is then reduced, where YNNPACK
-# computes both in one: it fuses nothing under this option, which costs no time (a
-# train step takes 0.9 of it). It goes with the last version that needs it.
+# computes both in one: it fuses nothing under this option, which is not slower.
+# It goes with the last version that needs it.
 _CPU_OPTIONS: Mapping[str, str] = types.MappingProxyType({
   "xla_cpu_experimental_ynn_fusion_type": ""
 })
