@@ -63,9 +63,11 @@ def paths(params):
 
 def test_first_embeddings_are_as_wide_as_asked():
   wide, usual = (
-    transformer(
-      dataclasses.replace(SMALL, vocab_size=999, embedding_std=std)
-    ).init(jax.random.key(0), inputs())
+    jax.jit(
+      transformer(
+        dataclasses.replace(SMALL, vocab_size=999, embedding_std=std)
+      ).init
+    )(jax.random.key(0), inputs())
     for std in (1.0, 0.02)
   )
   found = np.asarray(wide["embed"]["embedding"])

@@ -147,6 +147,7 @@ def test_samples_with_its_preset(name, tmp_path, capsys):
   assert len(sampled["samples"][0].split()) == length
 
 
+@pytest.mark.all
 def test_bfloat16_runs(text, tmp_path, capsys):
   source, workdir = publish("llada_logits", tmp_path / "in"), tmp_path / "run"
   dllm(
