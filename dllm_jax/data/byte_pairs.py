@@ -7,8 +7,6 @@ another. A function of the text and the size alone.
 
 from collections.abc import Iterable
 
-from dllm_jax.data.ids import pieces
-
 # How Qwen 2 and its descendants cut text into words.
 QWEN_WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -18,6 +16,7 @@ QWEN_WORDS = (
 # it: "ROMEO:" as a prompt is then cut as it is in the text.
 _WORDS = QWEN_WORDS.replace(r"]+[\r\n]*", "]+")
 _BYTES = 256
+_PIECE_CHARACTERS = 2**20  # that are learned from at once
 
 
 def byte_level(model, words: str | None):
@@ -60,7 +59,9 @@ def learn(texts: Iterable[str], size: int, *, path: str = "the text") -> str:
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  made.train_from_iterator((p for text in texts for p in pieces(text)), trainer)
+  made.train_from_iterator(
+    (p for text in texts for p in _pieces(text)), trainer
+  )
   found = made.get_vocab_size()
   if found == _BYTES < size:
     raise ValueError(
@@ -73,3 +74,14 @@ def learn(texts: Iterable[str], size: int, *, path: str = "the text") -> str:
       "lower the size, or give more text"
     )
   return made.to_str()
+
+
+def _pieces(text: str) -> Iterable[str]:
+  """Yields a text in pieces of bounded size, cut after a line if possible."""
+  start = 0
+  while start < len(text):
+    stop = start + _PIECE_CHARACTERS
+    if stop < len(text):
+      stop = text.rfind("\n", start, stop) + 1 or stop
+    yield text[start:stop]
+    start = stop

@@ -1,7 +1,9 @@
 """Tokenizers of published folders: `tokenizer.json` and the files beside it.
 
-Older folders have the parts of one, `vocab.json` and `merges.txt`, instead, and
-keep some special tokens and their roles in other files.
+Text becomes the ids that transformers (5.24.0) makes of it: names of special
+tokens in it are those tokens (the mask's apart, which no text can hold), and what
+stands before a text is the tokenizer's own business, whatever a `config.json`
+calls the beginning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,38 +15,51 @@ from typing import Any
 
 import numpy as np
 
-from dllm_jax.data import chat
-from dllm_jax.data.byte_pairs import byte_level, QWEN_WORDS
+from dllm_jax.data import chat as chats
+from dllm_jax.data import tokenizer_json
 from dllm_jax.data.chat import Message
-from dllm_jax.data.ids import legal, MASK_GLYPH, pieces, unmasked
+from dllm_jax.data.numbers import ends, legal, MASK_GLYPH, unmasked
+from dllm_jax.data.tokenizer_json import has_tokenizer as has_tokenizer
 
-_ROLES = {
+# Where no file says which token ends a text, pads or begins one.
+_USUAL = {
   "pad": ("<pad>", "[PAD]", "<|pad|>"),
   "eos": ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]"),
   "bos": ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]"),
 }
-_PARTS = ("vocab.json", "merges.txt")
-_BYTE_PAIRS = {
-  "GPT2Tokenizer": None,
-  "Qwen2Tokenizer": QWEN_WORDS,
-  "DreamTokenizer": QWEN_WORDS,
+# What transformers' classes call their tokens where a file does not.
+_OF_CLASS = {
+  "GPT2Tokenizer": dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>"),
+  "Qwen2Tokenizer": dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
+  "LlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
 }
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_CONTEXT = 8  # tokens that decide how the next ones are spelled
+_SPACES = (
+  (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
+  (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"),
+  (" 're", "'re"),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HuggingFace:
   """The tokenizer of a `tokenizer.json`.
 
-  Text is text: the name of a special token in it is encoded by its letters.
-
   Attributes:
-    definition: the content of the file.
+    definition: the content of the file, what stands around a text included.
     mask_id: the mask token: one of the file's, or the id after its last.
     pad_id: the padding token, or None.
     eos_id: what ends a document, or None.
-    bos_id: what begins a document, or None.
+    bos_id: the token that is called the beginning of a text, or None.
+    end_ids: what ends a row that is sampled; empty for `eos_id` alone.
     size: ids that the network knows, where they are more than the file's.
-    chat_template: the Jinja template of a conversation, or None.
+    named: the special tokens that the files name, as templates read them:
+      `bos_token` and so on.
+    chat_templates: Jinja templates of conversations, by name.
+    splits_special: whether names of special tokens in a text are its letters.
+    tidies_spaces: whether spaces before punctuation are left out of a text that
+      is decoded.
   """
 
   definition: str = dataclasses.field(repr=False)
@@ -52,8 +67,17 @@ class HuggingFace:
   pad_id: int | None = None
   eos_id: int | None = None
   bos_id: int | None = None
+  end_ids: tuple[int, ...] = ()
   size: int = 0
-  chat_template: str | None = dataclasses.field(default=None, repr=False)
+  named: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+  chat_templates: Mapping[str, str] = dataclasses.field(
+    default_factory=dict, hash=False, repr=False
+  )
+  splits_special: bool = False
+  tidies_spaces: bool = False
+
+  def __post_init__(self):
+    object.__setattr__(self, "end_ids", ends(self.end_ids, self.eos_id))
 
   @functools.cached_property
   def _tokenizer(self):
@@ -62,8 +86,21 @@ class HuggingFace:
     tokenizer = tokenizers.Tokenizer.from_str(self.definition)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = self.splits_special
     return tokenizer
+
+  @functools.cached_property
+  def _with_mask(self):
+    """The tokenizer with the mask among its tokens, and the mask's name."""
+    import tokenizers  # noqa: PLC0415
+
+    added = self._tokenizer.get_added_tokens_decoder()
+    if self.mask_id in added and not self.splits_special:
+      return self._tokenizer, added[self.mask_id].content
+    made = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+    name = "<|a mask that no text holds|>"
+    made.add_special_tokens([name])
+    return made, name
 
   @functools.cached_property
   def vocab_size(self) -> int:
@@ -75,99 +112,175 @@ class HuggingFace:
     """The last id of the file."""
     return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
+  @functools.cached_property
+  def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tokenizer_json.surroundings(self._tokenizer)
+
+  @property
+  def begin_ids(self) -> tuple[int, ...]:
+    """What stands before every text: nothing, for most."""
+    return self._around[0]
+
+  @property
+  def after_ids(self) -> tuple[int, ...]:
+    """What stands after every text that is whole: nothing, for most."""
+    return self._around[1]
+
+  @property
+  def chat_template(self) -> str | None:
+    """The template of a conversation without tools, or None."""
+    return self.chat_templates.get("default")
+
   def encode(self, text: str) -> np.ndarray:
-    """Returns the int32 ids of a text, without special tokens around it.
+    """Returns the int32 ids of a text, without what stands around it.
+
+    Raises:
+      ValueError: the text contains the mask token, which is no special token.
+    """
+    ids = tokenizer_json.encode(self._tokenizer, text)
+    if (ids == self.mask_id).any():
+      ids = self._without_mask(text)
+    return ids
+
+  def _without_mask(self, text: str) -> np.ndarray:
+    """Returns the ids of a text in which the mask's name is a word like others.
+
+    Deviates: transformers makes the mask of it, which no text can hold.
+    """
+    import tokenizers  # noqa: PLC0415
+
+    name = self._tokenizer.id_to_token(self.mask_id)
+    letters = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+    letters.encode_special_tokens = True
+    word = tokenizer_json.encode(letters, name)
+    found = []
+    for part in text.split(name):
+      found += [tokenizer_json.encode(self._tokenizer, part), word]
+    ids = np.concatenate(found[:-1])
+    if (ids == self.mask_id).any():
+      raise ValueError(
+        f"a text contains the mask token {name!r}; remove it from the text or "
+        "choose another mask_token"
+      )
+    return ids
+
+  def prompt(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a text to go on from: begun, but not ended.
 
     Raises:
       ValueError: the text contains the mask token.
     """
-    encodings = self._tokenizer.encode_batch_fast(
-      list(pieces(text)), add_special_tokens=False
-    )
-    ids = [np.asarray(e.ids, np.int32) for e in encodings]
-    ids = np.concatenate(ids) if ids else np.zeros((0,), np.int32)
-    if (ids == self.mask_id).any():
-      raise ValueError(
-        "a text contains the mask token "
-        f"{self._tokenizer.id_to_token(self.mask_id)!r}; remove it from the "
-        "text or choose another mask_token"
-      )
-    return ids
+    ids = self.encode(text)
+    return np.concatenate([np.asarray(self.begin_ids, np.int32), ids])
+
+  def encode_spans(self, parts: Sequence[str | int]) -> list[int | None]:
+    """Returns the ids of a whole text with masks, None at each of them.
+
+    Args:
+      parts: texts, and how many masks there are between them.
+    """
+    tokenizer, mask = self._with_mask
+    text = "".join(p if isinstance(p, str) else mask * p for p in parts)
+    slot = tokenizer.token_to_id(mask)
+    ids = tokenizer_json.encode(tokenizer, text).tolist()
+    found = (None if i == slot else i for i in ids)
+    return [*self.begin_ids, *found, *self.after_ids]
 
   def decode(self, ids: Sequence[int], *, mask: str = MASK_GLYPH) -> str:
     """Returns the text of ids, masks as `mask`, special tokens left out."""
-    runs = unmasked(legal(ids, self.vocab_size), self.mask_id)
-    return "".join(
-      mask * len(run) if masked else self._tokenizer.decode(run)
-      for masked, run in runs
-    )
+    found, before = [], []
+    for masked, run in unmasked(legal(ids, self.vocab_size), self.mask_id):
+      if masked:
+        found.append(mask * len(run))
+        continue
+      # How a token is spelled may depend on those before it, masks apart.
+      context = before[-_CONTEXT:]
+      known = self._decode(context)
+      text = self._decode(context + run)
+      whole = text.startswith(known)
+      found.append(text[len(known) :] if whole else self._decode(run))
+      before = context + run
+    return "".join(found)
 
-  def chat(
-    self, messages: Sequence[Message], *, answer: bool = True
-  ) -> np.ndarray:
+  def _decode(self, ids: Sequence[int]) -> str:
+    text = self._tokenizer.decode(ids) if ids else ""
+    for spaced, tidy in _SPACES if self.tidies_spaces else ():
+      text = text.replace(spaced, tidy)
+    return text
+
+  def chat(self, messages: Sequence[Message], **options: Any) -> np.ndarray:
     """Returns the int32 ids of a conversation, as `render` writes it.
 
     Args:
       messages: what was said, `{"role": ..., "content": ...}` each.
-      answer: whether the ids end where the model's answer begins.
+      **options: `render`'s.
 
     Raises:
       ValueError: there is no template, or it refuses the messages.
     """
-    return self.encode_rendered(self.render(messages, answer=answer))
+    return self.encode_rendered(self.render(messages, **options))
 
   def encode_rendered(self, text: str) -> np.ndarray:
-    """Returns the int32 ids of a text of `render`'s.
+    """Returns the int32 ids of a text of `render`'s, which begins as it says."""
+    return tokenizer_json.encode(self._tokenizer, text)
 
-    Here, and only here, the names of special tokens are those tokens.
-    """
-    ids = self._parser.encode(text, add_special_tokens=False).ids
-    return np.asarray(ids, np.int32)
-
-  @functools.cached_property
-  def _parser(self):
-    import tokenizers  # noqa: PLC0415
-
-    parser = tokenizers.Tokenizer.from_str(self.definition)
-    parser.no_truncation()
-    return parser
-
-  def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-    """Returns a conversation as text, by the chat template.
+  def render(self, messages: Sequence[Message], **options: Any) -> str:
+    """Returns a conversation as text, by a chat template.
 
     Args:
       messages: what was said, `{"role": ..., "content": ...}` each.
-      answer: whether the text ends where the model's answer begins.
+      **options: `chat.render`'s (`answer`, `continued`, `tools`, `documents` and
+        what else the template reads), and `template`, the name of one.
 
     Raises:
       ValueError: there is no template, or it refuses the messages.
     """
-    if self.chat_template is None:
-      raise ValueError(
-        "this tokenizer has no chat template; use a model with a"
-        " chat_template in its tokenizer_config.json"
-      )
-    roles = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
-    token = lambda i: "" if i is None else self._tokenizer.id_to_token(i)
-    return chat.render(
-      self.chat_template,
-      messages,
-      answer=answer,
-      **{f"{role}_token": token(i) for role, i in roles.items()},
+    template = chats.choose(
+      self.chat_templates,
+      name=options.pop("template", None),
+      tools=options.get("tools"),
     )
+    return chats.render(template, messages, **dict(self.named) | options).text
+
+  @functools.cached_property
+  def turn_end_id(self) -> int | None:
+    """The special token with which the template ends an answer, or None."""
+    words = [{"role": "user", "content": "a"}]
+    words.append({"role": "assistant", "content": "the answer"})
+    try:
+      text = self.render(words, answer=False)
+    except ValueError:  # There is none, or it wants more than that.
+      return None
+    _, found, after = text.rpartition("the answer")
+    special = {
+      i
+      for i, token in self._tokenizer.get_added_tokens_decoder().items()
+      if token.special
+    }
+    ids = self.encode_rendered(after).tolist() if found else []
+    return next((i for i in ids if i in special), None)
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes a `tokenizer.json`, and what a published folder has beside it."""
     (folder / "tokenizer.json").write_text(self.definition, encoding="utf-8")
     roles = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
     roles["mask"] = self.mask_id
-    tokens = {
+    tokens: dict[str, Any] = {
       f"{role}_token": self._tokenizer.id_to_token(i)
       for role, i in roles.items()
       if i is not None and i <= self.last_id
-    }
-    if self.chat_template is not None:
+    } | dict(self.named)
+    # So that transformers reads the file as it is, not as the network's class.
+    tokens["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if self.splits_special:
+      tokens["split_special_tokens"] = True
+    if list(self.chat_templates) == ["default"]:
       tokens["chat_template"] = self.chat_template
+    elif self.chat_templates:
+      tokens["chat_template"] = [
+        {"name": name, "template": template}
+        for name, template in self.chat_templates.items()
+      ]
     text = json.dumps(tokens, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -180,8 +293,9 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
   """Returns the tokenizer of a published folder.
 
   Its special tokens and their roles are read from `tokenizer_config.json`,
-  `special_tokens_map.json` and `added_tokens.json` beside it, or else from the
-  usual names.
+  `special_tokens_map.json` and `added_tokens.json` beside it. Only where there
+  are no such files is a special token of a usual name what ends a text, pads or
+  begins one.
 
   Args:
     path: a `tokenizer.json`, or the folder that holds it or its parts.
@@ -195,143 +309,85 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
   file = pathlib.Path(path).expanduser()
   file = file / "tokenizer.json" if file.is_dir() else file
   folder = file.parent
-  settings = _read(folder / "tokenizer_config.json")
-  tokenizer = _load(file, path, settings)
-  added = _add_tokens(tokenizer, folder, settings)
-  whole = file.is_file() and not added
+  settings = tokenizer_json.read(folder / "tokenizer_config.json")
+  tokenizer = tokenizer_json.load(file, path, settings)
+  as_it_is = tokenizer.to_str()
+  named, more = _named(folder, settings)
+  tokenizer_json.add_tokens(
+    tokenizer, folder, settings, [*named.values(), *more]
+  )
+  tokenizer_json.set_surroundings(tokenizer, settings, named)
+  definition = tokenizer.to_str()
+  if file.is_file() and definition == as_it_is:
+    definition = file.read_text("utf-8")
   vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-  named = _roles(_read(folder / "special_tokens_map.json")) | _roles(settings)
   if mask_token is not None and mask_token not in vocabulary:
     raise ValueError(
       f"{file} has no mask token {mask_token!r}; name one of its tokens, or "
       "None for a new one"
     )
-  mask_token = mask_token or named.get("mask")
-  ids = {}
-  for role, usual in _ROLES.items():
-    names = [named[role]] if role in named else usual
-    ids[f"{role}_id"] = next(
-      (vocabulary[n] for n in names if n in vocabulary), None
-    )
-  appended = max(vocabulary.values()) + 1
+  mask_token = mask_token or named.get("mask_token")
+  bare = not settings and not (folder / "special_tokens_map.json").is_file()
+  ids = {
+    f"{role}_id": vocabulary.get(named.get(f"{role}_token"))
+    if not bare
+    else _usual(tokenizer, role)
+    for role in _USUAL
+  }
   return HuggingFace(
-    definition=file.read_text("utf-8") if whole else tokenizer.to_str(),
-    mask_id=vocabulary.get(mask_token, appended),
-    chat_template=chat.read_template(folder),
+    definition=definition,
+    mask_id=vocabulary.get(mask_token, max(vocabulary.values()) + 1),
+    named=named,
+    chat_templates=chats.read_templates(folder),
+    splits_special=bool(settings.get("split_special_tokens")),
+    tidies_spaces=bool(settings.get("clean_up_tokenization_spaces"))
+    and json.loads(definition)["model"].get("type") != "BPE",
     **ids,
   )
 
 
-def has_tokenizer(folder: pathlib.Path) -> bool:
-  """Whether a folder holds a tokenizer, or the parts of one."""
-  return (folder / "tokenizer.json").is_file() or all(
-    (folder / part).is_file() for part in _PARTS
+def _named(
+  folder: pathlib.Path, settings: Mapping[str, Any]
+) -> tuple[dict[str, str], list[str]]:
+  """Returns the special tokens that files name, by name, and those without one.
+
+  A null is a word: there is none, whatever the class or another file says.
+  """
+  kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+  given: dict[str, Any] = {
+    f"{role}_token": token for role, token in _OF_CLASS.get(kind, {}).items()
+  }
+  given |= settings
+  if "added_tokens_decoder" not in settings:  # else the map is not read
+    given |= tokenizer_json.read(folder / "special_tokens_map.json")
+  extra = given.get("extra_special_tokens")
+  extra = given.get("additional_special_tokens") if extra is None else extra
+  for part in ("model_specific_special_tokens", extra):
+    part = given.get(part) if isinstance(part, str) else part
+    given |= part if isinstance(part, Mapping) else {}
+  names = [f"{role}_token" for role in _ROLES]
+  names += [
+    key
+    for key in given
+    if key.endswith("_token")
+    and not key.startswith("add_")
+    or isinstance(extra, Mapping)
+    and key in extra
+  ]
+  found = {name: tokenizer_json.text_of(given.get(name)) for name in names}
+  more = extra if isinstance(extra, list) else []
+  texts = [tokenizer_json.text_of(token) for token in more]
+  return (
+    {name: text for name, text in found.items() if text is not None},
+    [text for text in texts if text is not None],
   )
 
 
-def _load(file: pathlib.Path, path: str, settings: Mapping[str, Any]):
-  """Returns the tokenizer of a file, or of the parts beside where it would be."""
-  import tokenizers  # noqa: PLC0415  Slow to import; most uses do without.
-
-  parts = file.name == "tokenizer.json" and has_tokenizer(file.parent)
-  if not file.is_file() and not parts:
-    raise FileNotFoundError(
-      f"tokenizer {str(path)!r} does not exist; legal are 'char', 'byte', "
-      "'bpe:N' or the path of a tokenizer.json"
-    )
-  words = None if file.is_file() else _words(file.parent, settings)
-  try:
-    if file.is_file():
-      definition = file.read_text(encoding="utf-8")
-      return tokenizers.Tokenizer.from_str(definition)
-    return _from_parts(file.parent, words)
-  except Exception as error:  # The package raises bare Exception.
-    name = file if file.is_file() else file.with_name(_PARTS[0])
-    raise ValueError(
-      f"{name} is not a {name.name} ({error}); give the file that the "
-      "tokenizers package saves"
-    ) from error
-
-
-def _words(folder: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
-  """Returns the expression that cuts words, None for GPT-2's own."""
-  kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
-  if kind not in _BYTE_PAIRS:
-    raise ValueError(
-      f"{folder / 'tokenizer_config.json'}: tokenizer_class {kind} is unknown;"
-      f" legal without a tokenizer.json: {', '.join(_BYTE_PAIRS)}; or remove"
-      f" {_PARTS[0]}, and text is token ids"
-    )
-  return _BYTE_PAIRS[kind]
-
-
-def _from_parts(folder: pathlib.Path, words: str | None):
-  """Returns the byte-level tokenizer of a vocabulary and its merges."""
-  from tokenizers import models, normalizers  # noqa: PLC0415
-
-  vocabulary, merges = (str(folder / part) for part in _PARTS)
-  made = byte_level(models.BPE.from_file(vocabulary, merges), words)
-  if words is not None:
-    made.normalizer = normalizers.NFC()
-  return made
-
-
-def _add_tokens(tokenizer, folder, settings: Mapping[str, Any]) -> int:
-  """Adds the tokens that only the files beside a tokenizer name; counts them.
-
-  Raises:
-    ValueError: one would get another id than they say.
-  """
-  import tokenizers  # noqa: PLC0415
-
-  listed = {
-    int(i): dict(token)
-    for i, token in settings.get("added_tokens_decoder", {}).items()
+def _usual(tokenizer: Any, role: str) -> int | None:
+  """Returns the special token that usually has a role, if there is one."""
+  special = {
+    token.content: i
+    for i, token in tokenizer.get_added_tokens_decoder().items()
+    if token.special
   }
-  for text, i in _read(folder / "added_tokens.json").items():
-    listed.setdefault(i, {"content": text, "special": True})
-  known = tokenizer.get_vocab(with_added_tokens=True)
-  flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-  count = 0
-  for i, token in sorted(listed.items()):
-    text = token["content"]
-    if text not in known:
-      count += 1
-      options = {name: token[name] for name in flags if name in token}
-      special = options.pop("special", True)
-      added = tokenizers.AddedToken(text, special=special, **options)
-      (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([
-        added
-      ])
-    if tokenizer.token_to_id(text) != i:
-      raise ValueError(
-        f"{folder}: token {text!r} is {tokenizer.token_to_id(text)}, but the"
-        f" files beside the tokenizer say {i}; they belong to different models"
-      )
-  return count
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns a JSON object, empty where there is no file."""
-  if not path.is_file():
-    return {}
-  try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(
-      f"{path} is not JSON ({error}); mend or remove it"
-    ) from error
-  if not isinstance(fields, dict):
-    raise ValueError(f"{path} must hold a JSON object; mend or remove it")
-  return fields
-
-
-def _roles(fields: Mapping[str, Any]) -> dict[str, str]:
-  """Returns the special tokens that a file names, by their role."""
-  roles = {}
-  for role in (*_ROLES, "mask"):
-    token = fields.get(f"{role}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if isinstance(token, str):
-      roles[role] = token
-  return roles
+  return next((special[n] for n in _USUAL[role] if n in special), None)

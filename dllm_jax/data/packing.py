@@ -77,7 +77,7 @@ class TextSize:
 def tokenise(
   text: str, path: str, tokenizer: Tokenizer
 ) -> Int[np.ndarray, "n"]:
-  """Returns the ids of a document, ended by the tokenizer's eos if it has one.
+  """Returns the ids of a document: begun and ended as a text is, or ended by eos.
 
   Args:
     text: the document.
@@ -88,12 +88,11 @@ def tokenise(
     ValueError: the tokenizer cannot encode it; the message names the file.
   """
   try:
-    ids = tokenizer.encode(text)
+    ids = tokenizer.prompt(text)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
-  if tokenizer.eos_id is not None:
-    ids = np.append(ids, tokenizer.eos_id)
-  return ids.astype(np.int32)
+  end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+  return np.append(ids, tokenizer.after_ids or end).astype(np.int32)
 
 
 def text_size(text: str, ids: np.ndarray) -> TextSize:

@@ -1,8 +1,9 @@
 """Tokenizers: text to ids and back, each with a mask token of its own.
 
 Behind one interface: characters, bytes, byte pairs learned from the training
-text, and a Hugging Face `tokenizer.json`. All are frozen, comparable and written to JSON whole, so that
-a run's directory carries its tokenizer and needs no other file.
+text, and a Hugging Face `tokenizer.json`. All are frozen, comparable and written
+to JSON whole, so that a run's directory carries its tokenizer and needs no other
+file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,13 @@ import numpy as np
 
 from dllm_jax.data import byte_pairs
 from dllm_jax.data.huggingface import HuggingFace, huggingface
-from dllm_jax.data.ids import legal, MASK_GLYPH, unmasked
-from dllm_jax.data.numbers import Numbers
+from dllm_jax.data.numbers import (
+  by_parts,
+  legal,
+  MASK_GLYPH,
+  Numbers,
+  unmasked,
+)
 
 
 class Tokenizer(Protocol):
@@ -27,7 +33,11 @@ class Tokenizer(Protocol):
     mask_id: the mask token; no text encodes to it.
     pad_id: the padding token, or None.
     eos_id: what ends a document, or None.
-    bos_id: what begins a document, or None.
+    bos_id: the token that is called the beginning of a text, or None: whether
+      texts begin with it is for `begin_ids` to say.
+    begin_ids: what stands before every text, most often nothing.
+    after_ids: what stands after every whole text, most often nothing.
+    end_ids: what ends a row that is sampled, the end of a turn included.
   """
 
   vocab_size: int
@@ -35,9 +45,22 @@ class Tokenizer(Protocol):
   pad_id: int | None
   eos_id: int | None
   bos_id: int | None
+  begin_ids: tuple[int, ...]
+  after_ids: tuple[int, ...]
+  end_ids: tuple[int, ...]
 
   def encode(self, text: str) -> np.ndarray:
-    """Returns the int32 ids of a text."""
+    """Returns the int32 ids of a text, without what stands around it."""
+
+  def prompt(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a text to go on from, as it begins."""
+
+  def encode_spans(self, parts: Sequence[str | int]) -> list[int | None]:
+    """Returns the ids of a whole text with slots, None, in it.
+
+    Args:
+      parts: texts, and how many slots there are between them.
+    """
 
   def decode(self, ids: Sequence[int], *, mask: str = MASK_GLYPH) -> str:
     """Returns the text of ids, each mask token shown as `mask`."""
@@ -46,8 +69,23 @@ class Tokenizer(Protocol):
     """Returns the whole tokenizer as JSON, for `tokenizer_from_json`."""
 
 
+class _Plain:
+  """What tokenizers without special tokens have in common."""
+
+  pad_id = eos_id = bos_id = None
+  begin_ids = after_ids = end_ids = ()
+
+  def prompt(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a text."""
+    return self.encode(text)
+
+  def encode_spans(self, parts: Sequence[str | int]) -> list[int | None]:
+    """Returns the ids of texts, and None at each of the slots between."""
+    return by_parts(self.encode, parts)
+
+
 @dataclasses.dataclass(frozen=True)
-class Characters:
+class Characters(_Plain):
   """One token a character; the mask comes after the last of them.
 
   Attributes:
@@ -55,7 +93,6 @@ class Characters:
   """
 
   vocabulary: str
-  pad_id = eos_id = bos_id = None
 
   def __post_init__(self):
     if not self.vocabulary or list(self.vocabulary) != sorted(
@@ -113,10 +150,9 @@ def _code_points(text: str) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bytes:
+class Bytes(_Plain):
   """One token a byte of UTF-8; the mask is 256."""
 
-  pad_id = eos_id = bos_id = None
   mask_id = 256
   vocab_size = 257
 

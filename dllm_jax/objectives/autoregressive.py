@@ -5,16 +5,21 @@ output at slot i predicts x0_i, so that all L tokens count and the loss is the
 exact negative log-likelihood. In sampling the canvas begins with bos (or any
 prompt) and the output at slot i predicts slot i + 1 (`shift` 1), one slot a
 block.
+
+What stands before the first token is the network's own history. One that was
+trained here saw bos before every row, whatever the row. A published one saw what
+its tokenizer writes and nothing else: there bos is put only before a first token
+that is itself to be predicted.
 """
 
 import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dllm_jax.core.mask import Causal, MaskSpec
-from dllm_jax.core.types import Loss
+from dllm_jax.core.types import Loss, ModelInputs
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
   begins_segment,
@@ -33,9 +38,12 @@ class Autoregressive(Discrete):
   Attributes:
     bos_id: what the network sees before a segment's first token; None for the
       mask.
+    begins: whether every row begins so; else only one whose first token is to
+      be predicted, not one that is given its first token, or has bos there.
   """
 
   bos_id: int | None = None
+  begins: bool = True
 
   shift: ClassVar[int] = 1
   block_length: ClassVar[int] = 1
@@ -52,8 +60,13 @@ class Autoregressive(Discrete):
 
   @classmethod
   def over(cls, space: TokenSpace, **fields) -> "Autoregressive":
-    """Returns the objective over a token space and its bos token."""
-    fields = {"bos_id": space.bos_id} | {
+    """Returns the objective over a token space and its bos token.
+
+    Where there is none it is the token that ends a document: in a text of many,
+    that is what stands before the next.
+    """
+    bos_id = space.eos_id if space.bos_id is None else space.bos_id
+    fields = {"bos_id": bos_id} | {
       k: v for k, v in fields.items() if k != "bos_id" or v is not None
     }
     return cls(vocab_size=space.vocab_size, mask_id=space.mask_id, **fields)
@@ -75,9 +88,23 @@ class Autoregressive(Discrete):
     z = jnp.where(begins_segment(batch.segment_ids), self.begin_id, before)
     return Drawn(t=jnp.ones((x0.shape[0], 1)), z=z)
 
+  def _hidden(self, batch) -> Bool[Array, "B L"]:
+    """Returns True at slots of bos that the network is not to see."""
+    if self.begins:
+      return jnp.zeros(batch.tokens.shape, bool)
+    known = ~batch.loss_mask | (batch.tokens == self.begin_id)
+    return begins_segment(batch.segment_ids) & known
+
+  def inputs(self, process, z, t, batch) -> ModelInputs:
+    """Returns what the network sees: z, without a bos that is not wanted."""
+    inputs = super().inputs(process, z, t, batch)
+    segments = jnp.where(self._hidden(batch), 0, batch.segment_ids)
+    return inputs.replace(segment_ids=segments)
+
   def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the exact negative log-likelihood, nats."""
-    weight = evenly(batch.loss_mask)
+    counted = batch.loss_mask & ~self._hidden(batch)
+    weight = evenly(counted)
     if batch.loss_weight is not None:
       weight = weight * batch.loss_weight[:, None]
     out = denoise(self.inputs(process, drawn.z, drawn.t, batch))
@@ -86,7 +113,7 @@ class Autoregressive(Discrete):
     return Loss(
       total=total,
       weight=jnp.sum(weight),
-      bound=terms * batch.loss_mask,
+      bound=terms * counted,
     )
 
   def log_x0(self, process, logits, z, t) -> Float[Array, "B c V"]:

@@ -126,7 +126,7 @@ class Discrete(Objective):
 
   @property
   def begin_id(self) -> int | None:
-    """The token that a canvas must begin with; None if it needs none."""
+    """The token before a canvas's first slot; None if it needs none."""
     return None
 
   @property

@@ -22,7 +22,7 @@ def lowered(run: Run, rows: int):
   built = run.config.sampler.build(
     run.objective,
     length=length,
-    eos_id=getattr(run.tokenizer, "eos_id", None),
+    end_ids=run.tokenizer.end_ids,
   )
   state, shape = run.program.abstract, (rows, length)
   ones = lambda kind, dims=shape: jax.ShapeDtypeStruct(dims, kind)

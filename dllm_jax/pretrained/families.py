@@ -104,6 +104,11 @@ def _blocks(default: int) -> Callable[[Fields], dict[str, Any]]:
   return lambda f: {"block_size": f.integer("block_size", default=default)}
 
 
+def _begins(f: Fields) -> dict[str, Any]:
+  # Ours: what is published begins as its tokenizer says, and nothing else.
+  return {"begins": f.flag("begins")}
+
+
 def _training_config(f: Fields, kind: str) -> bool:
   """Whether this is the config that a Lightning module was trained with."""
   algo = f.get("algo", default={})
@@ -173,6 +178,7 @@ FAMILIES: tuple[Family, ...] = (
     architectures=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
     network=networks.qwen,
     objective=Autoregressive,
+    settings=_begins,
     sampler="autoregressive",
     adopts=True,
   ),
@@ -183,6 +189,7 @@ FAMILIES: tuple[Family, ...] = (
     architectures=("LlamaForCausalLM",),
     network=networks.meta,
     objective=Autoregressive,
+    settings=_begins,
     sampler="autoregressive",
     adopts=True,
   ),

@@ -197,10 +197,16 @@ def load_pretrained(
   family = families.find(fields)
   config = _network_config(family, fields)
   tokenizer = tokens.read(folder)
-  if mask_id is not None:
-    fields = Fields({**published, "mask_token_id": mask_id}, fields.path)
-  ids = tokens.ids(family, fields, config.vocab_size, tokens.hint(tokenizer))
+  ids = tokens.ids(
+    family,
+    fields,
+    config.vocab_size,
+    tokens.hint(tokenizer),
+    mask_id=mask_id,
+  )
   tokenizer = tokens.fit(tokenizer, ids, config.vocab_size, fields)
+  if mask_id is not None:
+    fields = Fields({**published, "mask_token_id": ids.mask}, fields.path)
   objective = families.objective(family, fields, config.vocab_size, ids)
   tensors = files.read_tensors(folder)
   dtype = _dtype(tensors, dtype)

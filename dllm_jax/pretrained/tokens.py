@@ -1,8 +1,9 @@
 """Special tokens of a published folder: its config's and its tokenizer's.
 
-They come from two files that are written apart. A mask that they disagree about
+They come from files that are written apart. A mask that they disagree about
 spoils every sample, and is an error; another end or pad token may be meant
-(chat models end a turn with another token than a text), and is a warning.
+(chat models end a turn with another token than a text), and is a warning. What a
+text begins with is the tokenizer's own business, and no config is asked.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import warnings
 from dllm_jax.data.huggingface import has_tokenizer, HuggingFace, huggingface
 from dllm_jax.data.numbers import Numbers
 from dllm_jax.data.tokenizer import Tokenizer
-from dllm_jax.pretrained import networks
+from dllm_jax.pretrained import files, networks
 from dllm_jax.pretrained.families import Family, Ids
 from dllm_jax.pretrained.fields import Fields
 
@@ -20,7 +21,6 @@ _FIELDS = {
   "mask": ("mask_token_id", "mask_index"),
   "end": ("eos_token_id",),
   "pad": ("pad_token_id",),
-  "begin": ("bos_token_id",),
 }
 
 
@@ -42,7 +42,14 @@ def hint(tokenizer: HuggingFace | None) -> Ids:
   )
 
 
-def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
+def ids(
+  family: Family,
+  fields: Fields,
+  vocab_size: int,
+  hint: Ids,
+  *,
+  mask_id: int | None = None,
+) -> Ids:
   """Returns the special tokens: the config's, the tokenizer's, the published.
 
   Families without a mask among their tokens have the last id for one, and so
@@ -53,14 +60,15 @@ def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
     fields: the config.
     vocab_size: the network's tokens.
     hint: what the tokenizer says.
+    mask_id: the mask that the caller knows, or None.
 
   Raises:
-    ValueError: one is not in the vocabulary, or the end is the mask.
+    ValueError: one is not in the vocabulary, the end is the mask, or the
+      tokenizer names another mask than the caller or the config.
   """
+  mask = _mask(fields, vocab_size, hint, mask_id)
 
   def pick(role: str) -> int | None:
-    if role == "begin" and hint.begin is not None:
-      return hint.begin  # Dream's config names another than its tokenizer.
     value = _stated(fields, role)
     if value:
       return value[0]
@@ -70,7 +78,8 @@ def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
         return one
     return None
 
-  mask = pick("mask")
+  if mask is None:
+    mask = pick("mask")
   if networks.has_uniform_noise(fields):  # the mask is no token: one past them
     return Ids(vocab_size)
   if mask is None:
@@ -80,9 +89,65 @@ def ids(family: Family, fields: Fields, vocab_size: int, hint: Ids) -> Ids:
       f"{fields.path}: the vocabulary of {vocab_size} tokens is smaller than"
       f" the mask id {mask}; mend vocab_size or mask_token_id"
     )
-  found = Ids(mask, pick("end"), pick("pad"), pick("begin"))
+  found = Ids(mask, pick("end"), pick("pad"), hint.begin)
   _check(found, fields, vocab_size)
   return found
+
+
+def _mask(
+  fields: Fields, vocab_size: int, hint: Ids, given: int | None
+) -> int | None:
+  """Returns the mask that the caller or the config names, if one does.
+
+  Warns where both do and they differ.
+  """
+  stated = _stated(fields, "mask")
+  found, where = (stated[0] if stated else None), f"{fields.path} says"
+  if given is not None:
+    if found not in (None, given):
+      warnings.warn(
+        f"{fields.path} names the mask {found}, but the mask {given} was asked"
+        " for, which is used: leave --mask_id out unless the folder is wrong",
+        stacklevel=4,
+      )
+    found, where = given, "the mask that was asked for is"
+  if None not in (found, hint.mask) and found != hint.mask:
+    raise ValueError(
+      f"{fields.path.parent / 'tokenizer.json'} has the mask {hint.mask}, but"
+      f" {where} {found}; mend one of them"
+    )
+  return found
+
+
+def ends(
+  tokenizer: HuggingFace | None, ids: Ids, vocab_size: int, fields: Fields
+) -> tuple[int, ...]:
+  """Returns all that ends a row: of `generation_config.json`, else the config's.
+
+  And what the chat template ends an answer with.
+
+  Args:
+    tokenizer: the folder's, or None.
+    ids: the model's special tokens.
+    vocab_size: the network's tokens.
+    fields: the config.
+
+  Raises:
+    ValueError: one is no token of the model.
+  """
+  path = fields.path.parent / "generation_config.json"
+  own = Fields(files.read_json(path) if path.is_file() else {}, path)
+  found = _stated(own, "end") or _stated(fields, "end")
+  for one in found:
+    if not 0 <= one < vocab_size:
+      raise ValueError(
+        f"{path if _stated(own, 'end') else fields.path}: the vocabulary of"
+        f" {vocab_size} tokens lacks the end id {one}; mend eos_token_id"
+      )
+  turn = None if tokenizer is None else tokenizer.turn_end_id
+  listed = [ids.end, *found, turn]
+  some = dict.fromkeys(one for one in listed if one not in (None, ids.mask))
+  return tuple(some)
 
 
 def _stated(fields: Fields, role: str) -> list[int]:
@@ -100,7 +165,7 @@ def _stated(fields: Fields, role: str) -> list[int]:
 
 def _check(found: Ids, fields: Fields, vocab_size: int) -> None:
   """Raises ValueError for ids that no text of the model can have."""
-  for role in ("end", "pad", "begin"):
+  for role in ("end", "pad"):
     one = getattr(found, role)
     if one is not None and not 0 <= one < vocab_size:
       raise ValueError(
@@ -126,9 +191,13 @@ def fit(
     fields: the config.
 
   Raises:
-    ValueError: it has more tokens than the network, or another mask.
+    ValueError: it has more tokens than the network.
   """
-  roles = dict(pad_id=ids.pad, eos_id=ids.end, bos_id=ids.begin)
+  roles = dict(
+    pad_id=ids.pad,
+    eos_id=ids.end,
+    end_ids=ends(tokenizer, ids, vocab_size, fields),
+  )
   if tokenizer is None:
     size = max(vocab_size, ids.mask + 1)
     return Numbers(vocab_size=size, mask_id=ids.mask, **roles)
@@ -139,11 +208,6 @@ def fit(
       f" {vocab_size}; they belong to different models"
     )
   theirs = hint(tokenizer)
-  if theirs.mask not in (None, ids.mask):
-    raise ValueError(
-      f"{where} has the mask {theirs.mask}, but {fields.path} says {ids.mask};"
-      " mend one of them"
-    )
   for role in ("end", "pad"):
     stated, other = _stated(fields, role), getattr(theirs, role)
     if other is not None and stated and other not in stated:

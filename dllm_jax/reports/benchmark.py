@@ -23,7 +23,7 @@ from dllm_jax.parallel import compilation, global_batch
 from dllm_jax.parallel.hardware import peak_flops
 from dllm_jax.planning.plan import program_bytes
 from dllm_jax.run.run import Run
-from dllm_jax.sampling import requests as sampling_requests
+from dllm_jax.sampling import requests as requests
 from dllm_jax.sampling.generator import Sampled
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.training.loop import Hooks
@@ -277,4 +277,5 @@ def _prompts(run, length, batch_size, prompt_tokens, ragged):
     size = int(rng.integers(prompt // 2, prompt + 1)) if ragged else prompt
     given = rng.choice(legal, size).tolist()
     rows.append([*given, *[None] * (length - prompt)])
-  return [sampling_requests.begun(row, run.objective)[:length] for row in rows]
+  before = lambda row: len(requests.begun(row, run.objective)) - len(row)
+  return [row[: length - before(row)] for row in rows]

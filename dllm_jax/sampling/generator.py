@@ -29,7 +29,7 @@ class Sampled:
     seconds: time of the run, compilation apart.
     compile_seconds: time of compilation.
     dispatch_seconds: of them, until the one program was under way.
-    rows: the token ids of each text.
+    rows: the token ids of each text, from its template's first.
   """
 
   texts: list[str]
@@ -48,11 +48,13 @@ class Plan:
   Attributes:
     sampler: how.
     rows: a template for each sample.
+    canvases: the same behind what a canvas begins with.
     batch: the same as arrays.
   """
 
   sampler: Sampler
   rows: Sequence[requests.Template]
+  canvases: Sequence[requests.Template]
   batch: requests.Requests
 
 
@@ -102,6 +104,9 @@ class Generator:
   ) -> list[requests.Template]:
     """Returns the templates of texts to fill in, or else of prompts.
 
+    They begin as the tokenizer has it; a token that the objective wants before
+    them is put there by `plan`, on a slot of its own.
+
     Args:
       prompts: texts to continue.
       infills: texts with spans, instead.
@@ -111,16 +116,18 @@ class Generator:
     Raises:
       ValueError: a prompt is longer than the canvas.
     """
-    encode = lambda text: [int(i) for i in self.tokenizer.encode(text)]
-    begun = lambda row: requests.begun(row, self.objective)
     if infills:
-      return [begun(infill.parse(text, encode)) for text in infills]
+      return [infill.parse(text, self.tokenizer) for text in infills]
+    rows = [[int(i) for i in self.tokenizer.prompt(p)] for p in prompts]
+    room = lambda row: length and length - self._before(row)
     return [
-      requests.continuation(
-        begun(encode(text)), length=length, new_tokens=new_tokens
-      )
-      for text in prompts
+      requests.continuation(row, length=room(row), new_tokens=new_tokens)
+      for row in rows
     ]
+
+  def _before(self, row: requests.Template) -> int:
+    """Returns the slots that the objective puts before a template."""
+    return len(requests.begun(row, self.objective)) - len(row)
 
   def plan(
     self,
@@ -142,16 +149,17 @@ class Generator:
     Raises:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
+    canvases = [requests.begun(row, self.objective) for row in rows]
     if length is None:
-      longest = max(map(len, rows), default=1)
+      longest = max(map(len, canvases), default=1)
       length = sampler.canvas(self.objective, max(longest, 1))
-    end = getattr(self.tokenizer, "eos_id", None)
-    built = sampler.build(self.objective, length=length, eos_id=end)
+    ends = self.tokenizer.end_ids
+    built = sampler.build(self.objective, length=length, end_ids=ends)
     check_network(built, self.denoiser)
     batch = requests.build(
-      rows, objective=self.objective, length=length, request=numbers
+      canvases, objective=self.objective, length=length, request=numbers
     )
-    return Plan(sampler=built, rows=rows, batch=batch)
+    return Plan(sampler=built, rows=rows, canvases=canvases, batch=batch)
 
   def __call__(
     self,
@@ -171,7 +179,7 @@ class Generator:
       seed: the seed; tokens depend on it and on the row's number.
       trace: whether to keep every step.
     """
-    built, rows, batch = plan.sampler, plan.rows, plan.batch
+    built, batch = plan.sampler, plan.batch
     launcher = self._launcher(built, trace)
     args = (params, process, jax.random.key(seed), batch)
     with jax.set_mesh(self.mesh):
@@ -183,10 +191,10 @@ class Generator:
       seconds = time.perf_counter() - start
     tokens = np.asarray(jax.device_get(generation.tokens))
     ids = [
-      requests.text_ids(
-        row, given, begin=self.objective.begin_id, end=built.eos_id
+      requests.text_ids(tokens[len(canvas) - len(row) :], row, built.end_ids)
+      for tokens, row, canvas in zip(
+        tokens.tolist(), plan.rows, plan.canvases, strict=True
       )
-      for row, given in zip(tokens.tolist(), rows, strict=True)
     ]
     free = np.asarray(batch.valid) & ~np.asarray(batch.fixed)
     return Sampled(

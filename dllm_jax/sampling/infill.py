@@ -1,29 +1,28 @@
 """Infill templates: text with spans to be written, `"To be [MASK*8] not"`."""
 
-from collections.abc import Callable, Sequence
 import re
+
+from dllm_jax.data.tokenizer import Tokenizer
 
 _OPEN = re.compile(r"\[MASK")
 _SPAN = re.compile(r"\[MASK(?:\*([0-9]+))?\]")
 
 
-def parse(
-  template: str, encode: Callable[[str], Sequence[int]]
-) -> list[int | None]:
+def parse(template: str, tokenizer: Tokenizer) -> list[int | None]:
   """Returns token ids, with None at each slot of a mask span.
 
   `[MASK]` is one slot and `[MASK*n]` is n of them, counted in tokens. The text
-  between spans is encoded piece by piece, spaces included.
+  around spans, spaces included, gets the ids that it has in the whole.
 
   Args:
     template: text with at least one span.
-    encode: the tokenizer: text to token ids, without special tokens.
+    tokenizer: text to tokens.
 
   Raises:
     ValueError: a span is malformed or empty, or there is none.
   """
-  slots: list[int | None] = []
-  at, spans = 0, 0
+  parts: list[str | int] = []
+  at = 0
   while (found := _OPEN.search(template, at)) is not None:
     span = _SPAN.match(template, found.start())
     if span is None:
@@ -34,16 +33,11 @@ def parse(
     count = 1 if span[1] is None else int(span[1])
     if count < 1:
       raise ValueError(f"empty mask span {span[0]}: ask for at least one token")
-    slots += _encoded(template[at : found.start()], encode)
-    slots += [None] * count
-    at, spans = span.end(), spans + 1
-  if not spans:
+    parts += [template[at : found.start()], count]
+    at = span.end()
+  if not parts:
     raise ValueError(
       f"the template {template[:40]!r} has no mask span: write [MASK*8] where "
       "eight tokens are wanted"
     )
-  return slots + _encoded(template[at:], encode)
-
-
-def _encoded(text: str, encode: Callable[[str], Sequence[int]]) -> list[int]:
-  return [int(token) for token in encode(text)] if text else []
+  return tokenizer.encode_spans([*parts, template[at:]])

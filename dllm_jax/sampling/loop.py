@@ -192,10 +192,11 @@ def _block(run: Run, canvas: Canvas, k: Array) -> tuple[Canvas, Frame | None]:
   else:
     carry = lax.while_loop(busy, lambda carry: body(carry)[0], carry)
   canvas = carry[1].replace(state=None, changed=None)
-  if run.sampler.eos_id is None:
+  if not run.sampler.end_ids:
     return canvas, frames
   tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
-  ended = jnp.any((tokens == run.sampler.eos_id) & window.active, axis=1)
+  ends = jnp.isin(tokens, jnp.asarray(run.sampler.end_ids))
+  ended = jnp.any(ends & window.active, axis=1)
   return canvas.replace(stopped=canvas.stopped | ended), frames
 
 
@@ -291,13 +292,14 @@ def _counts(run: Run, z: PyTree) -> Int[Array, "B 1 V"]:
 
 
 def finished(run: Run, canvas: Canvas) -> Int[Array, "B T"]:
-  """Returns the tokens; after a row's end of text, that token again."""
+  """Returns the tokens; after what ends a row, that token again."""
   tokens = run.network.objective.decode(run.process, canvas.z)
-  eos = run.sampler.eos_id
-  if eos is not None:
-    ends = run.free & (tokens == eos)
+  if run.sampler.end_ids:
+    ends = run.free & jnp.isin(tokens, jnp.asarray(run.sampler.end_ids))
     after = jnp.cumsum(ends, axis=1) - ends > 0
-    tokens = jnp.where(after & canvas.stopped[:, None], eos, tokens)
+    first = jnp.argmax(ends, axis=1, keepdims=True)
+    end = jnp.take_along_axis(tokens, first, axis=1)
+    tokens = jnp.where(after & canvas.stopped[:, None], end, tokens)
   return jnp.where(run.free, tokens, run.requests.tokens)
 
 

@@ -6,6 +6,7 @@ objective's: block-causal networks are sampled in their own blocks,
 autoregressive ones slot by slot.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 from dllm_jax.core.mask import BlockCausal, Causal
@@ -64,8 +65,8 @@ class SamplerConfig:
     repetition_penalty: above 1 makes tokens that stand already rarer.
     banned: ids that are never drawn, separated by commas.
     forced: ids of which every drawn token is one, separated by commas.
-    suppress_end: whether the end of text is never drawn.
-    stop: whether a row stops at its end of text; None for the preset's.
+    suppress_end: whether what ends a row is never drawn.
+    stop: whether a row stops at what ends it; None for the preset's.
     extend: whether slots after a block are hidden until it is written.
     context: slots that are seen at once; 0 for all.
   """
@@ -128,7 +129,7 @@ class SamplerConfig:
     for name, policies in _OWNERS.items():
       if getattr(self, name) is not None:
         _check_owner(name, self.preset, policies)
-    self._processors(PRESETS[self.preset], end=None)
+    self._processors(PRESETS[self.preset], ends=())
 
   def canvas(self, objective: Objective, slots: int) -> int:
     """Returns the canvas for rows of so many slots: a bucket of whole blocks."""
@@ -137,14 +138,14 @@ class SamplerConfig:
     return bucket(slots, multiple=block)
 
   def build(
-    self, objective: Objective, *, length: int, eos_id: int | None = None
+    self, objective: Objective, *, length: int, end_ids: Sequence[int] = ()
   ) -> Sampler:
     """Returns the sampler for a canvas.
 
     Args:
       objective: what the network was trained for.
       length: slots of the canvas.
-      eos_id: the token that ends a text, if there is one.
+      end_ids: the tokens that end a row.
 
     Raises:
       ValueError: a field does not fit the canvas or the objective.
@@ -159,14 +160,14 @@ class SamplerConfig:
       elsewhere = "none" if preset.cache == "block" else preset.cache
       cache = "block" if exact else elsewhere
     stop = preset.stops if self.stop is None else self.stop
-    if (self.stop or self.suppress_end) and eos_id is None:
+    if (self.stop or self.suppress_end) and not end_ids:
       raise ValueError(
         "sampler.stop and sampler.suppress_end need a tokenizer with an end of "
         "text; leave them out"
       )
     self._check_ids(objective)
     return Sampler(
-      policy=self._policy(preset, objective, block or length, eos_id),
+      policy=self._policy(preset, objective, block or length, end_ids),
       length=length,
       block_length=block,
       blocks_from="start" if isinstance(spec, BlockCausal) else "prompt",
@@ -174,7 +175,7 @@ class SamplerConfig:
       refresh=self.refresh,
       reach=self.reach or None,
       guidance=self._guidance(),
-      eos_id=eos_id if stop else None,
+      end_ids=tuple(end_ids) if stop else (),
       extend=self.extend,
       context=self.context or None,
     )
@@ -207,7 +208,11 @@ class SamplerConfig:
     return Guidance(scale=self.cfg_scale, kind=kind, null_label=self.null_label)
 
   def _policy(
-    self, preset: Preset, objective: Objective, slots: int, end: int | None
+    self,
+    preset: Preset,
+    objective: Objective,
+    slots: int,
+    ends: Sequence[int],
   ) -> Policy:
     steps = self.steps or preset.steps or slots
     if not self.steps and preset.capped:
@@ -217,7 +222,7 @@ class SamplerConfig:
         f"sampler.steps {steps} is more than the {slots} slots of a block; use "
         "at most one step a slot"
       )
-    filters, processors = self._processors(preset, end=end)
+    filters, processors = self._processors(preset, ends=ends)
     fields = dict(preset.fields)
     if self.threshold is not None:
       old = fields.get("selection")
@@ -245,12 +250,12 @@ class SamplerConfig:
     )
 
   def _processors(
-    self, preset: Preset, *, end: int | None
+    self, preset: Preset, *, ends: Sequence[int]
   ) -> tuple[tuple, tuple]:
     """Returns filters and processors."""
     banned = _ids("banned", self.banned)
-    if self.suppress_end and end is not None:
-      banned += (end,)
+    if self.suppress_end:
+      banned += tuple(ends)
     filters = [Banned(banned)] if banned else []
     if self.forced:
       filters.append(Forced(_ids("forced", self.forced)))

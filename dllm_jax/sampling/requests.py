@@ -107,39 +107,43 @@ def _check(token: int, objective: Objective, row: int, slot: int) -> None:
 def begun(row: Template, objective: Objective) -> list[int | None]:
   """Returns a template that begins as the objective wants it to.
 
-  An autoregressive network predicts from the token before: its canvas begins
-  with the token that its training rows do.
+  An autoregressive network predicts from the token before: a canvas begins with
+  the token that its training rows did, or, where they did not, has one only if
+  the template gives it none to start from.
   """
   begin = objective.begin_id
-  if begin is None or (row and row[0] == begin):
+  given = bool(row) and row[0] is not None
+  if begin is None or (given and (not objective.begins or row[0] == begin)):
     return list(row)
   return [begin, *row]
 
 
 def text_ids(
-  tokens: Sequence[int],
-  template: Template,
-  *,
-  begin: int | None = None,
-  end: int | None = None,
+  tokens: Sequence[int], template: Template, ends: Sequence[int] = ()
 ) -> list[int]:
   """Returns the tokens of a finished row that are its text.
 
   Args:
     tokens: the finished canvas.
     template: what was asked for.
-    begin: the token that a canvas begins with, which is left out.
-    end: the end of text, at which a row stopped; it and what was sampled after
-      it are left out.
+    ends: what ends a text, at the first of which a row stopped; it and what was
+      sampled after it are left out.
   """
   kept, over = [], False
-  for slot, (token, given) in enumerate(zip(tokens, template, strict=False)):
-    if slot == 0 and begin is not None and given == begin:
-      continue
-    over |= given is None and token == end
+  for token, given in zip(tokens, template, strict=False):
+    over |= given is None and token in ends
     if given is not None or not over:
       kept.append(int(token))
   return kept
+
+
+def answered(
+  tokens: Sequence[int], template: Template, ends: Sequence[int]
+) -> list[int]:
+  """Returns what stands after a prompt, up to the first of what ends a text."""
+  new = list(tokens[len(template) - list(template).count(None) :])
+  stops = (i for i, token in enumerate(new) if token in ends)
+  return new[: next(stops, len(new))]
 
 
 def bucket(slots: int, *, least: int = 32, multiple: int = 1) -> int:

@@ -25,8 +25,8 @@ class Sampler:
     reach: slots from a block's start that a prefix cache recomputes: as many as
       follow a prompt at most, or None for the canvas (`forward`).
     guidance: of two branches, or None.
-    eos_id: a row stops after the block in which it draws this token, and its
-      free slots after it hold it too; None for no such stop.
+    end_ids: a row stops after the block in which it draws one of these tokens,
+      and its free slots after the first hold that too; empty for no such stop.
     extend: whether slots after the block are hidden: the text grows block by
       block, and the canvas is only room.
     context: slots that are seen at once, up to the block's end; None for all.
@@ -42,7 +42,7 @@ class Sampler:
   refresh: int = 0
   reach: int | None = None
   guidance: Guidance | None = None
-  eos_id: int | None = None
+  end_ids: tuple[int, ...] = ()
   extend: bool = False
   context: int | None = None
   least_calls: int = 1

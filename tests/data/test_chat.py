@@ -44,8 +44,9 @@ def test_special_tokens_of_a_template_are_tokens(tmp_path):
   np.testing.assert_array_equal(tokenizer.chat(TALK, answer=False), ids[:-1])
   again = tokenizer_from_json(tokenizer.to_json())
   np.testing.assert_array_equal(again.chat(TALK), ids)
-  # In plain text their names stay letters.
-  assert 4 not in tokenizer.encode("<|user|>")
+  # As transformers reads them, in any text; the mask's name is no mask.
+  np.testing.assert_array_equal(tokenizer.encode("<|user|>a"), [4, 0])
+  assert 7 not in tokenizer.encode("a <|mask|> b")
 
 
 def test_named_templates_and_a_file_of_its_own(tmp_path):
@@ -54,9 +55,18 @@ def test_named_templates_and_a_file_of_its_own(tmp_path):
     {"name": "default", "template": "y"},
   ]
   folder(tmp_path, chat_template=named)
-  assert chat.read_template(tmp_path) == "y"
+  named = chat.read_templates(tmp_path)
+  assert named == {"tool": "x", "default": "y"}
+  assert chat.choose(named) == "y" and chat.choose(named, name="tool") == "x"
   (tmp_path / "chat_template.jinja").write_text("z")
-  assert chat.read_template(tmp_path) == "z"
+  more = tmp_path / "additional_chat_templates"
+  more.mkdir()
+  (more / "tool_use.jinja").write_text("t")
+  named = chat.read_templates(tmp_path)
+  assert named == {"default": "z", "tool_use": "t"}
+  assert chat.choose(named) == "z" and chat.choose(named, tools=[]) == "t"
+  with pytest.raises(ValueError, match="no chat template 'rag'; legal"):
+    chat.choose(named, name="rag")
 
 
 def test_no_template(tmp_path):

@@ -22,7 +22,8 @@ def test_roles_in_a_file_of_their_own(tmp_path):
     bos_token="a",
   )
   tokenizer = huggingface(str(tmp_path))
-  assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.mask_id) == (6, 3, 7)
+  # As transformers 5.24.0: the map is read last, unless there is a decoder.
+  assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.mask_id) == (6, 0, 7)
 
 
 def test_tokens_beside_the_tokenizer(tmp_path):

@@ -245,7 +245,7 @@ def test_a_row_stops_at_its_end_of_text_and_others_go_on():
   free = np.asarray(requests.valid & ~requests.fixed)
   first = np.argmax(free, axis=1)
   end = int(tokens[0, first[0] + 1])  # Drawn in row 0's first blocks.
-  stopped = sample(exact("threshold", "block", eos_id=end), requests)
+  stopped = sample(exact("threshold", "block", end_ids=(end,)), requests)
   found = np.asarray(stopped.tokens)
   for row in range(8):
     hits = np.flatnonzero(free[row] & (tokens[row] == end))

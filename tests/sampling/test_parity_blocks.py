@@ -112,7 +112,7 @@ def test_llada2(case):
     block_length=block,
     blocks_from="start",
     cache=kind,
-    eos_id=run["eos_id"],
+    end_ids=() if run["eos_id"] is None else (run["eos_id"],),
   )
   inputs = arrays[f"run{i}_inputs"]
   history = published.history(got, 0)

@@ -143,7 +143,7 @@ def test_memory_is_bounded(name, cache):
     top_k=50,
     banned="3,4",
     **blocks,
-  ).build(objective, length=length, eos_id=0)
+  ).build(objective, length=length, end_ids=(0,))
   denoiser = network(vocab)
   params = abstract_inputs(denoiser, objective, length)
   jaxpr = jax.make_jaxpr(
@@ -191,7 +191,7 @@ def network_of(vocab):
 def defaults(name):
   """Returns a preset's sampler, policy, filters and processors."""
   spec = SamplerConfig(preset=name).build(
-    objective_of(name, length=128), length=128, eos_id=0
+    objective_of(name, length=128), length=128, end_ids=(0,)
   )
   return spec, spec.policy, spec.policy.filters, spec.policy.processors
 
@@ -244,7 +244,7 @@ def test_published_defaults_of_the_rest():
   assert TopP(0.95) in defaults("dream")[2]
   bd3lm, policy, _, processors = defaults("bd3lm")
   assert isinstance(policy, FirstHitting) and TopP(0.9) in processors
-  assert (bd3lm.cache, bd3lm.eos_id) == ("block", 0)
+  assert (bd3lm.cache, bd3lm.end_ids) == ("block", (0,))
   edit = defaults("llada2_edit")[1].revision
   assert (edit.threshold, edit.extra, edit.always) == (0.9, 16, False)
   gemma = defaults("diffusion_gemma")[1]

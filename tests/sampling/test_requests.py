@@ -1,11 +1,14 @@
 """Requests and infill templates."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from dllm_jax.core.types import Process
 from dllm_jax.data.numbers import Numbers
+from dllm_jax.data.tokenizer import Characters
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.parallel import make_mesh
@@ -13,6 +16,7 @@ from dllm_jax.sampling.generator import Generator
 from dllm_jax.sampling.infill import parse
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import (
+  answered,
   begun,
   bucket,
   build,
@@ -23,10 +27,11 @@ from tests import toys
 
 OBJECTIVE = MDLM(vocab_size=128, mask_id=127)
 encode = lambda text: [ord(c) for c in text]
+LETTERS = Characters("".join(map(chr, range(127))))
 
 
 def test_template_becomes_slots():
-  slots = parse("To be [MASK*3] not[MASK]", encode)
+  slots = parse("To be [MASK*3] not[MASK]", LETTERS)
   assert slots == [*encode("To be "), None, None, None, *encode(" not"), None]
   requests = build([slots, [65, None]], objective=OBJECTIVE, length=16)
   assert requests.fixed[0].sum() == 10 and requests.valid[0].sum() == 14
@@ -46,7 +51,7 @@ def test_template_becomes_slots():
 )
 def test_bad_templates(template, message):
   with pytest.raises(ValueError, match=message):
-    parse(template, encode)
+    parse(template, LETTERS)
 
 
 def test_continuation():
@@ -114,9 +119,20 @@ def test_a_service_compiles_once_for_all_lengths_of_a_bucket():
 
 
 def test_a_text_ends_at_its_end_and_begins_after_its_beginning():
-  template = [9, 3, None, None, 5, None]
-  assert text_ids([9, 3, 1, 7, 5, 2], template, begin=9) == [3, 1, 7, 5, 2]
-  assert text_ids([9, 3, 1, 7, 5, 7], template, begin=9, end=7) == [3, 1, 5]
-  autoregressive = Autoregressive(vocab_size=12, mask_id=11, bos_id=9)
-  assert begun([3, None], autoregressive) == [9, 3, None]
-  assert begun([9, 3], autoregressive) == [9, 3]
+  template = [3, None, None, 5, None]
+  assert text_ids([3, 1, 7, 5, 2], template) == [3, 1, 7, 5, 2]
+  assert text_ids([3, 1, 7, 5, 7], template, (7,)) == [3, 1, 5]
+  assert text_ids([3, 8, 7, 5, 7], template, (7, 8)) == [3, 5]
+  here = Autoregressive(vocab_size=12, mask_id=11, bos_id=9)
+  assert begun([3, None], here) == [9, 3, None]
+  assert begun([9, 3], here) == [9, 3]
+  published = dataclasses.replace(here, begins=False)
+  assert begun([3, None], published) == [3, None]
+  assert begun([None], published) == [9, None]
+  assert begun([], published) == [9]
+
+
+def test_answers_end_at_the_first_of_all_ends():
+  template = [9, 3, None, None, None]
+  assert answered([9, 3, 1, 7, 8], template, (8, 7)) == [1]
+  assert answered([9, 3, 1, 7, 8], template, ()) == [1, 7, 8]

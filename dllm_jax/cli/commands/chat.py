@@ -21,6 +21,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   workdir = commands.required(values, "workdir", "runs/llada")
 
   from dllm_jax.run.run import Run  # pylint: disable=g-import-not-at-top
+  from dllm_jax.sampling import requests  # pylint: disable=g-import-not-at-top
   from dllm_jax.sampling.traces import terminal  # pylint: disable=g-import-not-at-top
 
   run = Run.open(workdir)
@@ -57,8 +58,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
       continue
     if values.watch:
       terminal.play(sampled.generation.trace, run.tokenizer.decode)
-    prompt = len(row) - values.new_tokens
-    answer = run.tokenizer.decode(sampled.rows[0][prompt:]).strip()
+    new = requests.answered(sampled.rows[0], row, run.tokenizer.end_ids)
+    answer = run.tokenizer.decode(new).strip()
     messages.append({"role": "assistant", "content": answer})
     answers.append(answer)
     calls += int(sampled.generation.function_evaluations[0])

@@ -10,7 +10,6 @@ from dllm_jax.config import config as configs
 from dllm_jax.core.files import write_whole
 from dllm_jax.evaluation.tasks.registry import Setting
 from dllm_jax.run.run import Run
-from dllm_jax.sampling import requests
 from dllm_jax.sampling.presets import SamplerConfig
 
 
@@ -99,11 +98,10 @@ def fill(
     rows: rows of the compiled batch; fewer templates are repeated.
     seed: the seed of the samples.
   """
-  begun = [requests.begun(row, run.objective) for row in templates]
-  begun += [begun[-1]] * (rows - len(begun))
+  asked = [*templates, *[templates[-1]] * (rows - len(templates))]
   extra = run.objective.begin_id is not None
   sampled = run.sample_rows(
-    begun,
+    asked,
     length=length + extra,
     seed=seed,
     sampler=sampler,

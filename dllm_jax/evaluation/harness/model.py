@@ -298,8 +298,8 @@ class DiffusionLM(LM):
 
   def _text(self, new: Sequence[int]) -> str:
     """Returns the text of an answer, which ends at the first end of text."""
-    end = self._run.tokenizer.eos_id
-    stop = new.index(end) if end is not None and end in new else len(new)
+    ends = self._run.tokenizer.end_ids
+    stop = next((i for i, t in enumerate(new) if t in ends), len(new))
     return self._run.tokenizer.decode(new[:stop])
 
   def _asked(self, context: str, kwargs: dict[str, Any]):
@@ -327,7 +327,6 @@ class DiffusionLM(LM):
     self, rows: Sequence[sampling.Template], config: SamplerConfig
   ) -> list[list[int]]:
     """Returns the new tokens of templates, as many as were asked for."""
-    objective = self._run.objective
     size = max(self._canvas(row, config) for row in rows)
     numbers = [
       zlib.crc32(np.asarray([-1 if t is None else t for t in row]).tobytes())
@@ -335,18 +334,15 @@ class DiffusionLM(LM):
       for row in rows
     ]
     missing = -len(rows) % self._rows  # one program, whatever is left over
-    templates = [sampling.begun(row, objective) for row in rows]
     sampled = self._run.sample_rows(
-      templates + [templates[-1]] * missing,
+      [*rows, *[rows[-1]] * missing],
       length=size,
       seed=self._seed,
       sampler=config,
       use_ema=self._use_ema,
       numbers=[*numbers, *[numbers[-1]] * missing],
     )
-    # What a canvas begins with is no part of a text, whoever put it there.
-    begins = lambda row: row[0] is not None and row[0] == objective.begin_id
-    given = [row.index(None) - begins(row) for row in templates]
+    given = [row.index(None) for row in rows]
     return [ids[n:] for ids, n in zip(sampled.rows, given, strict=False)]
 
   # ------------------------------------------------------------------ order

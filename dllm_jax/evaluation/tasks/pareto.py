@@ -219,7 +219,7 @@ def _built(run: Run, config: SamplerConfig, length: int) -> Sampler:
   return config.build(
     run.objective,
     length=length + extra,
-    eos_id=getattr(run.tokenizer, "eos_id", None),
+    end_ids=run.tokenizer.end_ids,
   )
 
 

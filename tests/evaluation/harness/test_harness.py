@@ -120,7 +120,7 @@ def test_protocols_are_published_settings():
 
 
 def test_what_stands_around_an_answer(model, monkeypatch):
-  tokenizer = types.SimpleNamespace(bos_id=7, eos_id=8)
+  tokenizer = types.SimpleNamespace(bos_id=7, eos_id=8, end_ids=(8,))
   assert contexts.special(tokenizer, "begin", True) == [7]
   assert contexts.special(tokenizer, "end", True) == [8]
   assert contexts.special(tokenizer, "end", False) == []
