@@ -13,6 +13,7 @@ from dllm_jax.sampling.presets import SamplerConfig
 
 class Tokenizer:
   chat_template = "{{ messages }}"
+  end_ids = ()
 
   def chat(self, messages, *, answer=True):
     assert answer
