@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import os
-import pathlib
 import shutil
 import sys
 import textwrap
@@ -18,6 +17,16 @@ from absl import flags
 from ml_collections import config_flags, ConfigDict
 
 from dllm_jax.config import config as configs
+from dllm_jax.core import paths
+
+
+class _Path(flags.ArgumentParser):
+  """A place on disk."""
+
+  syntactic_help = "a path"
+
+  def parse(self, argument: str) -> str:
+    return str(paths.local(argument)) if argument else argument
 
 
 class Flags:
@@ -29,6 +38,18 @@ class Flags:
   def __getattr__(self, kind: str) -> Callable[..., Any]:
     define = getattr(flags, f"DEFINE_{kind}")
     return functools.partial(define, flag_values=self._values)
+
+  def path(self, name: str, default: str | None, text: str) -> None:
+    """Defines a flag that names a place; `~` in it is the home directory."""
+    serializer = flags.ArgumentSerializer()
+    flags.DEFINE(
+      _Path(),
+      name,
+      default,
+      text,
+      flag_values=self._values,
+      serializer=serializer,
+    )
 
   def use_ema(self, verb: str = "use") -> None:
     """Defines --use_ema."""
@@ -142,7 +163,7 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
 
 def _stored(workdir: str | None) -> ConfigDict | None:
   """Returns the configuration of a run that exists, else None."""
-  if workdir and (pathlib.Path(workdir) / "config.json").is_file():
+  if workdir and (paths.local(workdir) / "config.json").is_file():
     return configs.stored(workdir)
   return None
 

@@ -21,6 +21,7 @@ from ml_collections import config_dict, ConfigDict
 
 from dllm_jax import models
 from dllm_jax.config import files
+from dllm_jax.core import paths
 from dllm_jax.core.types import Denoiser, Objective
 from dllm_jax.data import Dataset, Tokenizer
 from dllm_jax.objectives import registry
@@ -314,7 +315,7 @@ def stored(workdir: str | pathlib.Path) -> ConfigDict:
     FileNotFoundError: there is no run.
     ValueError: its file is not valid JSON, or names an unknown field.
   """
-  path = pathlib.Path(workdir) / "config.json"
+  path = paths.local(workdir) / "config.json"
   if not path.exists():
     raise FileNotFoundError(
       f"no run in {workdir} (it has no config.json); train one with "

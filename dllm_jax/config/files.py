@@ -10,22 +10,30 @@ import importlib.util
 import pathlib
 from typing import Any
 
+from dllm_jax.core import paths
+
 
 def find(name: str) -> pathlib.Path:
   """Returns the file of a config: a path, or the name of a bundled one.
 
+  Only a bare name, without a folder, is looked up among the bundled.
+
   Raises:
     FileNotFoundError: there is no such config.
   """
-  path = pathlib.Path(name)
+  path = paths.local(name)
   if path.is_file():
     return path
-  for directory in _directories():
-    for candidate in (directory / path.name, directory / f"{path.name}.py"):
-      if candidate.is_file():
-        return candidate
+  if path.name == name:
+    for directory in _directories():
+      for candidate in (directory / name, directory / f"{name}.py"):
+        if candidate.is_file():
+          return candidate
+  known = bundled()
+  hint = f"; a bundled one is {path.stem!r}" if path.stem in known else ""
   raise FileNotFoundError(
-    f"no config {name!r}; give a file, or one of: {', '.join(bundled())}"
+    f"there is no config {name!r}{hint}; give a file, or one of:"
+    f" {', '.join(known)}"
   )
 
 

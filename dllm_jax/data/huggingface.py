@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dllm_jax.core import paths
 from dllm_jax.data import chat as chats
 from dllm_jax.data import tokenizer_json
 from dllm_jax.data.chat import Message
@@ -306,7 +307,7 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
     FileNotFoundError: there is no such file.
     ValueError: it is something else, or has no such mask token.
   """
-  file = pathlib.Path(path).expanduser()
+  file = paths.local(path)
   file = file / "tokenizer.json" if file.is_dir() else file
   folder = file.parent
   settings = tokenizer_json.read(folder / "tokenizer_config.json")

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from dllm_jax.core import paths
 from dllm_jax.core.files import write_whole
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.data import packing as packing_lib
@@ -104,7 +105,7 @@ def prepare(
     "shards": [[dataclasses.astuple(s) for s in spans] for spans in shards],
     "sizes": [source.size([f]) for f in files],
   }
-  folder = pathlib.Path(output)
+  folder = paths.local(output)
   manifest = _execute(folder, plan, workers or os.cpu_count() or 1)
   if not manifest["documents"]:
     raise source.empty(input)
@@ -143,7 +144,7 @@ def read_manifest(path: str) -> dict[str, Any]:
   Raises:
     ValueError: it is missing, not ours, or of another version.
   """
-  file = pathlib.Path(path) / MANIFEST
+  file = paths.local(path) / MANIFEST
   try:
     manifest = json.loads(file.read_text(encoding="utf-8"))
     version = manifest["version"]
@@ -166,7 +167,7 @@ def is_prepared(path: str) -> bool:
   Raises:
     ValueError: it is one that is not finished.
   """
-  folder = pathlib.Path(path)
+  folder = paths.local(path)
   if (folder / _PLAN).exists() and not (folder / MANIFEST).exists():
     raise ValueError(
       f"{path} was not finished; run the same dllm prepare again to resume it"

@@ -17,6 +17,8 @@ import lzma
 import pathlib
 import zlib
 
+from dllm_jax.core import paths
+
 _TEXT = (".txt", ".text", ".md")
 _JSONL = (".jsonl", ".ndjson")
 _PARQUET = (".parquet",)
@@ -93,7 +95,7 @@ def find(path: str) -> list[str]:
   bundled = corpora()
   if path in bundled:
     return [str(bundled[path])]
-  at = pathlib.Path(path).expanduser()
+  at = paths.local(path)
   named = [at] if at.exists() else []
   if not named:
     # Unlike Path.glob, takes absolute patterns.

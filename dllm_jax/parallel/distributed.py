@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from typing import Any
+import warnings
 
 import jax
 
@@ -25,20 +26,41 @@ _NUMBERS = itertools.count()
 def called_for(environment: Mapping[str, str]) -> bool:
   """Returns whether these environment variables describe several processes.
 
-  True under Slurm or Open MPI with more than one task, with an explicit
-  `JAX_COORDINATOR_ADDRESS`, and on a TPU pod of more than one host.
+  True in a step of Slurm (what `srun` starts) or under Open MPI with more than
+  one task, with an explicit `JAX_COORDINATOR_ADDRESS`, and on a TPU pod of more
+  than one host. A batch script of Slurm, and an interactive shell in it, have the
+  tasks of the whole job in `SLURM_NTASKS`, and are alone.
   """
   if environment.get("JAX_COORDINATOR_ADDRESS"):
     return True
-  for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-    # An interactive Slurm shell sets SLURM_NTASKS too, but no process id.
-    started = name != "SLURM_NTASKS" or "SLURM_PROCID" in environment
-    if started and int(environment.get(name) or 1) > 1:
-      return True
+  slices = environment.get("MEGASCALE_NUM_SLICES")
   hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
-  return len(hosts.split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in (
-    environment
+  return (
+    _tasks(environment.get("SLURM_STEP_NUM_TASKS")) > 1
+    or _tasks(environment.get("OMPI_COMM_WORLD_SIZE")) > 1
+    or len(hosts.split(",")) > 1
+    or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+    and (slices is None or _tasks(slices) > 1)
   )
+
+
+def _tasks(value: str | None) -> int:
+  """Returns a count of tasks, 1 where it is none: "", "2(x3)"."""
+  return int(value) if value and value.isascii() and value.isdigit() else 1
+
+
+def left_behind(environment: Mapping[str, str]) -> str | None:
+  """Returns what to type, where a job has more tasks than this process is one of.
+
+  None where nothing is left unused, as far as the environment tells.
+  """
+  tasks = _tasks(environment.get("SLURM_NTASKS"))
+  if tasks > 1 and "SLURM_STEP_NUM_TASKS" not in environment:
+    return (
+      f"Slurm has {tasks} tasks for this job, but this process was not started"
+      " by srun and runs alone: type `srun dllm ...` to use them all"
+    )
+  return None
 
 
 def initialise() -> None:
@@ -49,27 +71,46 @@ def initialise() -> None:
   `JAX_PROCESS_ID` where given, else what Slurm, Open MPI or the TPU says.
 
   Raises:
-    ValueError: if JAX_COORDINATOR_ADDRESS comes without its two companions.
+    ValueError: the environment tells of several processes, but not enough to
+      find them.
   """
   environment = os.environ
-  if not called_for(environment) or jax.distributed.is_initialized():
+  if jax.distributed.is_initialized():
     return
-  arguments = {}
-  if environment.get("JAX_COORDINATOR_ADDRESS"):
-    names = {
-      "num_processes": "JAX_NUM_PROCESSES",
-      "process_id": "JAX_PROCESS_ID",
-    }
-    arguments["coordinator_address"] = environment["JAX_COORDINATOR_ADDRESS"]
-    for argument, name in names.items():
-      if name in environment:
-        arguments[argument] = int(environment[name])
-    if len(arguments) == 2:
-      raise ValueError(
-        "JAX_COORDINATOR_ADDRESS needs both JAX_NUM_PROCESSES and"
-        " JAX_PROCESS_ID, or neither under Slurm or Open MPI"
+  if not called_for(environment):
+    if (unused := left_behind(environment)) is not None:
+      warnings.warn(unused, stacklevel=2)
+    return
+  jax.distributed.initialize(**_arguments(environment))
+
+
+def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
+  """Returns what jax does not find out by itself."""
+  address = environment.get("JAX_COORDINATOR_ADDRESS")
+  mpi = "OMPI_COMM_WORLD_SIZE" in environment
+  if address is None:
+    if mpi and "OMPI_MCA_orte_hnp_uri" not in environment:
+      raise ValueError(  # Open MPI 5 no longer sets what jax reads.
+        "this Open MPI does not tell its processes where the first one is: set"
+        " JAX_COORDINATOR_ADDRESS=HOST:PORT, the host of rank 0 and a free port"
       )
-  jax.distributed.initialize(**arguments)
+    return {}
+  names = {
+    "num_processes": ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"),
+    "process_id": ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK"),
+  }
+  found = {}
+  for argument, (own, theirs) in names.items():
+    value = environment.get(own) or environment.get(theirs)
+    if value is not None:
+      found[argument] = int(value)
+  slurm = "SLURM_STEP_NUM_TASKS" in environment
+  if len(found) != 2 and (found or not slurm):
+    raise ValueError(
+      "JAX_COORDINATOR_ADDRESS needs both JAX_NUM_PROCESSES and"
+      " JAX_PROCESS_ID, or neither under srun or Open MPI; unset it to run alone"
+    )
+  return {"coordinator_address": address, **found}
 
 
 def store() -> Any | None:

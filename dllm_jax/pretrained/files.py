@@ -23,6 +23,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from dllm_jax.core import paths
+
 _DTYPES = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
@@ -101,7 +103,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     FileNotFoundError: there is no folder, or no such file in it.
     ValueError: the path is a file, or the file is no JSON object.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.local(folder)
   if folder.is_file():
     raise ValueError(
       f"{folder} is a file; give the folder that holds config.json and"
@@ -145,7 +147,7 @@ def read_tensors(folder: str | pathlib.Path) -> dict[str, Stored]:
     FileNotFoundError: there are no weights, or a shard is missing.
     ValueError: there are pickles only, or a file is damaged.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.local(folder)
   index = folder / INDEX
   if index.is_file():
     return _read_shards(folder, index)
@@ -332,7 +334,7 @@ def new_folder(path: str | pathlib.Path) -> Iterable[pathlib.Path]:
   Raises:
     FileExistsError: there is something at `path`.
   """
-  path = pathlib.Path(path).absolute()
+  path = paths.local(path).absolute()
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise FileExistsError(f"{path} is not empty; name a new folder")
   path.parent.mkdir(parents=True, exist_ok=True)

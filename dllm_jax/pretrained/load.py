@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
+from dllm_jax.core import paths
 from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, ModelInputs, Objective
 from dllm_jax.core.vocabulary import reduce
@@ -191,7 +192,7 @@ def load_pretrained(
     ValueError: the family is unknown, a file is damaged, or a tensor is
       missing, unknown or of another shape than the config gives.
   """
-  folder = pathlib.Path(path)
+  folder = paths.local(path)
   published = files.read_config(folder)
   fields = Fields(published, folder / "config.json")
   family = families.find(fields)

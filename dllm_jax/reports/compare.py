@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dllm_jax.config import config as configs
+from dllm_jax.core import paths
 from dllm_jax.plots import line_plot
 from dllm_jax.run.run import Run
 from dllm_jax.training import metrics
@@ -99,7 +100,7 @@ def compare(
   Returns:
     `rows`, best first, `interrupted`, and the paths `table` and `plot`.
   """
-  output = pathlib.Path(output)
+  output = paths.local(output)
   rows, stopped = [], False
   for label, resolved in prepared.items():
     workdir = output / label.replace(":", "_")

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dllm_jax.core import check
+from dllm_jax.core import check, paths
 from dllm_jax.core.files import write_whole
 from dllm_jax.evaluation.benchmarks import recall
 from dllm_jax.evaluation.tasks.registry import Setting
@@ -58,7 +58,7 @@ def labels(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
   Raises:
     ValueError: there is none, or one comes twice.
   """
-  paths = [pathlib.Path(w) for w in workdirs]
+  paths = [paths.local(w) for w in workdirs]
   if not paths:
     raise ValueError("nothing to report: give --workdirs=A,B,...")
   if len(set(paths)) < len(paths):
@@ -88,7 +88,7 @@ def report(
     rows.append({"run": name} | figures(run, content, progress=progress))
     print(f"{name}: {rows[-1]['description']}", flush=True)
   if jax.process_index() == 0:
-    output = pathlib.Path(output)
+    output = paths.local(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, page(rows))
   shown = [{k: v for k, v in row.items() if k != "curves"} for row in rows]

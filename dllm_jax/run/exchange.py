@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from dllm_jax.config import config as configs
+from dllm_jax.core import paths
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.models import merge_adapters
 from dllm_jax.objectives.base import TokenSpace
@@ -155,7 +156,7 @@ def _mesh(folder):
   count = jax.device_count()
   if count == 1:
     return None
-  path = pathlib.Path(folder) / "config.json"
+  path = paths.local(folder) / "config.json"
   fields = families.Fields(files.read_config(folder), path)
   family = families.find(fields)
   mesh = make_mesh({"data": 1, "fsdp": count})

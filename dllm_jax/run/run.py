@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from dllm_jax import data
 from dllm_jax.config import config as configs
+from dllm_jax.core import paths
 from dllm_jax.core.types import Batch
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.parallel import (
@@ -90,7 +91,7 @@ class Run:
       ValueError: the directory holds another configuration, or a field is illegal.
       FileNotFoundError: the text does not exist.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.local(workdir)
     with distributed.together():
       corpus = workdirs.load_corpus(workdir, resolved)
     run = cls(
@@ -130,7 +131,7 @@ class Run:
     Raises:
       FileNotFoundError: there is no run.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.local(workdir)
     given = configs.stored(workdir).to_dict()
     given["mesh"] = dict(mesh or {"data": -1})
     tokenizer = workdirs.read_tokenizer(workdir)

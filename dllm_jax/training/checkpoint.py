@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from dllm_jax.core import paths
 from dllm_jax.core.types import Process
 from dllm_jax.parallel import distributed
 from dllm_jax.training.step import TrainState
@@ -220,7 +221,7 @@ def steps_in(workdir: str | pathlib.Path) -> list[int]:
 
 
 def _directory(workdir: str | pathlib.Path) -> pathlib.Path:
-  return pathlib.Path(workdir).absolute() / "checkpoints"
+  return paths.local(workdir).absolute() / "checkpoints"
 
 
 def _saved(state: TrainState) -> dict[str, PyTree]:

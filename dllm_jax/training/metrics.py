@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from dllm_jax.core import check
+from dllm_jax.core import check, paths
 from dllm_jax.core.files import write_whole
 
 
@@ -84,7 +84,7 @@ class MetricWriter:
     self.spent = Spent()
     if not active:
       return
-    path = pathlib.Path(workdir) / "metrics.jsonl"
+    path = paths.local(workdir) / "metrics.jsonl"
     before = _last(path, "wall_seconds")
     _drop_after(path, resumed_step)
     self.spent = Spent(
@@ -139,7 +139,7 @@ class MetricWriter:
 def latest(workdir: str | pathlib.Path, prefixes: Sequence[str]) -> dict:
   """Returns the newest logged value of each metric whose name has a prefix."""
   found: dict[str, Any] = {}
-  for values in lines(pathlib.Path(workdir) / "metrics.jsonl"):
+  for values in lines(paths.local(workdir) / "metrics.jsonl"):
     found |= {k: v for k, v in values.items() if k.startswith(tuple(prefixes))}
   return found
 

@@ -8,7 +8,7 @@ from dllm_jax.cli import command as commands
 
 
 def _define(flag: commands.Flags) -> None:
-  flag.string("workdir", None, "the run to talk to")
+  flag.path("workdir", None, "the run to talk to")
   flag.integer("new_tokens", 128, "tokens of an answer, at most", lower_bound=1)
   flag.string("system", "", "what the model is told first")
   flag.integer("seed", 0, "seed of the answers")

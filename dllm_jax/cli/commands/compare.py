@@ -14,7 +14,7 @@ def _define(flag: commands.Flags) -> None:
     "they must read the same data in the same order",
   )
   flag.integer("budget_tokens", None, "tokens that each is trained on", lower_bound=1)  # fmt: skip
-  flag.string(
+  flag.path(
     "output",
     "runs/compare",
     "directory of the runs, the table and the plot; what it holds continues",

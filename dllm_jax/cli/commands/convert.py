@@ -7,13 +7,11 @@ from dllm_jax.cli import command as commands
 
 
 def _define(flag: commands.Flags) -> None:
-  flag.string(
+  flag.path(
     "from_hf", "", "a published folder to import (config.json, safetensors)"
   )
-  flag.string("to_hf", "", "a new folder to export the run to")
-  flag.string(
-    "workdir", None, "the run: new for --from_hf, existing for --to_hf"
-  )
+  flag.path("to_hf", "", "a new folder to export the run to")
+  flag.path("workdir", None, "the run: new for --from_hf, existing for --to_hf")
   flag.string(
     "as",
     "",

@@ -7,12 +7,12 @@ they become flags.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import pathlib
 import types
 import typing
 from typing import Any
 
 from dllm_jax.cli import command as commands
+from dllm_jax.core import paths
 
 _DEFINE = {bool: "bool", int: "integer", float: "float", str: "string"}
 
@@ -20,7 +20,7 @@ _DEFINE = {bool: "bool", int: "integer", float: "float", str: "string"}
 def _define(flag: commands.Flags, task: str = "likelihood") -> None:
   from dllm_jax.evaluation.tasks import registry  # pylint: disable=g-import-not-at-top
 
-  flag.string(
+  flag.path(
     "workdir",
     None,
     "the run to evaluate; partial results are kept in it, so that the same "
@@ -75,7 +75,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   run = Run.open(workdir) if task.opens else None
   configured = registry.SamplerConfig() if run is None else run.config.sampler
   setting = registry.Setting(
-    workdir=pathlib.Path(workdir),
+    workdir=paths.local(workdir),
     run=run,
     sampler=commands.sampler(values, argv, configured),
     use_ema=values.use_ema,

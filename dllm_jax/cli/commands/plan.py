@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from dllm_jax.cli import command as commands
 from dllm_jax.config import files
+from dllm_jax.core import paths
 
 
 def _define(flag: commands.Flags) -> None:
@@ -35,7 +35,7 @@ def _define(flag: commands.Flags) -> None:
     "its data say",
     lower_bound=2,
   )
-  flag.string(
+  flag.path(
     "output", None, "a directory for plan.json, memory.svg and roofline.svg"
   )
 
@@ -82,7 +82,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   print(report.text(found))
   result = {"config": name, **dataclasses.asdict(found)}
   if values.output:
-    folder = pathlib.Path(values.output)
+    folder = paths.local(values.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(result, indent=2) + "\n")
     for kind, picture in report.pictures({found.topology: found}).items():

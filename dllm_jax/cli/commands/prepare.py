@@ -7,7 +7,7 @@ from dllm_jax.cli import command as commands
 
 
 def _define(flag: commands.Flags) -> None:
-  flag.string(
+  flag.path(
     "input", None, "text, JSONL or Parquet: a file, a directory or a glob"
   )
   flag.string(
@@ -16,7 +16,7 @@ def _define(flag: commands.Flags) -> None:
     "char, byte, bpe:N for N byte pairs learned from the training text, or the "
     "path of a tokenizer.json",
   )
-  flag.string(
+  flag.path(
     "output",
     None,
     "directory of the token records; an interrupted preparation continues",

@@ -8,7 +8,7 @@ from dllm_jax.cli import command as commands
 
 def _define(flag: commands.Flags) -> None:
   flag.string("workdirs", None, "the runs, with commas between")
-  flag.string("output", "report.html", "the page to write")
+  flag.path("output", "report.html", "the page to write")
   flag.integer("batches", 0, "held-out batches to evaluate on; 0 for all",
     lower_bound=0)  # fmt: skip
   flag.integer("num_samples", 2, "texts of each run; 0 for none", lower_bound=0)  # fmt: skip

@@ -8,9 +8,9 @@ from dllm_jax.cli import command as commands
 
 
 def _define(flag: commands.Flags) -> None:
-  flag.string("workdir", None, "the run to sample")
+  flag.path("workdir", None, "the run to sample")
   flag.multi_string("prompt", [], "text to continue; may be repeated")
-  flag.string(
+  flag.path(
     "prompts",
     "",
     "a file with a prompt on each line, which are sampled in one batch",
@@ -33,7 +33,7 @@ def _define(flag: commands.Flags) -> None:
     lower_bound=0,
   )
   flag.use_ema()
-  flag.string(
+  flag.path(
     "trace",
     "",
     "write the unmasking to this file: .html plays it, .svg and .png are "

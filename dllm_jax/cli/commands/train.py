@@ -1,15 +1,15 @@
 """`dllm train`: trains a configuration, or resumes what is in --workdir."""
 
 from collections.abc import Mapping
-import pathlib
 from typing import Any
 
 from dllm_jax.cli import command as commands
 from dllm_jax.config import config as configs
+from dllm_jax.core import paths
 
 
 def _define(flag: commands.Flags) -> None:
-  flag.string(
+  flag.path(
     "workdir",
     None,
     "directory of the run; an existing run continues from its newest "
@@ -19,7 +19,7 @@ def _define(flag: commands.Flags) -> None:
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, argv)
-  workdir = pathlib.Path(commands.required(values, "workdir", "runs/mine"))
+  workdir = paths.local(commands.required(values, "workdir", "runs/mine"))
   resolved = values["config"].value
   if resolved is None:
     if not (workdir / "config.json").exists():

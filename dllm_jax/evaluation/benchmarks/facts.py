@@ -22,6 +22,7 @@ import pathlib
 import random
 from typing import Literal
 
+from dllm_jax.core import paths
 from dllm_jax.evaluation.benchmarks import json_lines
 
 Direction = Literal["forward", "reverse"]
@@ -217,7 +218,7 @@ def read(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
     FileNotFoundError: there is no such path.
     ValueError: it is something else; the message names the file and line.
   """
-  path = pathlib.Path(path)
+  path = paths.local(path)
   if not path.exists():
     raise FileNotFoundError(
       f"facts {str(path)!r} do not exist; give 'synthetic', a folder of "
@@ -237,7 +238,7 @@ def berglund(folder: str | pathlib.Path) -> Facts:
   Raises:
     ValueError: a line is something else, or there is nothing to train or to ask.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.local(folder)
   statements, questions = [], []
   for name in ("p2d", "d2p", "both"):
     train = _pairs(folder / f"{name}_prompts_train.jsonl")
@@ -293,7 +294,7 @@ def couplets(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
   Raises:
     ValueError: a row is something else; the message names file and line.
   """
-  path = pathlib.Path(path)
+  path = paths.local(path)
   statements, questions = [], []
   for first, second in itertools.islice(_couplets(path), limit or None):
     statements.append(f"{first},{second}")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+from dllm_jax.core import paths
 from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.evaluation.likelihood.scorer import batch_of, Item, Scorer
@@ -99,7 +99,7 @@ def open_judge(path: str) -> Judge:
     FileNotFoundError: there is no model.
     ValueError: it is not autoregressive.
   """
-  folder, given = pathlib.Path(path), 0
+  folder, given = paths.local(path), 0
   if (folder / "checkpoints").exists():
     run = Run.open(folder)
     _check(path, run.objective)

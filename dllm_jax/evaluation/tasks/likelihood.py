@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
 
 from dllm_jax import data
-from dllm_jax.core import check
+from dllm_jax.core import check, paths
 from dllm_jax.data import source
 from dllm_jax.data.packing import text_size, TextSize
 from dllm_jax.evaluation.benchmarks import json_lines
@@ -260,7 +259,7 @@ def _pairs(setting, options, scorer) -> dict[str, Any]:
 
 def _read_pairs(path: str) -> list[tuple[str, str]]:
   """Returns (prompt, answer) of each line."""
-  lines = json_lines.rows(pathlib.Path(path), ("prompt", "answer"))
+  lines = json_lines.rows(paths.local(path), ("prompt", "answer"))
   found = [(str(row["prompt"]), str(row["answer"])) for _, row in lines]
   if not found:
     raise source.empty(path)

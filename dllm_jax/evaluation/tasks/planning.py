@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
-from dllm_jax.core import check
+from dllm_jax.core import check, paths
 from dllm_jax.evaluation.benchmarks import (
   finetune,
   math_and_code,
@@ -148,7 +147,7 @@ def _problems(options: Planning) -> list[_Asked]:
       options.problems, options.count or 100, seed=options.seed
     )
     return [_puzzle(p, options.infill) for p in found]
-  path = pathlib.Path(options.problems)
+  path = paths.local(options.problems)
   if not path.is_file():
     raise FileNotFoundError(
       f"no problems {options.problems!r}; give a file, or one of: "
@@ -157,7 +156,7 @@ def _problems(options: Planning) -> list[_Asked]:
   if options.form == "puzzles":
     return [_puzzle(p, options.infill) for p in puzzles.read(path)[:most]]
   if options.form == "gsm8k":
-    examples = pathlib.Path(options.examples) if options.examples else None
+    examples = paths.local(options.examples) if options.examples else None
     found = math_and_code.gsm8k(
       path, strict=options.strict, examples=examples, shots=options.shots
     )

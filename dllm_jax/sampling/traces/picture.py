@@ -5,8 +5,8 @@ Characters stand on a grid, in the font that matplotlib brings with it.
 
 from collections.abc import Callable, Sequence
 import os
-import pathlib
 
+from dllm_jax.core import paths
 from dllm_jax.sampling.traces.strip import layout, LIGHT, text_of, width
 from dllm_jax.sampling.traces.trace import Film, film_of, Trace
 
@@ -42,7 +42,8 @@ def write_picture(
   Raises:
     ValueError: another suffix, no such sample, or fewer than 2 panels.
   """
-  kind = pathlib.Path(path).suffix.lower()
+  path = paths.local(path)
+  kind = path.suffix.lower()
   if kind not in (".gif", ".png"):
     raise ValueError(f"a picture is a .gif or a .png, not {str(path)!r}")
   film = film_of(trace, sample)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 import os
-import pathlib
 import unicodedata
 from xml.sax.saxutils import escape
 
+from dllm_jax.core import paths
 from dllm_jax.sampling.traces.trace import Event, Film, film_of, Trace
 
 # Backgrounds from unsure to sure: orange to blue, not red to green.
@@ -81,7 +81,7 @@ def write_strip(
       body.append(_cell(now, text, x + _PAD, column, row, given=given))
   total = len(steps) * (across + _GAP) - _GAP
   body.append(_legend(total))
-  pathlib.Path(path).write_text(
+  paths.local(path).write_text(
     _document(body, total, height + 24), encoding="utf-8"
   )
 

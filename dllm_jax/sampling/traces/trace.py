@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import os
-import pathlib
 
 from flax import struct
 import jax
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
+from dllm_jax.core import paths
 from dllm_jax.core.types import Guide, ModelOutputs, Objective, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.traces.page import PAGE
@@ -208,7 +208,7 @@ def write_page(
     title: the heading of the page.
   """
   text = page(trace, decode, title=title)
-  pathlib.Path(path).write_text(text, encoding="utf-8")
+  paths.local(path).write_text(text, encoding="utf-8")
 
 
 def page(

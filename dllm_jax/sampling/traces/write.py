@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 import os
-import pathlib
 
+from dllm_jax.core import paths
 from dllm_jax.sampling.traces.picture import write_picture
 from dllm_jax.sampling.traces.strip import write_strip
 from dllm_jax.sampling.traces.trace import Trace, write_page
@@ -18,7 +18,7 @@ _WRITERS = {
 
 def check(path: str | os.PathLike[str]) -> None:
   """Raises ValueError unless a trace can be written to a file of this name."""
-  if pathlib.Path(path).suffix.lower() not in _WRITERS:
+  if paths.local(path).suffix.lower() not in _WRITERS:
     raise ValueError(
       f"a trace is written to a file ending in {', '.join(_WRITERS)}, not "
       f"{str(path)!r}"
@@ -41,4 +41,5 @@ def trace(
     ValueError: another suffix.
   """
   check(path)
-  _WRITERS[pathlib.Path(path).suffix.lower()](path, record, decode)
+  path = paths.local(path)
+  _WRITERS[path.suffix.lower()](path, record, decode)

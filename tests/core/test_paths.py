@@ -1,0 +1,88 @@
+"""Paths as users type them: `~` is the home directory, wherever one is given."""
+
+import pytest
+
+import dllm_jax
+from dllm_jax.cli import command as commands
+from dllm_jax.cli.commands import (
+  chat,
+  compare,
+  convert,
+  evaluate,
+  plan,
+  prepare,
+  report,
+  sample,
+  train,
+)
+from dllm_jax.config import files
+from dllm_jax.core import paths
+from dllm_jax.data import record
+from dllm_jax.evaluation.tasks import likelihood
+from dllm_jax.run import Run
+
+PLACES = {
+  train: ["workdir"],
+  sample: ["workdir", "prompts", "trace"],
+  chat: ["workdir"],
+  evaluate: ["workdir"],
+  convert: ["workdir", "from_hf", "to_hf"],
+  prepare: ["input", "output"],
+  plan: ["output"],
+  compare: ["output"],
+  report: ["output"],
+}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  (tmp_path / "home").mkdir()
+  monkeypatch.chdir(tmp_path)
+  return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+  ("command", "flag"), [(c, f) for c, flags in PLACES.items() for f in flags]
+)
+def test_flags_expand_the_home_directory(command, flag, home):
+  values = commands.parse(command.COMMAND, [f"--{flag}=~/x"])
+  assert values[flag].value == str(home / "x")
+  assert commands.parse(command.COMMAND, [f"--{flag}="])[flag].value == ""
+
+
+def test_functions_expand_the_home_directory(home, tmp_path):
+  with pytest.raises(FileNotFoundError, match=f"{home}/run"):
+    Run.open("~/run")
+  with pytest.raises(FileNotFoundError, match=f"{home}/in does not exist"):
+    dllm_jax.load_pretrained("~/in")
+  with pytest.raises(FileNotFoundError, match=f"{home}/pairs"):
+    likelihood._read_pairs("~/pairs.jsonl")
+  (home / "mine.py").write_text("x = 1")
+  assert files.find("~/mine.py") == home / "mine.py"
+  text = home / "t.txt"
+  text.write_text("To be, or not to be")
+  record.prepare("~/t.txt", "byte", "~/p", length=4, held_out=0.0, workers=1)
+  assert (home / "p").is_dir()
+  assert not (tmp_path / "~").exists()
+
+
+def test_a_home_that_nobody_has_is_named():
+  with pytest.raises(ValueError, match="no such home directory"):
+    paths.local("~nobody-of-this-name/x")
+
+
+# A bare name is looked up among the bundled; anything with a folder is a path.
+@pytest.mark.parametrize(
+  "name",
+  [
+    "/nonexistent/smoke.py",
+    "configs/nowhere/smoke.py",
+    "./smoke",
+    "~/smoke.py",
+  ],
+)
+def test_a_config_that_does_not_exist_is_no_other(name, home):
+  with pytest.raises(FileNotFoundError, match="a bundled one is 'smoke'"):
+    files.find(name)
+  assert files.find("smoke") == files.find("smoke.py")
