@@ -28,13 +28,6 @@ _USUAL = {
   "eos": ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]"),
   "bos": ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]"),
 }
-# What transformers' classes call their tokens where a file does not.
-_OF_CLASS = {
-  "GPT2Tokenizer": dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>"),
-  "Qwen2Tokenizer": dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
-  "LlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
-}
-_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _CONTEXT = 8  # tokens that decide how the next ones are spelled
 _SPACES = (
   (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
@@ -187,8 +180,20 @@ class HuggingFace:
     found = (None if i == slot else i for i in ids)
     return [*self.begin_ids, *found, *self.after_ids]
 
-  def decode(self, ids: Sequence[int], *, mask: str = MASK_GLYPH) -> str:
-    """Returns the text of ids, masks as `mask`, special tokens left out."""
+  def decode(
+    self,
+    ids: Sequence[int],
+    *,
+    mask: str = MASK_GLYPH,
+    special: bool = False,
+  ) -> str:
+    """Returns the text of ids.
+
+    Args:
+      ids: token ids.
+      mask: what stands for each mask.
+      special: whether special tokens are written out, by their names.
+    """
     found, before = [], []
     for masked, run in unmasked(legal(ids, self.vocab_size), self.mask_id):
       if masked:
@@ -196,15 +201,17 @@ class HuggingFace:
         continue
       # How a token is spelled may depend on those before it, masks apart.
       context = before[-_CONTEXT:]
-      known = self._decode(context)
-      text = self._decode(context + run)
+      known = self._decode(context, special)
+      text = self._decode(context + run, special)
       whole = text.startswith(known)
-      found.append(text[len(known) :] if whole else self._decode(run))
+      found.append(text[len(known) :] if whole else self._decode(run, special))
       before = context + run
     return "".join(found)
 
-  def _decode(self, ids: Sequence[int]) -> str:
-    text = self._tokenizer.decode(ids) if ids else ""
+  def _decode(self, ids: Sequence[int], special: bool) -> str:
+    text = ""
+    if ids:
+      text = self._tokenizer.decode(ids, skip_special_tokens=not special)
     for spaced, tidy in _SPACES if self.tidies_spaces else ():
       text = text.replace(spaced, tidy)
     return text
@@ -313,7 +320,7 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
   settings = tokenizer_json.read(folder / "tokenizer_config.json")
   tokenizer = tokenizer_json.load(file, path, settings)
   as_it_is = tokenizer.to_str()
-  named, more = _named(folder, settings)
+  named, more = tokenizer_json.named_tokens(folder, settings)
   tokenizer_json.add_tokens(
     tokenizer, folder, settings, [*named.values(), *more]
   )
@@ -344,43 +351,6 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
     tidies_spaces=bool(settings.get("clean_up_tokenization_spaces"))
     and json.loads(definition)["model"].get("type") != "BPE",
     **ids,
-  )
-
-
-def _named(
-  folder: pathlib.Path, settings: Mapping[str, Any]
-) -> tuple[dict[str, str], list[str]]:
-  """Returns the special tokens that files name, by name, and those without one.
-
-  A null is a word: there is none, whatever the class or another file says.
-  """
-  kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
-  given: dict[str, Any] = {
-    f"{role}_token": token for role, token in _OF_CLASS.get(kind, {}).items()
-  }
-  given |= settings
-  if "added_tokens_decoder" not in settings:  # else the map is not read
-    given |= tokenizer_json.read(folder / "special_tokens_map.json")
-  extra = given.get("extra_special_tokens")
-  extra = given.get("additional_special_tokens") if extra is None else extra
-  for part in ("model_specific_special_tokens", extra):
-    part = given.get(part) if isinstance(part, str) else part
-    given |= part if isinstance(part, Mapping) else {}
-  names = [f"{role}_token" for role in _ROLES]
-  names += [
-    key
-    for key in given
-    if key.endswith("_token")
-    and not key.startswith("add_")
-    or isinstance(extra, Mapping)
-    and key in extra
-  ]
-  found = {name: tokenizer_json.text_of(given.get(name)) for name in names}
-  more = extra if isinstance(extra, list) else []
-  texts = [tokenizer_json.text_of(token) for token in more]
-  return (
-    {name: text for name, text in found.items() if text is not None},
-    [text for text in texts if text is not None],
   )
 
 

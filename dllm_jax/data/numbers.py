@@ -105,7 +105,13 @@ class Numbers:
     """Returns the ids of texts, and None at each of the slots between."""
     return by_parts(self.encode, parts)
 
-  def decode(self, ids: Sequence[int], *, mask: str = MASK_GLYPH) -> str:
+  def decode(
+    self,
+    ids: Sequence[int],
+    *,
+    mask: str = MASK_GLYPH,
+    special: bool = False,
+  ) -> str:
     """Returns the text of ids, each mask token shown as `mask`.
 
     Raises:

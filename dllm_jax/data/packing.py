@@ -12,7 +12,7 @@ not leave; as `slices`, everything is one text and a row is one segment:
 numpy only: tokenising processes use it without jax.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
 from typing import Literal
 
@@ -95,7 +95,7 @@ def tokenise(
   return np.append(ids, tokenizer.after_ids or end).astype(np.int32)
 
 
-def text_size(text: str, ids: np.ndarray) -> TextSize:
+def text_size(text: str, ids: Sequence[int]) -> TextSize:
   """Returns the size of one tokenised text."""
   data = text.encode(errors="surrogatepass")
   return TextSize(len(ids), len(text), len(data))

@@ -62,8 +62,20 @@ class Tokenizer(Protocol):
       parts: texts, and how many slots there are between them.
     """
 
-  def decode(self, ids: Sequence[int], *, mask: str = MASK_GLYPH) -> str:
-    """Returns the text of ids, each mask token shown as `mask`."""
+  def decode(
+    self,
+    ids: Sequence[int],
+    *,
+    mask: str = MASK_GLYPH,
+    special: bool = False,
+  ) -> str:
+    """Returns the text of ids, each mask token shown as `mask`.
+
+    Args:
+      ids: token ids.
+      mask: what stands for each mask.
+      special: whether special tokens are written out, by their names.
+    """
 
   def to_json(self) -> str:
     """Returns the whole tokenizer as JSON, for `tokenizer_from_json`."""
@@ -135,7 +147,13 @@ class Characters(_Plain):
       )
     return ids
 
-  def decode(self, ids: Sequence[int], *, mask: str = MASK_GLYPH) -> str:
+  def decode(
+    self,
+    ids: Sequence[int],
+    *,
+    mask: str = MASK_GLYPH,
+    special: bool = False,
+  ) -> str:
     """Returns the text of ids, each mask token shown as `mask`."""
     glyphs = [*self.vocabulary, mask]
     return "".join(glyphs[i] for i in legal(ids, self.vocab_size))
@@ -161,7 +179,13 @@ class Bytes(_Plain):
     data = text.encode(errors="surrogatepass")
     return np.frombuffer(data, np.uint8).astype(np.int32)
 
-  def decode(self, ids: Sequence[int], *, mask: str = MASK_GLYPH) -> str:
+  def decode(
+    self,
+    ids: Sequence[int],
+    *,
+    mask: str = MASK_GLYPH,
+    special: bool = False,
+  ) -> str:
     """Returns the text of ids; bytes that are not UTF-8 become U+FFFD."""
     runs = unmasked(legal(ids, self.vocab_size), self.mask_id)
     return "".join(

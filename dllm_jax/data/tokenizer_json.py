@@ -20,6 +20,13 @@ _BYTE_PAIRS = {
   "Qwen2Tokenizer": QWEN_WORDS,
   "DreamTokenizer": QWEN_WORDS,
 }
+# What transformers' classes call their tokens where a file does not.
+_OF_CLASS = {
+  "GPT2Tokenizer": dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>"),
+  "Qwen2Tokenizer": dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
+  "LlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+}
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 # A text longer than a window is encoded window by window, each with a margin on
 # both sides: time and memory of one call grow faster than the text.
@@ -112,10 +119,47 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   return fields
 
 
-def text_of(token: Any) -> str | None:
+def _text_of(token: Any) -> str | None:
   """Returns the text of a token as files write it, None if it is none."""
   token = token.get("content") if isinstance(token, Mapping) else token
   return token if isinstance(token, str) else None
+
+
+def named_tokens(
+  folder: pathlib.Path, settings: Mapping[str, Any]
+) -> tuple[dict[str, str], list[str]]:
+  """Returns the special tokens that files name, by name, and those without one.
+
+  A null is a word: there is none, whatever the class or another file says.
+  """
+  kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+  given: dict[str, Any] = {
+    f"{role}_token": token for role, token in _OF_CLASS.get(kind, {}).items()
+  }
+  given |= settings
+  if "added_tokens_decoder" not in settings:  # else the map is not read
+    given |= read(folder / "special_tokens_map.json")
+  extra = given.get("extra_special_tokens")
+  extra = given.get("additional_special_tokens") if extra is None else extra
+  for part in ("model_specific_special_tokens", extra):
+    part = given.get(part) if isinstance(part, str) else part
+    given |= part if isinstance(part, Mapping) else {}
+  names = [f"{role}_token" for role in _ROLES]
+  names += [
+    key
+    for key in given
+    if key.endswith("_token")
+    and not key.startswith("add_")
+    or isinstance(extra, Mapping)
+    and key in extra
+  ]
+  found = {name: _text_of(given.get(name)) for name in names}
+  more = extra if isinstance(extra, list) else []
+  texts = [_text_of(token) for token in more]
+  return (
+    {name: text for name, text in found.items() if text is not None},
+    [text for text in texts if text is not None],
+  )
 
 
 def add_tokens(

@@ -8,6 +8,7 @@ autoregressive ones slot by slot.
 
 from collections.abc import Sequence
 import dataclasses
+import re
 
 from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective, Policy
@@ -63,9 +64,15 @@ class SamplerConfig:
     null_label: the label of no class: guidance is then of the class, and else
       of the prompt.
     repetition_penalty: above 1 makes tokens that stand already rarer.
-    banned: ids that are never drawn, separated by commas.
-    forced: ids of which every drawn token is one, separated by commas.
-    suppress_end: whether what ends a row is never drawn.
+    banned: ids that are never drawn, separated by commas (or "+", where commas
+      separate other things).
+    forced: ids of which every drawn token is one, likewise.
+    doubted: ids that are drawn as others, but count with confidence 0: slots
+      whose draw is another one are revealed first; likewise.
+    suppress_end: whether what ends a row is never drawn (LLaDA's
+      `logits_eos_inf`).
+    doubt_end: whether what ends a row counts with confidence 0 (LLaDA's
+      `confidence_eos_eot_inf`).
     stop: whether a row stops at what ends it; None for the preset's.
     extend: whether slots after a block are hidden until it is written.
     context: slots that are seen at once; 0 for all.
@@ -91,7 +98,9 @@ class SamplerConfig:
   repetition_penalty: float = 1.0
   banned: str = ""
   forced: str = ""
+  doubted: str = ""
   suppress_end: bool = False
+  doubt_end: bool = False
   stop: bool | None = None
   extend: bool = False
   context: int = 0
@@ -127,7 +136,8 @@ class SamplerConfig:
         "revealed; give one"
       )
     for name, policies in _OWNERS.items():
-      if getattr(self, name) is not None:
+      value = getattr(self, name)
+      if not (value is None or value is False or value == ""):
         _check_owner(name, self.preset, policies)
     self._processors(PRESETS[self.preset], ends=())
 
@@ -160,12 +170,12 @@ class SamplerConfig:
       elsewhere = "none" if preset.cache == "block" else preset.cache
       cache = "block" if exact else elsewhere
     stop = preset.stops if self.stop is None else self.stop
-    if (self.stop or self.suppress_end) and not end_ids:
+    if (self.stop or self.suppress_end or self.doubt_end) and not end_ids:
       raise ValueError(
-        "sampler.stop and sampler.suppress_end need a tokenizer with an end of "
-        "text; leave them out"
+        "sampler.stop, sampler.suppress_end and sampler.doubt_end need a "
+        "tokenizer with an end of text; leave them out"
       )
-    self._check_ids(objective)
+    self._check_ids(objective, end_ids)
     return Sampler(
       policy=self._policy(preset, objective, block or length, end_ids),
       length=length,
@@ -192,14 +202,22 @@ class SamplerConfig:
       )
     return block or None
 
-  def _check_ids(self, objective: Objective) -> None:
-    for name in ("banned", "forced"):
+  def _check_ids(self, objective: Objective, ends: Sequence[int]) -> None:
+    for name in IDS:
       for token in _ids(name, getattr(self, name)):
         if not 0 <= token < objective.vocab_size:
           raise ValueError(
             f"sampler.{name} has token {token}, outside the vocabulary [0, "
             f"{objective.vocab_size}): use ids of the model's tokenizer"
           )
+    forced = _ids("forced", self.forced) or range(objective.vocab_size)
+    banned = {objective.mask_id, *_ids("banned", self.banned)}
+    banned |= {*ends} if self.suppress_end else set()
+    if banned.issuperset(forced):
+      raise ValueError(
+        "no token is left to draw: sampler.banned, sampler.forced, "
+        "sampler.suppress_end and the mask rule out all of them; leave one out"
+      )
 
   def _guidance(self) -> Guidance | None:
     if self.cfg_scale == 0.0:
@@ -241,6 +259,10 @@ class SamplerConfig:
       fields["kappa"] = self.kappa
     if self.score_temperature is not None:
       fields["noise_temperature"] = self.score_temperature
+    doubted = _ids("doubted", self.doubted)
+    doubted += tuple(ends) if self.doubt_end else ()
+    if doubted:
+      fields["doubts"] = (Banned(doubted),)
     return preset.policy(
       objective=objective,
       steps=steps,
@@ -278,12 +300,16 @@ class SamplerConfig:
     return tuple(filters), (Temperature(temperature), *shape)
 
 
+IDS = ("banned", "forced", "doubted")
+"""Fields that are token ids."""
 _RULES = ("threshold", "factor", "entropy_bound")
 _OWNERS: dict[str, tuple[type, ...]] = {
   "threshold": (Unmasking,),
   "factor": (Unmasking,),
   "entropy_bound": (Unmasking, Renoise),
   "score_temperature": (Unmasking,),
+  "doubted": (Unmasking,),
+  "doubt_end": (Unmasking,),
   "eta": (ReMDM,),
   "kappa": (Psi,),
 }
@@ -304,8 +330,9 @@ def _check_owner(name: str, preset: str, policies: tuple[type, ...]) -> None:
 
 def _ids(name: str, text: str) -> tuple[int, ...]:
   try:
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    return tuple(int(part) for part in re.split(r"[,;+\s]+", text) if part)
   except ValueError:
     raise ValueError(
-      f"sampler.{name} must be token ids separated by commas, not {text!r}"
+      f"sampler.{name} must be token ids separated by commas, or by +, not"
+      f" {text!r}"
     ) from None

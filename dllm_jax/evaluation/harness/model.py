@@ -46,9 +46,11 @@ class DiffusionLM(LM):
     seed: of estimates and samples.
     use_ema: whether to use averaged parameters where the run has them.
     block_size: block diffusion: tokens of a block; 0 as trained.
-    max_batch_size: not used.
-    device: not used: jax takes the devices there are.
-    **fields: fields of the protocol or of the sampler, instead of its own.
+    max_length: the harness's own word for `length`.
+    think_end_token: what stands between thoughts and an answer, which follows
+      its last; None for no thoughts.
+    **fields: fields of the protocol or of the sampler, instead of its own. What
+      the command adds for other classes (`protocols.UNUSED`) has no effect.
 
   Raises:
     ValueError: a field is unknown or illegal.
@@ -65,20 +67,20 @@ class DiffusionLM(LM):
     seed: int = 0,
     use_ema: bool = True,
     block_size: int = 0,
-    max_batch_size: int | None = None,
-    device: str | None = None,
+    max_length: int = 0,
+    think_end_token: str | None = None,
     **fields: Any,
   ):
     super().__init__()
-    del max_batch_size, device
+    fields = {k: v for k, v in fields.items() if k not in protocols.UNUSED}
     if not workdir:
       raise ValueError("give the run as --model_args workdir=DIR")
     self.protocol = protocols.named(protocol, fields)
     self._run = Run.open(workdir)
-    self._encoder = self._run.tokenizer.encode
     self._seed, self._use_ema = seed, use_ema
-    self._rows = 16 if batch_size in ("auto", None) else int(batch_size)
-    self._length = length or self._run.config.data.length
+    self._rows = protocols.rows(batch_size)
+    self._length = int(length or max_length) or self._run.config.data.length
+    self._think_end, self._rendered = think_end_token, False
     self._sampler = self._configured()
     self._scorer = Scorer.of(
       self._run,
@@ -99,7 +101,7 @@ class DiffusionLM(LM):
 
   @property
   def tokenizer_name(self) -> str:
-    """A name for the harness's caches: the run's directory."""
+    """The run's directory, a name for the harness's caches."""
     return str(self._run.workdir)
 
   def get_model_info(self) -> dict[str, Any]:
@@ -139,24 +141,23 @@ class DiffusionLM(LM):
 
     def answer(part: Sequence[int]) -> list[tuple[float, bool]]:
       chosen = [items[i] for i in part]
+      if not chosen[0].targets:
+        contexts.say_once("an empty continuation is certain: its log p is 0")
+        return [(0.0, True)] * len(chosen)
       nats = self._nats(chosen)
       greedy = (
         self._greedy(chosen) if self.protocol.greedy else [False] * len(chosen)
       )
       return list(zip((-nats).tolist(), greedy, strict=True))
 
-    sizes = [self._scorer.canvas(len(item.tokens)) for item in items]
+    sizes = [
+      item.targets and self._scorer.canvas(len(item.tokens)) for item in items
+    ]
     return self._each("loglikelihood", requests, sizes, answer, disable_tqdm)
 
   def _pair(self, context: str, continuation: str) -> Item:
     """Returns a continuation given its context, cut from the left to fit."""
-    # White space at the end of a context belongs to the continuation: that is
-    # where tokenizers put it.
-    stripped = context.rstrip()
-    continuation = context[len(stripped) :] + continuation
-    whole = self._encode(stripped + continuation)
-    given = self._encode(stripped)
-    reply = whole[len(given) :]
+    given, reply = contexts.divided(self._encode, context, continuation)
     end = contexts.special(self._run.tokenizer, "end", self.protocol.end)
     room = self._length - len(reply) - len(end)
     if room < 0:
@@ -164,16 +165,16 @@ class DiffusionLM(LM):
         f"a continuation of {len(reply)} tokens does not fit the canvas of "
         f"{self._length}: give a longer length in --model_args"
       )
-    given = contexts.fitting(self._begin, given, room)
-    item = documents.answer(given, reply, canvas=self._length)
-    return dataclasses.replace(
-      item, tokens=(*item.tokens, *end), after=len(end)
-    )
+    given = self._context(given, room)
+    return Item(tokens=(*given, *reply, *end), given=len(given), after=len(end))
 
-  @property
-  def _begin(self) -> list[int]:
-    """What a context begins with."""
-    return contexts.special(self._run.tokenizer, "begin", self.protocol.begin)
+  def _context(self, given: Sequence[int], room: int) -> list[int]:
+    """Returns a context as it begins, cut from the left to fit."""
+    tokenizer = self._run.tokenizer
+    # A template has written the beginning itself.
+    begin = () if self._rendered else tokenizer.begin_ids
+    begin = begin or contexts.special(tokenizer, "begin", self.protocol.begin)
+    return contexts.fitting(contexts.begun(begin, given), given, room)
 
   def chat_template(self, chat_template: bool | str = False) -> str:
     """Returns the chat template of the run's tokenizer, for the record."""
@@ -186,8 +187,11 @@ class DiffusionLM(LM):
   ) -> str:
     """Returns a conversation as text; from now on all contexts are of this kind.
 
+    Without an answer to come (`gen_prefix`) the last message is the answer's
+    beginning: its turn is left open.
+
     Raises:
-      ValueError: the tokenizer has no chat template.
+      ValueError: the tokenizer has no chat template, or it refuses the messages.
     """
     tokenizer = self._run.tokenizer
     if not self.chat_template():
@@ -195,11 +199,11 @@ class DiffusionLM(LM):
         "the tokenizer of this run has no chat template: leave out "
         "--apply_chat_template"
       )
-    self._encoder = tokenizer.encode_rendered
-    return tokenizer.render(chat_history, answer=add_generation_prompt)
+    self._rendered = True
+    return contexts.rendered(tokenizer, chat_history, add_generation_prompt)
 
   def _encode(self, text: str) -> list[int]:
-    return [int(i) for i in self._encoder(text)]
+    return [int(i) for i in self._run.tokenizer.encode(text)]
 
   def _nats(self, items: Sequence[Item]) -> np.ndarray:
     """Returns -log p of items on one canvas, and keeps their errors."""
@@ -249,6 +253,7 @@ class DiffusionLM(LM):
         self._encode(request.args[0]),
         length=self._length,
         overlap=self.protocol.overlap,
+        begin=self._run.tokenizer.begin_ids,
       )
       for request in requests
     ]
@@ -289,18 +294,21 @@ class DiffusionLM(LM):
       config = asked[part[0]][2]
       written = self._write([asked[i][0] for i in part], config)
       return [
-        contexts.cut(self._text(new), asked[i][1])
+        self._text(new, asked[i][1])
         for i, new in zip(part, written, strict=True)
       ]
 
     kinds = [(self._canvas(row, c), c) for row, _, c in asked]
     return self._each("generate_until", requests, kinds, answer, disable_tqdm)
 
-  def _text(self, new: Sequence[int]) -> str:
-    """Returns the text of an answer, which ends at the first end of text."""
-    ends = self._run.tokenizer.end_ids
-    stop = next((i for i, t in enumerate(new) if t in ends), len(new))
-    return self._run.tokenizer.decode(new[:stop])
+  def _text(self, new: Sequence[int], until: Sequence[str]) -> str:
+    """Returns the text of an answer: to what ends it, behind its thoughts."""
+    decode, ends = self._run.tokenizer.decode, self._run.tokenizer.end_ids
+    new = sampling.answered(new, [None] * len(new), ends)
+    if self._think_end:
+      new = contexts.behind(new, self._think_end, decode)
+    text = contexts.stopped(new, until, decode)
+    return text.lstrip() if self._think_end else text
 
   def _asked(self, context: str, kwargs: dict[str, Any]):
     """Returns (template, until, sampler) of a request."""
@@ -315,7 +323,7 @@ class DiffusionLM(LM):
         f"{self._length}: lower max_gen_toks, or give a longer length in "
         "--model_args"
       )
-    given = contexts.fitting(self._begin, self._encode(context), room)
+    given = self._context(self._encode(context), room)
     return [*given, *[None] * wanted], until, config
 
   def _canvas(self, row: sampling.Template, config: SamplerConfig) -> int:
@@ -388,7 +396,3 @@ def main(argv: Sequence[str]) -> list[DiffusionLM]:
   sys.argv = ["lm_eval", *argv]
   cli_evaluate()
   return list(_made)
-
-
-if __name__ == "__main__":
-  main(sys.argv[1:])

@@ -13,7 +13,7 @@ import dataclasses
 from typing import Any
 
 from dllm_jax.core import check
-from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.sampling.presets import IDS, SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,39 @@ PROTOCOLS = {
 }
 
 
+UNUSED = ("device", "max_batch_size", "trust_remote_code", "parallelize")
+"""What `lm_eval` hands to every class: jax takes the devices there are, and no
+code of a folder is ever run."""
+_ELSEWHERE = {
+  "pretrained": "workdir=DIR names the run; dllm convert makes one of a folder",
+  "dtype": "parameters have the run's type, which dllm convert sets",
+  "add_bos_token": "begin=True says so",
+}
+
+
+def rows(batch_size: int | str | None) -> int:
+  """Returns the rows of a call: "auto" and "auto:N" leave it to this class.
+
+  Raises:
+    ValueError: it is no number of rows.
+  """
+  text = str(batch_size)
+  if batch_size is None or text.partition(":")[0] == "auto":
+    return 16
+  if not text.isdigit() or not int(text):
+    raise ValueError(
+      f"--batch_size {text} must be auto, auto:N or a number of rows"
+    )
+  return int(text)
+
+
+def _spelled(value: Any) -> Any:
+  """Returns token ids as text: lm_eval makes numbers and lists of some."""
+  if isinstance(value, list | tuple):
+    return ",".join(map(str, value))
+  return str(value)
+
+
 def named(name: str, fields: Mapping[str, Any]) -> Protocol:
   """Returns a named protocol with some fields replaced.
 
@@ -120,11 +153,18 @@ def named(name: str, fields: Mapping[str, Any]) -> Protocol:
   sampler = {f.name for f in dataclasses.fields(SamplerConfig)} - {"preset"}
   unknown = [k for k in fields if k not in own | sampler]
   if unknown:
+    hints = [f"; {k}: {_ELSEWHERE[k]}" for k in unknown if k in _ELSEWHERE]
     raise ValueError(
       f"unknown --model_args {', '.join(unknown)}; legal: workdir, protocol, "
       f"batch_size, length, seed, use_ema, block_size, "
       + ", ".join(sorted(own | sampler))
+      + "".join(hints)
     )
+  counts = ("mc_num", "strata", "overlap", "max_gen_toks")
+  fields = {
+    k: _spelled(v) if k in IDS else int(v) if k in counts else v
+    for k, v in fields.items()
+  }
   protocol = PROTOCOLS[name]
   own_sampler = {
     k: v for k, v in fields.items() if k in sampler and k not in own

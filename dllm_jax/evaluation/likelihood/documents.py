@@ -73,7 +73,11 @@ def mean(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def windows(
-  tokens: Sequence[int], *, length: int, overlap: int = 0
+  tokens: Sequence[int],
+  *,
+  length: int,
+  overlap: int = 0,
+  begin: Sequence[int] = (),
 ) -> list[Item]:
   """Returns a document as windows: each token is scored once.
 
@@ -83,6 +87,7 @@ def windows(
     tokens: the document.
     length: tokens of a window.
     overlap: tokens that are given again; below `length`.
+    begin: what stands before the text and is given.
 
   Raises:
     ValueError: the document is empty, or the overlap leaves no room.
@@ -96,7 +101,8 @@ def windows(
       f"the overlap of windows of {length} tokens must lie in [0, {length}), "
       f"not {overlap}"
     )
-  found = [Item(tokens=tuple(tokens[:length]))]
+  tokens, count = [*begin, *tokens], min(len(begin), length - 1)
+  found = [Item(tokens=tuple(tokens[:length]), given=count)]
   for start in range(length, len(tokens), length - overlap):
     end = start + length - overlap
     part = tuple(tokens[start - overlap : end])

@@ -11,7 +11,7 @@ from dllm_jax.core import check, paths
 from dllm_jax.data import source
 from dllm_jax.data.packing import text_size, TextSize
 from dllm_jax.evaluation.benchmarks import json_lines
-from dllm_jax.evaluation.likelihood import documents
+from dllm_jax.evaluation.likelihood import contexts, documents
 from dllm_jax.evaluation.likelihood.detokenize import RULES
 from dllm_jax.evaluation.likelihood.scorer import Item, Scorer
 from dllm_jax.evaluation.tasks.registry import option, Setting, Task
@@ -192,7 +192,12 @@ def _text(setting, options, scorer) -> dict[str, Any]:
   items = [
     item
     for ids in texts
-    for item in documents.windows(ids, length=length, overlap=options.overlap)
+    for item in documents.windows(
+      ids,
+      length=length,
+      overlap=options.overlap,
+      begin=run.tokenizer.begin_ids,
+    )
   ]
   protocol = _protocol(
     setting,
@@ -229,12 +234,12 @@ def _score(setting, options, scorer, items: Sequence[Item], protocol):
 def _pairs(setting, options, scorer) -> dict[str, Any]:
   run = setting.run
   canvas = options.length or run.config.data.length
-  encode = lambda text: [int(i) for i in run.tokenizer.encode(text)]
+  begin, encode = run.tokenizer.begin_ids, run.tokenizer.encode
   items, size = [], TextSize()
   for i, (prompt, reply) in enumerate(_read_pairs(options.pairs)):
-    ids = encode(reply)
+    given, ids = contexts.divided(encode, prompt, reply)
     try:
-      items.append(documents.answer(encode(prompt), ids, canvas=canvas))
+      items.append(documents.answer([*begin, *given], ids, canvas=canvas))
     except ValueError as error:
       raise ValueError(f"pair {i} of {options.pairs}: {error}") from error
     size += text_size(reply, ids)

@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 # Read once, when the harness's libraries are imported.
 os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
@@ -85,8 +86,8 @@ def test_generation_stops_at_until_and_is_deterministic(model):
   ):
     with pytest.raises(ValueError, match=said):
       model.generate_until(ask(("a", kwargs)))
-  with pytest.raises(ValueError, match="empty answer"):
-    model.loglikelihood(ask(("a", "")))
+  # An empty continuation is certain, and no end of all other requests.
+  assert model.loglikelihood(ask(("a", ""))) == [(0.0, True)]
   with pytest.raises(ValueError, match="does not fit the canvas"):
     model.loglikelihood(ask(("a", "b" * 40)))
 
@@ -150,13 +151,145 @@ def test_conversations(model, tmp_path, monkeypatch):
     model.apply_chat_template(TALK[:1])
   tokenizer = huggingface(tokenizer_folder(tmp_path, chat_template=TEMPLATE))
   monkeypatch.setattr(model._run, "tokenizer", tokenizer)
-  monkeypatch.setattr(model, "_encoder", tokenizer.encode)
+  monkeypatch.setattr(model, "_rendered", False)
   text = model.apply_chat_template(TALK[:1])
   assert text == "<s><|user|>a b<|end|><|assistant|>"
   assert model._encode(text) == tokenizer.chat(TALK[:1]).tolist()
   # In what follows the context the names of special tokens are tokens, too.
   assert model._encode(text + "b")[-2:] == [5, 1]
   assert model.chat_template(True) == TEMPLATE
+  assert model._context(tokenizer.encode(text), 99)[:2] == [3, 4]
+  # gen_prefix: the turn stays open (lm-evaluation-harness 0.4.13 asks
+  # transformers for continue_final_message), white space as it was given.
+  for prefix in ("b a", "b a ", " b", "", "<|end|>b"):
+    open_turn = [*TALK[:1], {"role": "assistant", "content": prefix}]
+    text = model.apply_chat_template(open_turn, add_generation_prompt=False)
+    assert text == "<s><|user|>a b<|end|><|assistant|>" + prefix
+  # A protocol that wants a beginning does not double the template's.
+  dream = protocols.named("dream", {})
+  monkeypatch.setattr(model, "protocol", dream)
+  assert model._context(tokenizer.encode(text), 99)[:2] == [3, 4]
+  assert model._context([0], 99) == [3, 0]
+
+
+def test_templates_without_a_system_message(model, tmp_path, monkeypatch):
+  refuses = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}"
+    "{% endif %}" + TEMPLATE
+  )
+  tokenizer = huggingface(tokenizer_folder(tmp_path, chat_template=refuses))
+  monkeypatch.setattr(model._run, "tokenizer", tokenizer)
+  monkeypatch.setattr(model, "_rendered", False)
+  monkeypatch.setattr(contexts, "_said", set())
+  system = {"role": "system", "content": "b"}
+  with pytest.warns(UserWarning, match="takes no system message"):
+    text = model.apply_chat_template([system, *TALK[:1]])
+  assert text == "<s><|user|>a b<|end|><|assistant|>"
+
+
+# EleutherAI/lm-evaluation-harness 0.4.13, `_encode_pair`: what is left of the
+# whole, which is nothing, or not the answer, where one token spans both.
+@pytest.mark.parametrize(
+  ("pair", "expected"),
+  [
+    (("Ans", "wer"), (["Ans"], ["wer"])),
+    (("Ans", "w"), (["Ans"], ["w"])),
+    (("An", "swer"), (["An"], ["s", "wer"])),
+    (("An", "sw"), (["An"], ["s", "w"])),
+    (("A", "nswer"), (["A"], ["n", "s", "wer"])),
+    (("", "wer"), ([], ["wer"])),
+    (("Ans ", "we"), (["Ans"], [" ", "we"])),
+    (("Ans", ""), (["Ans"], [])),
+  ],
+  ids=str,
+)
+def test_an_answer_that_shares_a_token_is_encoded_by_itself(
+  pair, expected, spanning
+):
+  tokenizer = huggingface(str(spanning))
+  name = tokenizer._tokenizer.id_to_token
+  found = contexts.divided(tokenizer.encode, *pair)
+  assert tuple([name(i) for i in part] for part in found) == expected
+
+
+@pytest.fixture(scope="module")
+def spanning(tmp_path_factory):
+  """A tokenizer with Ans, wer and Answer, one token each."""
+  folder = tmp_path_factory.mktemp("spanning")
+  letters = " Answer"
+  merges = [("A", "n"), ("An", "s"), ("w", "e"), ("we", "r"), ("Ans", "wer")]
+  words = dict.fromkeys([*letters, *(a + b for a, b in merges)])
+  vocabulary = {word: i for i, word in enumerate(words)}
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+  made.save(str(folder / "tokenizer.json"))
+  return folder
+
+
+def test_flags_of_the_command_reach_the_class(workdir):
+  make = lambda **args: DiffusionLM(str(workdir), mc_num=8, **args)
+  for size in ("auto", "auto:4", None, 16, "16"):
+    assert make(batch_size=size)._rows == 16
+  unused = {"trust_remote_code": True, "device": "cuda:0", "max_batch_size": 8}
+  assert make(**unused)._rows == 16
+  assert make(max_length=64)._length == 64
+  assert make(max_gen_toks="64").protocol.max_gen_toks == 64
+  for args, said in (
+    ({"batch_size": "many"}, "must be auto, auto:N or a number"),
+    ({"pretrained": "x"}, "workdir=DIR names the run"),
+    ({"dtype": "float32"}, "which dllm convert sets"),
+    ({"nonsense": 1}, "unknown --model_args nonsense; legal: workdir"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      make(**args)
+
+
+# What lm_eval makes of `banned=5` is a number, of JSON a list.
+@pytest.mark.parametrize("given", [5, "5", [5, 6], "5,6", "5+6", "5;6", "5 6"])
+def test_ids_of_model_args(workdir, given):
+  model = DiffusionLM(str(workdir), mc_num=8, banned=given, forced=7)
+  filters = model._sampler.build(model._run.objective, length=32).policy.filters
+  ids = (5,) if str(given) == "5" else (5, 6)
+  assert [f.tokens for f in filters] == [ids, (7,)]
+
+
+# huggingface/lighteval issue 559: greedy tasks were sampled at temperature 1.
+@pytest.mark.parametrize("protocol", ["default", "llada", "dream_code"])
+@pytest.mark.parametrize(
+  "wish",
+  [
+    {"do_sample": False, "temperature": 0.0},
+    {"do_sample": False},
+    {"temperature": 0.0},
+    {"do_sample": False, "temperature": 0.7},
+  ],
+  ids=str,
+)
+def test_greedy_is_greedy(model, monkeypatch, protocol, wish):
+  monkeypatch.setattr(model, "protocol", protocols.named(protocol, {}))
+  monkeypatch.setattr(model, "_length", 2000)
+  config = model._asked("A", {**wish, "max_gen_toks": 8})[2]
+  assert config.temperature == 0.0
+
+
+def test_warm_is_warm(model):
+  asked = lambda **wish: model._asked("A", wish | {"max_gen_toks": 8})[2]
+  assert asked(do_sample=True, temperature=0.7).temperature == 0.7
+  assert asked(temperature=0.7).temperature == 0.7
+  assert asked() == model._sampler
+
+
+# LLaDA's eval_llada.py cuts the text in which special tokens are written out.
+def test_stops_may_be_special_tokens(tmp_path):
+  tokenizer = huggingface(tokenizer_folder(tmp_path))
+  ids = [0, 1, 6, 1, 4, 0]  # a b <|end|> b <|user|> a
+  stop = lambda *until: contexts.stopped(ids, until, tokenizer.decode).rstrip()
+  assert stop() == "a b b a" == stop("")
+  assert stop("<|end|>") == "a b"
+  assert stop("<|user|>", "<|nothing|>") == "a b b"
+  assert stop("b") == "a"
+  assert stop("<|end|> b", "<|user|>") == "a b"
+  assert contexts.behind(ids, "<|end|>", tokenizer.decode) == [1, 4, 0]
+  assert contexts.behind(ids, "<|nothing|>", tokenizer.decode) == ids
 
 
 def test_a_cache_resumes(model, tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def test_documents_and_answers(workdir, capsys, tmp_path):
   pairs.write_text("\n".join(json.dumps(line) for line in lines))
   args = [f"--pairs={pairs}", "--samples=4", "--passes=2"]
   found = evaluate(workdir, capsys, *args)
-  assert len(found["log_likelihoods"]) == 2 and found["tokens"] == 7
+  assert len(found["log_likelihoods"]) == 2 and found["tokens"] == 8
   assert max(found["log_likelihoods"]) < 0
   before = {p: p.stat().st_size for p in workdir.rglob("*")}
   pairs.write_text(json.dumps({"prompt": "a", "answer": "b" * 40}))
