@@ -48,11 +48,13 @@ class Source(NamedTuple):
     prefix: what the names began with.
     dtypes: the type of each tensor by name.
     extras: small tensors that carry nothing, by name.
+    dtype: the type of all tensors of parameters, whatever they had.
   """
 
   prefix: str = ""
   dtypes: Mapping[str, np.dtype] | None = None
   extras: Mapping[str, np.ndarray] | None = None
+  dtype: np.dtype | None = None
 
 
 class Converted(NamedTuple):
@@ -139,7 +141,7 @@ def to_ours(
 def to_theirs(
   table: Table, params: PyTree, config: Any, *, source: Source = Source()
 ) -> dict[str, Outgoing]:
-  """Returns published tensors by name, the inverse of `to_ours`.
+  """Returns published tensors in the order of their names: `to_ours` inverted.
 
   Each is made from the parameters when it is asked for.
 
@@ -170,14 +172,14 @@ def to_theirs(
     rows = sum(one.rows for one, _ in parts)
     full = source.prefix + key
     own = np.dtype(flat[parts[0][0].path].dtype)
-    dtype = (source.dtypes or {}).get(full, own)
+    dtype = source.dtype or (source.dtypes or {}).get(full, own)
     tensors[full] = Outgoing(
       dtype,
       (rows, *parts[0][0].their_rest),
       lambda parts=parts, dtype=dtype: _written(parts, flat, dtype),
     )
   _add_copies(table, tensors, config, source)
-  return tensors
+  return dict(sorted(tensors.items()))  # As the owners' tools write them.
 
 
 def _add_copies(table, tensors, config, source) -> None:

@@ -23,7 +23,7 @@ _ARITHMETIC = {
   "lora_alpha", "lora_rank", "param_dtype", "remat", "unroll", "vocab_multiple",
   "balance_weight", "cond_dim",
 }  # fmt: skip
-_ROUTED = ("llada_moe", "llada2_moe")
+_ROUTED = ("llada_moe", "llada2_moe", "qwen_moe", "mixtral")
 _LENGTHS = {
   "llada": "max_sequence_length",
   "mdlm": "model_length",
@@ -111,6 +111,26 @@ def _llada_moe(c: TransformerConfig) -> dict[str, Any]:
   }
 
 
+def _qwen_moe(c: TransformerConfig) -> dict[str, Any]:
+  return _llama(c) | {
+    "num_experts": c.experts,
+    "num_experts_per_tok": c.experts_per_token,
+    "moe_intermediate_size": c.expert_dim,
+    "mlp_only_layers": list(c.dense_layers),
+    "norm_topk_prob": c.router_normalised,
+    "router_aux_loss_coef": c.balance_weight,
+  }
+
+
+def _mixtral(c: TransformerConfig) -> dict[str, Any]:
+  return _llama(c) | {
+    "intermediate_size": c.expert_dim,
+    "num_local_experts": c.experts,
+    "num_experts_per_tok": c.experts_per_token,
+    "router_aux_loss_coef": c.balance_weight,
+  }
+
+
 def _llada2(c: TransformerConfig) -> dict[str, Any]:
   return _llama(c) | {
     "use_qk_norm": c.qk_norm,
@@ -171,6 +191,8 @@ _SHAPES: Mapping[str, Callable[[Any], dict[str, Any]]] = {
   "llada_moe": _llada_moe,
   "llada2_moe": _llada2,
   "qwen": _llama,
+  "qwen_moe": _qwen_moe,
+  "mixtral": _mixtral,
   "llama": _llama,
   "mdlm": _dit,
   "bd3lm": _dit,

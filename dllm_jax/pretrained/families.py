@@ -1,13 +1,15 @@
 """The registry of published families: from a `config.json` to our objects.
 
-A family is found by `model_type`, then by `architectures`, then by its shape.
-What it says is data: a name table, and functions from the fields of the config
-to a network's config and an objective. Nothing in the folder is ever imported.
+A family is found by `architectures`, then by `model_type`, which several share,
+then by its shape. What it says is data: a name table, and functions from the
+fields of the config to a network's config and an objective. Nothing in the folder
+is ever imported: where it has code of its own that is another model than the one
+that it is named after, it is refused.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from dllm_jax.core.schedule import Geometric, LogLinear
 from dllm_jax.core.types import Objective
@@ -19,62 +21,9 @@ from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.sedd import SEDD
 from dllm_jax.pretrained import names, networks
+from dllm_jax.pretrained.family import Family as Family
+from dllm_jax.pretrained.family import Ids as Ids
 from dllm_jax.pretrained.fields import Fields
-from dllm_jax.pretrained.table import Table
-
-
-class Ids(NamedTuple):
-  """Special tokens.
-
-  Attributes:
-    mask: the mask, or None for a family without one.
-    end: what ends a text, or None.
-    pad: padding, or None.
-    begin: what begins a text, or None.
-  """
-
-  mask: int | None
-  end: int | None = None
-  pad: int | None = None
-  begin: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
-  """What is known of one published family.
-
-  Attributes:
-    name: what it is called.
-    table: its name table.
-    model_types: `model_type`s of its configs.
-    architectures: `architectures` of its configs.
-    network: the network's config.
-    objective: the objective's class.
-    settings: its fields.
-    sampler: the preset that samples as published.
-    ids: the published special tokens.
-    counts_padding: whether hidden slots take positions, as in LLaDA; else
-      positions count visible ones, from 0, and hidden ones have 1 (Dream).
-    matches: recognises configs without a `model_type`.
-    output: `(objective, logits, tokens, t)` to what the original returns, where
-      that is not its logits.
-    adopts: whether a mask is added to start diffusion from its weights.
-  """
-
-  name: str
-  table: Table
-  model_types: tuple[str, ...]
-  architectures: tuple[str, ...] = ()
-  network: Callable[[Fields], Any]
-  objective: type
-  settings: Callable[[Fields], dict[str, Any]] = lambda fields: {}
-  sampler: str
-  ids: Ids = Ids(None)
-  counts_padding: bool = True
-  matches: Callable[[Fields], bool] = lambda fields: False
-  output: Callable[..., Any] | None = None
-  adopts: bool = False
-
 
 # ----------------------------------------------------------------- objectives
 
@@ -127,6 +76,13 @@ FAMILIES: tuple[Family, ...] = (
     objective=LLaDA,
     sampler="llada",
     ids=Ids(mask=126336, end=126081, pad=126081),
+    harmless=(
+      "attention_layer_norm_with_affine",
+      "rope_full_precision",
+      "block_group_size",
+      "alibi_bias_max",
+      "vocab_size",
+    ),
   ),
   Family(
     name="dream",
@@ -170,6 +126,29 @@ FAMILIES: tuple[Family, ...] = (
     settings=_blocks(32),
     sampler="llada2",
     ids=Ids(mask=156895, end=156892, pad=156892),
+    harmless=("router_dtype", "seq_aux", "mtp_loss_scaling_factor"),
+  ),
+  Family(
+    name="qwen_moe",
+    table=names.QWEN_MOE,
+    model_types=("qwen3_moe",),
+    architectures=("Qwen3MoeForCausalLM",),
+    network=networks.qwen_moe,
+    objective=Autoregressive,
+    settings=_begins,
+    sampler="autoregressive",
+    adopts=True,
+  ),
+  Family(
+    name="mixtral",
+    table=names.MIXTRAL,
+    model_types=("mixtral",),
+    architectures=("MixtralForCausalLM",),
+    network=networks.mixtral,
+    objective=Autoregressive,
+    settings=_begins,
+    sampler="autoregressive",
+    adopts=True,
   ),
   Family(
     name="qwen",
@@ -181,6 +160,7 @@ FAMILIES: tuple[Family, ...] = (
     settings=_begins,
     sampler="autoregressive",
     adopts=True,
+    harmless=("block_size",),
   ),
   Family(
     name="llama",
@@ -234,25 +214,68 @@ def find(fields: Fields) -> Family:
   """Returns the family of a config.
 
   Raises:
-    ValueError: it is none that is known.
+    ValueError: it is none that is known, or only named like one.
   """
   kind = fields.get("model_type")
   classes = fields.get("architectures", default=[])
   classes = classes if isinstance(classes, list) else [classes]
   tests = (
-    lambda one: isinstance(kind, str) and kind.lower() in one.model_types,
     lambda one: any(name in one.architectures for name in classes),
+    lambda one: isinstance(kind, str) and kind.lower() in one.model_types,
     lambda one: kind is None and one.matches(fields),
   )
   for test in tests:
     for family in FAMILIES:
       if test(family):
+        _check_code(family, fields, classes)
         return _adopted(family, fields)
   known = ", ".join(t for family in FAMILIES for t in family.model_types)
   raise ValueError(
     f"{fields.path}: model_type {kind!r} with architectures {classes} is"
     f" unknown; known model_types: {known}"
   )
+
+
+def _check_code(family: Family, fields: Fields, classes: list[str]) -> None:
+  """Raises ValueError if a config names another model than its family.
+
+  Several diffusion models call themselves by the autoregressive model, or by the
+  diffusion model, that they began with; their code does something else.
+  """
+  code = fields.get("auto_map", default={})
+  code = list(code.values()) if isinstance(code, Mapping) else []
+  flat = [n for one in code for n in (one if isinstance(one, list) else [one])]
+  named = {
+    str(name).rpartition("--")[2]
+    for name in flat
+    if not str(name).endswith(("Config", "Tokenizer", "TokenizerFast"))
+  }
+  last = {name.rpartition(".")[2] for name in named}
+  # A bare network, without its head, may stand beside the whole.
+  own = {*family.architectures} | {
+    name.replace("ForCausalLM", "Model") for name in family.architectures
+  }
+  foreign = sorted((last | set(classes)) - own)
+  if family.architectures and foreign:
+    raise ValueError(
+      f"{fields.path} has model_type {fields.get('model_type')!r}, but its code"
+      f" is {', '.join(foreign)}: another model than {family.name}, which is"
+      f" not supported; {family.name}'s is {', '.join(family.architectures)}"
+    )
+  if family.adopts and named:
+    raise ValueError(
+      f"{fields.path} has model_type {fields.get('model_type')!r}, but code of"
+      f" its own, {', '.join(sorted(named))}: another model than {family.name},"
+      " which is not supported; if it is the same, remove auto_map"
+    )
+  if family.name == "sdar" and (
+    fields.get("fuse_cross_entropy") or fields.get("block_size", default=4) < 4
+  ):
+    raise ValueError(
+      f"{fields.path} has model_type 'sdar' with fuse_cross_entropy or a"
+      " block_size below 4: it is I-DLM's, which is causal and shifted, and not"
+      " supported"
+    )
 
 
 _ADOPTED = {
@@ -312,6 +335,17 @@ def objective(
     length=max(row // block, 1) * block,
   )
   return family.objective.over(space, **settings)
+
+
+def check_fields(family: Family, fields: Fields) -> None:
+  """Raises ValueError for a field that may change the network unnoticed.
+
+  Of configs that name their family: those that a Lightning module was trained
+  with say much else.
+  """
+  if fields.get("model_type") is not None:
+    length(fields)
+    fields.no_others(*family.harmless, what=family.name)
 
 
 def length(fields: Fields) -> int:

@@ -1,8 +1,36 @@
-"""The fields of a published `config.json`, read with their types checked."""
+"""The fields of a published `config.json`, read with their types checked.
+
+A field that nobody reads may still change the network. So what was read is
+remembered, and what is left over is an error that names it, unless it is known
+not to matter.
+"""
 
 from collections.abc import Mapping
 import pathlib
 from typing import Any
+
+# What a network's numbers cannot depend on: who wrote a file and how, what
+# generation and training default to, what is told to other code.
+_HARMLESS = {
+  "architectures", "auto_map", "model_type", "dtype", "torch_dtype",
+  "name_or_path", "tokenizer_class", "unsloth_fixed",
+  "attn_implementation", "flash_attention", "attn_backend", "precision",
+  "use_cache", "use_bfloat16", "torchscript", "gradient_checkpointing",
+  "pretraining_tp", "tf_legacy_loss", "return_dict", "is_decoder",
+  "output_attentions", "output_hidden_states", "output_router_logits",
+  "initializer_range", "init_device", "init_fn", "init_std",
+  "init_cutoff_factor", "initializer_cutoff_factor",
+  "id2label", "label2id", "num_labels", "problem_type", "finetuning_task",
+  "prefix", "task_specific_params", "chunk_size_feed_forward",
+  "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p",
+  "typical_p", "repetition_penalty", "length_penalty", "num_beams",
+  "num_beam_groups", "num_return_sequences", "diversity_penalty",
+  "early_stopping", "max_new_tokens", "output_scores",
+  "router_aux_loss_coef", "router_jitter_noise", "router_z_loss_coef",
+  "max_window_layers", "max_position_embeddings", "max_sequence_length",
+  "model_max_length", "fuse_cross_entropy", "diffusion_objective",
+}  # fmt: skip
+_HARMLESS_ENDS = ("_token_id", "_version", "_token_ids")
 
 
 class Fields:
@@ -17,9 +45,11 @@ class Fields:
     """Wraps the fields of a file."""
     self.values = dict(values)
     self.path = path
+    self._read: set[str] = set()
 
   def get(self, *names: str, default: Any = None) -> Any:
     """Returns the first field that is there and not null."""
+    self._read.update(names)
     for name in names:
       if self.values.get(name) is not None:
         return self.values[name]
@@ -59,10 +89,31 @@ class Fields:
 
   def section(self, name: str) -> "Fields":
     """Returns the fields of a nested object."""
-    value = self.values.get(name)
+    value = self.get(name)
     if not isinstance(value, Mapping):
       raise ValueError(f"{self.path} lacks the section {name}")
     return Fields(value, self.path)
+
+  def no_others(self, *harmless: str, what: str) -> None:
+    """Checks that every field was read, or cannot matter.
+
+    One that is null, false, zero or empty asks for nothing.
+
+    Args:
+      *harmless: further names that do not matter here.
+      what: whose fields they are, for the message.
+
+    Raises:
+      ValueError: one may change the network, and is not understood.
+    """
+    known = self._read | _HARMLESS | set(harmless)
+    for name, value in self.values.items():
+      aside = name.startswith("_") or name.endswith(_HARMLESS_ENDS)
+      if value and name not in known and not aside:
+        raise ValueError(
+          f"{self.path}: the field {name}={str(value)[:60]} is not understood by"
+          f" {what}: it may change the network; if it does not, remove it"
+        )
 
   def only(self, **legal: Any) -> None:
     """Checks that fields, where given, have values that we can run.
@@ -72,7 +123,7 @@ class Fields:
     """
     for name, value in legal.items():
       values = value if isinstance(value, tuple) else (value,)
-      found = self.values.get(name)
+      found = self.get(name)
       if found is not None and found not in values:
         raise ValueError(
           f"{self.path}: {name}={found!r} is not supported; legal:"

@@ -145,7 +145,8 @@ def read_tensors(folder: str | pathlib.Path) -> dict[str, Stored]:
 
   Raises:
     FileNotFoundError: there are no weights, or a shard is missing.
-    ValueError: there are pickles only, or a file is damaged.
+    ValueError: there are pickles only, a file is damaged, or an index stands
+      beside a whole file: only one of them can be the model.
   """
   folder = paths.local(folder)
   index = folder / INDEX
@@ -170,6 +171,12 @@ def _read_shards(folder: pathlib.Path, index: pathlib.Path):
   names = read_json(index).get("weight_map")
   if not isinstance(names, dict) or not names:
     raise ValueError(f"{index} has no weight_map; fetch it again")
+  if (folder / SINGLE).is_file() and SINGLE not in names.values():
+    raise ValueError(
+      f"{folder} holds {SINGLE} and, in {INDEX}, other files with weights: one"
+      " of them is left over; remove it (the index with its shards, or the"
+      " single file)"
+    )
   shards: dict[str, dict[str, Stored]] = {}
   tensors = {}
   for key, name in names.items():

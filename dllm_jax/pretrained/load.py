@@ -207,8 +207,9 @@ def load_pretrained(
   )
   tokenizer = tokens.fit(tokenizer, ids, config.vocab_size, fields)
   if mask_id is not None:
-    fields = Fields({**published, "mask_token_id": ids.mask}, fields.path)
+    published = {**published, "mask_token_id": ids.mask}
   objective = families.objective(family, fields, config.vocab_size, ids)
+  families.check_fields(family, fields)
   tensors = files.read_tensors(folder)
   dtype = _dtype(tensors, dtype)
   low = (dtype or _common(tensors)) == np.dtype(jnp.bfloat16)
@@ -230,7 +231,7 @@ def load_pretrained(
     family.sampler,
     config,
     family=family,
-    published=fields.values,
+    published=published,
     ids=ids,
     source=converted.source,
     used=converted.used,
@@ -329,8 +330,8 @@ def save_pretrained(
 ) -> None:
   """Writes a folder that the original code loads.
 
-  Names, shapes and types are those that were read. The folder appears when it
-  is complete.
+  Names, shapes and types are those that were read, and `config.json` says the
+  type of the weights. The folder appears when it is complete.
 
   Args:
     model: what `load_pretrained` returned.
@@ -346,9 +347,7 @@ def save_pretrained(
   """
   source = model.source
   if dtype is not None:
-    kind = _dtype({}, dtype)
-    dtypes = dict.fromkeys(source.dtypes or {}, kind)
-    source = source._replace(dtypes=dtypes)
+    source = source._replace(dtype=_dtype({}, dtype))
   tensors = convert.to_theirs(
     model.family.table,
     model.params if params is None else params,
@@ -365,7 +364,8 @@ def save_pretrained(
       progress(done, total)
 
   with files.new_folder(path) as folder:
-    files.write_json(folder / "config.json", model.published)
+    kind = str(_common(tensors))
+    files.write_json(folder / "config.json", _typed(model.published, kind))
     files.write_tensors(
       folder, tensors, shard_bytes=shard_bytes, progress=report
     )
@@ -373,6 +373,18 @@ def save_pretrained(
       copy_companions(model.folder, folder)
     elif isinstance(model.tokenizer, HuggingFace):
       model.tokenizer.save(folder)
+
+
+def _typed(published: Mapping[str, Any], kind: str) -> dict[str, Any]:
+  """Returns a config that names the type of the weights beside it.
+
+  By the name that it has for it. One that has none means float32; for others it
+  gets the name that all versions of transformers read.
+  """
+  names = [name for name in ("dtype", "torch_dtype") if name in published]
+  if not names and kind != "float32":
+    names = ["torch_dtype"]
+  return dict(published) | dict.fromkeys(names, kind)
 
 
 def copy_companions(

@@ -138,6 +138,22 @@ DREAM = _llama_like("Dream")
 QWEN = _llama_like("Qwen")
 LLAMA = _llama_like("LLaMA")
 SDAR = _llama_like("SDAR")
+QWEN_MOE = _llama_like(
+  "Qwen-MoE", _linear(_LAYER + "mlp.gate", "layers/mlp/router"), *_EXPERTS
+)
+# Gate, down and up, in this order.
+MIXTRAL = _llama_like(
+  "Mixtral",
+  _linear(_LAYER + "block_sparse_moe.gate", "layers/mlp/router"),
+  *(
+    Name(
+      f"{_LAYER}block_sparse_moe.experts.{{e}}.{theirs}.weight",
+      f"layers/mlp/experts/{ours}",
+      contracts=1,
+    )
+    for theirs, ours in (("w1", "gate"), ("w2", "down"), ("w3", "up"))
+  ),
+)
 LLADA_MOE = _llama_like(
   "LLaDA-MoE",
   _linear(_LAYER + "mlp.gate", "layers/mlp/router"),
