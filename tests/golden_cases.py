@@ -32,6 +32,11 @@ def load(name: str) -> Case:
   return Case(json.loads((folder / "config.json").read_text()), arrays)
 
 
+def present(*names: str) -> list[str]:
+  """Returns those of some cases that the root has."""
+  return [name for name in names if (ROOT / name).is_dir()]
+
+
 def weights(name: str) -> dict[str, np.ndarray]:
   """Returns a case's parameters under their original names."""
   from safetensors.numpy import load_file

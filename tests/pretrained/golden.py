@@ -4,20 +4,37 @@ import json
 import pathlib
 import shutil
 
+import safetensors
+
 from dllm_jax.models import DiTConfig
 from dllm_jax.pretrained import families
 from dllm_jax.pretrained.fields import Fields
 from tests import golden_cases
 from tests.golden_cases import Case
 
+
+def _supported(path: pathlib.Path) -> bool:
+  """Whether a case keeps the configuration of a family that is supported."""
+  config = json.loads(path.read_text()).get("hf_config")
+  if config is None:
+    return False
+  try:
+    families.find(Fields(config, path)).network(Fields(config, path))
+  except ValueError:
+    return False
+  # A reward model's head is no part of a published language model.
+  with safetensors.safe_open(path.with_name("weights.safetensors"), "np") as f:
+    return "value_head.weight" not in f.keys()  # noqa: SIM118  It has no iterator.
+
+
 PUBLISHED = tuple(
   sorted(
     path.parent.name
     for path in golden_cases.ROOT.glob("*/config.json")
-    if "hf_config" in json.loads(path.read_text())
+    if _supported(path)
   )
 )
-"""The cases that keep the published configuration."""
+"""The cases that keep the published configuration of a known family."""
 
 
 def published_config(case: Case) -> dict:

@@ -6,8 +6,10 @@ own float32 error and more, for another order of sums.
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
+import struct
 import tempfile
 
 import jax
@@ -20,6 +22,7 @@ import dllm_jax
 from dllm_jax.core.mask import materialise, TwoStream
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.parallel import make_mesh
+from dllm_jax.pretrained import convert
 from tests import golden_cases
 from tests.pretrained.golden import publish, PUBLISHED
 
@@ -65,6 +68,16 @@ def test_llada_moe():
   ours = model.logits(a["input_ids"], mask)
   assert_allclose(ours[mask], a["masked_logits"][mask], atol=2e-4)
   assert model.sampler == "llada"
+
+
+# Written and run by transformers 5.24.0: `rope_parameters`, `num_local_experts`,
+# one tensor an expert. Other sets of recorded arrays need not have them.
+@pytest.mark.parametrize("name", golden_cases.present("qwen3_moe", "mixtral"))
+def test_experts_of_autoregressive_models(name):
+  a, model = loaded(name)
+  assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=2e-4)
+  assert isinstance(model.objective, Autoregressive)
+  assert not model.unused
 
 
 @pytest.mark.parametrize("name, atol", [("llada2_moe", 5e-4), ("sdar", 2e-4)])
@@ -177,7 +190,55 @@ def test_round_trip_is_byte_equal(name, tmp_path):
     assert back[key].tobytes() == tensor.tobytes(), key
   again = dllm_jax.load_pretrained(tmp_path / "out")
   jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
-  assert again.published == model.published
+  # A config names the type of the weights, whatever it said of them before.
+  kinds = {"dtype": "float32", "torch_dtype": "float32"}
+  kinds = {k: v for k, v in kinds.items() if k in model.published}
+  assert again.published == dict(model.published) | kinds
+  names = [key for shard in shards for key in load_names(shard)]
+  assert names == sorted(names)  # As the owners' tools write them.
+
+
+def load_names(file):
+  """Returns the names of a file's tensors in the order in which they lie."""
+  with file.open("rb") as data:
+    (size,) = struct.unpack("<Q", data.read(8))
+    header = json.loads(data.read(size))
+  header.pop("__metadata__", None)
+  return sorted(header, key=lambda key: header[key]["data_offsets"])
+
+
+# huggingface/transformers issue 31861: the field is the type of the weights.
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(
+  ("said", "kind"),
+  [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "bfloat16")],
+)
+def test_an_exported_config_names_the_type_of_the_weights(
+  name, said, kind, tmp_path
+):
+  folder = publish("llada_logits", tmp_path / "in", **{name: said})
+  model = dllm_jax.load_pretrained(folder)
+  dllm_jax.pretrained.save_pretrained(model, tmp_path / "out", dtype=kind)
+  again = dllm_jax.load_pretrained(tmp_path / "out")
+  assert again.published[name] == kind
+  assert {str(x) for x in again.source.dtypes.values()} == {kind}
+  # As it was read, with nothing asked for: the weights' own.
+  dllm_jax.pretrained.save_pretrained(model, tmp_path / "same")
+  config = json.loads((tmp_path / "same" / "config.json").read_text())
+  assert config[name] == "float32"
+
+
+def test_a_run_from_scratch_is_exported_in_the_type_that_is_asked_for(tmp_path):
+  model = dllm_jax.load_pretrained(publish("llada_logits", tmp_path / "in"))
+  scratch = dataclasses.replace(
+    model, source=convert.Source(), folder=None, published=dict(model.published)
+  )
+  dllm_jax.pretrained.save_pretrained(
+    scratch, tmp_path / "out", dtype="bfloat16"
+  )
+  again = dllm_jax.load_pretrained(tmp_path / "out")
+  assert {str(x) for x in again.source.dtypes.values()} == {"bfloat16"}
+  assert again.published["torch_dtype"] == "bfloat16"
 
 
 def test_autoregressive_families_load(tmp_path):
