@@ -319,6 +319,9 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
   folder = file.parent
   settings = tokenizer_json.read(folder / "tokenizer_config.json")
   tokenizer = tokenizer_json.load(file, path, settings)
+  # For batches of other programs; a prompt is neither cut nor filled.
+  tokenizer.no_padding()
+  tokenizer.no_truncation()
   as_it_is = tokenizer.to_str()
   named, more = tokenizer_json.named_tokens(folder, settings)
   tokenizer_json.add_tokens(

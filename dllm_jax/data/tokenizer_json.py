@@ -208,10 +208,11 @@ def add_tokens(
 def set_surroundings(
   tokenizer: Any, settings: Mapping[str, Any], named: Mapping[str, str]
 ) -> None:
-  """Sets what stands around a text, where `tokenizer_config.json` says it.
+  """Adds to what stands around a text what `tokenizer_config.json` asks for.
 
-  `add_bos_token` and `add_eos_token`, one of them is enough, replace the
-  post-processor of the file; a token that has no name is not added.
+  `add_bos_token` and `add_eos_token` add their token where the post-processor of
+  `tokenizer.json` does not. Deviates: transformers before 5 reads them so for
+  LLaMA's class, 5.24.0 only where there is no `tokenizer.json`.
 
   Args:
     tokenizer: what is changed.
@@ -220,19 +221,23 @@ def set_surroundings(
   """
   from tokenizers import processors  # noqa: PLC0415
 
-  if not {"add_bos_token", "add_eos_token"} & settings.keys():
-    return
-  wanted = {
-    role: named[f"{role}_token"]
+  begin, after = (list(ids) for ids in surroundings(tokenizer))
+  ids = {
+    role: tokenizer.token_to_id(named[f"{role}_token"])
     for role in ("bos", "eos")
     if settings.get(f"add_{role}_token") and f"{role}_token" in named
   }
-  order = [wanted.get("bos"), "$A", wanted.get("eos")]
+  wanted_begin, wanted_after = list(begin), list(after)
+  if "bos" in ids and ids["bos"] not in begin:
+    wanted_begin.insert(0, ids["bos"])
+  if "eos" in ids and ids["eos"] not in after:
+    wanted_after.append(ids["eos"])
+  if (wanted_begin, wanted_after) == (begin, after):
+    return
+  name = tokenizer.id_to_token
   tokenizer.post_processor = processors.TemplateProcessing(
-    single=[part for part in order if part is not None],
-    special_tokens=[
-      (token, tokenizer.token_to_id(token)) for token in set(wanted.values())
-    ],
+    single=[*map(name, wanted_begin), "$A", *map(name, wanted_after)],
+    special_tokens=[(name(i), i) for i in {*wanted_begin, *wanted_after}],
   )
 
 
