@@ -143,7 +143,7 @@ def export_run(
       " --as out"
     )
   model = _kept(run) if kept.is_dir() else _described(run, family)
-  state = run.state
+  state = run.load(masters=dtype == "float32")
   params = (state.eval_params if use_ema else state.params)["model"]
   params = merge_adapters(params, run.network)
   model = dataclasses.replace(model, params=params)

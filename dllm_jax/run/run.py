@@ -172,6 +172,7 @@ class Run:
       optimizer=optimizer.build(training.steps),
       training=training,
       trains=optimizer.trains if optimizer.train_only else None,
+      rounding=optimizer.rounding,
     )
 
   @functools.cached_property
@@ -189,14 +190,22 @@ class Run:
 
   @functools.cached_property
   def state(self) -> TrainState:
-    """The newest checkpoint's state.
+    """The newest checkpoint's state, as `load` returns it."""
+    return self.load()
+
+  def load(self, *, masters: bool = False) -> TrainState:
+    """Returns the newest checkpoint's state.
+
+    Args:
+      masters: parameters in the type that they train in, not the network's own.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
     """
     checkpoints = Checkpoints(self.workdir, writes=False)
     with jax.set_mesh(self.mesh), checkpoints:
-      restored = self.program.restore(checkpoints, to_train=False)
+      wanted = {"to_train": False, "masters": masters}
+      restored = self.program.restore(checkpoints, **wanted)
     if restored is None:
       raise FileNotFoundError(
         f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
@@ -363,10 +372,10 @@ class Run:
     trace: bool = False,
     numbers: Sequence[int] | None = None,
   ) -> Sampled:
-    """Returns samples of templates: token ids, None where one is wanted.
+    """Returns samples of templates.
 
     Args:
-      rows: a template for each sample.
+      rows: a template for each sample: token ids, None where one is wanted.
       length: slots of the canvas; None for the bucket of the longest row.
       seed: this and what follows as in `sample`.
       sampler: how to sample; by default as configured.

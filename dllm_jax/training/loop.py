@@ -68,6 +68,8 @@ class Program:
     adopt: `(state) -> state`, jitted: adds to imported parameters what they
       come without: adapters, averages, the optimiser's state.
     abstract: shapes, types and shardings of the state.
+    served: the same, with parameters in the network's own type: what is loaded
+      to evaluate and sample.
   """
 
   step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -75,20 +77,28 @@ class Program:
   constants: Callable[[], PyTree]
   adopt: Callable[[TrainState], TrainState]
   abstract: TrainState
+  served: TrainState
 
   def restore(
-    self, checkpoints: Checkpoints, *, to_train: bool = True
+    self,
+    checkpoints: Checkpoints,
+    *,
+    to_train: bool = True,
+    masters: bool = True,
   ) -> tuple[TrainState, dict[str, Any]] | None:
     """Returns the newest saved state and its data state, None if none was.
 
     Args:
       checkpoints: where it is saved.
       to_train: whether imported parameters get an optimiser's state.
+      masters: whether parameters come in the type that they train in, not in
+        the network's.
 
     Raises:
       ValueError: there are checkpoints, and none can be read.
     """
-    restored = checkpoints.restore(self.abstract)
+    abstract = self.abstract if to_train or masters else self.served
+    restored = checkpoints.restore(abstract)
     if restored is None:
       return None
     state, data_state = restored
@@ -96,7 +106,7 @@ class Program:
     state = state.replace(process=process)
     if state.opt_state is None:
       adopted = self.adopt(state) if to_train else None
-      state = adopted or _evaluable(state, self.abstract)
+      state = adopted or _evaluable(state, abstract)
     return state, data_state
 
 
@@ -135,12 +145,7 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
     params = jax.tree_util.tree_map_with_path(
       lambda path, leaf: have.get(path, leaf), fresh.params
     )
-    averaged = None if fresh.ema_params is None else params
-    return state.replace(
-      params=params,
-      ema_params=averaged,
-      opt_state=trainer.optimizer.init(params),
-    )
+    return trainer.begin(state.replace(params=params))
 
   jit = functools.partial(compilation.jit, mesh=mesh)
   return Program(
@@ -157,7 +162,16 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
     ),
     adopt=jit(adopt, out_shardings=placed),
     abstract=abstract_state(shapes, placed),
+    served=abstract_state(_served(trainer, shapes, batch), placed),
   )
+
+
+def _served(trainer: Trainer, shapes: TrainState, batch: Batch) -> TrainState:
+  """Returns the shapes of a state, its parameters in the network's own type."""
+  bare = dataclasses.replace(trainer, rounding="nearest")
+  own = jax.eval_shape(bare.init, batch).params
+  averaged = None if shapes.ema_params is None else own
+  return shapes.replace(params=own, ema_params=averaged)
 
 
 class _Stop:

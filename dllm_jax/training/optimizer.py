@@ -2,11 +2,20 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import get_args, Literal
 
 import jax
 from jaxtyping import PyTree
 import optax
+
+Rounding = Literal["none", "stochastic", "nearest"]
+"""What becomes of updates to parameters that a network has in bfloat16.
+
+"none" keeps masters of them in float32 while they train; "stochastic" rounds each
+update up or down at random, right on average (`core.rounding`), and "nearest"
+loses those below 1/512 of a parameter, which at the rates of fine-tuning are
+nearly all.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +39,8 @@ class Optimizer:
     no_decay: a regular expression of parameter paths that never decay.
     train_only: a regular expression of parameter paths that train, the others
       being frozen; "" for all, or for adapters alone where there are any.
+    rounding: of updates to parameters in bfloat16: "none" trains float32 masters
+      (4 bytes more a parameter than the others), "stochastic" or "nearest".
   """
 
   name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
@@ -45,6 +56,7 @@ class Optimizer:
   clip_norm: float = 1.0
   no_decay: str = r".*(norm|bias|scale).*|process/.*"
   train_only: str = ""
+  rounding: Rounding = "none"
 
   def __post_init__(self):
     if self.name not in _RULES:
@@ -54,6 +66,11 @@ class Optimizer:
     if self.schedule not in ("constant", "cosine", "wsd"):
       raise ValueError(
         f"unknown schedule {self.schedule!r}; legal: constant, cosine, wsd"
+      )
+    if self.rounding not in get_args(Rounding):
+      raise ValueError(
+        f"unknown optimizer.rounding {self.rounding!r}; legal:"
+        f" {', '.join(get_args(Rounding))}"
       )
     if self.learning_rate <= 0 or self.warmup_steps < 0:
       raise ValueError(

@@ -19,7 +19,11 @@ import optax
 
 from dllm_jax.core import check
 from dllm_jax.core.flops import matmul_flops
+from dllm_jax.core.rounding import stochastic_tree, widened
 from dllm_jax.core.types import Batch, Denoiser, Objective, Process
+from dllm_jax.training.optimizer import Rounding
+
+_ROUNDING = 2**20  # folded into a step's key: no other draw has this number
 
 
 @struct.dataclass
@@ -28,10 +32,11 @@ class TrainState:
 
   Attributes:
     step: steps taken.
-    params: `{"model": ..., "process": process.params}`, float32.
+    params: `{"model": ..., "process": process.params}`: masters, float32 unless
+      `Trainer.rounding` leaves them in the network's own type.
     process: constants and state of the corruption process (its learned part is
       in `params`).
-    ema_params: an exponential moving average of `params`, or None.
+    ema_params: an exponential moving average of `params`, float32, or None.
     opt_state: optax's state.
   """
 
@@ -119,6 +124,8 @@ class Trainer:
     training: batch split, averaging and seed.
     trains: `params` to a tree of booleans, False at frozen ones; None if all
       train.
+    rounding: of parameters that the network has in bfloat16; see
+      `optimizer.Rounding`.
   """
 
   objective: Objective
@@ -126,6 +133,7 @@ class Trainer:
   optimizer: optax.GradientTransformation
   training: Training
   trains: Callable[[PyTree], PyTree] | None = None
+  rounding: Rounding = "none"
 
   def init_process(self) -> Process:
     """Returns the process of step 0; a function of the seed only."""
@@ -143,12 +151,35 @@ class Trainer:
       "model": self.denoiser.init(key_model, inputs),
       "process": process.params,
     }
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      process=process.replace(params={}),
-      ema_params=params if self.training.ema_decay else None,
-      opt_state=self.optimizer.init(params),
+    return self.begin(
+      TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=self._masters(params),
+        process=process.replace(params={}),
+        ema_params=None,
+        opt_state=None,
+      )
+    )
+
+  def begin(self, state: TrainState) -> TrainState:
+    """Returns a state with the average and the optimiser's state of step 0.
+
+    Both are float32, whatever the parameters are.
+    """
+    wide = widened(state.params)
+    return state.replace(
+      ema_params=wide if self.training.ema_decay else None,
+      opt_state=self.optimizer.init(wide),
+    )
+
+  def _masters(self, params: PyTree) -> PyTree:
+    """Returns parameters in the type that they train in; frozen ones stay."""
+    if self.rounding != "none":
+      return params
+    if self.trains is None:
+      return widened(params)
+    return jax.tree.map(
+      lambda x, trains: widened(x) if trains else x, params, self.trains(params)
     )
 
   def step(
@@ -167,15 +198,17 @@ class Trainer:
     gradients, sums = self._accumulate(state, batch, drawn, key_dropout)
     weight = jnp.maximum(sums["weight"], 1e-9)  # a batch of padding only
     gradients = jax.tree.map(lambda g: g / weight, gradients)
+    wide = widened(state.params)
     updates, opt_state = self.optimizer.update(
-      gradients, state.opt_state, state.params
+      widened(gradients), state.opt_state, wide
     )
-    params = optax.apply_updates(state.params, updates)
+    params, lost = self._rounded(key, optax.apply_updates(wide, updates), state)
     metrics = {
       "loss_nats_per_token": sums["total"] / weight,
       "bound_nats_per_token": sums["bound"] / jnp.maximum(sums["tokens"], 1),
       "gradient_norm": optax.tree.norm(gradients),
       "tokens": sums["tokens"],
+      **lost,
       **{k: v / self.training.microbatches for k, v in sums["extra"].items()},
     }
     new = state.replace(
@@ -185,6 +218,32 @@ class Trainer:
       opt_state=opt_state,
     )
     return new, metrics
+
+  def _rounded(
+    self, key: Key[Array, ""], wide: PyTree, state: TrainState
+  ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
+    """Returns updated parameters in their own type.
+
+    And, where they are rounded to the nearest, `lost_updates`: the share of
+    those that should have changed and did not.
+    """
+    if self.rounding == "stochastic":
+      key = jax.random.fold_in(key, _ROUNDING)
+      return stochastic_tree(key, wide, state.params), {}
+    params = jax.tree.map(
+      lambda x, old: x.astype(old.dtype), wide, state.params
+    )
+    if self.rounding == "none":
+      return params, {}
+    pairs = zip(
+      *map(jax.tree.leaves, (wide, params, state.params)), strict=True
+    )
+    counts = [
+      (jnp.sum(w != old), jnp.sum((w != old) & (new == old)))
+      for w, new, old in pairs
+    ]
+    moved, lost = (sum(each) for each in zip(*counts, strict=True))
+    return params, {"lost_updates": lost / jnp.maximum(moved, 1)}
 
   def model_flops(self, state: TrainState, batch: Batch) -> int:
     """Returns the FLOPs of a step: 3 x the forward's, no recomputation.
@@ -287,5 +346,5 @@ class Trainer:
     rows = jax.tree.map(split, (batch, drawn))
     first = jax.tree.map(lambda x: x[0], rows)
     shapes = jax.eval_shape(gradient, state.params, *first, key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = widened(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
     return lax.scan(add, zeros, (*rows, jnp.arange(parts)))[0]

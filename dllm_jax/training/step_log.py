@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from typing import Any
+import warnings
 
 import jax
 import numpy as np
@@ -21,6 +22,8 @@ from dllm_jax.parallel.hardware import peak_flops
 from dllm_jax.training.metrics import MetricWriter
 
 _WINDOW = 200  # steps of which percentiles are told
+
+_LOST = 0.5  # share of updates
 
 
 class NonFiniteLossError(RuntimeError):
@@ -101,6 +104,8 @@ class StepLog:
     if self._last is not None:  # The first step's time is compilation.
       self._steps.append(now - self._last)
       self._tokens += metrics["tokens"]
+    if self._last is None:
+      _warn_of_lost(metrics.get("lost_updates", 0.0))
     self._last = now
     rate = self._tokens / max(sum(self._steps), 1e-9)
     bits = metrics["bound_nats_per_token"] / np.log(2.0)
@@ -158,6 +163,16 @@ class StepLog:
   def _print(self, line: str) -> None:
     if not self.bar.disable:
       self.bar.write(line, file=self.bar.fp)
+
+
+def _warn_of_lost(share: float) -> None:
+  """Says after the first step that parameters do not move."""
+  if share > _LOST:
+    warnings.warn(
+      f"{share:.0%} of the first updates are lost, being smaller than bfloat16"
+      " can add: set optimizer.rounding to none (float32 masters) or stochastic",
+      stacklevel=2,
+    )
 
 
 def _peak_bytes(devices: Sequence[jax.Device]) -> int:

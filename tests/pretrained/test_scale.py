@@ -27,7 +27,7 @@ CONFIG = {
 MEASURE = """
 import json, os, pathlib, re, shutil, sys, time
 import jax, dllm_jax
-from dllm_jax import exchange
+from dllm_jax.run import exchange
 from dllm_jax.parallel import make_mesh
 
 tiny, large, task = sys.argv[1:]
