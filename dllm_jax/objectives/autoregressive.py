@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from dllm_jax.core.mask import Causal, MaskSpec
-from dllm_jax.core.types import Loss, ModelInputs
+from dllm_jax.core.types import Loss
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
   begins_segment,
@@ -89,17 +89,15 @@ class Autoregressive(Discrete):
     return Drawn(t=jnp.ones((x0.shape[0], 1)), z=z)
 
   def _hidden(self, batch) -> Bool[Array, "B L"]:
-    """Returns True at slots of bos that the network is not to see."""
-    if self.begins:
-      return jnp.zeros(batch.tokens.shape, bool)
-    known = ~batch.loss_mask | (batch.tokens == self.begin_id)
-    return begins_segment(batch.segment_ids) & known
+    """Returns True at slots of bos that the network is not to see.
 
-  def inputs(self, process, z, t, batch) -> ModelInputs:
-    """Returns what the network sees: z, without a bos that is not wanted."""
-    inputs = super().inputs(process, z, t, batch)
-    segments = jnp.where(self._hidden(batch), 0, batch.segment_ids)
-    return inputs.replace(segment_ids=segments)
+    Where a text begins with bos itself, and, unless all rows begin so, where its
+    first token is given.
+    """
+    known = batch.tokens == self.begin_id
+    if not self.begins:
+      known |= ~batch.loss_mask
+    return begins_segment(batch.segment_ids) & known
 
   def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the exact negative log-likelihood, nats."""
@@ -107,7 +105,9 @@ class Autoregressive(Discrete):
     weight = evenly(counted)
     if batch.loss_weight is not None:
       weight = weight * batch.loss_weight[:, None]
-    out = denoise(self.inputs(process, drawn.z, drawn.t, batch))
+    inputs = self.inputs(process, drawn.z, drawn.t, batch)
+    segments = jnp.where(self._hidden(batch), 0, batch.segment_ids)
+    out = denoise(inputs.replace(segment_ids=segments))
     out = forbid(out, self.mask_id)
     total, terms = cross_entropy(out, batch.tokens, weight)
     return Loss(

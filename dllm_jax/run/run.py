@@ -145,9 +145,7 @@ class Run:
   @functools.cached_property
   def corpus(self):
     """The text of the run, read when it is first needed."""
-    if self._corpus is None:
-      self._corpus = data.load(self.config.data, tokenizer=self.tokenizer)
-    return self._corpus
+    return self._corpus or data.load(self.config.data, tokenizer=self.tokenizer)
 
   def describe(self) -> str:
     """Returns one line on what is trained where."""
@@ -204,8 +202,8 @@ class Run:
     """
     checkpoints = Checkpoints(self.workdir, writes=False)
     with jax.set_mesh(self.mesh), checkpoints:
-      wanted = {"to_train": False, "masters": masters}
-      restored = self.program.restore(checkpoints, **wanted)
+      how = {"to_train": False, "masters": masters}
+      restored = self.program.restore(checkpoints, **how)
     if restored is None:
       raise FileNotFoundError(
         f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
@@ -239,7 +237,7 @@ class Run:
     with jax.set_mesh(self.mesh):
       state, summary = self.loop(self.workdir, hooks).run()
     self.__dict__["state"] = state
-    # A run that had nothing left to do, or was stopped, still says how it stands.
+    # A run with nothing left to do, or stopped, still says how it stands.
     says = "loss_nats_per_token", "eval_", "tokens_per_second"
     return latest(self.workdir, says) | summary
 
