@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.types import Process
+from dllm_jax.data.numbers import Numbers
 from dllm_jax.models.transformer import transformer, TransformerConfig
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import BD3LM
@@ -16,8 +17,10 @@ from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.udlm import UDLM
+from dllm_jax.parallel import make_mesh
+from dllm_jax.sampling.generator import Generator
 from dllm_jax.sampling.policies.ancestral import Ancestral
-from dllm_jax.sampling.policies.processors import Temperature, TopP
+from dllm_jax.sampling.policies.processors import Banned, Temperature, TopP
 from dllm_jax.sampling.policies.remasking import (
   Cap,
   Conf,
@@ -40,7 +43,7 @@ from dllm_jax.sampling.policies.unmasking import FirstHitting
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig
 from dllm_jax.sampling.program import generate
 from dllm_jax.sampling.requests import build, Requests
-from tests import jaxprs
+from tests import jaxprs, toys
 from tests.quick import long
 from tests.sampling import published
 
@@ -339,3 +342,84 @@ def test_a_cache_that_the_network_lacks_is_refused():
     generate(
       spec, denoiser, params, Process(), jax.random.key(0), requests_of(0, 24)
     )
+
+
+# What no token satisfies is refused before anything is sampled; whatever is
+# legal leaves no mask.
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"banned": "5", "forced": "5"},
+    {"banned": "0,1,2,3,4,5,6,7"},
+    {"forced": "8"},  # the mask
+    {"forced": "0", "suppress_end": True},
+    {"forced": "0,8", "banned": "0+8"},
+    {"banned": "1;2 3,4", "forced": "1,2,3,4", "suppress_end": True},
+  ],
+  ids=str,
+)
+def test_what_leaves_no_token_is_refused(fields):
+  config = SamplerConfig(preset="llada", **fields)
+  objective = MDLM(vocab_size=9, mask_id=8)
+  with pytest.raises(ValueError, match="no token is left to draw"):
+    config.build(objective, length=8, end_ids=(0,))
+  assert SamplerConfig(preset="llada", banned="5", forced="5,6").build(
+    objective, length=8
+  )
+
+
+@pytest.mark.parametrize(
+  "preset",
+  [
+    "mdlm", "bd3lm", "llada", "dream", "fast_dllm", "remdm", "mask_predict",
+    *map(long, sorted(set(PRESETS) - {
+      "mdlm", "bd3lm", "llada", "dream", "fast_dllm", "remdm", "mask_predict",
+      "autoregressive", "udlm", "duo", "psi", "diffusion_gemma",
+    })),
+  ],
+)  # fmt: skip
+def test_no_legal_setting_leaves_a_mask(preset):
+  tokenizer = Numbers(vocab_size=9, mask_id=8, eos_id=0)
+  objective = MDLM(vocab_size=9, mask_id=8)
+  denoiser = toys.mixer(9, 4)
+  mesh = make_mesh(devices=jax.devices()[:1])
+  generator = Generator(objective, denoiser, tokenizer, mesh=mesh)
+  params = jax.jit(denoiser.init)(jax.random.key(0), None)
+  ran = 0
+  for steps, block, more in (
+    (0, 0, {"banned": "1,2,3", "suppress_end": True}),
+    (0, 4, {"banned": "1", "stop": True}),
+    (1, 4, {"forced": "0", "stop": True}),
+    (2, 8, {"banned": "0,1,2,3,4,5,6", "top_p": 0.01}),
+    (1, 0, {"top_k": 1, "forced": "3", "temperature": 0.0}),
+  ):
+    try:
+      config = SamplerConfig(
+        preset=preset, steps=steps, block_length=block, **more
+      )
+      plan = generator.plan([[1, None], [None] * 8], length=8, sampler=config)
+    except ValueError:
+      continue
+    sampled = generator(params, Process(), plan, seed=0)
+    wanted = np.asarray(plan.batch.valid)
+    assert (np.asarray(sampled.generation.tokens)[wanted] != 8).all(), config
+    ran += 1
+  assert ran
+
+
+# ML-GSAI/LLaDA issue 137: `confidence_eos_eot_inf` covered one of two ends. The
+# ends are drawn as any token, and revealed last.
+def test_doubted_ends_come_last(monkeypatch):
+  config = SamplerConfig(preset="llada", doubt_end=True)
+  policy = config.build(
+    MDLM(vocab_size=9, mask_id=8), length=8, end_ids=(6, 3)
+  ).policy
+  assert [p.tokens for p in policy.doubts] == [(6, 3)]
+  assert not any(isinstance(p, Banned) for p in policy.filters)
+  ids = SamplerConfig(preset="llada", doubted="6+3")
+  same = ids.build(MDLM(vocab_size=9, mask_id=8), length=8).policy
+  assert same.doubts == policy.doubts
+  with pytest.raises(ValueError, match="need a tokenizer with an end"):
+    config.build(MDLM(vocab_size=9, mask_id=8), length=8)
+  with pytest.raises(ValueError, match="doubt_end means nothing to"):
+    SamplerConfig(preset="mdlm", doubt_end=True)
