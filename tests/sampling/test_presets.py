@@ -395,7 +395,7 @@ def test_no_legal_setting_leaves_a_mask(preset):
   ):
     try:
       config = SamplerConfig(
-        preset=preset, steps=steps, block_length=block, **more
+        preset=preset, steps=steps, block_length=block, cache="none", **more
       )
       plan = generator.plan([[1, None], [None] * 8], length=8, sampler=config)
     except ValueError:
