@@ -42,7 +42,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
       "-m",
       "dllm_jax",
       "train",
-      "--config=configs/smoke.py",
+      "--config=smoke",
       "--workdir=run",
       "--config.training.steps=1",
       "--config.model.width=16",

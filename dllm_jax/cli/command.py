@@ -26,7 +26,7 @@ class _Path(flags.ArgumentParser):
   syntactic_help = "a path"
 
   def parse(self, argument: str) -> str:
-    return str(paths.local(argument)) if argument else argument
+    return paths.expanded(argument)
 
 
 class Flags:
@@ -190,7 +190,7 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
         if _overridden(rest, "config"):
           raise UsageError(
             "--config.* fields need a --config to override, for example "
-            "--config=configs/shakespeare.py"
+            "--config=shakespeare"
           )
     for section in command.overrides:
       if section != "config":

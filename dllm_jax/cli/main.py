@@ -51,7 +51,7 @@ def _usage() -> str:
   lines += [
     "",
     "`dllm COMMAND --help` lists a command's flags. To begin:",
-    "  dllm train --config=configs/shakespeare.py --workdir=runs/shakespeare",
+    "  dllm train --config=shakespeare --workdir=runs/shakespeare",
     "  dllm sample --workdir=runs/shakespeare --prompt='ROMEO:'",
   ]
   return "\n".join(lines)

@@ -5,8 +5,9 @@ What the fields mean is `config`'s matter.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import importlib.util
+import os
 import pathlib
 from typing import Any
 
@@ -16,42 +17,49 @@ from dllm_jax.core import paths
 def find(name: str) -> pathlib.Path:
   """Returns the file of a config: a path, or the name of a bundled one.
 
-  Only a bare name, without a folder, is looked up among the bundled.
+  Only a bare name (`smoke`) is looked up among the bundled; one with a folder,
+  a `~` or the suffix .py is the path of a file that must be there.
 
   Raises:
     FileNotFoundError: there is no such config.
+    ValueError: there is a file, of another kind.
   """
-  path = paths.local(name)
-  if path.is_file():
-    return path
-  if path.name == name:
-    for directory in _directories():
-      for candidate in (directory / name, directory / f"{name}.py"):
-        if candidate.is_file():
-          return candidate
+  given = paths.expanded(name)
+  path = pathlib.Path(given)
+  found = path if _is_path(given) else _directory() / f"{given}.py"
+  if found.is_file() and found.suffix == ".py":
+    return found
+  if found.is_file():
+    raise ValueError(
+      f"{name} is no config: that is a .py file which defines get_config()"
+    )
   known = bundled()
   hint = f"; a bundled one is {path.stem!r}" if path.stem in known else ""
   raise FileNotFoundError(
-    f"there is no config {name!r}{hint}; give a file, or one of:"
+    f"there is no config {name!r}{hint}; give a .py file, or one of:"
     f" {', '.join(known)}"
   )
+
+
+def _is_path(given: str) -> bool:
+  return os.sep in given or given.endswith(".py")
 
 
 def bundled() -> dict[str, str]:
   """Returns the bundled configs: name -> first line of the docstring."""
   files = {}
-  for directory in _directories():
-    for path in sorted(directory.glob("*.py")):
-      tree = ast.parse(path.read_text(encoding="utf-8"))
-      doc = ast.get_docstring(tree) or ""
-      files.setdefault(path.stem, doc.split("\n")[0])
+  for path in sorted(_directory().glob("*.py")):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    doc = ast.get_docstring(tree) or ""
+    files[path.stem] = doc.split("\n")[0]
   return files
 
 
-def _directories() -> list[pathlib.Path]:
+def _directory() -> pathlib.Path:
   """Returns where bundled configs live: in the wheel, or in a checkout."""
   here = pathlib.Path(__file__).parent.parent
-  return [d for d in (here / "configs", here.parent / "configs") if d.is_dir()]
+  inside = here / "configs"
+  return inside if inside.is_dir() else here.parent / "configs"
 
 
 _ASIDE = ("machines", "vocab_size")
@@ -78,24 +86,45 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is no such base.
-    ValueError: the file has no get_config.
+    ValueError: the file has no get_config, or is its own base.
   """
   given = _whole(path)
   return {name: value for name, value in given.items() if name not in _ASIDE}
 
 
-def _whole(path: pathlib.Path) -> dict[str, Any]:
+def _whole(
+  path: pathlib.Path, above: Sequence[pathlib.Path] = ()
+) -> dict[str, Any]:
+  """Returns what a file and its bases state; `above` it are those it is for."""
   spec = importlib.util.spec_from_file_location("_dllm_jax_config", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
     raise ValueError(f"config {path} must define get_config() -> ConfigDict")
   given = module.get_config().to_dict()
-  base = given.pop("base", None)
-  if base is None:
+  name = given.pop("base", None)
+  if name is None:
     return given
-  beside = path.parent / f"{base}.py"
-  return merged(_whole(beside if beside.is_file() else find(base)), given)
+  chain = [*above, path.resolve()]
+  base = _base(name, path)
+  if base.resolve() in chain:
+    names = " -> ".join(str(p) for p in [*chain, base.resolve()])
+    raise ValueError(f"config {path} is its own base: {names}")
+  return merged(_whole(base, chain), given)
+
+
+def _base(name: str, path: pathlib.Path) -> pathlib.Path:
+  """Returns the file that `path` names as its base.
+
+  A path starts in the folder of the file that says it, wherever the command
+  runs; a bare name is another file there, else a bundled config.
+  """
+  given = paths.expanded(name)
+  if _is_path(given):
+    return find(str(path.parent / given))
+  beside = path.parent / f"{given}.py"
+  other = beside.is_file() and beside.resolve() != path.resolve()
+  return beside if other else find(given)
 
 
 def merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

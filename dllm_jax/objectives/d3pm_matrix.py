@@ -6,7 +6,6 @@ small vocabularies: they take 2 (T + 1) K^2 numbers.
 """
 
 import dataclasses
-import pathlib
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from dllm_jax.core import check
+from dllm_jax.core import check, paths
 
 _MAX_ELEMENTS = 2**29  # of a table, 2 GiB in float32
 _ROW_TOLERANCE = 1e-6
@@ -246,7 +245,7 @@ class NearestNeighbour(_Kernel):
 
   def kernel(self, size: int) -> np.ndarray:
     """Returns the doubly stochastic graph."""
-    points = np.load(self.embeddings).astype(np.float64)
+    points = np.load(paths.local(self.embeddings)).astype(np.float64)
     if points.ndim != 2 or len(points) != size:
       raise ValueError(
         f"embeddings {self.embeddings} must be [{size}, E], one row for each "
@@ -284,11 +283,11 @@ class Table(_Kernel):
 
   def kernel(self, size: int) -> np.ndarray:
     """Returns the given rows."""
-    return (
-      np.load(self.rows) if isinstance(self.rows, str) else np.array(self.rows)
-    )
+    if isinstance(self.rows, str):
+      return np.load(paths.local(self.rows))
+    return np.array(self.rows)
 
 
 def _check_file(name: str, what: str) -> None:
-  if not pathlib.Path(name).is_file():
+  if not paths.local(name).is_file():
     raise FileNotFoundError(f"{what}: no file {name}; give an .npy array")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 import functools
 import importlib.metadata
 import os
-import pathlib
 import types
 from typing import Any
 import warnings
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dllm_jax.core import paths
 from dllm_jax.core.axes import platform
 
 # Products whose weights come from other chips are not cut into one part for each
@@ -104,9 +104,10 @@ def enable_compilation_cache() -> None:
   directory: those that took `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`, else
   0.3 seconds.
   """
-  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    directory = str(pathlib.Path(base) / "dllm_jax" / "xla")
+  given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  directory = paths.expanded(given or f"{base}/dllm_jax/xla")
+  if directory != given:  # else jax has read it
     jax.config.update("jax_compilation_cache_dir", directory)
   if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -58,14 +58,14 @@ def labels(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
   Raises:
     ValueError: there is none, or one comes twice.
   """
-  paths = [paths.local(w) for w in workdirs]
-  if not paths:
+  folders = [paths.local(w) for w in workdirs]
+  if not folders:
     raise ValueError("nothing to report: give --workdirs=A,B,...")
-  if len(set(paths)) < len(paths):
+  if len(set(folders)) < len(folders):
     raise ValueError("a run is given twice in --workdirs; name each once")
-  names = [p.name for p in paths]
+  names = [p.name for p in folders]
   whole = len(set(names)) < len(names)
-  return {str(p) if whole else p.name: p for p in paths}
+  return {str(p) if whole else p.name: p for p in folders}
 
 
 def report(

@@ -161,6 +161,36 @@ def test_a_base_is_another_file(tmp_path):
     config.load(str(tmp_path / "lost.py"))
 
 
+def test_a_base_is_looked_for_from_its_file(tmp_path, monkeypatch):
+  """Wherever the command runs, and whatever the files are called."""
+
+  def write(name, given):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(CONFIG.replace("{}", repr(given)))
+    return str(path)
+
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  # One may have the name of the bundled config that it is based on.
+  own = write("own/shakespeare.py", {"base": "shakespeare", "data": {"length": 8}})  # fmt: skip
+  assert config.load(own).model == config.load("shakespeare").model
+  for base in ("../own/shakespeare.py", "~/own/shakespeare.py"):
+    path = write("mine/a.py", {"base": base, "training": {"steps": 7}})
+    assert config.load(path).data.length == 8
+    assert config.load(path).training.steps == 7
+  # The same words from the working directory are another file.
+  write("smoke.py", {"data": {"length": 4}})
+  for base in ("smoke.py", "./smoke.py", "/nonexistent/smoke.py"):
+    path = write("mine/b.py", {"base": base})
+    with pytest.raises(FileNotFoundError, match="a bundled one is 'smoke'"):
+      config.load(path)
+  write("mine/c.py", {"base": "d"})
+  path = write("mine/d.py", {"base": "c"})
+  with pytest.raises(ValueError, match="d.py -> .*c.py -> .*d.py"):
+    config.load(path)
+
+
 def test_choices_inside_choices():
   resolved = config.resolve({
     "objective": {

@@ -52,7 +52,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, rest)
   if what == "loss":
     return _loss(values)
-  resolved = commands.required(values, "config", "configs/shakespeare.py")
+  resolved = commands.required(values, "config", "shakespeare")
 
   from dllm_jax.reports import benchmark  # pylint: disable=g-import-not-at-top
   from dllm_jax.run.run import Run  # pylint: disable=g-import-not-at-top

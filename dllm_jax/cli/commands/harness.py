@@ -5,6 +5,7 @@ import importlib.util
 from typing import Any
 
 from dllm_jax.cli import command as commands
+from dllm_jax.core import paths
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
@@ -14,8 +15,16 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     )
   from dllm_jax.evaluation.harness import model  # pylint: disable=g-import-not-at-top
 
-  models = model.main(argv)
+  models = model.main([_expanded(argument) for argument in argv])
   return {"models": [model.get_model_info() for model in models]}
+
+
+def _expanded(argument: str) -> str:
+  """Returns `--flag=~/x` with the home directory, which shells leave alone."""
+  flag, equals, value = argument.partition("=")
+  if flag.startswith("--") and value.startswith("~"):
+    return f"{flag}{equals}{paths.expanded(value)}"
+  return argument
 
 
 COMMAND = commands.Command(

@@ -49,7 +49,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     argv = [f"--config={name}:{topology}", *argv]
     print(f"with the mesh of {name} for {topology}")
   values = commands.parse(COMMAND, argv)
-  resolved = commands.required(values, "config", "configs/llada_8b.py")
+  resolved = commands.required(values, "config", "llada_8b")
   commands.required(values, "topology", "v5p:4x4x8")
 
   import jax  # pylint: disable=g-import-not-at-top

@@ -24,7 +24,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   if resolved is None:
     if not (workdir / "config.json").exists():
       raise commands.UsageError(
-        f"--config must be given, for example --config=configs/shakespeare.py "
+        f"--config must be given, for example --config=shakespeare "
         f"({workdir} holds no run to resume)"
       )
     resolved = configs.stored(workdir)
