@@ -40,13 +40,13 @@ def stochastic(
 
 
 def stochastic_tree(key: Key[Array, ""], tree: PyTree, like: PyTree) -> PyTree:
-  """Returns a float32 tree in the types of another, rounded by `stochastic`."""
+  """Returns a tree in the types of another: float32 rounded by `stochastic`."""
   leaves, shape = jax.tree.flatten(tree)
   types = [leaf.dtype for leaf in jax.tree.leaves(like)]
   return jax.tree.unflatten(
     shape,
     [
-      stochastic(jax.random.fold_in(key, i), x) if kind == jnp.bfloat16 else x
+      x if x.dtype == kind else stochastic(jax.random.fold_in(key, i), x)
       for i, (x, kind) in enumerate(zip(leaves, types, strict=True))
     ],
   )

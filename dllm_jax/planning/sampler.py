@@ -24,7 +24,7 @@ def lowered(run: Run, rows: int):
     length=length,
     end_ids=run.tokenizer.end_ids,
   )
-  state, shape = run.program.abstract, (rows, length)
+  state, shape = run.program.served, (rows, length)
   ones = lambda kind, dims=shape: jax.ShapeDtypeStruct(dims, kind)
   requests = Requests(
     tokens=ones(np.int32),

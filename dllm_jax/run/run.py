@@ -212,11 +212,10 @@ class Run:
 
   def start(self) -> None:
     """Makes an untrained network the current state, without an optimiser's."""
-    bare = {"ema_params": None, "opt_state": None}
     with jax.set_mesh(self.mesh):
-      abstract = self.program.abstract.replace(**bare)
-      fresh = lambda: self.trainer.init(self._blank()).replace(**bare)
-      placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+      served = self.program.served.replace(ema_params=None, opt_state=None)
+      fresh = lambda: self.trainer.untrained(self._blank())
+      placed = jax.tree.map(lambda leaf: leaf.sharding, served)
       make = compilation.jit(fresh, mesh=self.mesh, out_shardings=placed)
       self.__dict__["state"] = make()
 

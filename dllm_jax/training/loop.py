@@ -168,8 +168,7 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
 
 def _served(trainer: Trainer, shapes: TrainState, batch: Batch) -> TrainState:
   """Returns the shapes of a state, its parameters in the network's own type."""
-  bare = dataclasses.replace(trainer, rounding="nearest")
-  own = jax.eval_shape(bare.init, batch).params
+  own = jax.eval_shape(trainer.untrained, batch).params
   averaged = None if shapes.ema_params is None else own
   return shapes.replace(params=own, ema_params=averaged)
 

@@ -14,7 +14,7 @@ from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 import optax
 
 from dllm_jax.core import check
@@ -22,8 +22,6 @@ from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.rounding import stochastic_tree, widened
 from dllm_jax.core.types import Batch, Denoiser, Objective, Process
 from dllm_jax.training.optimizer import Rounding
-
-_ROUNDING = 2**20  # folded into a step's key: no other draw has this number
 
 
 @struct.dataclass
@@ -36,7 +34,8 @@ class TrainState:
       `Trainer.rounding` leaves them in the network's own type.
     process: constants and state of the corruption process (its learned part is
       in `params`).
-    ema_params: an exponential moving average of `params`, float32, or None.
+    ema_params: an exponential moving average of `params`, or None; float32 but
+      for what is frozen.
     opt_state: optax's state.
   """
 
@@ -142,6 +141,17 @@ class Trainer:
 
   def init(self, batch: Batch) -> TrainState:
     """Returns the state of step 0; a function of the seed and shapes only."""
+    state = self.untrained(batch)
+    masters = self.rounding == "none"
+    params = self._wide(state.params) if masters else state.params
+    return self.begin(state.replace(params=params))
+
+  def untrained(self, batch: Batch) -> TrainState:
+    """Returns fresh parameters in the network's own types, and nothing else.
+
+    Neither masters, nor an average, nor an optimiser's state: what it takes to
+    evaluate and sample.
+    """
     key_model, _ = jax.random.split(jax.random.key(self.training.seed))
     process = self.init_process()
     t = jnp.ones((batch.tokens.shape[0], 1), jnp.float32)
@@ -151,31 +161,27 @@ class Trainer:
       "model": self.denoiser.init(key_model, inputs),
       "process": process.params,
     }
-    return self.begin(
-      TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=self._masters(params),
-        process=process.replace(params={}),
-        ema_params=None,
-        opt_state=None,
-      )
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      process=process.replace(params={}),
+      ema_params=None,
+      opt_state=None,
     )
 
   def begin(self, state: TrainState) -> TrainState:
     """Returns a state with the average and the optimiser's state of step 0.
 
-    Both are float32, whatever the parameters are.
+    Both are float32, in whatever type parameters train.
     """
-    wide = widened(state.params)
+    wide = self._wide(state.params)
     return state.replace(
       ema_params=wide if self.training.ema_decay else None,
       opt_state=self.optimizer.init(wide),
     )
 
-  def _masters(self, params: PyTree) -> PyTree:
-    """Returns parameters in the type that they train in; frozen ones stay."""
-    if self.rounding != "none":
-      return params
+  def _wide(self, params: PyTree) -> PyTree:
+    """Returns parameters, or gradients, in float32; frozen ones stay."""
     if self.trains is None:
       return widened(params)
     return jax.tree.map(
@@ -189,20 +195,28 @@ class Trainer:
 
     Metrics: `loss_nats_per_token` (total over its normalisation),
     `bound_nats_per_token` (mean over supervised tokens), `gradient_norm`, `tokens`
-    (supervised ones), and the objective's own.
+    (supervised ones), the objective's own and, with `rounding` "nearest",
+    `lost_updates`: the share of those that should change a parameter and do not.
     """
     key = jax.random.fold_in(jax.random.key(self.training.seed), state.step + 1)
-    key_draw, key_dropout = jax.random.split(key)
+    key_draw, key_dropout, key_rounding = jax.random.split(key, 3)
     process = state.process.replace(params=state.params["process"])
     drawn = self.objective.draw(process, key_draw, batch, step=state.step)
     gradients, sums = self._accumulate(state, batch, drawn, key_dropout)
     weight = jnp.maximum(sums["weight"], 1e-9)  # a batch of padding only
     gradients = jax.tree.map(lambda g: g / weight, gradients)
-    wide = widened(state.params)
+    wide = self._wide(state.params)
     updates, opt_state = self.optimizer.update(
-      widened(gradients), state.opt_state, wide
+      self._wide(gradients), state.opt_state, wide
     )
-    params, lost = self._rounded(key, optax.apply_updates(wide, updates), state)
+    wide = optax.apply_updates(wide, updates)
+    if self.rounding == "stochastic":
+      params = stochastic_tree(key_rounding, wide, state.params)
+    else:
+      params = _cast(wide, state.params)
+    lost = {}
+    if self.rounding == "nearest":
+      lost["lost_updates"] = _lost(wide, params, state.params)
     metrics = {
       "loss_nats_per_token": sums["total"] / weight,
       "bound_nats_per_token": sums["bound"] / jnp.maximum(sums["tokens"], 1),
@@ -218,32 +232,6 @@ class Trainer:
       opt_state=opt_state,
     )
     return new, metrics
-
-  def _rounded(
-    self, key: Key[Array, ""], wide: PyTree, state: TrainState
-  ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
-    """Returns updated parameters in their own type.
-
-    And, where they are rounded to the nearest, `lost_updates`: the share of
-    those that should have changed and did not.
-    """
-    if self.rounding == "stochastic":
-      key = jax.random.fold_in(key, _ROUNDING)
-      return stochastic_tree(key, wide, state.params), {}
-    params = jax.tree.map(
-      lambda x, old: x.astype(old.dtype), wide, state.params
-    )
-    if self.rounding == "none":
-      return params, {}
-    pairs = zip(
-      *map(jax.tree.leaves, (wide, params, state.params)), strict=True
-    )
-    counts = [
-      (jnp.sum(w != old), jnp.sum((w != old) & (new == old)))
-      for w, new, old in pairs
-    ]
-    moved, lost = (sum(each) for each in zip(*counts, strict=True))
-    return params, {"lost_updates": lost / jnp.maximum(moved, 1)}
 
   def model_flops(self, state: TrainState, batch: Batch) -> int:
     """Returns the FLOPs of a step: 3 x the forward's, no recomputation.
@@ -285,7 +273,8 @@ class Trainer:
       return None
     n = state.step.astype(jnp.float32)
     decay = jnp.minimum(self.training.ema_decay, (1.0 + n) / (10.0 + n))
-    return optax.incremental_update(params, state.ema_params, 1.0 - decay)
+    new = optax.incremental_update(params, state.ema_params, 1.0 - decay)
+    return _cast(new, state.ema_params)
 
   def _accumulate(
     self,
@@ -346,5 +335,24 @@ class Trainer:
     rows = jax.tree.map(split, (batch, drawn))
     first = jax.tree.map(lambda x: x[0], rows)
     shapes = jax.eval_shape(gradient, state.params, *first, key)
-    zeros = widened(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    return lax.scan(add, zeros, (*rows, jnp.arange(parts)))[0]
+    zeros, sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = self._wide(zeros)
+    return lax.scan(add, (zeros, sums), (*rows, jnp.arange(parts)))[0]
+
+
+def _cast(tree: PyTree, like: PyTree) -> PyTree:
+  return jax.tree.map(lambda x, old: x.astype(old.dtype), tree, like)
+
+
+def _lost(wanted: PyTree, got: PyTree, old: PyTree) -> Float[Array, ""]:
+  """Returns the share of numbers that should have changed and did not."""
+
+  def count(*masks: Bool[Array, "..."]) -> Float[Array, ""]:
+    # Rows first: the elements of a large model overflow an int32.
+    rows = [jnp.sum(jnp.atleast_1d(mask), -1) for mask in masks]
+    return sum(jnp.sum(row, dtype=jnp.float32) for row in rows)
+
+  leaves = [*zip(*map(jax.tree.leaves, (wanted, got, old)), strict=True)]
+  moves = count(*(w != o for w, _, o in leaves))
+  lost = count(*((w != o) & (g == o) for w, g, o in leaves))
+  return lost / jnp.maximum(moves, 1.0)

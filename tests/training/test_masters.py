@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dllm_jax.config import config
+from dllm_jax.pretrained import files
+from dllm_jax.run import exchange
 from dllm_jax.run.run import Run
 from tests import runs
+from tests.pretrained import golden
 
 FIELDS = {
   "training__steps": 8,
@@ -96,8 +100,106 @@ def test_frozen_parameters_have_no_masters(tmp_path):
   ):
     adapter = "lora_" in jax.tree_util.keystr(path)
     assert leaf.dtype == (jnp.float32 if adapter else jnp.bfloat16), path
-  kinds = {x.dtype for x in jax.tree.leaves(run.program.abstract.ema_params)}
-  assert kinds == {jnp.dtype(jnp.float32)}
+  # Nor an average of their own: adapters' alone is float32.
+  kinds = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
+  abstract = run.program.abstract
+  assert kinds(abstract.ema_params) == kinds(abstract.params)
+
+
+@pytest.mark.parametrize("rounding", ["none", "stochastic"])
+def test_a_run_that_is_resumed_is_the_same(rounding, tmp_path):
+  """Two steps, and two more after a restart, are four, bit for bit."""
+  fields = FIELDS | {
+    "model__param_dtype": "bfloat16", "optimizer__rounding": rounding,
+    "training__ema_decay": 0.9, "checkpoint__every_steps": 2,
+  }  # fmt: skip
+  whole = runs.run(tmp_path / "whole", **fields | {"training__steps": 4})
+  whole.train()
+  for steps in (2, 4):
+    parts = runs.run(tmp_path / "parts", **fields | {"training__steps": steps})
+    parts.train()
+  assert int(parts.state.step) == 4
+  saved = lambda state: jax.tree.leaves((
+    state.params,
+    state.ema_params,
+    state.opt_state,
+  ))
+  for one, other in zip(saved(whole.state), saved(parts.state), strict=True):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+  """Runs of one published folder, 4 steps from it, by the type of import."""
+  root = tmp_path_factory.mktemp("tuned")
+  source = golden.publish("llada_logits", root / "in")
+  words = golden.plain("llada_logits")[:60]
+  rows = np.random.default_rng(0).choice(words, (60, 12))
+  text = root / "numbers.txt"
+  text.write_text("\n".join(" ".join(map(str, row)) for row in rows))
+  found = {}
+  for dtype in ("float32", "bfloat16"):
+    exchange.import_folder(source, root / dtype, dtype=dtype, length=24)
+    before = Run.open(root / dtype).state.params["model"]
+    resolved = config.stored(root / dtype)
+    assert resolved.optimizer.learning_rate == 1e-5
+    resolved.data.path = str(text)
+    resolved.optimizer.update(warmup_steps=0, schedule="constant")
+    resolved.training.update(steps=4, batch_size=8)
+    resolved.logging.update(progress=False, tensorboard=False)
+    resolved.evaluation.update(batches=1, batch_size=8)
+    one = jax.devices()[:1]
+    run = Run.create(resolved, root / dtype, devices=one)
+    run.train()
+    after = run.state.params["model"]
+    moved = jax.tree.map(lambda a, b: np.float32(a) - b, after, before)
+    found[dtype] = np.concatenate([x.ravel() for x in jax.tree.leaves(moved)])
+  return root, found
+
+
+def test_an_imported_folder_learns_as_float32_does(tuned):
+  _, moved = tuned
+  wide, low = moved["float32"], moved["bfloat16"]
+  assert 0.9 < np.abs(low).mean() / np.abs(wide).mean() < 1.1
+  assert np.corrcoef(wide, low)[0, 1] > 0.8
+
+
+def test_a_tuned_folder_goes_back_in_its_type_or_as_masters(tuned):
+  root, _ = tuned
+  run = Run.open(root / "bfloat16")
+  kinds = {x.dtype for x in jax.tree.leaves(run.state.params["model"])}
+  assert kinds == {jnp.dtype(jnp.bfloat16)}
+  exchange.export_run(root / "bfloat16", root / "out", dtype="bfloat16")
+  exchange.export_run(root / "bfloat16", root / "masters", dtype="float32")
+  low = files.read_tensors(root / "out")
+  masters = files.read_tensors(root / "masters")
+  assert low.keys() == masters.keys()
+  finer = 0
+  for name, tensor in low.items():
+    x, master = np.asarray(tensor), np.asarray(masters[name])
+    assert x.dtype == jnp.bfloat16 and master.dtype == np.float32
+    np.testing.assert_array_equal(x, master.astype(jnp.bfloat16))
+    finer += np.sum(x.astype(np.float32) != master)
+  assert finer
+
+
+def test_adapters_train_and_their_frozen_matrices_do_not(tmp_path):
+  low = {
+    "model__param_dtype": "bfloat16", "model__lora_rank": 2,
+    "optimizer__rounding": "stochastic", "training__ema_decay": 0.9,
+    "training__microbatches": 2,
+  }  # fmt: skip
+  _, moved = _trained(tmp_path / "run", **low)
+  run = Run.open(tmp_path / "run", devices=jax.devices()[:1])
+  with jax.set_mesh(run.mesh):
+    fresh = run.program.init()
+  changed = jax.tree.map(
+    lambda a, b: bool((a != b).any()), run.state.params, fresh.params
+  )
+  for path, does in jax.tree_util.tree_leaves_with_path(changed):
+    assert does == ("lora_" in jax.tree_util.keystr(path)), path
+  assert moved.any()
 
 
 def test_an_unknown_rounding_is_named(tmp_path):

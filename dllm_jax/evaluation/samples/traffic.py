@@ -48,7 +48,7 @@ def call(run: Run, *, rows: int, slots: int, cached: int = 0) -> Traffic:
     slots: slots of a row that are computed.
     cached: slots of the cache; 0 for none.
   """
-  params = run.program.abstract.params["model"]
+  params = run.program.served.params["model"]
   cache = None
   if cached:
     cache = jax.eval_shape(lambda: run.denoiser.cache(rows, cached))
