@@ -117,8 +117,8 @@ def open_judge(path: str) -> Judge:
     objective, denoiser, tokenizer = (
       model.objective, model.denoiser, model.tokenizer
     )  # fmt: skip
-    if objective.bos_id is None:
-      denoiser, given = _headless(denoiser), 1
+    # Where no token is called the beginning, nothing predicts the first one.
+    given = int(tokenizer.bos_id is None)
     params, process = {"model": model.params, "process": {}}, Process()
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
   scorer = Scorer(
@@ -136,21 +136,6 @@ def open_judge(path: str) -> Judge:
     denoiser=denoiser,
     given=given,
   )
-
-
-def _headless(denoiser: Denoiser) -> Denoiser:
-  """Returns a network that is not shown what its rows begin with.
-
-  It sees [x_0; x_1; ...] where it is given [begin; x_0; x_1; ...], and its
-  output is moved back, so that a slot still predicts its own token.
-  """
-
-  def apply(params, inputs, cache):
-    inputs = inputs.replace(latent=jnp.roll(inputs.latent, -1, axis=1))
-    out, cache = denoiser.apply(params, inputs, cache)
-    return out.replace(hidden=jnp.roll(out.hidden, 1, axis=1)), cache
-
-  return denoiser._replace(apply=apply)
 
 
 def _check(path: str, objective: Any) -> None:
