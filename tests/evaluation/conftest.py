@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+import tokenizers
 
 from dllm_jax.run.run import Run
 from tests import runs
@@ -33,3 +34,16 @@ def judge(tmp_path_factory):
   fields = {"objective__name": "autoregressive", "training__steps": 2}
   runs.run(workdir, **fields).train()
   return workdir
+
+
+@pytest.fixture(scope="session")
+def spanning(tmp_path_factory):
+  """A tokenizer with Ans, wer and Answer, one token each."""
+  folder = tmp_path_factory.mktemp("spanning")
+  letters = " Answer"
+  merges = [("A", "n"), ("An", "s"), ("w", "e"), ("we", "r"), ("Ans", "wer")]
+  words = dict.fromkeys([*letters, *(a + b for a, b in merges)])
+  vocabulary = {word: i for i, word in enumerate(words)}
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+  made.save(str(folder / "tokenizer.json"))
+  return folder

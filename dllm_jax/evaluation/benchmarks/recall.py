@@ -14,6 +14,7 @@ import numpy as np
 
 from dllm_jax.data.tokenizer import make_tokenizer, Tokenizer
 from dllm_jax.evaluation.benchmarks.facts import Facts, Question
+from dllm_jax.evaluation.likelihood import contexts
 
 # A word with the space before it, a number, any other sign, a line break. Scripts
 # without spaces are taken sign by sign.
@@ -91,8 +92,9 @@ def ask(
   (fill,) = tokenizer.encode(_FILL)
   templates, wanted = [], []
   for question in questions:
-    before = [int(i) for i in tokenizer.encode(question.before)]
-    reply = [int(i) for i in tokenizer.encode(question.answer)]
+    before, reply = contexts.divided(
+      tokenizer.encode, question.before, question.answer
+    )
     if question.form == "infill":
       row = before + [None] * len(reply)
       row += [int(i) for i in tokenizer.encode(question.after)]

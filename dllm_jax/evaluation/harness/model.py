@@ -9,11 +9,10 @@ request alone, never on what else is in its batch. A protocol names published
 settings; any of its fields can be given instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import sys
 from typing import Any
-import zlib
 
 import jax
 from lm_eval.api.instance import Instance
@@ -21,8 +20,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 import numpy as np
 
-from dllm_jax.core.progress import progress_bar
-from dllm_jax.evaluation.harness import protocols
+from dllm_jax.evaluation.harness import batches, protocols
 from dllm_jax.evaluation.likelihood import contexts, documents
 from dllm_jax.evaluation.likelihood.scorer import Item, Scorer
 from dllm_jax.run.run import Run
@@ -41,16 +39,21 @@ class DiffusionLM(LM):
   Args:
     workdir: the run.
     protocol: a name of `protocols.PROTOCOLS`.
-    batch_size: rows of a call, about.
+    batch_size: rows of a call, about; "auto" for 16.
+    max_batch_size: of how many "auto" is at most.
     length: slots of a canvas at most; 0 for the trained length.
     seed: of estimates and samples.
     use_ema: whether to use averaged parameters where the run has them.
     block_size: block diffusion: tokens of a block; 0 as trained.
     max_length: the harness's own word for `length`.
     think_end_token: what stands between thoughts and an answer, which follows
-      its last; None for no thoughts.
-    **fields: fields of the protocol or of the sampler, instead of its own. What
-      the command adds for other classes (`protocols.UNUSED`) has no effect.
+      its last: a text or a token; None for no thoughts.
+    enable_thinking: what the chat template is told by this name; None for
+      nothing.
+    chat_template_args: what else it is told.
+    **fields: fields of the protocol or of the sampler, instead of its own, as
+      values or as text. What the command adds for other classes
+      (`protocols.UNUSED`) has no effect.
 
   Raises:
     ValueError: a field is unknown or illegal.
@@ -63,41 +66,42 @@ class DiffusionLM(LM):
     *,
     protocol: str = "default",
     batch_size: int | str = 16,
+    max_batch_size: int | None = None,
     length: int = 0,
     seed: int = 0,
     use_ema: bool = True,
     block_size: int = 0,
     max_length: int = 0,
-    think_end_token: str | None = None,
+    think_end_token: str | int | None = None,
+    enable_thinking: bool | None = None,
+    chat_template_args: Mapping[str, Any] | None = None,
     **fields: Any,
   ):
     super().__init__()
-    fields = {k: v for k, v in fields.items() if k not in protocols.UNUSED}
+    self.protocol = protocols.named(protocol, fields)
     if not workdir:
       raise ValueError("give the run as --model_args workdir=DIR")
-    self.protocol = protocols.named(protocol, fields)
     self._run = Run.open(workdir)
-    self._seed, self._use_ema = seed, use_ema
-    self._rows = protocols.rows(batch_size)
-    self._length = int(length or max_length) or self._run.config.data.length
+    typed = protocols.typed
+    self._seed = typed("seed", seed, int)
+    self._use_ema = typed("use_ema", use_ema, bool)
+    self._rows = protocols.rows(batch_size, max_batch_size)
+    length = typed("length", length or max_length, int)
+    self._length = length or self._run.config.data.length
     self._think_end, self._rendered = think_end_token, False
-    self._sampler = self._configured()
+    self._template = dict(chat_template_args or {})
+    if enable_thinking is not None:
+      self._template["enable_thinking"] = enable_thinking
+    self._sampler = self.protocol.sampled(self._run.config.sampler)
     self._scorer = Scorer.of(
       self._run,
-      use_ema=use_ema,
+      use_ema=self._use_ema,
       estimator=self.protocol.estimator,
-      block_size=block_size,
+      block_size=typed("block_size", block_size, int),
       cfg_scale=self.protocol.cfg_scale,
     )
     self.standard_errors: list[float] = []
     _made.append(self)
-
-  def _configured(self) -> SamplerConfig:
-    """Returns the sampler's configuration."""
-    config = self._run.config.sampler
-    if self.protocol.sampler:
-      config = SamplerConfig(preset=self.protocol.sampler)
-    return dataclasses.replace(config, **dict(self.protocol.fields))
 
   @property
   def tokenizer_name(self) -> str:
@@ -115,6 +119,7 @@ class DiffusionLM(LM):
         "length": self._length,
         "seed": self._seed,
         "use_ema": self._use_ema,
+        "chat_template_args": self._template,
         "step": int(self._run.state.step),
       },
       "forward_tokens": self._scorer.forward_tokens,
@@ -129,7 +134,7 @@ class DiffusionLM(LM):
     """Returns (log p(continuation | context), is_greedy) of each request.
 
     Raises:
-      ValueError: a continuation is empty or longer than the canvas.
+      ValueError: a continuation is longer than the canvas.
     """
     if not self.protocol.greedy:
       contexts.say_once(
@@ -155,6 +160,17 @@ class DiffusionLM(LM):
     ]
     return self._each("loglikelihood", requests, sizes, answer, disable_tqdm)
 
+  def _each(self, kind, requests, alike, answer, quiet) -> list[Any]:
+    return batches.each(
+      kind,
+      requests,
+      alike,
+      answer,
+      rows=self._rows,
+      keep=self.cache_hook.add_partial,
+      quiet=quiet,
+    )
+
   def _pair(self, context: str, continuation: str) -> Item:
     """Returns a continuation given its context, cut from the left to fit."""
     given, reply = contexts.divided(self._encode, context, continuation)
@@ -168,17 +184,37 @@ class DiffusionLM(LM):
     given = self._context(given, room)
     return Item(tokens=(*given, *reply, *end), given=len(given), after=len(end))
 
+  @property
+  def _begin(self) -> Sequence[int]:
+    """What a context begins with, unless it does so already."""
+    tokenizer, wanted = self._run.tokenizer, self.protocol.begin
+    # A template has written the beginning itself.
+    own = not self._rendered and wanted is not False
+    begin = tokenizer.begin_ids if own else ()
+    return begin or contexts.special(tokenizer, "begin", wanted)
+
   def _context(self, given: Sequence[int], room: int) -> list[int]:
     """Returns a context as it begins, cut from the left to fit."""
-    tokenizer = self._run.tokenizer
-    # A template has written the beginning itself.
-    begin = () if self._rendered else tokenizer.begin_ids
-    begin = begin or contexts.special(tokenizer, "begin", self.protocol.begin)
-    return contexts.fitting(contexts.begun(begin, given), given, room)
+    return contexts.fitting(self._begin, given, room)
 
   def chat_template(self, chat_template: bool | str = False) -> str:
-    """Returns the chat template of the run's tokenizer, for the record."""
-    return getattr(self._run.tokenizer, "chat_template", None) or ""
+    """Returns the chat template of the run's tokenizer, for the record.
+
+    Args:
+      chat_template: a name chooses among several (`--apply_chat_template`).
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    templates = getattr(self._run.tokenizer, "chat_templates", {})
+    if isinstance(chat_template, str) and len(templates) > 1:
+      self._template["template"] = chat_template
+    name = self._template.get("template", "default")
+    if templates and name not in templates:
+      raise ValueError(
+        f"there is no chat template {name!r}; legal: {', '.join(templates)}"
+      )
+    return templates.get(name, "")
 
   def apply_chat_template(
     self,
@@ -200,7 +236,9 @@ class DiffusionLM(LM):
         "--apply_chat_template"
       )
     self._rendered = True
-    return contexts.rendered(tokenizer, chat_history, add_generation_prompt)
+    return contexts.rendered(
+      tokenizer, chat_history, add_generation_prompt, **self._template
+    )
 
   def _encode(self, text: str) -> list[int]:
     return [int(i) for i in self._run.tokenizer.encode(text)]
@@ -243,30 +281,27 @@ class DiffusionLM(LM):
   def loglikelihood_rolling(
     self, requests: Sequence[Instance], disable_tqdm: bool = False
   ) -> list[float]:
-    """Returns log p of each document, in windows with the stated overlap.
-
-    Raises:
-      ValueError: a document is empty.
-    """
-    asked = [
-      documents.windows(
-        self._encode(request.args[0]),
-        length=self._length,
-        overlap=self.protocol.overlap,
-        begin=self._run.tokenizer.begin_ids,
-      )
-      for request in requests
-    ]
+    """Returns log p of each document, in windows with the stated overlap."""
+    asked = [self._windows(request.args[0]) for request in requests]
 
     def answer(part: Sequence[int]) -> list[float]:
-      return [-self._document(asked[i]) for i in part]
+      return [0.0 - self._document(asked[i]) for i in part]
 
+    alike = [""] * len(requests)
     return self._each(
-      "loglikelihood_rolling",
-      requests,
-      ["" for _ in requests],
-      answer,
-      disable_tqdm,
+      "loglikelihood_rolling", requests, alike, answer, disable_tqdm
+    )
+
+  def _windows(self, text: str) -> list[Item]:
+    ids = self._encode(text)
+    if not ids:
+      contexts.say_once("an empty document is certain: its log p is 0")
+      return []
+    return documents.windows(
+      ids,
+      length=self._length,
+      overlap=self.protocol.overlap,
+      begin=self._begin,
     )
 
   def _document(self, items: Sequence[Item]) -> float:
@@ -304,11 +339,10 @@ class DiffusionLM(LM):
   def _text(self, new: Sequence[int], until: Sequence[str]) -> str:
     """Returns the text of an answer: to what ends it, behind its thoughts."""
     decode, ends = self._run.tokenizer.decode, self._run.tokenizer.end_ids
-    new = sampling.answered(new, [None] * len(new), ends)
-    if self._think_end:
-      new = contexts.behind(new, self._think_end, decode)
-    text = contexts.stopped(new, until, decode)
-    return text.lstrip() if self._think_end else text
+    if self._think_end is None:
+      return contexts.stopped(new, until, decode, ends=ends)
+    new = contexts.behind(new, self._think_end, decode, ends=ends)
+    return contexts.stopped(new, until, decode, ends=ends).lstrip()
 
   def _asked(self, context: str, kwargs: dict[str, Any]):
     """Returns (template, until, sampler) of a request."""
@@ -335,54 +369,19 @@ class DiffusionLM(LM):
     self, rows: Sequence[sampling.Template], config: SamplerConfig
   ) -> list[list[int]]:
     """Returns the new tokens of templates, as many as were asked for."""
-    size = max(self._canvas(row, config) for row in rows)
-    numbers = [
-      zlib.crc32(np.asarray([-1 if t is None else t for t in row]).tobytes())
-      & 0x7FFFFFFF
-      for row in rows
-    ]
     missing = -len(rows) % self._rows  # one program, whatever is left over
+    rows = [*rows, *[rows[-1]] * missing]
     sampled = self._run.sample_rows(
-      [*rows, *[rows[-1]] * missing],
-      length=size,
+      rows,
+      length=max(self._canvas(row, config) for row in rows),
       seed=self._seed,
       sampler=config,
       use_ema=self._use_ema,
-      numbers=[*numbers, *[numbers[-1]] * missing],
+      numbers=[batches.number(row) for row in rows],
     )
     given = [row.index(None) for row in rows]
-    return [ids[n:] for ids, n in zip(sampled.rows, given, strict=False)]
-
-  # ------------------------------------------------------------------ order
-
-  def _each(
-    self,
-    kind: str,
-    requests: Sequence[Instance],
-    alike: Sequence[Any],
-    answer: Callable[[Sequence[int]], list[Any]],
-    quiet: bool,
-  ) -> list[Any]:
-    """Returns the answer of each request, those that are alike together.
-
-    Each is handed to the harness's cache as soon as it is known, from which
-    `--use_cache` resumes.
-    """
-    found: list[Any] = [None] * len(requests)
-    groups: dict[Any, list[int]] = {}
-    for i, same in enumerate(alike):
-      groups.setdefault(same, []).append(i)
-    with progress_bar(
-      len(requests), "request", text=kind, shown=not quiet
-    ) as bar:
-      for group in groups.values():
-        for start in range(0, len(group), self._rows):
-          part = group[start : start + self._rows]
-          for i, value in zip(part, answer(part), strict=True):
-            found[i] = value
-            self.cache_hook.add_partial(kind, requests[i].args, value)
-          bar.update(len(part))
-    return found
+    new = [ids[n:] for ids, n in zip(sampled.rows, given, strict=True)]
+    return new[: len(new) - missing]
 
 
 _made: list[DiffusionLM] = []

@@ -1,15 +1,17 @@
 r"""How a harness's requests are answered: published settings by name.
 
 Sources: LLaDA's `eval_llada.py` and the commands that it is started with
-(`eval_llada_lm_eval.sh`, and `llada_instruct_gen_gsm8k_length256_block8.py` of
-its OpenCompass), and Dream's `eval/eval.py` with `eval_dream_mc.sh` and
-`eval_dream_gen.sh`. Both give answers a length and a temperature of their own,
-whatever the task asks for, and neither has `loglikelihood_rolling` or, as
+(`eval_llada_lm_eval.sh`; for Instruct and 1.5 the table of `EVAL.md` and the
+examples of its OpenCompass), and Dream's `eval/eval.py` with `eval_dream_mc.sh`
+and `eval_dream_gen.sh`. Both give answers a length and a temperature of their
+own, whatever the task asks for, and neither has `loglikelihood_rolling` or, as
 started, `is_greedy`.
 """
 
 from collections.abc import Mapping
 import dataclasses
+import types
+import typing
 from typing import Any
 
 from dllm_jax.core import check
@@ -29,8 +31,10 @@ class Protocol:
     greedy: whether to say if a continuation is what the sampler would write
       with temperature 0 (`is_greedy`, which `acc` of LAMBADA reads): one
       generation for each request.
-    cfg_scale: guidance of the context in likelihoods, w; 0 for none.
-    begin: whether a context begins with the token that begins a text.
+    cfg_scale: guidance by the context, w, of likelihoods and answers (LLaDA's
+      `cfg`); 0 for none.
+    begin: whether a context begins with the token that begins a text; None for
+      what the tokenizer writes itself.
     end: whether the token that ends a text stands, given, after what is scored.
     max_gen_toks: tokens to write where a task does not say.
     fixed: whether answers have this length, and are sampled so, whatever a task
@@ -45,7 +49,7 @@ class Protocol:
   overlap: int = 0
   greedy: bool = False
   cfg_scale: float = 0.0
-  begin: bool = False
+  begin: bool | None = None
   end: bool = False
   max_gen_toks: int = 256
   fixed: bool = False
@@ -59,6 +63,12 @@ class Protocol:
         f"mc_num must lie in [1, {self.strata}], one mini-batch, or be a "
         f"multiple of strata={self.strata}, not {self.mc_num}"
       )
+
+  def sampled(self, own: SamplerConfig) -> SamplerConfig:
+    """Returns the sampler of answers, given the run's own."""
+    config = SamplerConfig(preset=self.sampler) if self.sampler else own
+    guided = {"cfg_scale": self.cfg_scale} if self.cfg_scale else {}
+    return dataclasses.replace(config, **guided | dict(self.fields))
 
 
 def _fields(**fields: Any) -> tuple[tuple[str, Any], ...]:
@@ -92,6 +102,16 @@ PROTOCOLS = {
   "llada": _LLADA,
   # MMLU, CMMLU, C-Eval, whose answers are one token: its count is 1.
   "llada_single": dataclasses.replace(_LLADA, mc_num=1, strata=1),
+  # LLaDA-8B-Instruct, no blocks: GSM8K, MATH; others by length and flags.
+  "llada_instruct": dataclasses.replace(
+    _LLADA, max_gen_toks=512, fields=_fields(temperature=0.0, doubt_end=True)
+  ),
+  # LLaDA 1.5: GSM8K, IFEval; others by length and blocks.
+  "llada_1p5": dataclasses.replace(
+    _LLADA,
+    max_gen_toks=256,
+    fields=_fields(temperature=0.0, block_length=16, doubt_end=True),
+  ),
   # GSM8K of LLaDA-8B-Instruct: blocks of 8 from left to right.
   "llada_blocks": dataclasses.replace(
     _LLADA, max_gen_toks=256, fields=_fields(temperature=0.0, block_length=8)
@@ -106,25 +126,47 @@ PROTOCOLS = {
 }
 
 
-UNUSED = ("device", "max_batch_size", "trust_remote_code", "parallelize")
-"""What `lm_eval` hands to every class: jax takes the devices there are, and no
-code of a folder is ever run."""
+UNUSED = ("device", "trust_remote_code", "parallelize", "logits_cache")
+"""What changes nothing here: jax takes the devices there are, and no code of a
+folder is ever run."""
+_RUN = "workdir=DIR names the run; dllm convert makes one of a folder"
 _ELSEWHERE = {
-  "pretrained": "workdir=DIR names the run; dllm convert makes one of a folder",
+  **dict.fromkeys(("pretrained", "revision", "subfolder", "tokenizer"), _RUN),
+  **dict.fromkeys(("peft", "delta", "gguf_file", "backend"), _RUN),
   "dtype": "parameters have the run's type, which dllm convert sets",
-  "add_bos_token": "begin=True says so",
+  "prefix_token_id": "the run's tokenizer says what texts begin with",
 }
+_OURS = (
+  "workdir",
+  "protocol",
+  "batch_size",
+  "max_batch_size",
+  "length (or max_length)",
+  "seed",
+  "use_ema",
+  "block_size",
+  "think_end_token",
+  "enable_thinking",
+  "chat_template_args",
+)
 
 
-def rows(batch_size: int | str | None) -> int:
+def rows(batch_size: int | str | None, most: int | str | None = None) -> int:
   """Returns the rows of a call: "auto" and "auto:N" leave it to this class.
 
+  Args:
+    batch_size: what the command says.
+    most: of how many "auto" is at most; None for any.
+
   Raises:
-    ValueError: it is no number of rows.
+    ValueError: one of them is no number of rows.
   """
   text = str(batch_size)
   if batch_size is None or text.partition(":")[0] == "auto":
-    return 16
+    most = 16 if most is None else typed("max_batch_size", most, int)
+    if most < 1:
+      raise ValueError(f"max_batch_size must be at least 1, not {most}")
+    return min(most, 16)
   if not text.isdigit() or not int(text):
     raise ValueError(
       f"--batch_size {text} must be auto, auto:N or a number of rows"
@@ -132,45 +174,85 @@ def rows(batch_size: int | str | None) -> int:
   return int(text)
 
 
-def _spelled(value: Any) -> Any:
+def _spelled(value: Any) -> str:
   """Returns token ids as text: lm_eval makes numbers and lists of some."""
   if isinstance(value, list | tuple):
     return ",".join(map(str, value))
-  return str(value)
+  return "" if value is None else str(value)
+
+
+def typed(name: str, value: Any, kind: Any) -> Any:
+  """Returns a value as its field has it: Python, too, may hand over text.
+
+  Args:
+    name: of the field.
+    value: what was given.
+    kind: a type, or several as `int | None`.
+
+  Raises:
+    ValueError: it is nothing of the kind.
+  """
+  kinds = typing.get_args(kind) or (kind,)
+  if type(value) in kinds:
+    return value
+  text = str(value).strip()
+  if types.NoneType in kinds and text.lower() == "none":
+    return None
+  if bool in kinds and text.lower() in ("true", "false"):
+    return text.lower() == "true"
+  for number in (int, float):
+    if number in kinds and not isinstance(value, bool):
+      try:
+        found = float(text)
+        if number is float or found.is_integer():
+          return number(found)
+      except ValueError:
+        continue
+  names = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+  raise ValueError(f"--model_args {name} must be {names}, not {value!r}")
 
 
 def named(name: str, fields: Mapping[str, Any]) -> Protocol:
   """Returns a named protocol with some fields replaced.
 
+  Args:
+    name: of `PROTOCOLS`.
+    fields: of the protocol or of the sampler; `UNUSED` ones are left out, and
+      `add_bos_token` is `begin`, as the harness's own class calls it.
+
   Raises:
-    ValueError: the name or a field is unknown.
+    ValueError: the name or a field is unknown, or a value is of another kind.
   """
   if name not in PROTOCOLS:
     raise ValueError(
       f"unknown protocol {name!r}; legal: {', '.join(PROTOCOLS)}"
     )
-  own = {f.name for f in dataclasses.fields(Protocol)} - {"fields"}
-  sampler = {f.name for f in dataclasses.fields(SamplerConfig)} - {"preset"}
-  unknown = [k for k in fields if k not in own | sampler]
+  own, sampler = (
+    {f.name: f.type for f in dataclasses.fields(kind)}
+    for kind in (Protocol, SamplerConfig)
+  )
+  del own["fields"], sampler["preset"]
+  given = {
+    "begin" if k == "add_bos_token" else k: v
+    for k, v in fields.items()
+    if k not in UNUSED
+  }
+  unknown = [k for k in given if k not in own | sampler]
   if unknown:
     hints = [f"; {k}: {_ELSEWHERE[k]}" for k in unknown if k in _ELSEWHERE]
     raise ValueError(
-      f"unknown --model_args {', '.join(unknown)}; legal: workdir, protocol, "
-      f"batch_size, length, seed, use_ema, block_size, "
-      + ", ".join(sorted(own | sampler))
+      f"unknown --model_args {', '.join(unknown)}; legal: "
+      + ", ".join([*_OURS, *sorted(own | sampler)])
       + "".join(hints)
     )
-  counts = ("mc_num", "strata", "overlap", "max_gen_toks")
-  fields = {
-    k: _spelled(v) if k in IDS else int(v) if k in counts else v
-    for k, v in fields.items()
+  given = {
+    k: _spelled(v) if k in IDS else typed(k, v, (own | sampler)[k])
+    for k, v in given.items()
   }
   protocol = PROTOCOLS[name]
-  own_sampler = {
-    k: v for k, v in fields.items() if k in sampler and k not in own
-  }
+  of_sampler = {k: v for k, v in given.items() if k not in own}
   return dataclasses.replace(
     protocol,
-    **{k: v for k, v in fields.items() if k in own},
-    fields=_fields(**dict(protocol.fields) | own_sampler),
+    **{k: v for k, v in given.items() if k in own},
+    fields=_fields(**dict(protocol.fields) | of_sampler),
   )

@@ -18,7 +18,7 @@ from scipy import stats
 
 from dllm_jax.core.types import Batch
 from dllm_jax.data.packing import TextSize
-from dllm_jax.evaluation.likelihood import estimators
+from dllm_jax.evaluation.likelihood import contexts, estimators
 from dllm_jax.evaluation.likelihood.scorer import Item, Scorer
 from dllm_jax.evaluation.tasks.partial_results import Ledger
 
@@ -101,7 +101,8 @@ def windows(
       f"the overlap of windows of {length} tokens must lie in [0, {length}), "
       f"not {overlap}"
     )
-  tokens, count = [*begin, *tokens], min(len(begin), length - 1)
+  tokens = contexts.begun(begin, tokens)
+  count = min(len(begin), length - 1, len(tokens) - 1)
   found = [Item(tokens=tuple(tokens[:length]), given=count)]
   for start in range(length, len(tokens), length - overlap):
     end = start + length - overlap

@@ -239,7 +239,8 @@ def _pairs(setting, options, scorer) -> dict[str, Any]:
   for i, (prompt, reply) in enumerate(_read_pairs(options.pairs)):
     given, ids = contexts.divided(encode, prompt, reply)
     try:
-      items.append(documents.answer([*begin, *given], ids, canvas=canvas))
+      given = contexts.begun(begin, given)
+      items.append(documents.answer(given, ids, canvas=canvas))
     except ValueError as error:
       raise ValueError(f"pair {i} of {options.pairs}: {error}") from error
     size += text_size(reply, ids)

@@ -19,8 +19,10 @@ from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Guide, ModelOutputs, Noise, Objective, Process
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.policies.processors import (
+  Banned,
   compose,
   Counts,
+  Forced,
   Logits,
   Processor,
 )
@@ -28,6 +30,8 @@ from dllm_jax.sampling.policies.selection import Progress
 
 Outputs = ModelOutputs | tuple[ModelOutputs, ...]
 Grid = Literal["objective", "uniform", "cosine"]
+_FAINT = 200.0
+"""Nats: e^-200 is 0 in float32, and differences of logits stay what they are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,19 +117,27 @@ class Stepwise:
   def filtered(
     self, logits: Any, z: PyTree, counts: Counts, guide: Guide | None
   ) -> Logits:
-    """Returns what scores read: branches joined, then the filters."""
+    """Returns what scores read: branches joined, then the filters.
+
+    Where they leave the mask alone, which is never drawn, the legal tokens stay
+    as the network has them, but with no probability to speak of.
+    """
     if guide is not None:
       logits = guide(logits, z, None)
-    return compose(self.filters, logits, z, counts)
+    read = compose(self.filters, logits, z, counts)
+    if not self.filters or self.objective.mask_id is None:
+      return read
+    is_mask = jnp.arange(logits.shape[-1]) == self.objective.mask_id
+    alone = ~jnp.any((read > -jnp.inf) & ~is_mask, axis=-1, keepdims=True)
+    rules = [f for f in self.filters if isinstance(f, Banned | Forced)]
+    faint = compose(rules, logits, z, counts) - _FAINT
+    return jnp.where(alone & ~is_mask, faint, read)
 
   def drawn(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns what tokens are drawn from, given filtered logits."""
     if self.objective.mask_id is not None:
       is_mask = jnp.arange(logits.shape[-1]) == self.objective.mask_id
       logits = jnp.where(is_mask, -jnp.inf, logits)
-      if self.filters:  # A filter may have left the mask alone.
-        nothing = ~jnp.any(logits > -jnp.inf, axis=-1, keepdims=True)
-        logits = jnp.where(nothing & ~is_mask, 0.0, logits)
     return compose(self.processors, logits, z, counts)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.core import check
 from dllm_jax.core.noise import Tag
+from dllm_jax.core.types import Objective
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
 from dllm_jax.sampling.policies.score import confidence
@@ -254,7 +255,7 @@ class ReMDM(Stepwise):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.objective.mask_id is None or not hasattr(self.objective, "masked"):
+    if not masks(self.objective):
       raise ValueError(
         "remasking needs a masked-diffusion objective (mdlm, md4, llada, dream, "
         f"bd3lm), not {type(self.objective).__name__}"
@@ -315,6 +316,11 @@ class ReMDM(Stepwise):
     # Slots that were given are never among those that remasking picks from.
     state = state.replace(step=state.step + 1, t=jump.s, memory=memory)
     return token, state, {}
+
+
+def masks(objective: Objective) -> bool:
+  """Returns whether an objective masks all tokens by one schedule."""
+  return hasattr(objective, "masked") and hasattr(objective, "schedule")
 
 
 def posterior(

@@ -15,6 +15,7 @@ from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Objective
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
+from dllm_jax.sampling.policies.remasking import masks
 from dllm_jax.sampling.policies.score import confidence, entropy
 from dllm_jax.sampling.policies.selection import bounded, Progress, rank, sort
 
@@ -47,9 +48,7 @@ class Psi(Stepwise):
         "noise is mixed in for 0 <= ends < t <= begins <= 1, not between "
         f"{self.begins} and {self.ends}"
       )
-    if not hasattr(self.objective, "parts") and not hasattr(
-      self.objective, "masked"
-    ):
+    if not hasattr(self.objective, "parts") and not masks(self.objective):
       raise ValueError(
         f"Psi sampling needs alpha(t), which {type(self.objective).__name__} "
         "has not: use ancestral sampling"
@@ -111,7 +110,7 @@ def psi(
 
 def kept(objective: Objective, t: Float[Array, "B #c"]) -> Array:
   """Returns alpha(t) of an objective."""
-  if hasattr(objective, "masked"):
+  if masks(objective):
     return jnp.where(t > 0.0, 1.0 - objective.masked(t), 1.0)
   return objective.parts(t).keep
 
@@ -184,7 +183,7 @@ class Renoise(Stepwise):
       return token, best, entropy(logits), confidence(logits, token)
 
     token, best, h, sure = reduce(draw, out, z, heat, noise, window=window)
-    order = rank(jnp.where(active, -h, -jnp.inf))
+    order = rank(-h, active)
     ranked = sort(jnp.where(active, h, jnp.inf), order)
     count = jnp.sum(jnp.cumprod(bounded(ranked, self.bound), axis=1), axis=1)
     keep = active & (order < count[:, None])

@@ -84,7 +84,7 @@ class MaskPredict:
     sure = jnp.where(new, taken.sure, memory.confidence)
     left = jnp.maximum(taken.steps - 1 - taken.step, 0)
     count = taken.maskable * left // taken.steps
-    order = rank(jnp.where(taken.active, -sure, -jnp.inf))
+    order = rank(-sure, taken.active)
     worst = taken.active & (order < count[:, None])
     z = jnp.where(worst, taken.mask_id, taken.z)
     return z, memory.replace(confidence=sure)

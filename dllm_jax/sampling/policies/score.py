@@ -20,9 +20,10 @@ SCORES = ("confidence", "margin", "entropy", "random", "left")
 def confidence(
   logits: Float[Array, "B c V"], token: Int[Array, "B c"]
 ) -> Float[Array, "B c"]:
-  """Returns the probability of a token."""
+  """Returns the probability of a token; 0 where no token is possible."""
   picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-  return jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
+  p = jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
+  return jnp.where(picked > -jnp.inf, p, 0.0)
 
 
 def margin(logits: Float[Array, "B c V"]) -> Float[Array, "B c"]:

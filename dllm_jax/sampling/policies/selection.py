@@ -66,15 +66,23 @@ class Seen:
 
   def rank(self) -> Int[Array, "B W"]:
     """Returns how many slots come before each, best first, ties by slot."""
-    return rank(jnp.where(self.candidates, self.score, -jnp.inf))
+    return rank(self.score, self.candidates)
 
   def best(self, count: Int[Array, "B"]) -> Bool[Array, "B W"]:
     """Returns the `count` best candidates."""
     return self.candidates & (self.rank() < count[:, None])
 
 
-def rank(score: Float[Array, "B W"]) -> Int[Array, "B W"]:
-  """Returns how many slots come before each, best first, ties by slot."""
+def rank(
+  score: Float[Array, "B W"], among: Bool[Array, "B W"]
+) -> Int[Array, "B W"]:
+  """Returns how many slots come before each, best first, ties by slot.
+
+  Those that are not among the ranked come last, whatever their scores: as many
+  as are wanted of the others are always found.
+  """
+  score = jnp.nan_to_num(score, nan=jnp.finfo(score.dtype).min)
+  score = jnp.where(among, score, -jnp.inf)
   order = jnp.argsort(-score, axis=-1, stable=True)
   return jnp.argsort(order, axis=-1)
 

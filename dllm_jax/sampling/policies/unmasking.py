@@ -119,8 +119,9 @@ class Unmasking(Stepwise):
     score: what ranks masked slots (`score.score`).
     selection: how many are revealed (`selection`).
     revision: what happens to tokens that stand already, or None (`revision`).
-    doubts: applied to the logits that confidence is read from, and to nothing
-      else: LLaDA forbids end-of-text there.
+    doubts: applied to the logits that scores are read from, and to nothing
+      else: LLaDA forbids end-of-text there. A slot whose draw they forbid comes
+      after all others.
     noise_temperature: of Gumbel noise on the score (Dream's `alg_temp`): slots
       are chosen with probability as softmax(score / temperature), without
       replacement; 0 for the best.
@@ -181,7 +182,11 @@ class Unmasking(Stepwise):
       read = compose(self.doubts, read, z, counts)
       sure = confidence(read, token)
       h = entropy(read) if self.selection.entropy else None
-      return token, sure, score(self.score, read, sure, noise, slot), h
+      ranks = score(self.score, read, sure, noise, slot)
+      if self.doubts:  # Whatever is ranked by: a doubted draw comes last.
+        ranks = jnp.where(sure > 0.0, ranks, -jnp.inf)
+        h = None if h is None else jnp.where(sure > 0.0, h, jnp.inf)
+      return token, sure, ranks, h
 
     token, sure, ranks, h = reduce(draw, out, z, noise, slot, window=window)
     masked = self.masked(process, z, active)

@@ -7,7 +7,6 @@ import types
 import jax
 import numpy as np
 import pytest
-import tokenizers
 
 # Read once, when the harness's libraries are imported.
 os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
@@ -66,8 +65,8 @@ def test_rolling_is_the_sum_of_windows(model):
   ]
   assert isinstance(first, Item)
   np.testing.assert_allclose(found, -sum(parts), rtol=1e-4)
-  with pytest.raises(ValueError, match="empty document"):
-    model.loglikelihood_rolling(ask(("",)))
+  # An empty one is certain, and no end of all other requests.
+  assert model.loglikelihood_rolling(ask(("",))) == [0.0]
 
 
 def test_generation_stops_at_until_and_is_deterministic(model):
@@ -100,8 +99,8 @@ def test_protocols_are_published_settings():
     name: (p.estimator, p.mc_num, p.strata, p.begin, p.end)
     for name, p in protocols.PROTOCOLS.items()
   }
-  assert likelihoods["llada"] == ("counts", 128, 8, False, False)
-  assert likelihoods["llada_single"] == ("counts", 1, 1, False, False)
+  assert likelihoods["llada"] == ("counts", 128, 8, None, False)
+  assert likelihoods["llada_single"] == ("counts", 1, 1, None, False)
   assert likelihoods["dream"] == ("times", 128, 32, True, True)
   answers = {
     name: (p.fixed, p.max_gen_toks, dict(p.fields))
@@ -110,6 +109,10 @@ def test_protocols_are_published_settings():
   cold, warm = ({"temperature": t, "top_p": 0.95} for t in (0.0, 0.2))
   assert answers["llada"] == (True, 1024, {"temperature": 0.0})
   assert answers["llada_blocks"][2]["block_length"] == 8
+  # EVAL.md of LLaDA: `confidence_eos_eot_inf` of Instruct and of 1.5.
+  surest = {"temperature": 0.0, "doubt_end": True}
+  assert answers["llada_instruct"] == (True, 512, surest)
+  assert answers["llada_1p5"] == (True, 256, surest | {"block_length": 16})
   assert answers["dream"] == (True, 256, cold)
   assert answers["dream_code"] == (True, 512, warm)
   with pytest.raises(ValueError, match="legal: default, llada"):
@@ -121,16 +124,6 @@ def test_protocols_are_published_settings():
 
 
 def test_what_stands_around_an_answer(model, monkeypatch):
-  tokenizer = types.SimpleNamespace(bos_id=7, eos_id=8, end_ids=(8,))
-  assert contexts.special(tokenizer, "begin", True) == [7]
-  assert contexts.special(tokenizer, "end", True) == [8]
-  assert contexts.special(tokenizer, "end", False) == []
-  assert contexts.fitting([7], [1, 2, 3], 4) == [7, 1, 2, 3]
-  monkeypatch.setattr(contexts, "_said", set())
-  with pytest.warns(UserWarning, match="cut from the left"):
-    assert contexts.fitting([7], [1, 2, 3], 2) == [7, 3]
-  assert contexts.fitting([7], [1, 2, 3], 0) == []
-  assert contexts.cut("one\n\ntwo", ["\n\n", "w"]) == "one"
   # Dream scores what stands between the tokens that begin and end a text.
   dream = protocols.named("dream", {"max_gen_toks": 4})
   monkeypatch.setattr(model, "protocol", dream)
@@ -172,6 +165,48 @@ def test_conversations(model, tmp_path, monkeypatch):
   assert model._context([0], 99) == [3, 0]
 
 
+def test_named_templates_and_their_variables(model, tmp_path, monkeypatch):
+  wishful = "{% if enable_thinking %}<|user|>{% endif %}" + TEMPLATE
+  named = [
+    {"name": "default", "template": TEMPLATE},
+    {"name": "wishful", "template": wishful},
+  ]
+  tokenizer = huggingface(tokenizer_folder(tmp_path, chat_template=named))
+  monkeypatch.setattr(model._run, "tokenizer", tokenizer)
+  monkeypatch.setattr(model, "_rendered", False)
+  monkeypatch.setattr(model, "_template", {"enable_thinking": True})
+  plain = "<s><|user|>a b<|end|><|assistant|>"
+  assert model.apply_chat_template(TALK[:1]) == plain
+  # --apply_chat_template NAME, --model_args enable_thinking=True.
+  assert model.chat_template("wishful") == wishful
+  assert model.apply_chat_template(TALK[:1]) == "<|user|>" + plain
+  with pytest.raises(ValueError, match="no chat template 'x'; legal: default"):
+    model.chat_template("x")
+
+
+def test_beginnings_of_texts(model, tmp_path, monkeypatch):
+  folder = tokenizer_folder(tmp_path, add_bos_token=True)
+  tokenizer = huggingface(folder)
+  monkeypatch.setattr(model._run, "tokenizer", tokenizer)
+  begins = lambda **fields: monkeypatch.setattr(
+    model, "protocol", protocols.named("default", fields)
+  )
+  for fields, expected in (
+    ({}, [3]),
+    ({"add_bos_token": True}, [3]),
+    ({"begin": "False"}, []),
+  ):
+    begins(**fields)
+    assert model._context(model._encode("a"), 9) == [*expected, 0]
+    assert model._windows("a")[0].tokens == (*expected, 0)
+    item = model._pair("a", " b")
+    assert item.tokens == (*expected, 0, 1) and item.targets == 1
+  begins()
+  assert model._context(model._encode("<s>a"), 9) == [3, 0]
+  assert model._windows("<s>a")[0] == Item(tokens=(3, 0), given=1)
+  assert model._windows("") == []
+
+
 def test_templates_without_a_system_message(model, tmp_path, monkeypatch):
   refuses = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}"
@@ -187,57 +222,32 @@ def test_templates_without_a_system_message(model, tmp_path, monkeypatch):
   assert text == "<s><|user|>a b<|end|><|assistant|>"
 
 
-# EleutherAI/lm-evaluation-harness 0.4.13, `_encode_pair`: what is left of the
-# whole, which is nothing, or not the answer, where one token spans both.
-@pytest.mark.parametrize(
-  ("pair", "expected"),
-  [
-    (("Ans", "wer"), (["Ans"], ["wer"])),
-    (("Ans", "w"), (["Ans"], ["w"])),
-    (("An", "swer"), (["An"], ["s", "wer"])),
-    (("An", "sw"), (["An"], ["s", "w"])),
-    (("A", "nswer"), (["A"], ["n", "s", "wer"])),
-    (("", "wer"), ([], ["wer"])),
-    (("Ans ", "we"), (["Ans"], [" ", "we"])),
-    (("Ans", ""), (["Ans"], [])),
-  ],
-  ids=str,
-)
-def test_an_answer_that_shares_a_token_is_encoded_by_itself(
-  pair, expected, spanning
-):
-  tokenizer = huggingface(str(spanning))
-  name = tokenizer._tokenizer.id_to_token
-  found = contexts.divided(tokenizer.encode, *pair)
-  assert tuple([name(i) for i in part] for part in found) == expected
-
-
-@pytest.fixture(scope="module")
-def spanning(tmp_path_factory):
-  """A tokenizer with Ans, wer and Answer, one token each."""
-  folder = tmp_path_factory.mktemp("spanning")
-  letters = " Answer"
-  merges = [("A", "n"), ("An", "s"), ("w", "e"), ("we", "r"), ("Ans", "wer")]
-  words = dict.fromkeys([*letters, *(a + b for a, b in merges)])
-  vocabulary = {word: i for i, word in enumerate(words)}
-  made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-  made.save(str(folder / "tokenizer.json"))
-  return folder
-
-
 def test_flags_of_the_command_reach_the_class(workdir):
   make = lambda **args: DiffusionLM(str(workdir), mc_num=8, **args)
   for size in ("auto", "auto:4", None, 16, "16"):
     assert make(batch_size=size)._rows == 16
   unused = {"trust_remote_code": True, "device": "cuda:0", "max_batch_size": 8}
   assert make(**unused)._rows == 16
-  assert make(max_length=64)._length == 64
-  assert make(max_gen_toks="64").protocol.max_gen_toks == 64
+  assert make(**unused, batch_size="auto:2")._rows == 8
+  assert make(max_length=64)._length == make(length="64")._length == 64
+  # From Python, values may be text.
+  texts = {"max_gen_toks": "64", "fixed": "False", "overlap": "2"}
+  model = make(seed="3", **texts, steps="5", top_p="0.5", stop="None")
+  assert model._seed == 3 and model._sampler.steps == 5
+  assert (model._sampler.top_p, model._sampler.stop) == (0.5, None)
+  assert (model.protocol.max_gen_toks, model.protocol.fixed) == (64, False)
+  # LLaDA's `cfg` guides likelihoods and answers.
+  assert make(cfg_scale=2)._sampler.cfg_scale == 2.0
   for args, said in (
     ({"batch_size": "many"}, "must be auto, auto:N or a number"),
+    ({"batch_size": "auto", "max_batch_size": 0}, "must be at least 1"),
     ({"pretrained": "x"}, "workdir=DIR names the run"),
+    ({"revision": "main"}, "dllm convert makes one of a folder"),
     ({"dtype": "float32"}, "which dllm convert sets"),
     ({"nonsense": 1}, "unknown --model_args nonsense; legal: workdir"),
+    ({"steps": "few"}, "--model_args steps must be int, not 'few'"),
+    ({"greedy": 3}, "--model_args greedy must be bool, not 3"),
+    ({"max_gen_toks": 1.5}, "max_gen_toks must be int, not 1.5"),
   ):
     with pytest.raises(ValueError, match=said):
       make(**args)
@@ -276,20 +286,42 @@ def test_warm_is_warm(model):
   assert asked(do_sample=True, temperature=0.7).temperature == 0.7
   assert asked(temperature=0.7).temperature == 0.7
   assert asked() == model._sampler
+  # Text, whole numbers, and what is none at all: lm_eval's Norwegian tasks.
+  assert asked(temperature="0.0").temperature == 0.0
+  assert asked(do_sample=True, temperature=1, num_beams=1).temperature == 1.0
+  assert asked(repetition_penalty=1.2).repetition_penalty == 1.2
 
 
-# LLaDA's eval_llada.py cuts the text in which special tokens are written out.
-def test_stops_may_be_special_tokens(tmp_path):
-  tokenizer = huggingface(tokenizer_folder(tmp_path))
-  ids = [0, 1, 6, 1, 4, 0]  # a b <|end|> b <|user|> a
-  stop = lambda *until: contexts.stopped(ids, until, tokenizer.decode).rstrip()
-  assert stop() == "a b b a" == stop("")
-  assert stop("<|end|>") == "a b"
-  assert stop("<|user|>", "<|nothing|>") == "a b b"
-  assert stop("b") == "a"
-  assert stop("<|end|> b", "<|user|>") == "a b"
-  assert contexts.behind(ids, "<|end|>", tokenizer.decode) == [1, 4, 0]
-  assert contexts.behind(ids, "<|nothing|>", tokenizer.decode) == ids
+# huggingface/lighteval issue 559, as a whole: no seed decides a greedy answer.
+def test_greedy_answers_do_not_depend_on_the_seed(judge):
+  wish = {"until": [], "max_gen_toks": 8, "do_sample": False}
+  found = [
+    DiffusionLM(str(judge), batch_size=1, mc_num=8, seed=seed).generate_until(
+      ask(("A", wish)), disable_tqdm=True
+    )
+    for seed in (0, 1)
+  ]
+  assert found[0] == found[1] and len(found[0][0]) == 8
+
+
+def test_answers_that_share_a_token_have_a_likelihood(
+  model, spanning, monkeypatch
+):
+  monkeypatch.setattr(model._run, "tokenizer", huggingface(str(spanning)))
+  pairs = [("Ans", "wer"), ("Ans", "w"), ("An", "sw"), ("Ans", "")]
+  *found, empty = model.loglikelihood(ask(*pairs), disable_tqdm=True)
+  assert empty == (0.0, True)
+  assert all(np.isfinite(value) and value < 0 for value, _ in found)
+
+
+def test_thoughts_are_left_out(model, tmp_path, monkeypatch):
+  tokenizer = huggingface(tokenizer_folder(tmp_path, eos_token="<|end|>"))
+  monkeypatch.setattr(model._run, "tokenizer", tokenizer)
+  answer = [0, 4, 1, 6, 0, 4, 0]  # a <|user|> b <|end|> a <|user|> a
+  for mark, expected in ((None, "a b"), ("<|user|>", "b"), (4, "b")):
+    monkeypatch.setattr(model, "_think_end", mark)
+    assert model._text(answer, []) == expected
+  assert model._text(answer, ["b"]) == ""
 
 
 def test_a_cache_resumes(model, tmp_path, monkeypatch):
@@ -377,18 +409,21 @@ def tasks(tmp_path):
 def test_the_real_command_on_local_tasks(workdir, tasks, capsys):
   out = tasks / "out"
 
-  def harness(names):
+  def harness(names, *flags):
     return main([
       "harness", "run", "--model", "dllm_jax", "--model_args",
       f"workdir={workdir},protocol=llada,mc_num=4,length=32,max_gen_toks=8",
-      "--tasks", names, "--include_path", str(tasks), "--batch_size", "4",
-      "--output_path", str(out), "--log_samples",
+      "--tasks", names, "--include_path", str(tasks),
+      "--output_path", str(out), "--log_samples", *flags,
     ])  # fmt: skip
 
   assert harness("toy_beams") == 2 and not out.exists()
   said = [x for x in capsys.readouterr().err.splitlines() if "dllm: " in x]
   assert len(said) == 1 and "cannot be asked for num_beams" in said[0]
-  status = harness("toy_choice,toy_rolling,toy_generation")
+  # lm_eval adds `--trust_remote_code` to the class's arguments.
+  flags = "--batch_size", "auto:4", "--max_batch_size", "4"
+  names = "toy_choice,toy_rolling,toy_generation"
+  status = harness(names, *flags, "--trust_remote_code")
   said, errors = capsys.readouterr()
   assert status == 0, errors
   assert "toy_choice" in said
