@@ -25,7 +25,12 @@ from dllm_jax.sampling.policies.processors import (
 )
 from dllm_jax.sampling.policies.remasking import ReMDM
 from dllm_jax.sampling.policies.renoising import Psi, Renoise
-from dllm_jax.sampling.policies.selection import EntropyBound, Factor, Threshold
+from dllm_jax.sampling.policies.selection import (
+  Chance,
+  EntropyBound,
+  Factor,
+  Threshold,
+)
 from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.requests import bucket
 from dllm_jax.sampling.sampler import Sampler
@@ -64,13 +69,13 @@ class SamplerConfig:
     null_label: the label of no class: guidance is then of the class, and else
       of the prompt.
     repetition_penalty: above 1 makes tokens that stand already rarer.
-    banned: ids that are never drawn, separated by commas (or "+", where commas
-      separate other things).
+    banned: ids that are never drawn, separated by commas (or by "+", as
+      `--model_args banned=5+6` has it, where commas separate other things).
     forced: ids of which every drawn token is one, likewise.
     doubted: ids that are drawn as others, but count with confidence 0: slots
       whose draw is another one are revealed first; likewise.
     suppress_end: whether what ends a row is never drawn (LLaDA's
-      `logits_eos_inf`).
+      `logits_eos_inf` forbids one of its two ends: say that by `banned`).
     doubt_end: whether what ends a row counts with confidence 0 (LLaDA's
       `confidence_eos_eot_inf`).
     stop: whether a row stops at what ends it; None for the preset's.
@@ -319,6 +324,8 @@ def _check_owner(name: str, preset: str, policies: tuple[type, ...]) -> None:
   def has(candidate: Preset) -> bool:
     if candidate.policy not in policies:
       return False
+    if name in ("doubted", "doubt_end"):  # Chance asks for no score.
+      return not isinstance(candidate.fields.get("selection"), Chance)
     return name != "eta" or hasattr(candidate.fields["rule"], "eta")
 
   if not has(PRESETS[preset]):
