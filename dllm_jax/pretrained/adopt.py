@@ -35,7 +35,7 @@ def adopt(model: Pretrained, target: str) -> Pretrained:
   """Returns an autoregressive model, set up to be trained by diffusion.
 
   Args:
-    model: of a family whose weights may be adopted (Qwen, LLaMA).
+    model: of a family whose weights may be adopted: an autoregressive one.
     target: "dream" (shifted), "llada" or "bd3lm".
 
   Raises:

@@ -66,9 +66,8 @@ def _llama(c: TransformerConfig) -> dict[str, Any]:
     "rms_norm_eps": c.norm_eps,
     "rope_theta": c.rope_theta,
     "rope_scaling": _scaling(c.rope_scaling),
-    "attention_bias": c.qkv_bias,
     "tie_word_embeddings": c.tied,
-  }
+  }  # Layouts with a field for biases mean four of them, which no network has.
 
 
 def _scaling(scaling: Any) -> dict[str, Any] | None:
@@ -294,7 +293,9 @@ def _kind(family: Family, network: Any) -> dict[str, Any]:
 def _check_same(family, fields, objective, network) -> None:
   """Raises ValueError unless a config says what the objects say."""
   try:
-    read = family.network(fields)
+    families.find(fields)  # It is not taken for another's.
+    read, settings = family.network(fields), family.settings(fields)
+    families.check_fields(family, fields)
   except (TypeError, ZeroDivisionError) as error:
     raise ValueError(f"the layout of {family.name}: {error}") from error
   pairs = {
@@ -304,8 +305,7 @@ def _check_same(family, fields, objective, network) -> None:
   }
   if type(objective) is family.objective:
     pairs |= {
-      key: (getattr(objective, key), value)
-      for key, value in family.settings(fields).items()
+      key: (getattr(objective, key), value) for key, value in settings.items()
     }
   for key, (ours, theirs) in pairs.items():
     if ours != theirs and not (

@@ -21,6 +21,7 @@ from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.sedd import SEDD
 from dllm_jax.pretrained import names, networks
+from dllm_jax.pretrained.family import check_own, classes
 from dllm_jax.pretrained.family import Family as Family
 from dllm_jax.pretrained.family import Ids as Ids
 from dllm_jax.pretrained.fields import Fields
@@ -45,8 +46,19 @@ def _sedd_settings(f: Fields) -> dict[str, Any]:
   }
 
 
-def _time(f: Fields) -> dict[str, Any]:
-  return {"time_conditioning": f.flag("time_conditioning")}
+def _mdlm_settings(f: Fields, **legal: Any) -> dict[str, Any]:
+  f.section("noise").only(type="loglinear")
+  algo = f.section("algo") if f.mapping("algo") else f
+  algo.only(
+      backbone=("dit", "hf_dit"), parameterization="subs", subs_masking=False,
+      diffusion="absorbing_state", T=0, causal=False, causal_attention=False,
+      **legal,
+  )  # fmt: skip
+  return {"time_conditioning": algo.flag("time_conditioning")}
+
+
+def _bd3lm_settings(f: Fields) -> dict[str, Any]:
+  return _blocks(16)(f) | _mdlm_settings(f, cross_attn=True)
 
 
 def _blocks(default: int) -> Callable[[Fields], dict[str, Any]]:
@@ -66,6 +78,17 @@ def _training_config(f: Fields, kind: str) -> bool:
   return isinstance(f.get("model"), Mapping) and name == kind
 
 
+# What a training config says besides: of the run, the data and the machine.
+_OF_TRAINING = (
+  "name", "length", "file", "report_all", "sigma_min", "sigma_max", "eps",
+  "scale_by_sigma", "ngpus", "training", "eval", "optim", "sampling", "loader",
+  "data", "mode", "seed", "trainer", "wandb", "hydra", "checkpointing",
+  "callbacks", "lr_scheduler", "strategy", "cwd", "work_dir", "wandb_name",
+  "load_dir", "neptune", "ignore_bos", "var_min", "sampling_eps_min",
+  "sampling_eps_max", "clip_search_delta", "clip_search_widths",
+  "fix_clipping", "sampler", "mdlm_loss_scale", "loss_type", "dropout",
+)  # fmt: skip
+
 FAMILIES: tuple[Family, ...] = (
   Family(
     name="llada",
@@ -77,11 +100,9 @@ FAMILIES: tuple[Family, ...] = (
     sampler="llada",
     ids=Ids(mask=126336, end=126081, pad=126081),
     harmless=(
-      "attention_layer_norm_with_affine",
+      "attention_layer_norm_with_affine",  # of norms that are not there
       "rope_full_precision",
-      "block_group_size",
       "alibi_bias_max",
-      "vocab_size",
     ),
   ),
   Family(
@@ -89,7 +110,7 @@ FAMILIES: tuple[Family, ...] = (
     table=names.DREAM,
     model_types=("dream",),
     architectures=("DreamModel",),
-    network=lambda f: networks.llama(f, qkv_bias=True),
+    network=networks.dream,
     objective=Dream,
     sampler="dream",
     ids=Ids(mask=151666, end=151643, pad=151643),
@@ -105,11 +126,19 @@ FAMILIES: tuple[Family, ...] = (
     settings=_blocks(4),
     sampler="sdar",
     ids=Ids(mask=151669, end=151643, pad=151643),
+    harmless=(  # all of its training code
+      "debug",
+      "ep_size",
+      "fuse_cross_entropy",
+      "micro_forward",
+      "skip_checkpoint",
+      "use_deepep",
+    ),
   ),
   Family(
     name="llada_moe",
     table=names.LLADA_MOE,
-    model_types=("lladamoe", "llada_moe"),
+    model_types=("lladamoe", "llada_moe", "llada"),
     architectures=("LLaDAMoEModelLM", "LLaDAMoEModel"),
     network=networks.llada_moe,
     objective=LLaDA,
@@ -126,7 +155,8 @@ FAMILIES: tuple[Family, ...] = (
     settings=_blocks(32),
     sampler="llada2",
     ids=Ids(mask=156895, end=156892, pad=156892),
-    harmless=("router_dtype", "seq_aux", "mtp_loss_scaling_factor"),
+    # Its code asks partial_rotary_factor for rotary_dim.
+    harmless=("router_dtype", "rotary_dim", "seq_aux"),
   ),
   Family(
     name="qwen_moe",
@@ -160,7 +190,7 @@ FAMILIES: tuple[Family, ...] = (
     settings=_begins,
     sampler="autoregressive",
     adopts=True,
-    harmless=("block_size",),
+    harmless=("block_size", "fuse_cross_entropy"),  # SDAR's, which is its child
   ),
   Family(
     name="llama",
@@ -180,8 +210,9 @@ FAMILIES: tuple[Family, ...] = (
     architectures=("BD3LM",),
     network=networks.dit,
     objective=BD3LM,
-    settings=lambda f: _blocks(16)(f) | _time(f),
+    settings=_bd3lm_settings,
     sampler="bd3lm",
+    harmless=_OF_TRAINING,
     matches=lambda f: _training_config(f, "bd3lm"),
   ),
   Family(
@@ -191,8 +222,9 @@ FAMILIES: tuple[Family, ...] = (
     architectures=("MDLM",),
     network=networks.dit,
     objective=MDLM,
-    settings=_time,
+    settings=lambda f: _mdlm_settings(f, cross_attn=False),
     sampler="mdlm",
+    harmless=("block_size", *_OF_TRAINING),
     matches=lambda f: _training_config(f, "mdlm"),
   ),
   Family(
@@ -204,6 +236,7 @@ FAMILIES: tuple[Family, ...] = (
     objective=SEDD,
     settings=_sedd_settings,
     sampler="sedd",
+    harmless=_OF_TRAINING,
     matches=lambda f: "graph" in f.values and "tokens" in f.values,
     output=lambda objective, logits, z, t: objective.log_score(logits, z, t),
   ),
@@ -217,65 +250,22 @@ def find(fields: Fields) -> Family:
     ValueError: it is none that is known, or only named like one.
   """
   kind = fields.get("model_type")
-  classes = fields.get("architectures", default=[])
-  classes = classes if isinstance(classes, list) else [classes]
+  named = classes(fields)
   tests = (
-    lambda one: any(name in one.architectures for name in classes),
+    lambda one: any(name in one.architectures for name in named),
     lambda one: isinstance(kind, str) and kind.lower() in one.model_types,
     lambda one: kind is None and one.matches(fields),
   )
   for test in tests:
     for family in FAMILIES:
       if test(family):
-        _check_code(family, fields, classes)
+        check_own(family, fields)
         return _adopted(family, fields)
-  known = ", ".join(t for family in FAMILIES for t in family.model_types)
+  known = dict.fromkeys(t for family in FAMILIES for t in family.model_types)
   raise ValueError(
-    f"{fields.path}: model_type {kind!r} with architectures {classes} is"
-    f" unknown; known model_types: {known}"
+    f"{fields.path}: model_type {kind!r} with architectures {named} is"
+    f" unknown; known model_types: {', '.join(known)}"
   )
-
-
-def _check_code(family: Family, fields: Fields, classes: list[str]) -> None:
-  """Raises ValueError if a config names another model than its family.
-
-  Several diffusion models call themselves by the autoregressive model, or by the
-  diffusion model, that they began with; their code does something else.
-  """
-  code = fields.get("auto_map", default={})
-  code = list(code.values()) if isinstance(code, Mapping) else []
-  flat = [n for one in code for n in (one if isinstance(one, list) else [one])]
-  named = {
-    str(name).rpartition("--")[2]
-    for name in flat
-    if not str(name).endswith(("Config", "Tokenizer", "TokenizerFast"))
-  }
-  last = {name.rpartition(".")[2] for name in named}
-  # A bare network, without its head, may stand beside the whole.
-  own = {*family.architectures} | {
-    name.replace("ForCausalLM", "Model") for name in family.architectures
-  }
-  foreign = sorted((last | set(classes)) - own)
-  if family.architectures and foreign:
-    raise ValueError(
-      f"{fields.path} has model_type {fields.get('model_type')!r}, but its code"
-      f" is {', '.join(foreign)}: another model than {family.name}, which is"
-      f" not supported; {family.name}'s is {', '.join(family.architectures)}"
-    )
-  if family.adopts and named:
-    raise ValueError(
-      f"{fields.path} has model_type {fields.get('model_type')!r}, but code of"
-      f" its own, {', '.join(sorted(named))}: another model than {family.name},"
-      " which is not supported; if it is the same, remove auto_map"
-    )
-  if family.name == "sdar" and (
-    fields.get("fuse_cross_entropy") or fields.get("block_size", default=4) < 4
-  ):
-    raise ValueError(
-      f"{fields.path} has model_type 'sdar' with fuse_cross_entropy or a"
-      " block_size below 4: it is I-DLM's, which is causal and shifted, and not"
-      " supported"
-    )
 
 
 _ADOPTED = {
@@ -338,21 +328,15 @@ def objective(
 
 
 def check_fields(family: Family, fields: Fields) -> None:
-  """Raises ValueError for a field that may change the network unnoticed.
-
-  Of configs that name their family: those that a Lightning module was trained
-  with say much else.
-  """
-  if fields.get("model_type") is not None:
-    length(fields)
-    fields.no_others(*family.harmless, what=family.name)
+  """Raises ValueError for a field that may change the network unnoticed."""
+  length(fields)
+  fields.no_others(*family.harmless, what=family.name)
 
 
 def length(fields: Fields) -> int:
   """Returns the tokens of a row that the family was trained on."""
-  inner = fields.get("model", default={})
-  nested = inner.get("length") if isinstance(inner, Mapping) else None
+  inner = fields.section("model")
   found = fields.get(
     "max_sequence_length", "max_position_embeddings", "model_length", "length"
   )
-  return found or nested or 1024
+  return found or inner.get("length") or 1024

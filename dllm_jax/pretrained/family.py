@@ -1,6 +1,10 @@
-"""What is known of one published family, and of its special tokens."""
+"""What is known of one published family, and who only calls itself by its name.
 
-from collections.abc import Callable
+Several diffusion models name the autoregressive model, or the diffusion model,
+that they began with; their code does something else.
+"""
+
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -61,3 +65,73 @@ class Family:
   output: Callable[..., Any] | None = None
   adopts: bool = False
   harmless: tuple[str, ...] = ()
+
+
+_OTHERS = {
+  "StableDiffcoderForCausalLM": "Stable-DiffCoder, which denoises blocks",
+  "SeedDiffcoderForCausalLM": "Stable-DiffCoder, which denoises blocks",
+  "SDLMQwen2ForCausalLM": "SDLM, which predicts windows of masks",
+  "DreamForCausalLM": "DreamReasoner, block-causal and unshifted",
+  "EfficientDLM": "Efficient-DLM, which denoises blocks",
+  "MMadaModelLM": "MMaDA, some of whose tokens are of images",
+}
+"""Models that are known to call themselves by another's `model_type`."""
+
+
+def classes(fields: Fields) -> list[str]:
+  """Returns the names under `architectures`."""
+  value = fields.get("architectures", default=[])
+  return [str(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _code(fields: Fields) -> list[str]:
+  """Returns where networks of a folder's own are, as `file.Class`."""
+  value = fields.get("auto_map", default={})
+  value = value.items() if isinstance(value, Mapping) else ()
+  flat = [
+    str(one)
+    for key, named in value
+    if str(key).startswith("AutoModel")
+    for one in (named if isinstance(named, list) else [named])
+  ]
+  return sorted({name.rpartition("--")[2] for name in flat})
+
+
+def check_own(family: Family, fields: Fields) -> None:
+  """Checks that a config is its family's, and not only called so.
+
+  Raises:
+    ValueError: it names another network, in its architectures or in code.
+  """
+  kind, path = fields.get("model_type"), fields.path
+  code = _code(fields)
+  own = set(family.architectures)
+  # A bare network, without its head, may stand beside the whole.
+  for end in ("ForCausalLM", "ModelLM"):
+    own |= {name.replace(end, "Model") for name in family.architectures}
+  last = {name.rpartition(".")[2] for name in code} | set(classes(fields))
+  foreign = sorted(last - own)
+  if family.architectures and foreign:
+    why = next((_OTHERS[one] for one in foreign if one in _OTHERS), None)
+    raise ValueError(
+      f"{path} has model_type {kind!r}, but its code is {', '.join(foreign)}:"
+      f" {why or f'another model than {family.name}'}, which is not supported;"
+      f" {family.name}'s is {', '.join(family.architectures)}"
+    )
+  if kind is not None and str(kind).lower() not in family.model_types:
+    raise ValueError(
+      f"{path} has model_type {kind!r}, but architectures"
+      f" {', '.join(classes(fields))}; mend one of them"
+    )
+  if family.adopts and code:
+    raise ValueError(
+      f"{path} has model_type {kind!r}, but code of its own,"
+      f" {', '.join(code)}: another model than {family.name}, which is not"
+      " supported; if it is the same, remove auto_map"
+    )
+  # The only trace of it in the config; SDAR's begin at 4.
+  if family.name == "sdar" and fields.integer("block_size", default=4) < 4:
+    raise ValueError(
+      f"{path} has model_type 'sdar' with a block_size below 4: it is I-DLM's,"
+      " which is causal and shifted, and not supported"
+    )

@@ -15,9 +15,11 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import struct
 from typing import Any
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -41,6 +43,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +157,13 @@ def read_tensors(folder: str | pathlib.Path) -> dict[str, Stored]:
     return _read_shards(folder, index)
   files = sorted(folder.glob("*.safetensors"))
   if (folder / SINGLE).is_file():
+    shards = [file.name for file in files if _SHARD.fullmatch(file.name)]
+    if shards:
+      warnings.warn(
+        f"{folder} holds {SINGLE}, which is read, and {shards[0]} without an"
+        f" {INDEX}: remove the shards, or fetch the index and remove {SINGLE}",
+        stacklevel=3,
+      )
     files = [folder / SINGLE]
   if len(files) == 1:
     return read_file(files[0])

@@ -3,12 +3,11 @@
 Options that our networks do not have are refused by name.
 """
 
-from collections.abc import Mapping
-import math
 from typing import Any
 
-from dllm_jax.models import DiTConfig, rotary, TransformerConfig
+from dllm_jax.models import DiTConfig, TransformerConfig
 from dllm_jax.pretrained.fields import Fields
+from dllm_jax.pretrained.rope import rotation
 
 
 def llada(f: Fields) -> TransformerConfig:
@@ -18,9 +17,10 @@ def llada(f: Fields) -> TransformerConfig:
       layer_norm_type="rms", include_bias=False, attention_layer_norm=False,
       input_emb_norm=False, scale_logits=False, bias_for_layer_norm=False,
       layer_norm_with_affine=True, attention_dropout=0.0, residual_dropout=0.0,
-      embedding_dropout=0.0,
+      embedding_dropout=0.0, block_group_size=1, clip_qkv=None,
   )  # fmt: skip
   width, heads = f.integer("d_model"), f.integer("n_heads")
+  rotates = rotation(f, width // max(heads, 1), kinds=("default",))
   kv_heads = 1 if f.flag("multi_query_attention") else heads
   return TransformerConfig(
     vocab_size=f.integer("embedding_size", "vocab_size"),
@@ -32,21 +32,35 @@ def llada(f: Fields) -> TransformerConfig:
       "mlp_hidden_size", default=int(f.number("mlp_ratio", 4.0) * width)
     ),
     norm_eps=f.number("rms_norm_eps", 1e-5),
-    rope_theta=f.number("rope_theta", 10_000.0),
     qkv_bias=f.flag("include_qkv_bias"),
     tied=f.flag("weight_tying"),
+    **rotates,
   )
 
 
-def llama(f: Fields, **changes: Any) -> TransformerConfig:
-  """Returns the network of configs that are written as LLaMA's."""
+def llama(
+  f: Fields,
+  *,
+  rope_theta: float = 10_000.0,
+  head_dim: int | None = None,
+  **changes: Any,
+) -> TransformerConfig:
+  """Returns the network of configs that are written as LLaMA's.
+
+  Args:
+    f: the fields.
+    rope_theta: what it is where the config does not say.
+    head_dim: likewise; None for the width over the heads.
+    **changes: fields of the network that are otherwise than LLaMA's.
+  """
   f.only(
       hidden_act="silu", mlp_bias=False, use_sliding_window=False,
       attention_dropout=0.0, use_bias=False, clip_qkv=None,
   )  # fmt: skip
   _only_full_attention(f)
   width, heads = f.integer("hidden_size"), f.integer("num_attention_heads")
-  head_dim = f.integer("head_dim", default=width // max(heads, 1))
+  own = width // max(heads, 1) if head_dim is None else head_dim
+  head_dim = f.integer("head_dim", default=own)
   return TransformerConfig(
     **{
       "vocab_size": f.integer("vocab_size"),
@@ -57,7 +71,7 @@ def llama(f: Fields, **changes: Any) -> TransformerConfig:
       "head_dim": head_dim,
       "mlp_dim": f.get("intermediate_size"),
       "norm_eps": f.number("rms_norm_eps", 1e-6),
-      **_rotary(f, head_dim),
+      **rotation(f, head_dim, theta=rope_theta),
       "tied": f.flag("tie_word_embeddings"),
     }
     | changes
@@ -73,87 +87,31 @@ def _only_full_attention(f: Fields) -> None:
       f"{f.path}: layer_types has {', '.join(others)}, which is not supported;"
       " legal: full_attention"
     )
+  layers = f.integer("num_hidden_layers")
+  if kinds and len(kinds) != layers:
+    raise ValueError(
+      f"{f.path}: layer_types names {len(kinds)} layers, but num_hidden_layers"
+      f" is {layers}; mend one of them"
+    )
   if f.get("use_sliding_window") is None:  # Where it has no switch it is on.
     f.only(sliding_window=None)
   f.get("sliding_window")
 
 
-def _rotary(f: Fields, head_dim: int) -> dict[str, Any]:
-  """Returns what rotates: how much of a head, by which wavelengths.
-
-  Newer configs have it all under `rope_parameters`, some once for each kind of
-  layer, of which only those of full attention are there.
-  """
-  newer = f.get("rope_parameters")
-  name = "rope_scaling" if f.get("rope_scaling") else "rope_parameters"
-  r = f.section(name) if f.get("rope_scaling") or newer else Fields({}, f.path)
-  if isinstance(r.get("full_attention"), Mapping):
-    r = r.section("full_attention")
-  theta = f.number("rope_theta", r.number("rope_theta", 10_000.0))
-  share = r.number("partial_rotary_factor", 1.0)
-  share = f.number("partial_rotary_factor", share)
-  kind = r.get("rope_type", "type", default="default")
-  if kind not in _SCALINGS:
-    raise ValueError(
-      f"{f.path}: {name} of type {kind!r} is not supported; legal:"
-      f" {', '.join(_SCALINGS)}"
-    )
-  scaling = _SCALINGS[kind](f, r)
-  r.no_others(*_UNUSED_OF_ROPE, what=f"{name} of type {kind!r}")
-  return {
-    "rotary_dim": int(head_dim * share),
-    "rope_theta": theta,
-    "rope_scaling": scaling,
-  }
-
-
-# Numbers of one kind of scaling, which others leave in a file.
-_UNUSED_OF_ROPE = (
-  "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
-  "mscale", "mscale_all_dim", "original_max_position_embeddings", "finetuned",
-)  # fmt: skip
-
-
-def _llama3(f: Fields, r: Fields) -> rotary.Llama3:
-  return rotary.Llama3(
-    factor=r.number("factor"),
-    first_length=r.integer("original_max_position_embeddings"),
-    low=r.number("low_freq_factor"),
-    high=r.number("high_freq_factor"),
-  )
-
-
-def _yarn(f: Fields, r: Fields) -> rotary.Yarn:
-  factor = r.number("factor")
-  scale = r.get("attention_factor")
-  if scale is None and r.get("mscale") and r.get("mscale_all_dim"):
-    grown = lambda name: 0.1 * r.number(name) * math.log(factor) + 1.0
-    scale = grown("mscale") / grown("mscale_all_dim")
-  first = r.get("original_max_position_embeddings")
-  return rotary.Yarn(
-    factor=factor,
-    first_length=first or f.integer("max_position_embeddings"),
-    low=r.number("beta_slow", 1.0),
-    high=r.number("beta_fast", 32.0),
-    whole=r.flag("truncate", True),
-    scale=scale,
-  )
-
-
-_SCALINGS = {
-  "default": lambda f, r: rotary.Unscaled(),
-  "linear": lambda f, r: rotary.Linear(factor=r.number("factor")),
-  "llama3": _llama3,
-  "yarn": _yarn,
-}
+def dream(f: Fields) -> TransformerConfig:
+  """Returns Dream's network: Qwen 2's, which always has biases."""
+  f.get("attention_bias")
+  return llama(f, qkv_bias=True)
 
 
 def qwen(f: Fields) -> TransformerConfig:
   """Returns Qwen 2, 2.5 and 3's network."""
-  third = f.get("model_type") == "qwen3"
-  asked = f.flag("attention_bias")
-  bias = not third or asked  # Qwen 2 always has them
-  return llama(f, qk_norm=third, qkv_bias=bias)
+  named = f"{f.get('model_type')} {f.get('architectures')}".lower()
+  if "qwen2" in named and "qwen3" in named:
+    raise ValueError(
+      f"{f.path}: model_type and architectures name Qwen 2 and Qwen 3; mend one"
+    )
+  return sdar(f) if "qwen3" in named else dream(f)
 
 
 def qwen_moe(f: Fields) -> TransformerConfig:
@@ -161,10 +119,10 @@ def qwen_moe(f: Fields) -> TransformerConfig:
   layers = f.integer("num_hidden_layers")
   step = f.integer("decoder_sparse_step", default=1)
   dense = f.get("mlp_only_layers", default=[])
+  f.only(attention_bias=False)
   return llama(
     f,
     qk_norm=True,
-    qkv_bias=f.flag("attention_bias"),
     dense_layers=tuple(
       i for i in range(layers) if i in dense or (i + 1) % max(step, 1)
     ),
@@ -176,8 +134,10 @@ def qwen_moe(f: Fields) -> TransformerConfig:
 
 def mixtral(f: Fields) -> TransformerConfig:
   """Returns Mixtral's network: every layer has experts, and nothing else."""
+  f.only(router_jitter_noise=0.0, attention_bias=False)
   return llama(
     f,
+    rope_theta=1e6,
     norm_eps=f.number("rms_norm_eps", 1e-5),
     router_normalised=True,
     expert_dim=f.integer("intermediate_size"),
@@ -186,6 +146,12 @@ def mixtral(f: Fields) -> TransformerConfig:
 
 
 def _experts(f: Fields) -> dict[str, Any]:
+  one, other = f.get("num_experts"), f.get("num_local_experts")
+  if None not in (one, other) and one != other:
+    raise ValueError(
+      f"{f.path}: num_experts is {one}, but num_local_experts {other}; remove"
+      " the wrong one"
+    )
   return {
     "experts": f.integer("num_experts", "num_local_experts"),
     "experts_per_token": f.integer("num_experts_per_tok"),
@@ -202,15 +168,16 @@ def meta(f: Fields) -> TransformerConfig:
 def sdar(f: Fields) -> TransformerConfig:
   """Returns SDAR's network: Qwen 3's."""
   f.only(attention_bias=False)
-  return llama(f, qk_norm=True)
+  return llama(f, head_dim=128, qk_norm=True)
 
 
 def llada_moe(f: Fields) -> TransformerConfig:
   """Returns LLaDA-MoE's network."""
   f.only(
       moe_router_enable_expert_bias=False, moe_router_score_function="softmax",
-      routed_scaling_factor=1, n_group=1, topk_group=1, router_num_group=1,
-      router_topk_group=1,
+      routed_scaling_factor=1, n_group=1, topk_group=1,
+      router_num_group=(1, -2), router_topk_group=(1, -2),  # -2: not set
+      attention_bias=False,
   )  # fmt: skip
   f.get("norm_topk_prob")
   layers = f.integer("num_hidden_layers")
@@ -223,7 +190,6 @@ def llada_moe(f: Fields) -> TransformerConfig:
     f,
     norm_eps=f.number("rms_norm_eps", 1e-5),
     qk_norm=f.flag("qk_layernorm", default=True),
-    qkv_bias=f.flag("attention_bias"),
     mlp_dim=f.integer("dense_intermediate_size", "intermediate_size"),
     dense_layers=tuple(i for i, kind in enumerate(kinds) if not kind),
     expert_dim=f.integer("expert_intermediate_size"),
@@ -244,7 +210,8 @@ def llada2(f: Fields) -> TransformerConfig:
   f.only(
       score_function="sigmoid", norm_topk_prob=True, use_rmsnorm=True,
       moe_router_enable_expert_bias=True, num_nextn_predict_layers=0,
-      embedding_dropout=0.0, output_dropout=0.0,
+      embedding_dropout=0.0, output_dropout=0.0, norm_head=False,
+      mtp_loss_scaling_factor=0, attention_bias=False, norm_softmax=False,
   )  # fmt: skip
   expert_dim = f.integer("moe_intermediate_size")
   return llama(
@@ -271,6 +238,8 @@ def dit(f: Fields) -> DiTConfig:
   if vocab is None:
     vocab = f.integer("tokens") + (not has_uniform_noise(f))
   shape = f.section("model") if "model" in f.values else f
+  if shape is not f:
+    shape.only(type="ddit")
   adaptive = f.flag("adaln", default=shape.flag("adaln", default=True))
   return DiTConfig(
     vocab_size=vocab,
@@ -285,6 +254,13 @@ def dit(f: Fields) -> DiTConfig:
 
 
 def has_uniform_noise(f: Fields) -> bool:
-  """Whether noise replaces tokens by others, so that there is no mask."""
-  graph = f.get("graph", default={})
-  return isinstance(graph, Mapping) and graph.get("type") == "uniform"
+  """Whether noise replaces tokens by others, so that there is no mask.
+
+  Raises:
+    ValueError: the graph of a config is none of SEDD's.
+  """
+  if f.get("graph") is None:
+    return False
+  graph = f.section("graph")
+  graph.only(type=("absorb", "uniform"))
+  return graph.get("type") == "uniform"

@@ -53,6 +53,18 @@ def test_a_new_row_is_the_mask(kind, target, tmp_path):
   assert_array_equal(back.logits(tokens), ours.logits(tokens))
 
 
+@pytest.mark.parametrize("target", ["bd3lm", "dream"])
+@pytest.mark.parametrize("name", golden_cases.present("qwen3_moe", "mixtral"))
+def test_experts_are_adopted(name, target, tmp_path):
+  model = dllm_jax.load_pretrained(publish(name, tmp_path / "in"))
+  ours = adopt(model, target)
+  assert type(ours.objective).__name__.lower() == target
+  dllm_jax.save_pretrained(ours, tmp_path / "out")
+  back = dllm_jax.load_pretrained(tmp_path / "out")
+  assert back.family.table == model.family.table
+  assert back.objective == ours.objective and back.config == ours.config
+
+
 def test_a_spare_row_is_the_mask(tmp_path):
   scaling = {"rope_type": "yarn", "factor": 4.0}
   source = qwen(

@@ -92,6 +92,17 @@ def test_from_scratch_to_a_published_layout(tmp_path, capsys):
   assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
 
 
+def test_what_is_described_is_no_other_family():
+  sdar = read(CONFIGS["SDAR-8B"])
+  small = dataclasses.replace(sdar[2], block_size=2)
+  with pytest.raises(ValueError, match="block_size below 4: it is I-DLM's"):
+    describe(small, sdar[1], sdar[3], length=8, name="sdar")
+  # A layout's one field for biases is of four, and a network has three.
+  biased = dataclasses.replace(sdar[1], qkv_bias=True)
+  with pytest.raises(ValueError, match="sdar has qkv_bias False, not True"):
+    describe(sdar[2], biased, sdar[3], length=8, name="sdar")
+
+
 def test_what_no_layout_holds():
   _, network, objective, special = read(CONFIGS["LLaDA-8B"])
   kind = lambda **changes: dataclasses.replace(network, **changes)

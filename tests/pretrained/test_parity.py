@@ -22,7 +22,6 @@ import dllm_jax
 from dllm_jax.core.mask import materialise, TwoStream
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.parallel import make_mesh
-from dllm_jax.pretrained import convert
 from tests import golden_cases
 from tests.pretrained.golden import publish, PUBLISHED
 
@@ -205,40 +204,6 @@ def load_names(file):
     header = json.loads(data.read(size))
   header.pop("__metadata__", None)
   return sorted(header, key=lambda key: header[key]["data_offsets"])
-
-
-# huggingface/transformers issue 31861: the field is the type of the weights.
-@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-@pytest.mark.parametrize(
-  ("said", "kind"),
-  [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "bfloat16")],
-)
-def test_an_exported_config_names_the_type_of_the_weights(
-  name, said, kind, tmp_path
-):
-  folder = publish("llada_logits", tmp_path / "in", **{name: said})
-  model = dllm_jax.load_pretrained(folder)
-  dllm_jax.pretrained.save_pretrained(model, tmp_path / "out", dtype=kind)
-  again = dllm_jax.load_pretrained(tmp_path / "out")
-  assert again.published[name] == kind
-  assert {str(x) for x in again.source.dtypes.values()} == {kind}
-  # As it was read, with nothing asked for: the weights' own.
-  dllm_jax.pretrained.save_pretrained(model, tmp_path / "same")
-  config = json.loads((tmp_path / "same" / "config.json").read_text())
-  assert config[name] == "float32"
-
-
-def test_a_run_from_scratch_is_exported_in_the_type_that_is_asked_for(tmp_path):
-  model = dllm_jax.load_pretrained(publish("llada_logits", tmp_path / "in"))
-  scratch = dataclasses.replace(
-    model, source=convert.Source(), folder=None, published=dict(model.published)
-  )
-  dllm_jax.pretrained.save_pretrained(
-    scratch, tmp_path / "out", dtype="bfloat16"
-  )
-  again = dllm_jax.load_pretrained(tmp_path / "out")
-  assert {str(x) for x in again.source.dtypes.values()} == {"bfloat16"}
-  assert again.published["torch_dtype"] == "bfloat16"
 
 
 def test_autoregressive_families_load(tmp_path):
