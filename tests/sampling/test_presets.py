@@ -298,17 +298,6 @@ def test_what_is_refused_before_compilation():
   refuses("separated by commas", banned="a")
   refuses(r"banned has token 20, outside the vocabulary \[0, 20\)", banned="20")
   refuses("forced has token -1, outside", forced="-1")
-  for ids in (
-    {"banned": "5", "forced": "5"},
-    {"banned": "5+6", "forced": "6;5"},
-    {"forced": "19"},  # the mask
-    {"banned": ",".join(map(str, range(19)))},
-  ):
-    refuses("no token is left to draw", **ids)
-  with pytest.raises(ValueError, match="no token is left to draw"):
-    SamplerConfig(forced="0", suppress_end=True).build(
-      objective_of("mdlm"), length=24, end_ids=(0, 1)
-    )
   refuses("doubted means nothing to .* 'mdlm'", name="mdlm", doubted="5")
   refuses("doubt_end means nothing", name="dream_origin", doubt_end=True)
   refuses("need a tokenizer with an end", doubt_end=True)

@@ -13,7 +13,9 @@ os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 
 pytest.importorskip("lm_eval")
 
+import lm_eval  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
 
 from dllm_jax.cli.main import main  # noqa: E402
 from dllm_jax.data.huggingface import huggingface  # noqa: E402
@@ -23,6 +25,7 @@ from dllm_jax.evaluation.likelihood import contexts, documents
 from dllm_jax.evaluation.likelihood.scorer import Item, Scorer  # noqa: E402
 from tests.data.test_chat import folder as tokenizer_folder  # noqa: E402
 from tests.data.test_chat import TALK, TEMPLATE  # noqa: E402
+from tests.pretrained.golden import publish  # noqa: E402
 
 
 def ask(*args):
@@ -293,6 +296,7 @@ def test_warm_is_warm(model):
 
 
 # huggingface/lighteval issue 559, as a whole: no seed decides a greedy answer.
+@pytest.mark.all
 def test_greedy_answers_do_not_depend_on_the_seed(judge):
   wish = {"until": [], "max_gen_toks": 8, "do_sample": False}
   found = [
@@ -312,6 +316,23 @@ def test_answers_that_share_a_token_have_a_likelihood(
   *found, empty = model.loglikelihood(ask(*pairs), disable_tqdm=True)
   assert empty == (0.0, True)
   assert all(np.isfinite(value) and value < 0 for value, _ in found)
+
+
+# One rule of where an answer's tokens begin, for both commands.
+@pytest.mark.all
+def test_pairs_of_evaluate_are_scored_alike(workdir, tmp_path, capsys):
+  pairs = [("To be ", "or"), ("To be", " or"), ("a \n", "b"), ("", "a")]
+  file = tmp_path / "pairs.jsonl"
+  named = [{"prompt": p, "answer": a} for p, a in pairs]
+  file.write_text("\n".join(map(json.dumps, named)))
+  flags = f"--workdir={workdir}", f"--pairs={file}", "--estimator=left"
+  assert main(["evaluate", *flags]) == 0
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  model = DiffusionLM(str(workdir), batch_size=4, estimator="left")
+  asked = model.loglikelihood(ask(*pairs), disable_tqdm=True)
+  values = [value for value, _ in asked]
+  np.testing.assert_allclose(found["log_likelihoods"], values, rtol=1e-4)
+  assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
 def test_thoughts_are_left_out(model, tmp_path, monkeypatch):
@@ -403,6 +424,42 @@ def tasks(tmp_path):
     metric_list=[{"metric": "exact_match"}],
   )
   return tmp_path
+
+
+# EleutherAI/lm-evaluation-harness PR 2615: `gen_prefix` begins the answer.
+@pytest.mark.all
+def test_a_prefix_of_the_answer_from_python(tmp_path):
+  folder, workdir = tmp_path / "in", tmp_path / "run"
+  publish("llada_logits", folder, mask_token_id=7, eos_token_id=6)
+  tokenizer_folder(folder, chat_template=TEMPLATE)
+  flags = f"--from_hf={folder}", f"--workdir={workdir}"
+  assert main(["convert", *flags]) == 0
+  _task(
+    tmp_path,
+    "prefilled",
+    [{"q": "a", "a": "x"}],
+    output_type="generate_until",
+    doc_to_text="{{q}}",
+    doc_to_target="{{a}}",
+    gen_prefix="b a",
+    generation_kwargs={"until": [], "max_gen_toks": 4},
+    metric_list=[{"metric": "exact_match"}],
+  )
+  found = lm_eval.simple_evaluate(
+    model="dllm_jax",
+    model_args={"workdir": str(workdir), "length": 32, "forced": 1},
+    tasks=["prefilled"],
+    batch_size="auto:2",
+    max_batch_size=1,
+    task_manager=TaskManager(
+      include_path=str(tmp_path), include_defaults=False
+    ),
+    apply_chat_template=True,
+    bootstrap_iters=0,
+  )
+  (sample,) = found["samples"]["prefilled"]
+  assert sample["arguments"][0][0] == "<s><|user|>a<|end|><|assistant|>b a"
+  assert sample["resps"] == [["b b b b"]]
 
 
 @pytest.mark.all
