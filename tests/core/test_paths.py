@@ -57,6 +57,18 @@ def test_flags_expand_the_home_directory(command, flag, home):
     assert values[flag].value == as_it_is
 
 
+@pytest.mark.parametrize(("task", "flag"), [
+    ("likelihood", "text"), ("likelihood", "pairs"), ("generation", "judge"),
+    ("pareto", "autoregressive"), ("pareto", "judge"), ("planning", "problems"),
+    ("planning", "examples"), ("planning", "recipe"), ("reversal", "facts"),
+    ("reversal", "diffusion"), ("reversal", "autoregressive"),
+])  # fmt: skip
+def test_flags_of_tasks_expand_the_home_directory(task, flag, home):
+  argv = [f"--task={task}", f"--{flag}=~/x"]
+  values = commands.parse(evaluate._variant(argv), argv)
+  assert values[flag].value == str(home / "x")
+
+
 def test_flags_of_the_harness_expand_the_home_directory(home):
   assert harness._expanded("--output_path=~/x") == f"--output_path={home}/x"
   for argument in ("--limit=1", "run", "--model_args=workdir=~/x", "a=~/x"):

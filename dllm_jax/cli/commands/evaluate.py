@@ -38,7 +38,9 @@ def _define(flag: commands.Flags, task: str = "likelihood") -> None:
   options = registry.task(task).options
   hints = typing.get_type_hints(options)
   for field in dataclasses.fields(options):
-    define = getattr(flag, _DEFINE[_kind(hints[field.name])])
+    place = field.metadata.get("path")
+    kind = "path" if place else _DEFINE[_kind(hints[field.name])]
+    define = getattr(flag, kind)
     define(field.name, field.default, field.metadata["help"])
 
 

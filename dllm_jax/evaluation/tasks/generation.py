@@ -23,7 +23,9 @@ class Generation:
   """
 
   judge: str = option(
-    "", "an autoregressive run, or a published folder, that judges the samples"
+    "",
+    "an autoregressive run, or a published folder, that judges the samples",
+    path=True,
   )
   num_samples: int = option(64, "samples, and held-out texts beside them")
   length: int = option(0, "slots of a sample; 0 for the trained length")

@@ -29,9 +29,10 @@ class Likelihood:
   text: str = option(
     "",
     "documents to score instead of the held-out text: a path as in data.path",
+    path=True,
   )
   pairs: str = option(
-    "", "answers to score: JSONL with the fields prompt and answer"
+    "", "answers to score: JSONL with the fields prompt and answer", path=True
   )
   detokenizer: str = option(
     "none",

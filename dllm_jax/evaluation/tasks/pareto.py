@@ -37,9 +37,11 @@ class Pareto:
   Attributes: as their help says.
   """
 
-  autoregressive: str = option("", "the run of the autoregressive baseline")
+  autoregressive: str = option(
+    "", "the run of the autoregressive baseline", path=True
+  )
   judge: str = option(
-    "", "the autoregressive run that judges; '' for the baseline"
+    "", "the autoregressive run that judges; '' for the baseline", path=True
   )
   policies: str = option("mdlm,llada", "presets that are tried over --steps")
   steps: str = option("4,8,16,32,64", "network calls for the canvas")

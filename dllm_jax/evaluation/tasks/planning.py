@@ -40,6 +40,7 @@ class Planning:
     "sudoku4",
     f"puzzles to make ({', '.join(puzzles.KINDS)}), or a file of puzzles (.csv, "
     ".jsonl) or of problems (see --form)",
+    path=True,
   )
   form: str = option(
     "puzzles", f"what the file holds: puzzles, {', '.join(_EXAMS)}"
@@ -52,14 +53,18 @@ class Planning:
   new_tokens: int = option(
     0, "tokens of an answer; 0 for what is left of the training length"
   )
-  examples: str = option("", "GSM8K: the file that examples come from")
+  examples: str = option(
+    "", "GSM8K: the file that examples come from", path=True
+  )
   shots: int = option(3, "examples before a question (gsm8k, mbpp)")
   strict: bool = option(True, "GSM8K: only a number after '#### ' counts")
   seconds: float = option(10.0, "time that a generated program has")
   memory_mb: int = option(1024, "memory that a generated program has, MiB")
   train_on: int = option(20000, "puzzles to train on, where there is no run")
   steps: int = option(0, "training steps; 0 for the recipe's")
-  recipe: str = option("planning", "the configuration of a model to train")
+  recipe: str = option(
+    "planning", "the configuration of a model to train", path=True
+  )
   objective: str = option("mdlm", "the objective of a model to train")
   at_once: int = option(100, "problems in a batch")
 

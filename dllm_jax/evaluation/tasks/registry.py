@@ -78,9 +78,18 @@ class Task:
   opens: bool = True
 
 
-def option(default: Any, text: str) -> Any:
-  """Returns a field of a task's options, with its help."""
-  return dataclasses.field(default=default, metadata={"help": text})
+def option(default: Any, text: str, *, path: bool = False) -> Any:
+  """Returns a field of a task's options, with its help.
+
+  Args:
+    default: of the field.
+    text: the help of its flag.
+    path: whether it may name a place on disk, so that `~` means the home
+      directory.
+  """
+  return dataclasses.field(
+    default=default, metadata={"help": text, "path": path}
+  )
 
 
 @functools.cache

@@ -37,15 +37,22 @@ class Reversal:
     "synthetic",
     "'synthetic' (made-up people), a folder in the form of 'The Reversal Curse' "
     "(*_prompts_train.jsonl, *_prompts_test.jsonl), or couplets (.tsv, .json)",
+    path=True,
   )
   people: int = option(16, "made-up people in each of the three groups")
   limit: int = option(0, "at most so many couplets of a file; 0 for all")
   seed: int = option(0, "the seed of made-up facts")
   steps: int = option(0, "training steps of each model; 0 for the recipe's")
-  recipe: str = option("reversal", "the configuration of both models")
+  recipe: str = option(
+    "reversal", "the configuration of both models", path=True
+  )
   objective: str = option("mdlm", "the diffusion model's objective")
-  diffusion: str = option("", "the run of a diffusion model, not to train one")
-  autoregressive: str = option("", "the run of an autoregressive model")
+  diffusion: str = option(
+    "", "the run of a diffusion model, not to train one", path=True
+  )
+  autoregressive: str = option(
+    "", "the run of an autoregressive model", path=True
+  )
   at_once: int = option(128, "questions in a batch")
 
   def __post_init__(self):
