@@ -1,6 +1,6 @@
 """Tokens by their numbers: checks that tokenizers share, and texts of numbers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import itertools
 import json
@@ -36,28 +36,33 @@ def ends(given: Sequence[int], eos_id: int | None) -> tuple[int, ...]:
   return tuple(given) or (() if eos_id is None else (eos_id,))
 
 
-def by_parts(
-  encode: Callable[[str], Sequence[int]], parts: Sequence[str | int]
-) -> list[int | None]:
-  """Returns token ids of texts, and None at each of the slots between.
+class Plain:
+  """Tokenizers that encode a text as its pieces, and put nothing around it."""
 
-  For tokenizers that encode a text as its pieces one after another.
+  pad_id = eos_id = bos_id = None
+  begin_ids = after_ids = end_ids = ()
 
-  Args:
-    encode: a text to token ids.
-    parts: texts, and how many slots there are between them.
-  """
-  slots: list[int | None] = []
-  for part in parts:
-    if isinstance(part, int):
-      slots += [None] * part
-    else:
-      slots += [int(token) for token in encode(part)] if part else []
-  return slots
+  def prompt(self, text: str) -> np.ndarray:
+    """Returns the int32 ids of a text to go on from: those of the text."""
+    return self.encode(text)
+
+  def encode_spans(self, parts: Sequence[str | int]) -> list[int | None]:
+    """Returns the ids of texts, and None at each of the slots between.
+
+    Args:
+      parts: texts, and how many slots there are between them.
+    """
+    slots: list[int | None] = []
+    for part in parts:
+      if isinstance(part, int):
+        slots += [None] * part
+      else:
+        slots += [int(token) for token in self.encode(part)] if part else []
+    return slots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Numbers:
+class Numbers(Plain):
   """Text is token ids in decimal, with spaces between.
 
   Attributes:
@@ -75,7 +80,6 @@ class Numbers:
   eos_id: int | None = None
   bos_id: int | None = None
   end_ids: tuple[int, ...] = ()
-  begin_ids = after_ids = ()  # ids are what is written
 
   def __post_init__(self):
     object.__setattr__(self, "end_ids", ends(self.end_ids, self.eos_id))
@@ -96,14 +100,6 @@ class Numbers:
           f" {self.mask_id}; or put a tokenizer.json beside its weights"
         )
     return np.array([int(word) for word in words], np.int32)
-
-  def prompt(self, text: str) -> np.ndarray:
-    """Returns the int32 ids of a text to go on from."""
-    return self.encode(text)
-
-  def encode_spans(self, parts: Sequence[str | int]) -> list[int | None]:
-    """Returns the ids of texts, and None at each of the slots between."""
-    return by_parts(self.encode, parts)
 
   def decode(
     self,

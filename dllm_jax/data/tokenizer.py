@@ -16,13 +16,7 @@ import numpy as np
 
 from dllm_jax.data import byte_pairs
 from dllm_jax.data.huggingface import HuggingFace, huggingface
-from dllm_jax.data.numbers import (
-  by_parts,
-  legal,
-  MASK_GLYPH,
-  Numbers,
-  unmasked,
-)
+from dllm_jax.data.numbers import legal, MASK_GLYPH, Numbers, Plain, unmasked
 
 
 class Tokenizer(Protocol):
@@ -81,23 +75,8 @@ class Tokenizer(Protocol):
     """Returns the whole tokenizer as JSON, for `tokenizer_from_json`."""
 
 
-class _Plain:
-  """What tokenizers without special tokens have in common."""
-
-  pad_id = eos_id = bos_id = None
-  begin_ids = after_ids = end_ids = ()
-
-  def prompt(self, text: str) -> np.ndarray:
-    """Returns the int32 ids of a text."""
-    return self.encode(text)
-
-  def encode_spans(self, parts: Sequence[str | int]) -> list[int | None]:
-    """Returns the ids of texts, and None at each of the slots between."""
-    return by_parts(self.encode, parts)
-
-
 @dataclasses.dataclass(frozen=True)
-class Characters(_Plain):
+class Characters(Plain):
   """One token a character; the mask comes after the last of them.
 
   Attributes:
@@ -168,7 +147,7 @@ def _code_points(text: str) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bytes(_Plain):
+class Bytes(Plain):
   """One token a byte of UTF-8; the mask is 256."""
 
   mask_id = 256

@@ -6,6 +6,7 @@ transformers makes of them (5.24.0, `TokenizersBackend`) is made here.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 import json
 import pathlib
 from typing import Any
@@ -307,10 +308,14 @@ class _Window:
 
   def _between(self, start: int, stop: int) -> list[tuple[int, int, int]]:
     """Returns (place in the text, id, number) of the tokens in a range."""
-    spans = self._encoding.offsets
-    places = np.asarray([a for a, _ in spans], np.int64) + self._low
+    places = self._places
     inside = np.flatnonzero((places >= start) & (places < stop))
     return [(int(places[i]), int(self.ids[i]), int(i)) for i in inside]
+
+  @functools.cached_property
+  def _places(self) -> np.ndarray:
+    """Where each token begins in the text; slow to ask for, so once."""
+    return np.asarray([a for a, _ in self._encoding.offsets]) + self._low
 
   def join(self, other: "_Window", place: int, margin: int):
     """Returns the tokens of this one and of a later one that are at one place.

@@ -36,13 +36,15 @@ class Autoregressive(Discrete):
   """Next-token prediction.
 
   Attributes:
-    bos_id: what the network sees before a segment's first token; None for the
-      mask.
+    bos_id: what the network sees before a segment's first token; None for
+      another token (`begin_id`).
+    eos_id: what ends a document, or None.
     begins: whether every row begins so; else only one whose first token is to
-      be predicted, not one that is given its first token, or has bos there.
+      be predicted, not one that is given its first token.
   """
 
   bos_id: int | None = None
+  eos_id: int | None = None
   begins: bool = True
 
   shift: ClassVar[int] = 1
@@ -60,21 +62,25 @@ class Autoregressive(Discrete):
 
   @classmethod
   def over(cls, space: TokenSpace, **fields) -> "Autoregressive":
-    """Returns the objective over a token space and its bos token.
-
-    Where there is none it is the token that ends a document: in a text of many,
-    that is what stands before the next.
-    """
-    bos_id = space.eos_id if space.bos_id is None else space.bos_id
-    fields = {"bos_id": bos_id} | {
-      k: v for k, v in fields.items() if k != "bos_id" or v is not None
+    """Returns the objective over a token space and its bos token."""
+    own = {"bos_id": space.bos_id, "eos_id": space.eos_id}
+    fields = own | {
+      k: v for k, v in fields.items() if k not in own or v is not None
     }
     return cls(vocab_size=space.vocab_size, mask_id=space.mask_id, **fields)
 
   @property
   def begin_id(self) -> int:
-    """The token before the first one, in training and on a canvas."""
-    return self.mask_id if self.bos_id is None else self.bos_id
+    """The token before the first one, in training and on a canvas.
+
+    Without a bos it is the mask where rows were trained to begin so, and else
+    what ends a document: in a text of many, that stands before the next.
+    """
+    if self.bos_id is not None:
+      return self.bos_id
+    if self.begins or self.eos_id is None:
+      return self.mask_id
+    return self.eos_id
 
   @property
   def mask_spec(self) -> MaskSpec:
@@ -89,24 +95,27 @@ class Autoregressive(Discrete):
     return Drawn(t=jnp.ones((x0.shape[0], 1)), z=z)
 
   def _hidden(self, batch) -> Bool[Array, "B L"]:
-    """Returns True at slots of bos that the network is not to see.
+    """Returns True at a text's first slot if nothing is to stand before it.
 
-    Where a text begins with bos itself, and, unless all rows begin so, where its
-    first token is given.
+    Where the text has its bos there, which is then not predicted either, and,
+    unless all rows begin so, where its first token is given.
     """
-    known = batch.tokens == self.begin_id
+    known = jnp.zeros(batch.tokens.shape, bool)
+    if self.bos_id is not None:
+      known |= batch.tokens == self.bos_id
     if not self.begins:
       known |= ~batch.loss_mask
     return begins_segment(batch.segment_ids) & known
 
   def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the exact negative log-likelihood, nats."""
-    counted = batch.loss_mask & ~self._hidden(batch)
+    hidden = self._hidden(batch)
+    counted = batch.loss_mask & ~hidden
     weight = evenly(counted)
     if batch.loss_weight is not None:
       weight = weight * batch.loss_weight[:, None]
     inputs = self.inputs(process, drawn.z, drawn.t, batch)
-    segments = jnp.where(self._hidden(batch), 0, batch.segment_ids)
+    segments = jnp.where(hidden, 0, batch.segment_ids)
     out = denoise(inputs.replace(segment_ids=segments))
     out = forbid(out, self.mask_id)
     total, terms = cross_entropy(out, batch.tokens, weight)

@@ -9,6 +9,7 @@ that it is named after, it is refused.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from dllm_jax.core.schedule import Geometric, LogLinear
@@ -89,6 +90,13 @@ _OF_TRAINING = (
   "fix_clipping", "sampler", "mdlm_loss_scale", "loss_type", "dropout",
 )  # fmt: skip
 
+_autoregressive = functools.partial(
+  Family,
+  objective=Autoregressive,
+  settings=_begins,
+  sampler="autoregressive",
+  adopts=True,
+)
 FAMILIES: tuple[Family, ...] = (
   Family(
     name="llada",
@@ -158,50 +166,34 @@ FAMILIES: tuple[Family, ...] = (
     # Its code asks partial_rotary_factor for rotary_dim.
     harmless=("router_dtype", "rotary_dim", "seq_aux"),
   ),
-  Family(
+  _autoregressive(
     name="qwen_moe",
     table=names.QWEN_MOE,
     model_types=("qwen3_moe",),
     architectures=("Qwen3MoeForCausalLM",),
     network=networks.qwen_moe,
-    objective=Autoregressive,
-    settings=_begins,
-    sampler="autoregressive",
-    adopts=True,
   ),
-  Family(
+  _autoregressive(
     name="mixtral",
     table=names.MIXTRAL,
     model_types=("mixtral",),
     architectures=("MixtralForCausalLM",),
     network=networks.mixtral,
-    objective=Autoregressive,
-    settings=_begins,
-    sampler="autoregressive",
-    adopts=True,
   ),
-  Family(
+  _autoregressive(
     name="qwen",
     table=names.QWEN,
     model_types=("qwen2", "qwen3"),
     architectures=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
     network=networks.qwen,
-    objective=Autoregressive,
-    settings=_begins,
-    sampler="autoregressive",
-    adopts=True,
     harmless=("block_size", "fuse_cross_entropy"),  # SDAR's, which is its child
   ),
-  Family(
+  _autoregressive(
     name="llama",
     table=names.LLAMA,
     model_types=("llama",),
     architectures=("LlamaForCausalLM",),
     network=networks.meta,
-    objective=Autoregressive,
-    settings=_begins,
-    sampler="autoregressive",
-    adopts=True,
   ),
   Family(
     name="bd3lm",

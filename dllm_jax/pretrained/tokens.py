@@ -66,7 +66,7 @@ def ids(
     ValueError: one is not in the vocabulary, the end is the mask, or the
       tokenizer names another mask than the caller or the config.
   """
-  mask = _mask(fields, vocab_size, hint, mask_id)
+  mask = _mask(fields, hint, mask_id)
 
   def pick(role: str) -> int | None:
     value = _stated(fields, role)
@@ -94,9 +94,7 @@ def ids(
   return found
 
 
-def _mask(
-  fields: Fields, vocab_size: int, hint: Ids, given: int | None
-) -> int | None:
+def _mask(fields: Fields, hint: Ids, given: int | None) -> int | None:
   """Returns the mask that the caller or the config names, if one does.
 
   Warns where both do and they differ.

@@ -145,7 +145,9 @@ class Run:
   @functools.cached_property
   def corpus(self):
     """The text of the run, read when it is first needed."""
-    return self._corpus or data.load(self.config.data, tokenizer=self.tokenizer)
+    if self._corpus is not None:
+      return self._corpus
+    return data.load(self.config.data, tokenizer=self.tokenizer)
 
   def describe(self) -> str:
     """Returns one line on what is trained where."""

@@ -200,4 +200,5 @@ def test_a_run_that_began_with_a_token_still_does(tmp_path):
   config = published_config(golden_cases.load("dream_logits"))
   source = publish("dream_logits", tmp_path / "in", **QWEN, begins=True)
   objective = dllm_jax.load_pretrained(source).objective
-  assert objective.begins and config["eos_token_id"] == objective.bos_id
+  assert objective.begins and objective.begin_id == objective.mask_id
+  assert config["eos_token_id"] == objective.eos_id
