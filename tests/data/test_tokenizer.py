@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -173,6 +174,32 @@ def test_a_long_text_gets_the_ids_of_the_whole(
   )
   np.testing.assert_array_equal(tokenizer.encode(text), whole)
   assert calls[0] == 100
+
+
+def test_windows_are_joined_where_a_run_of_tokens_agrees(monkeypatch):
+  monkeypatch.setattr(tokenizer_json, "_AGREED", 4)
+
+  def window(low, *tokens):
+    """Returns a window of tokens that begin at `low` and have `size` letters."""
+    ends = np.cumsum([size for _, size in tokens])
+    spans = [(int(e) - size, int(e)) for e, (_, size) in zip(ends, tokens)]
+    encoding = types.SimpleNamespace(ids=[i for i, _ in tokens], offsets=spans)
+    return tokenizer_json._Window(encoding, low)
+
+  one = [(i, 2) for i in range(10)]  # At 0, 2, ... 18.
+  here = window(0, *one)
+  # The same tokens from the third on, behind three that only this window has.
+  late = window(3, (90, 1), (91, 1), (92, 1), *one[3:])
+  mine, theirs = here.join(late, 12, 12)
+  assert here.ids[mine] == late.ids[theirs] and theirs == mine
+  late = window(5, (90, 1), *one[3:])
+  mine, theirs = here.join(late, 12, 12)
+  assert here.ids[mine] == late.ids[theirs] and theirs == mine - 2
+  # One token that agrees is chance, and so are equal ones at other places.
+  chance = [(50 + i, 2) for i in range(10)]
+  chance[5] = one[5]
+  assert here.join(window(0, *chance), 10, 12) is None
+  assert here.join(window(1, *one), 10, 12) is None
 
 
 _LEARN = """

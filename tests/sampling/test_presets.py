@@ -347,6 +347,23 @@ def test_a_cache_that_the_network_lacks_is_refused():
     )
 
 
+def test_a_row_goes_on_with_the_end_that_it_drew():
+  tokenizer = Numbers(vocab_size=9, mask_id=8, end_ids=(0, 3))
+  denoiser = toys.mixer(9, 4)
+  generator = Generator(
+    MDLM(vocab_size=9, mask_id=8),
+    denoiser,
+    tokenizer,
+    mesh=make_mesh(devices=jax.devices()[:1]),
+  )
+  config = SamplerConfig(preset="llada", forced="3", stop=True, block_length=4)
+  plan = generator.plan([[1, *[None] * 7]], length=8, sampler=config)
+  params = jax.jit(denoiser.init)(jax.random.key(0), None)
+  sampled = generator(params, Process(), plan, seed=0)
+  assert sampled.generation.tokens.tolist() == [[1, *[3] * 7]]
+  assert sampled.rows == [[1]]  # Neither is a part of the text.
+
+
 # What no token satisfies is refused before anything is sampled; whatever is
 # legal leaves no mask.
 @pytest.mark.parametrize(
