@@ -180,7 +180,7 @@ class SamplerConfig:
         "sampler.stop, sampler.suppress_end and sampler.doubt_end need a "
         "tokenizer with an end of text; leave them out"
       )
-    self._check_ids(objective, end_ids)
+    self._check_tokens(objective, end_ids)
     return Sampler(
       policy=self._policy(preset, objective, block or length, end_ids),
       length=length,
@@ -207,7 +207,15 @@ class SamplerConfig:
       )
     return block or None
 
-  def _check_ids(self, objective: Objective, ends: Sequence[int]) -> None:
+  def _check_tokens(self, objective: Objective, ends: Sequence[int]) -> None:
+    """Raises ValueError if what is to be drawn cannot be."""
+    if hasattr(objective, "step_law"):
+      usual = {f.name: f.default for f in dataclasses.fields(self)}
+      for name in (n for n in _OF_TOKENS if getattr(self, n) != usual[n]):
+        raise ValueError(
+          f"sampler.{name} means nothing to {type(objective).__name__}, which "
+          "moves vectors and draws no tokens: leave it out"
+        )
     for name in IDS:
       for token in _ids(name, getattr(self, name)):
         if not 0 <= token < objective.vocab_size:
@@ -307,6 +315,15 @@ class SamplerConfig:
 
 IDS = ("banned", "forced", "doubted")
 """Fields that are token ids."""
+_OF_TOKENS = (
+  "banned",
+  "forced",
+  "suppress_end",
+  "top_k",
+  "top_p",
+  "repetition_penalty",
+  "cfg_scale",
+)
 _RULES = ("threshold", "factor", "entropy_bound")
 _OWNERS: dict[str, tuple[type, ...]] = {
   "threshold": (Unmasking,),

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Guide, ModelOutputs, Noise, Objective, Process
 from dllm_jax.core.vocabulary import reduce
+from dllm_jax.objectives.d3pm_transition import MaskUniform
 from dllm_jax.sampling.policies.processors import (
   Banned,
   compose,
@@ -162,6 +163,19 @@ class Ancestral(Stepwise):
   def __post_init__(self):
     super().__post_init__()
     check_literal("spacing", self.spacing, ("objective", "uniform", "cosine"))
+
+  @property
+  def _replaces(self) -> bool:
+    """Whether the process replaces tokens, beside masking any."""
+    transition = getattr(self.objective, "transition", None)
+    replaces = getattr(self.objective, "absorbing", True) is False
+    return replaces or isinstance(transition, MaskUniform)
+
+  def done(self, process, z, state, window) -> Bool[Array, "B"]:
+    """Returns rows that are out of steps, or in which nothing can change."""
+    if self._replaces:
+      return state.step >= self.steps
+    return super().done(process, z, state, window)
 
   def grid(self) -> Float[Array, "steps+1"]:
     """Returns the times, from 1 down."""

@@ -145,10 +145,12 @@ class Renoise(Stepwise):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.objective.mask_id is not None:
+    vectors = hasattr(self.objective, "step_law")
+    if self.objective.mask_id is not None or vectors:
       raise ValueError(
         "renoising draws uniform tokens: it needs a uniform process (udlm), not "
-        f"{type(self.objective).__name__}, which masks"
+        f"{type(self.objective).__name__}, which "
+        f"{'moves vectors' if vectors else 'masks'}"
       )
     if not 0.0 < self.cold <= self.hot:
       raise ValueError(
@@ -187,12 +189,12 @@ class Renoise(Stepwise):
     ranked = sort(jnp.where(active, h, jnp.inf), order)
     count = jnp.sum(jnp.cumprod(bounded(ranked, self.bound), axis=1), axis=1)
     keep = active & (order < count[:, None])
-    # Deviates: the last step keeps every draw, the original random tokens.
-    keep |= (state.step + 1 >= self.steps)[:, None]
-    u = noise.uniform(Tag.REMASK, 1)[..., 0]
-    random = jnp.floor(u * self.objective.vocab_size).astype(jnp.int32)
     total = jnp.sum(jnp.where(active, h, 0.0), axis=1)
     mean = total / jnp.maximum(jnp.sum(active, axis=1), 1)
     stable = jnp.all((best == z) | ~active, axis=1) & (mean <= self.rest)
+    # Deviates: a row's last step keeps every draw, the original random tokens.
+    keep |= (stable | (state.step + 1 >= self.steps))[:, None]
+    u = noise.uniform(Tag.REMASK, 1)[..., 0]
+    random = jnp.floor(u * self.objective.vocab_size).astype(jnp.int32)
     state = state.replace(step=state.step + 1, settled=stable)
     return jnp.where(keep, token, random), state, {"confidence": sure}

@@ -66,6 +66,10 @@ def test_a_canvas_that_is_sure_and_stands_still_is_done():
   _, state = step(policy, [2, 2, 2], logits=sure)
   assert state.settled[0]
   assert policy.done(Process(), None, state, None)[0]
+  # What it comes to rest with is no random token.
+  tight = Renoise(objective=OBJECTIVE, steps=48, bound=0.0, rest=9.0)
+  tokens, state = step(tight, [3, 1, 0])
+  assert state.settled[0] and tokens == [3, 1, 0]
 
 
 def test_a_process_with_a_mask_is_refused():

@@ -16,6 +16,7 @@ from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.d3pm import D3PM
 from dllm_jax.objectives.d3pm_transition import MaskUniform
+from dllm_jax.objectives.diffusion_lm import DiffusionLM
 from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.genmd4 import GenMD4
 from dllm_jax.objectives.gidd import GIDD
@@ -44,6 +45,7 @@ OBJECTIVES = {
   "genmd4": GenMD4(**TOKENS),
   "d3pm": D3PM(**TOKENS, transition=MaskUniform()),
   "udlm": UDLM(vocab_size=VOCAB),
+  "diffusion_lm": DiffusionLM(vocab_size=VOCAB, features=VOCAB),
 }
 OPTIONS = (
   {"banned": "5"},
@@ -85,7 +87,8 @@ def network(prefers=None):
   table = jnp.asarray(table, jnp.float32)
 
   def apply(params, inputs, cache):
-    at = inputs.positions * 7 + inputs.latent
+    tokens = inputs.latent if inputs.latent.ndim == 2 else 0
+    at = inputs.positions * 7 + tokens
     return ModelOutputs(hidden=table[at % 64]), cache
 
   def cache(rows, slots):
@@ -135,6 +138,8 @@ def check(objective, prefers, fields):
     ("mdlm", None, {"preset": "entropy_bound", "forced": "6", "doubt_end": True}),
     ("dream", 6, {"preset": "dream_margin", "top_k": 1, "doubt_end": True}),
     ("dream", MASK, {"preset": "maskgit_plus", "top_k": 1, "banned": "0,1,2"}),
+    ("gidd", None, {"preset": "mdlm", "forced": "2"}),  # noise was left
+    long("d3pm", None, {"preset": "udlm", "forced": "2", "steps": 3}),
     long("bd3lm", 6, {"preset": "sdar", "top_p": 1e-6, "doubt_end": True}),
     long("llada", 6, {"preset": "mask_predict", "forced": "6", "doubted": "6"}),
     long("mdlm", MASK, {"preset": "dream_origin", "top_k": 1, "forced": "2,8"}),
@@ -164,6 +169,26 @@ def test_no_legal_setting_leaves_a_mask(objective, prefers, fields):
     check(objective, prefers, fields)
   except ValueError as error:
     assert "\n" not in str(error)
+
+
+# What no policy could heed was left aside in silence.
+@pytest.mark.parametrize(
+  ("objective", "fields", "said"),
+  [
+    ("diffusion_lm", {"banned": "5"}, "moves vectors and draws no tokens"),
+    ("diffusion_lm", {"suppress_end": True}, "suppress_end means nothing"),
+    ("diffusion_lm", {"top_p": 0.5}, "top_p means nothing"),
+    ("diffusion_lm", {"preset": "diffusion_gemma"}, "which moves vectors"),
+    ("genmd4", {"preset": "remdm"}, "needs a masked-diffusion objective"),
+    ("genmd4", {"preset": "psi"}, "which GenMD4 has not"),
+  ],
+  ids=str,
+)
+def test_what_an_objective_cannot_heed_is_refused(objective, fields, said):
+  with pytest.raises(ValueError, match=said):
+    SamplerConfig(**fields).build(
+      OBJECTIVES[objective], length=LENGTH, end_ids=ENDS
+    )
 
 
 # ML-GSAI/LLaDA issue 137: of `confidence_eos_eot_inf` one end had no effect.
