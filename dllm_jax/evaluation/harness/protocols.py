@@ -239,11 +239,11 @@ def named(name: str, fields: Mapping[str, Any]) -> Protocol:
   }
   unknown = [k for k in given if k not in own | sampler]
   if unknown:
-    hints = [f"; {k}: {_ELSEWHERE[k]}" for k in unknown if k in _ELSEWHERE]
+    legal = f"legal: {', '.join([*_OURS, *sorted(own | sampler)])}"
+    hints = [f"{k}: {_ELSEWHERE[k]}" for k in unknown if k in _ELSEWHERE]
     raise ValueError(
-      f"unknown --model_args {', '.join(unknown)}; legal: "
-      + ", ".join([*_OURS, *sorted(own | sampler)])
-      + "".join(hints)
+      f"unknown --model_args {', '.join(unknown)}; "
+      + ("; ".join(hints) if len(hints) == len(unknown) else legal)
     )
   given = {
     k: _spelled(v) if k in IDS else typed(k, v, (own | sampler)[k])
