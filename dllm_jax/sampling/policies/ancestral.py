@@ -125,6 +125,8 @@ class Stepwise:
     """
     if guide is not None:
       logits = guide(logits, z, None)
+      most = jnp.finfo(logits.dtype).max  # of a guidance scale beyond measure
+      logits = jnp.clip(logits, -most, most)
     read = compose(self.filters, logits, z, counts)
     if not self.filters or self.objective.mask_id is None:
       return read

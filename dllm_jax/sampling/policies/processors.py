@@ -19,6 +19,8 @@ Logits = Float[Array, "B c V"]
 Counts = Int[Array, "B 1 V"] | None
 """How often each token stands in its row; None where nobody counted."""
 Processor = Callable[[Logits, PyTree, Counts], Logits]
+_COLD = 1e-3
+_LEAST = float(jnp.finfo(jnp.float32).min)
 
 
 def compose(
@@ -54,8 +56,11 @@ class Temperature:
     """Returns logits / value."""
     if self.value == 1.0:
       return logits
-    if self.value > 0.0:
+    if self.value >= _COLD:
       return logits / self.value
+    if self.value > 0.0:  # quotients would overflow, their differences may
+      most = jnp.max(logits, axis=-1, keepdims=True)
+      return (logits - jnp.maximum(most, _LEAST)) / self.value
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     ids = jnp.arange(logits.shape[-1])
     return jnp.where(ids == best, 0.0, -jnp.inf)
@@ -139,7 +144,8 @@ class RepetitionPenalty:
     if self.value == 1.0 or counts is None:
       return logits
     smaller = jnp.where(logits > 0, logits / self.value, logits * self.value)
-    return jnp.where(counts > 0, smaller, logits)
+    known = (counts > 0) & jnp.isfinite(logits)
+    return jnp.where(known, jnp.clip(smaller, _LEAST, -_LEAST), logits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,6 +139,10 @@ def check(objective, prefers, fields):
     ("dream", 6, {"preset": "dream_margin", "top_k": 1, "doubt_end": True}),
     ("dream", MASK, {"preset": "maskgit_plus", "top_k": 1, "banned": "0,1,2"}),
     ("gidd", None, {"preset": "mdlm", "forced": "2"}),  # noise was left
+    long("mdlm", MASK, {
+      "preset": "mask_predict", "temperature": 1e-30, "repetition_penalty": 1e-30,
+    }),
+    long("llada", None, {"preset": "llada", "temperature": 1.0, "cfg_scale": 1e38}),
     long("d3pm", None, {"preset": "udlm", "forced": "2", "steps": 3}),
     long("bd3lm", 6, {"preset": "sdar", "top_p": 1e-6, "doubt_end": True}),
     long("llada", 6, {"preset": "mask_predict", "forced": "6", "doubted": "6"}),
