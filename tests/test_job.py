@@ -48,6 +48,7 @@ def _same(left, right):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.all
 def test_two_processes_are_one_run(streamed, tmp_path):
   """Two processes of 4 devices, one told to stop, then one process of 8."""
   fields = streamed | {"mesh__data": 8}

@@ -85,7 +85,8 @@ def _killed_run(workdir, kills, seed):
 
 
 # One is killed while it saves, the others between saves too.
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.all)])
+@pytest.mark.all
+@pytest.mark.parametrize("kills", [1, 3])
 def test_kills_change_nothing(whole, tmp_path, kills):
   killed = _killed_run(tmp_path / "run", kills, 0)
   for a, b in zip(killed, whole, strict=True):

@@ -225,6 +225,11 @@ class Objective(Protocol):
   adapts: bool = False
 
   @property
+  def replaces(self) -> bool:
+    """Whether noise replaces tokens by others, so that reversing it may too."""
+    return self.mask_id is None
+
+  @property
   def order_agnostic(self) -> bool:
     """Whether, besides, the bound is an average over orders of unmasking."""
     return self.exchangeable and not self.reads_time

@@ -50,7 +50,7 @@ class ContinuousMixture(Discrete):
   sampling_epsilon: float = 1e-5
   time_conditioning: bool = True
 
-  absorbing: ClassVar[bool] = False
+  replaces: ClassVar[bool] = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -147,10 +147,8 @@ class ContinuousMixture(Discrete):
     s: Parts,
   ) -> Float[Array, "B c V"]:
     """Returns log p(z_s | z_t) for x0 ~ p, normalised."""
-    jump = between(s, t, absorbing=self.absorbing)
-    f = likelihood(
-      jump, z, self.vocab_size, self.mask_id, absorbing=self.absorbing
-    )
+    jump = between(s, t, absorbing=False)
+    f = likelihood(jump, z, self.vocab_size, self.mask_id, absorbing=False)
     log_q = log_marginal(s, log_p, self.mask_id)
     return normalised(safe_log(f) + log_q, z)
 

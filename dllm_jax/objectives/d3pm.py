@@ -35,6 +35,7 @@ from dllm_jax.objectives.d3pm_schedule import (
   MutualInformation,
 )
 from dllm_jax.objectives.d3pm_transition import (
+  Absorbing,
   at,
   MaskUniform,
   Transition,
@@ -135,6 +136,11 @@ class D3PM(Discrete):
     if fields.get("transition", Uniform()).masks:
       return super().over(space, **fields)
     return cls(vocab_size=vocabulary_without_mask(space, "D3PM"), **fields)
+
+  @property
+  def replaces(self) -> bool:
+    """Whether noise replaces tokens: with all matrices but absorbing ones."""
+    return not isinstance(self.transition, Absorbing)
 
   def init(self, key: Key[Array, ""]) -> Process:
     """Returns the matrices, as constants."""

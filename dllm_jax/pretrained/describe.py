@@ -239,6 +239,31 @@ def describe(
   )
 
 
+def retrained(
+  family: Family, fields: Fields, objective: Objective
+) -> dict[str, Any]:
+  """Returns a published config with the settings of an objective.
+
+  Raises:
+    ValueError: the config has no place for one that is another now.
+  """
+  values = dict(fields.values)
+  settings = family.settings(fields)
+  if type(objective) is not family.objective:
+    return values
+  now = {key: getattr(objective, key) for key in settings}
+  values |= {key: now[key] for key in now if now[key] != settings[key]}
+  read = family.settings(Fields(values, fields.path))
+  for key, value in now.items():
+    if read[key] != value:
+      raise ValueError(
+        f"{fields.path} says {key} {read[key]}, but the run was trained with "
+        f"{value}, for which it has no place: export a run with objective.{key} "
+        "as it was"
+      )
+  return values
+
+
 def _names() -> list[str]:
   return [family.name for family in families.FAMILIES]
 

@@ -24,7 +24,7 @@ from dllm_jax.parallel import make_mesh, shardings
 from dllm_jax.pretrained import families, files
 from dllm_jax.pretrained.adopt import adopt, check_target
 from dllm_jax.pretrained.convert import Source
-from dllm_jax.pretrained.describe import describe, PREFIXES
+from dllm_jax.pretrained.describe import describe, PREFIXES, retrained
 from dllm_jax.pretrained.load import (
   copy_companions,
   load_pretrained,
@@ -257,7 +257,7 @@ def _kept(run: Run) -> Pretrained:
     family.sampler,
     network,
     family=family,
-    published=fields.values,
+    published=retrained(family, fields, run.objective),
     ids=ids,
     source=Source(
       kept["prefix"],

@@ -301,6 +301,7 @@ def _may_mount(directory) -> bool:
   return done.returncode == 0
 
 
+@pytest.mark.all
 def test_full_disk_loses_nothing(tmp_path, capfd):
   """On a file system of 3 MB: status 1, one line, the last save readable."""
   disk = tmp_path / "disk"

@@ -37,6 +37,7 @@ def test_every_objective_has_a_recipe_and_a_small_twin():
   assert recipes == twins == set(registry.objectives())
 
 
+@pytest.mark.all
 def test_every_bundled_network_has_its_shapes():
   """Those of a network are computed once, without an array."""
   seen = set()

@@ -138,8 +138,8 @@ def test_balance_is_k_where_all_are_used_alike():
 
 
 @pytest.mark.parametrize("rows, sizes", [
-    (8, {"fsdp": 2, "tensor": 2, "expert": 2}),
-    long(8, {"data": 2, "expert": 4}),
+    long(8, {"fsdp": 2, "tensor": 2, "expert": 2}),
+    (8, {"data": 2, "expert": 4}),
     long(1, {"fsdp": 2, "tensor": 2, "expert": 2}),  # one row is left whole
 ], ids=str)  # fmt: skip
 def test_ragged_meshes_agree(rows, sizes):

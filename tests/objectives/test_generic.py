@@ -43,6 +43,9 @@ def _shows(name):
 
 
 some = pytest.mark.parametrize("name", quick.few(NAMES, _shows))
+resumed = pytest.mark.parametrize(
+  "name", [name if name == "bd3lm" else quick.long(name) for name in NAMES]
+)
 OBJECTIVES = variants.objectives(SPACE)
 each_variant = pytest.mark.parametrize(
   "objective",
@@ -204,7 +207,7 @@ def test_losses_do_not_depend_on_the_mesh(name):
     np.testing.assert_allclose(found[1][key], value, rtol=1e-5, err_msg=key)
 
 
-@some
+@resumed
 def test_resumes_bit_for_bit(trained, tmp_path, name):
   """2 k steps are k steps, a new process's worth of objects, and k more."""
   shutil.copytree(trained(name).workdir, tmp_path / "run")

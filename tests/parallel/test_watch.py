@@ -127,6 +127,7 @@ def test_a_coordinator_that_does_not_answer(monkeypatch):
   assert "process 0, which coordinates, has not answered" in job.ended[0]
 
 
+@pytest.mark.all
 def test_who_is_done_is_not_missed(stores, monkeypatch):
   job = Job(stores, monkeypatch, heartbeat_seconds=2.0)
   with job.watches[0]:

@@ -96,6 +96,7 @@ def test_kernels_pass_over_tiles_that_the_mask_empties(mask, share):
   assert splash.visited(mask, 2048) == share
 
 
+@pytest.mark.all
 def test_recomputation_is_time_and_no_model_flops(reference):
   passes = {p: reference.remat(p)[0] for p in ("none", "dots", "full")}
   facts = reference.facts

@@ -13,6 +13,7 @@ from dllm_jax.cli.main import main
 from dllm_jax.run.run import Run
 from tests import golden_cases
 from tests.pretrained.golden import plain, publish, vocabulary
+from tests.quick import long
 
 
 def dllm(capsys, *argv):
@@ -40,15 +41,13 @@ TUNE = (
 )
 
 
+@pytest.mark.all
 @pytest.mark.parametrize(
   "name, change",
   [
     pytest.param("llada_logits", (), id="whole"),
     pytest.param(
-      "dream_logits",
-      ("--config.model.lora_rank=4",),
-      id="adapters",
-      marks=pytest.mark.all,
+      "dream_logits", ("--config.model.lora_rank=4",), id="adapters"
     ),
   ],
 )
@@ -106,8 +105,8 @@ def test_tuned_models_go_back(name, change, text, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["llada_moe", "llada2_moe", "sdar", "mdlm", "bd3lm", "sedd_absorb",
-     "sedd_uniform"],
+    ["llada2_moe", "bd3lm", "sedd_absorb",
+     *map(long, ("llada_moe", "sdar", "mdlm", "sedd_uniform"))],
 )  # fmt: skip
 def test_there_and_back(name, tmp_path, capsys):
   source, workdir = publish(name, tmp_path / "in"), tmp_path / "run"

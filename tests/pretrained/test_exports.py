@@ -1,5 +1,6 @@
 """What leaves: the type that a config names, order, and one set of weights."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,9 @@ from safetensors.numpy import load_file
 
 import dllm_jax
 from dllm_jax.cli.main import main
+from dllm_jax.pretrained import families, files
+from dllm_jax.pretrained.describe import retrained
+from dllm_jax.pretrained.families import Fields
 from tests.pretrained.golden import publish
 from tests.pretrained.test_describe import workdir
 
@@ -101,3 +105,23 @@ def test_an_index_beside_a_whole_file_is_no_choice(tmp_path):
     json.dumps({"weight_map": dict.fromkeys(model.used, "model.safetensors")})
   )
   assert dllm_jax.load_pretrained(both)
+
+
+# A folder whose config says other blocks than its weights learned is read as
+# another model by its owners' code.
+def test_a_config_says_what_a_run_was_trained_with(tmp_path):
+  for name in ("sdar", "sedd_absorb"):
+    folder = publish(name, tmp_path / name)
+    fields = Fields(files.read_config(folder), folder / "config.json")
+    family = families.find(fields)
+    model = dllm_jax.load_pretrained(folder)
+    told = lambda **now: retrained(
+      family, fields, dataclasses.replace(model.objective, **now)
+    )
+    assert told() == fields.values
+    if name == "sdar":
+      block = model.objective.block_size * 2
+      assert told(block_size=block) == fields.values | {"block_size": block}
+    else:
+      with pytest.raises(ValueError, match="says scale_by_sigma True, but"):
+        told(scale_by_sigma=False)

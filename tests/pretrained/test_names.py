@@ -92,6 +92,7 @@ def subs(logits, tokens, mask):
   return np.where((tokens == mask)[..., None], log_p, 0.0)
 
 
+@pytest.mark.all
 def test_bd3lm_sampling_with_and_without_a_cache():
   case, config, logits = loaded("bd3lm")
   a, mask_id = case.arrays, case.config["mask_index"]

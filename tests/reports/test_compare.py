@@ -34,6 +34,7 @@ def files(tmp_path):
   return write
 
 
+@pytest.mark.all
 def test_compares_and_continues(files, tmp_path, capsys):
   names = [files("one"), files("two", objective={"name": "autoregressive"})]
   output, devices = tmp_path / "out", jax.devices()[:1]

@@ -41,8 +41,8 @@ POLICIES = {
 }
 
 
-# Those of three steps, and one of those of sixty.
-QUICK = ("first_hitting", "one_random_slot", "cosine_grid")
+# Those of three steps.
+QUICK = ("first_hitting", "one_random_slot")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dllm_jax.run import exchange
 from dllm_jax.run.run import Run
 from tests import runs
 from tests.pretrained import golden
+from tests.quick import long
 
 FIELDS = {
   "training__steps": 8,
@@ -106,7 +107,7 @@ def test_frozen_parameters_have_no_masters(tmp_path):
   assert kinds(abstract.ema_params) == kinds(abstract.params)
 
 
-@pytest.mark.parametrize("rounding", ["none", "stochastic"])
+@pytest.mark.parametrize("rounding", [long("none"), "stochastic"])
 def test_a_run_that_is_resumed_is_the_same(rounding, tmp_path):
   """Two steps, and two more after a restart, are four, bit for bit."""
   fields = FIELDS | {
@@ -158,6 +159,7 @@ def tuned(tmp_path_factory):
   return root, found
 
 
+@pytest.mark.all
 def test_an_imported_folder_learns_as_float32_does(tuned):
   _, moved = tuned
   wide, low = moved["float32"], moved["bfloat16"]
@@ -165,6 +167,7 @@ def test_an_imported_folder_learns_as_float32_does(tuned):
   assert np.corrcoef(wide, low)[0, 1] > 0.8
 
 
+@pytest.mark.all
 def test_a_tuned_folder_goes_back_in_its_type_or_as_masters(tuned):
   root, _ = tuned
   run = Run.open(root / "bfloat16")
@@ -184,6 +187,7 @@ def test_a_tuned_folder_goes_back_in_its_type_or_as_masters(tuned):
   assert finer
 
 
+@pytest.mark.all
 def test_adapters_train_and_their_frozen_matrices_do_not(tmp_path):
   low = {
     "model__param_dtype": "bfloat16", "model__lora_rank": 2,

@@ -87,6 +87,7 @@ def test_goodput_counts_what_a_failure_lost(clock, tmp_path):
   assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.all
 def test_profile_opens_in_perfetto(tmp_path):
   run = runs.run(tmp_path / "run", training__profile_steps="2:3")
   run.train()

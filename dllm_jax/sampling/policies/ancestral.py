@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Guide, ModelOutputs, Noise, Objective, Process
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.objectives.d3pm_transition import MaskUniform
 from dllm_jax.sampling.policies.processors import (
   Banned,
   compose,
@@ -166,16 +165,9 @@ class Ancestral(Stepwise):
     super().__post_init__()
     check_literal("spacing", self.spacing, ("objective", "uniform", "cosine"))
 
-  @property
-  def _replaces(self) -> bool:
-    """Whether the process replaces tokens, beside masking any."""
-    transition = getattr(self.objective, "transition", None)
-    replaces = getattr(self.objective, "absorbing", True) is False
-    return replaces or isinstance(transition, MaskUniform)
-
   def done(self, process, z, state, window) -> Bool[Array, "B"]:
     """Returns rows that are out of steps, or in which nothing can change."""
-    if self._replaces:
+    if self.objective.replaces:
       return state.step >= self.steps
     return super().done(process, z, state, window)
 
