@@ -23,12 +23,12 @@ def expanded(given: str) -> str:
   """
   if not given.startswith("~"):
     return given
-  home = os.path.expanduser(given)
-  if home.startswith("~"):
+  try:
+    return str(Path(given).expanduser())
+  except RuntimeError as error:
     raise ValueError(
       f"{given}: there is no such home directory; write the path out"
-    )
-  return home
+    ) from error
 
 
 def place(given: str | os.PathLike) -> Path:

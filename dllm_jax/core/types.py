@@ -212,6 +212,7 @@ class Objective(Protocol):
       so that the bound is a mean over how many are masked. There is then
       `restore(process, denoise, z, batch, rate)`, -log p(x0 | z) at the masked
       positions of z, nats, of a network that is told the time of that rate.
+    replaces: whether noise replaces tokens, so that reversing it may as well.
     adapts: whether `adapt` changes the process at evaluations while training.
   """
 
@@ -222,12 +223,8 @@ class Objective(Protocol):
   reads_time: bool
   exact: bool = False
   exchangeable: bool = False
+  replaces: bool = False
   adapts: bool = False
-
-  @property
-  def replaces(self) -> bool:
-    """Whether noise replaces tokens by others, so that reversing it may too."""
-    return self.mask_id is None
 
   @property
   def order_agnostic(self) -> bool:
@@ -255,8 +252,7 @@ class Objective(Protocol):
   ) -> PyTree:
     """Returns all the randomness of a loss: times, corrupted rows, coins.
 
-    Called on the whole global batch, which is then split into microbatches, so
-    every leaf begins with the row axis.
+    Of the whole global batch, microbatches later: every leaf begins with rows.
     """
 
   def loss(
@@ -283,8 +279,7 @@ class Objective(Protocol):
   def adapt(self, process: Process, measured: PyTree) -> Process:
     """Returns the process with its state as the held-out text would have it.
 
-    Called at evaluations while training, where `adapts`; only `Process.state`
-    may change, so that nothing compiles again.
+    Where `adapts`; only `Process.state` may change: nothing compiles again.
     """
     return process
 

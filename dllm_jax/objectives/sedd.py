@@ -92,6 +92,11 @@ class SEDD(ContinuousMixture):
     """Whether a masked token stays masked."""
     return self.graph == "absorbing"
 
+  @property
+  def replaces(self) -> bool:
+    """Whether noise replaces tokens."""
+    return not self.absorbing
+
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
     """Returns sigma(t) if the network is told the time."""
     return self.schedule.sigma(t) if self.time_conditioning else None
