@@ -1,6 +1,7 @@
 """Places as users name them: local paths, `~/...`, and buckets."""
 
 import os
+import pathlib
 import re
 
 from etils import epath
@@ -53,8 +54,8 @@ def in_bucket(path: str | os.PathLike) -> bool:
   return os.fspath(path).startswith(("gs://", "s3://"))
 
 
-def local(given: str | os.PathLike) -> Path:
-  """Returns `place`, for what only a local file can be.
+def local(given: str | os.PathLike) -> pathlib.Path:
+  """Returns `place` as the standard library's path, which only a local one has.
 
   Raises:
     ValueError: it is in a bucket, or `place` does not know it.
@@ -62,4 +63,4 @@ def local(given: str | os.PathLike) -> Path:
   path = place(given)
   if in_bucket(path):
     raise ValueError(f"{path}: this has to be a local path")
-  return path
+  return pathlib.Path(os.fspath(path))
