@@ -136,7 +136,7 @@ def test_prompts_count_nothing(objective):
 
 
 @pytest.mark.parametrize("network", ["transformer", quick.long("dit")])
-@each
+@some
 def test_lowers_without_devices(name, network):
   """The train step of 8 devices that are not here lowers for a TPU."""
   settings = config.parse(runs.tiny(**_tiny(name, model__name=network)))
