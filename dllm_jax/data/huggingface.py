@@ -131,10 +131,19 @@ class HuggingFace:
     Raises:
       ValueError: the text contains the mask token, which is no special token.
     """
-    ids = tokenizer_json.encode(self._tokenizer, text)
-    if (ids == self.mask_id).any():
-      ids = self._without_mask(text)
-    return ids
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns `encode` of each text, sooner than one by one.
+
+    Raises:
+      ValueError: a text contains the mask token, which is no special token.
+    """
+    found = tokenizer_json.encode_batch(self._tokenizer, texts)
+    return [
+      self._without_mask(text) if (ids == self.mask_id).any() else ids
+      for text, ids in zip(texts, found, strict=True)
+    ]
 
   def _without_mask(self, text: str) -> np.ndarray:
     """Returns the ids of a text in which the mask's name is a word like others.

@@ -46,6 +46,10 @@ class Plain:
     """Returns the int32 ids of a text to go on from: those of the text."""
     return self.encode(text)
 
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns `encode` of each text."""
+    return [self.encode(text) for text in texts]
+
   def encode_spans(self, parts: Sequence[str | int]) -> list[int | None]:
     """Returns the ids of texts, and None at each of the slots between.
 

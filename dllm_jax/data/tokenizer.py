@@ -46,6 +46,9 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> np.ndarray:
     """Returns the int32 ids of a text, without what stands around it."""
 
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns `encode` of each text, sooner than one by one."""
+
   def prompt(self, text: str) -> np.ndarray:
     """Returns the int32 ids of a text to go on from, as it begins."""
 

@@ -258,19 +258,36 @@ def encode(tokenizer: Any, text: str) -> np.ndarray:
   A long text is cut in windows, which are joined where both have the same
   tokens, so that its ids are those of the whole.
   """
-  if len(text) <= _WINDOW + 2 * _MARGIN:
-    return _ids(tokenizer.encode_batch_fast([text], add_special_tokens=False))
+  return encode_batch(tokenizer, [text])[0]
+
+
+def encode_batch(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+  """Returns `encode` of each text."""
+  short = [text for text in texts if _is_short(text)]
+  found = iter(_at_once(tokenizer, short))
+  return [
+    next(found) if _is_short(text) else _encode_long(tokenizer, text)
+    for text in texts
+  ]
+
+
+def _is_short(text: str) -> bool:
+  return len(text) <= _WINDOW + 2 * _MARGIN
+
+
+def _encode_long(tokenizer: Any, text: str) -> np.ndarray:
   margin = _MARGIN
   while margin < _WINDOW // 2:
     found = _windows(tokenizer, text, margin)
     if found is not None:
       return found
     margin *= 8
-  return _ids(tokenizer.encode_batch_fast([text], add_special_tokens=False))
+  return _at_once(tokenizer, [text])[0]
 
 
-def _ids(encodings) -> np.ndarray:
-  return np.asarray(encodings[0].ids, np.int32)
+def _at_once(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
+  encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+  return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
 def _windows(tokenizer, text: str, margin: int) -> np.ndarray | None:

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     length=2 * LENGTH,
     packing="packed",
     workers=1,
-    shard_bytes=3000,
+    piece_bytes=3000,
   )
   return folder
 

@@ -36,7 +36,7 @@ def _rows(rows):
 
 @pytest.mark.parametrize("packing", ["slices", "packed"])
 @pytest.mark.parametrize("length", [16, 48])
-def test_one_shard_equals_tokenising_on_the_fly(
+def test_one_piece_equals_tokenising_on_the_fly(
   tmp_path, source, packing, length
 ):
   output = str(tmp_path / "out")
@@ -48,17 +48,19 @@ def test_one_shard_equals_tokenising_on_the_fly(
   assert made == {
     "documents": len(TEXTS),
     "empty_documents": 1,
+    "duplicate_documents": 0,
     "tokens": sum(map(len, TEXTS)),
     "files": 2,
+    "missing_pieces": 0,
   }
   # Segments are numbered from 1 again in each part of a record.
   assert _rows(there.train) == _rows(here.train)
   assert _rows(there.held_out) == _rows(here.held_out)
 
 
-def test_shards_hold_every_document_once(tmp_path, source):
+def test_pieces_hold_every_document_once(tmp_path, source):
   output = str(tmp_path / "out")
-  settings = {"length": 64, "packing": "packed", "shard_bytes": 1500}
+  settings = {"length": 64, "packing": "packed", "piece_bytes": 1500}
   made = data.prepare(source, "byte", output, workers=1, **settings)
   assert made["files"] > 10
   corpus = data.load(data.Dataset(path=output, length=32))
@@ -74,7 +76,7 @@ def test_workers_write_the_same_bytes(tmp_path, source, capfd):
   outputs = [str(tmp_path / f"out{w}") for w in (1, 2)]
   for workers, output in enumerate(outputs, 1):
     data.prepare(
-      source, "byte", output, length=16, workers=workers, shard_bytes=4000
+      source, "byte", output, length=16, workers=workers, piece_bytes=4000
     )
   assert _bytes(outputs[0]) == _bytes(outputs[1])
   printed = capfd.readouterr()
@@ -83,14 +85,15 @@ def test_workers_write_the_same_bytes(tmp_path, source, capfd):
 
 
 def test_resumes_after_a_kill(tmp_path, source):
-  settings = {"length": 16, "shard_bytes": 700}
+  settings = {"length": 16, "piece_bytes": 700}
   whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
   data.prepare(source, "byte", whole, workers=1, **settings)
   # A child that dawdles after each shard, killed after a few.
   code = (
     "import sys, time; from dllm_jax.data import record\n"
-    "write = record.write_shard\n"
-    "record.write_shard = lambda *a: (write(*a), time.sleep(0.1))\n"
+    "from dllm_jax.data.prepared import piece\n"
+    "write = piece.tokenise\n"
+    "piece.tokenise = lambda *a: (write(*a), time.sleep(0.1))\n"
     f"record.prepare(*sys.argv[1:], workers=1, **{settings})"
   )
   child = subprocess.Popen(
@@ -98,7 +101,7 @@ def test_resumes_after_a_kill(tmp_path, source):
     stderr=subprocess.DEVNULL,
   )
   deadline = time.monotonic() + 30
-  while len(list(pathlib.Path(cut).glob("shard-*.json"))) < 3:
+  while len(list(pathlib.Path(cut).glob("unfinished/counts-*.json"))) < 3:
     assert time.monotonic() < deadline
     time.sleep(0.01)
   child.send_signal(signal.SIGKILL)
@@ -162,7 +165,7 @@ def test_bad_text_is_one_line(tmp_path, workers):
       "byte",
       str(tmp_path / "out"),
       workers=workers,
-      shard_bytes=1,
+      piece_bytes=1,
     )
   assert "\n" not in str(error.value)
 
@@ -183,7 +186,10 @@ def test_full_disk_keeps_nothing_broken(tmp_path, source, monkeypatch):
     with pytest.raises(OSError, match="the disk is full; make room") as error:
       data.prepare(source, "byte", output, length=16)
   assert error.value.errno == errno.ENOSPC
-  assert list(_bytes(output)) == ["plan.json"]
+  assert [p.name for p in pathlib.Path(output).rglob("*")] == [
+    "unfinished",
+    "plan.json",
+  ]
   data.prepare(source, "byte", output, length=16)
   assert len(data.load(data.Dataset(path=output, length=16)).train)
 
