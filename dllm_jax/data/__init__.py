@@ -1,8 +1,9 @@
 """Text in, batches out: sources, tokenizers, packing, and their order.
 
 `load(Dataset(path=...))` opens a corpus, `train_iterator` and `held_out_batches`
-cut it into `core.Batch` rows, `prepare` tokenises one once, `make_tokenizer` and
-`tokenizer_from_json` make tokenizers, `answer_batch` rows of prompts and answers.
+cut it into `core.Batch` rows, `prepare` tokenises one once (`merge` makes what
+several machines prepared one), `make_tokenizer` and `tokenizer_from_json` make
+tokenizers, `answer_batch` rows of prompts and answers.
 Tokenising processes import this room: it starts without jax and grain.
 """
 
@@ -22,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     ],
     "corpus": ["Corpus", "Dataset", "load"],
     "packing": ["TextSize"],
-    "record": ["prepare"],
+    "record": ["merge", "prepare"],
     "tokenizer": [
       "Bytes",
       "Characters",

@@ -1,4 +1,7 @@
-"""`dllm prepare`: tokenises a corpus once into ArrayRecord files."""
+"""`dllm prepare`: tokenises a corpus once into ArrayRecord files.
+
+Alone, or on as many machines as there are: docs/prepare.md.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +22,25 @@ def _define(flag: commands.Flags) -> None:
   flag.path(
     "output",
     None,
-    "directory of the token records; an interrupted preparation continues",
+    "directory of the token records, in a bucket or not; an interrupted "
+    "preparation continues",
+  )
+  flag.string(
+    "shard",
+    None,
+    "do one of several shares, such as 0/64 (the first) or 63/64 (the last); "
+    "all write to one output, and the last to end makes it one corpus",
+  )
+  flag.bool(
+    "merge",
+    False,
+    "only make the shares under --output one corpus, or say what is missing",
+  )
+  flag.enum(
+    "dedup",
+    "none",
+    ("none", "exact"),
+    "exact leaves out documents whose text was there before, in any file",
   )
   flag.integer("length", 1024, "tokens in a record", lower_bound=2)
   flag.enum(
@@ -44,12 +65,36 @@ def _define(flag: commands.Flags) -> None:
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, argv)
-  source = commands.required(values, "input", "corpus/*.jsonl")
   output = commands.required(values, "output", "prepared")
+  if values.merge and (values.input or values.shard):
+    raise commands.UsageError(
+      "--merge takes --output only: what was prepared says the rest"
+    )
+  if values.merge:
+    from dllm_jax import data  # pylint: disable=g-import-not-at-top
+
+    result = data.merge(output)
+  else:
+    result = _prepare(values, output)
+  missing = result["missing_pieces"]
+  print(
+    f"{result['documents']} documents, {result['tokens']} tokens in "
+    f"{result['files']} files under {output}; "
+    + (
+      f"{missing} pieces are left to the other shards"
+      if missing
+      else f"train on them with --config.data.path={output}"
+    )
+  )
+  return result
+
+
+def _prepare(values: Any, output: str) -> Mapping[str, Any]:
+  source = commands.required(values, "input", "corpus/*.jsonl")
 
   from dllm_jax import data  # pylint: disable=g-import-not-at-top
 
-  result = data.prepare(
+  return data.prepare(
     source,
     values.tokenizer,
     output,
@@ -59,13 +104,9 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     held_out=values.held_out,
     text_field=values.text_field,
     mask_token=values.mask_token,
+    dedup=None if values.dedup == "none" else values.dedup,
+    shard=values.shard,
   )
-  print(
-    f"{result['documents']} documents, {result['tokens']} tokens in "
-    f"{result['files']} files under {output}; train on them with "
-    f"--config.data.path={output}"
-  )
-  return result
 
 
 COMMAND = commands.Command(

@@ -23,6 +23,7 @@ from typing import Any
 import uuid
 
 from dllm_jax.core import paths
+from dllm_jax.data import source
 from dllm_jax.data.prepared.plan import differences, Plan
 
 MANIFEST = "manifest.json"
@@ -176,7 +177,9 @@ class Progress:
     if not missing:
       total = _total([counts[i] for i in everything])
       if not total["documents"]:
-        raise ValueError("the input is empty; give files with text in them")
+        files = sorted({s.path for p in self.plan.pieces for s in p.spans})
+        more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+        raise source.empty(f"{files[0]}{more}")
       text = json.dumps(self.plan.settings() | total, indent=1)
       try:
         self._write(MANIFEST, text)
