@@ -62,7 +62,7 @@ def prepare(
       it that is not done. Whoever finishes the last one makes them one corpus.
     workers: processes; None for one a processor.
     piece_bytes: bytes of input a piece, which is what is lost at a kill; None
-      for 32 to 256 MiB.
+      for 16 to 256 MiB.
 
   Returns:
     The numbers of `documents`, `empty_documents` and `duplicate_documents`

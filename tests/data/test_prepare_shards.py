@@ -317,8 +317,8 @@ def test_pieces_grow_with_the_corpus(tmp_path, monkeypatch):
   form = source.Format()
   path = tmp_path / "a.jsonl"
   for size, count, least, most in (
-    (2**20, 1, 2**20, 2**25),
-    (2**31, 64, 2**25, 2**25),
+    (2**20, 1, 2**20, 2**24),
+    (2**31, 128, 2**24, 2**24),
     (2**37, 1024, 2**27, 2**27),
     (2**40, 4096, 2**28, 2**28),
   ):

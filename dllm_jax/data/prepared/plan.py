@@ -14,7 +14,7 @@ from typing import Any, Literal
 from dllm_jax.data import source
 
 VERSION = 2
-_LEAST_BYTES, _MOST_BYTES = 2**25, 2**28
+_LEAST_BYTES, _MOST_BYTES = 2**24, 2**28
 _MANY = 1024  # pieces, from which on they grow with the corpus
 _ENTRIES = 16  # parts of what cannot be entered midway, if files are so few
 # How fields are called that a second call may give otherwise.
@@ -174,7 +174,7 @@ def cut(
   Args:
     files: the files.
     form: how documents lie in them.
-    piece_bytes: bytes of input a piece; None for 32 to 256 MiB, the more of
+    piece_bytes: bytes of input a piece; None for 16 to 256 MiB, the more of
       them the larger the corpus.
   """
   size = source.size(files)
