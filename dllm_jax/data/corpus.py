@@ -6,7 +6,6 @@ A side is either random access (`Rows` in memory, `Records` on disk) or a
 """
 
 import dataclasses
-import pathlib
 from typing import Any, Protocol
 
 import grain
@@ -126,16 +125,11 @@ class Records:
     self, folder: str, side: str, manifest: dict[str, Any], length: int
   ):
     counts = manifest[side]
-    files = [pathlib.Path(folder, f) for f in counts["files"]]
-    missing = [f for f in files if not f.exists()]
-    if missing:
-      raise FileNotFoundError(
-        f"{missing[0]} is missing; remove {folder} and run dllm prepare again"
-      )
+    files = record.files(folder, side, manifest)
     self._manifest = manifest
     self._length = length
     self._slices = manifest["length"] // length
-    self._source = grain.sources.ArrayRecordDataSource([str(f) for f in files])
+    self._source = grain.sources.ArrayRecordDataSource(files)
     if len(self._source) != counts["records"]:
       raise ValueError(
         f"{folder} has {len(self._source)} {side} records where its manifest "

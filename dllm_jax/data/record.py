@@ -9,10 +9,14 @@ last: without it the directory is not whole.
     held_out-00000-of-00002.array_record
 """
 
+import concurrent.futures
 import itertools
 import json
+import os
 import random
+import shutil
 from typing import Any, Literal
+import uuid
 
 import numpy as np
 
@@ -26,6 +30,8 @@ from dllm_jax.data.prepared.duplicates import repeated
 from dllm_jax.data.prepared.plan import cut, Plan, Share, VERSION
 from dllm_jax.data.prepared.progress import MANIFEST, Progress, SIDES
 from dllm_jax.data.prepared.workers import processors, Workers
+
+_AT_ONCE = 8  # files that are copied at the same time
 
 
 def prepare(
@@ -244,6 +250,49 @@ def is_prepared(path: str) -> bool:
       "or the shards that died"
     )
   return progress_lib.is_whole(folder)
+
+
+def files(path: str, side: str, manifest: dict[str, Any]) -> list[str]:
+  """Returns the record files of a side, as ArrayRecord reads them.
+
+  It reads gs:// by itself, but not s3://: from there each machine copies them
+  once, to `~/.cache/dllm_jax` or where `XDG_CACHE_HOME` says.
+
+  Args:
+    path: the prepared directory.
+    side: "train" or "held_out".
+    manifest: the directory's manifest.
+
+  Raises:
+    FileNotFoundError: one is missing.
+  """
+  folder = paths.place(path)
+  names = manifest[side]["files"]
+  there = {p.name for p in folder.iterdir()}
+  missing = [name for name in names if name not in there]
+  if missing:
+    raise FileNotFoundError(
+      f"{folder / missing[0]} is missing; remove {path} and run dllm prepare "
+      "again"
+    )
+  if not os.fspath(folder).startswith("s3://"):
+    return [os.fspath(folder / name) for name in names]
+  cache = paths.place(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+  cache = cache / "dllm_jax" / manifest["fingerprint"]
+  cache.mkdir(parents=True, exist_ok=True)
+  with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+    return list(pool.map(lambda name: _copied(folder / name, cache), names))
+
+
+def _copied(file: paths.Path, cache: paths.Path) -> str:
+  """Returns a local copy of a file, which appears when it is whole."""
+  copy = cache / file.name
+  if not copy.exists():
+    temporary = cache / f"{uuid.uuid4().hex}.tmp"
+    with file.open("rb") as remote, temporary.open("wb") as here:
+      shutil.copyfileobj(remote, here, 2**22)
+    temporary.replace(copy)
+  return os.fspath(copy)
 
 
 def decode(data: bytes, manifest: dict[str, Any]) -> packing_lib.Row:

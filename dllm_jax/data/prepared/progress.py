@@ -81,8 +81,15 @@ class Progress:
           f"{self.folder} holds something else; give an empty or a new "
           "directory as output"
         )
-      (self.folder / _WORK).mkdir(parents=True, exist_ok=True)
-      self._write(f"{_WORK}/plan.json", self.plan.to_json())
+      if not paths.in_bucket(self.folder):  # where s3fs would make a bucket
+        (self.folder / _WORK).mkdir(parents=True, exist_ok=True)
+      try:
+        self._write(f"{_WORK}/plan.json", self.plan.to_json())
+      except FileNotFoundError as error:
+        raise FileNotFoundError(
+          f"{self.folder} cannot be written to: there is no such bucket, or "
+          "it is not yours; make it first"
+        ) from error
     self.check()
 
   def check(self) -> None:
@@ -113,8 +120,12 @@ class Progress:
     if not paths.in_bucket(path):
       paths.Path(name).replace(path)
       return
-    with open(name, "rb") as file, path.open("wb") as copy:  # noqa: PTH123
-      shutil.copyfileobj(file, copy, 2**22)
+    try:
+      with paths.Path(name).open("rb") as file, path.open("wb") as copy:
+        shutil.copyfileobj(file, copy, 2**22)
+    except BaseException:
+      path.unlink(missing_ok=True)  # What was written is uploaded at any end.
+      raise
 
   def _write(self, name: str, content: str | bytes) -> None:
     content = content.encode() if isinstance(content, str) else content
@@ -142,6 +153,8 @@ class Progress:
     try:
       counts = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:  # Another share has just made all one corpus.
+      return None
+    except ValueError:  # An upload that was cut off.
       return None
     # By whoever lost a race with another plan: to be made again.
     return counts if counts["fingerprint"] == self.plan.fingerprint else None
