@@ -15,6 +15,7 @@ QWEN_WORDS = (
 # The same, but that the end of a line is never one word with punctuation before
 # it: "ROMEO:" as a prompt is then cut as it is in the text.
 _WORDS = QWEN_WORDS.replace(r"]+[\r\n]*", "]+")
+EXPRESSIONS = (QWEN_WORDS, _WORDS)
 _BYTES = 256
 _PIECE_CHARACTERS = 2**20  # that are learned from at once
 

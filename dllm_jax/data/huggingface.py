@@ -145,6 +145,16 @@ class HuggingFace:
       for text, ids in zip(texts, found, strict=True)
     ]
 
+  def spell(self, parts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of short parts of texts, as lists.
+
+    The mask's name, which no text can hold, is the mask here.
+    """
+    encodings = self._tokenizer.encode_batch_fast(
+      parts, add_special_tokens=False
+    )
+    return [encoding.ids for encoding in encodings]
+
   def _without_mask(self, text: str) -> np.ndarray:
     """Returns the ids of a text in which the mask's name is a word like others.
 

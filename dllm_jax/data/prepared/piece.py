@@ -14,8 +14,7 @@ import numpy as np
 
 from dllm_jax.data import packing as packing_lib
 from dllm_jax.data import source
-from dllm_jax.data import tokenizer as tokenizer_lib
-from dllm_jax.data.prepared.plan import Plan
+from dllm_jax.data.prepared.encoder import Encoder
 from dllm_jax.data.prepared.progress import DOCUMENTS, Progress, SIDES
 
 HASH_BYTES = 16
@@ -41,7 +40,7 @@ def hash_documents(progress: Progress, piece: int) -> None:
 
 def tokenise(
   progress: Progress,
-  tokenizer: tokenizer_lib.Tokenizer,
+  encode: Encoder,
   piece: int,
   repeated: Collection[int] = (),
 ) -> None:
@@ -49,7 +48,7 @@ def tokenise(
 
   Args:
     progress: the directory.
-    tokenizer: the plan's.
+    encode: the plan's tokenizer.
     piece: which one.
     repeated: documents that are left out, by their number in the piece.
   """
@@ -70,7 +69,7 @@ def tokenise(
           for part, d in zip(parts, batch, strict=True)
           if part[i]
         ]
-        ids = encode(texts, tokenizer)
+        ids = encode(texts)
         sizes[side] += _size([d.text for d in texts], ids)
         writers[side].write(ids)
     for side in SIDES:
@@ -112,25 +111,6 @@ def _batches(
       batch, characters = [], 0
   if batch:
     yield batch
-
-
-def encode(
-  documents: Sequence[source.Document], tokenizer: tokenizer_lib.Tokenizer
-) -> list[np.ndarray]:
-  """Returns the ids of documents: `packing.tokenise` of each.
-
-  Raises:
-    ValueError: one cannot be encoded; the message names the file.
-  """
-  try:
-    found = tokenizer.encode_batch([d.text for d in documents])
-  except ValueError:
-    # Which one it is, is found by going through them.
-    return [packing_lib.tokenise(d.text, d.path, tokenizer) for d in documents]
-  end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-  around = tokenizer.begin_ids, tokenizer.after_ids or end
-  before, after = (np.asarray(ids, np.int32) for ids in around)
-  return [np.concatenate([before, ids, after]) for ids in found]
 
 
 def _size(
@@ -275,8 +255,3 @@ def _no_space(name: str) -> Iterator[None]:
     raise OSError(
       errno.ENOSPC, "the disk is full; make room and run again", name
     ) from error
-
-
-def tokenizer_of(plan: Plan) -> tokenizer_lib.Tokenizer:
-  """Returns the tokenizer of a plan."""
-  return tokenizer_lib.tokenizer_from_json(plan.tokenizer)

@@ -23,8 +23,9 @@ from typing import Any
 from dllm_jax.core import paths
 from dllm_jax.data.prepared import piece as pieces
 from dllm_jax.data.prepared import progress as progress_lib
+from dllm_jax.data.prepared.encoder import Encoder
 from dllm_jax.data.prepared.progress import Progress
-from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.data.tokenizer import tokenizer_from_json
 
 Job = dict[str, Any]
 """`{"hash": piece}`, or `{"tokenise": piece, "repeated": numbers}`."""
@@ -93,11 +94,11 @@ class Workers:
         raise
 
   @functools.cached_property
-  def _tokenizer(self):
-    return pieces.tokenizer_of(self._progress.plan)
+  def _encoder(self) -> Encoder:
+    return _encoder(self._progress)
 
   def _here(self, job: Job) -> None:
-    act(self._progress, self._tokenizer, job)
+    act(self._progress, self._encoder, job)
 
   def _apart(self, job: Job) -> None:
     try:
@@ -165,13 +166,17 @@ class _Process:
     raise RuntimeError(f"{error['kind']}: {error['text']}")
 
 
-def act(progress: Progress, tokenizer: Tokenizer, job: Job) -> None:
+def _encoder(progress: Progress) -> Encoder:
+  return Encoder(tokenizer_from_json(progress.plan.tokenizer))
+
+
+def act(progress: Progress, encoder: Encoder, job: Job) -> None:
   """Does a job in this process."""
   if "hash" in job:
     if job["hash"] not in progress.hashed():  # by another share, meanwhile
       pieces.hash_documents(progress, job["hash"])
     return
-  pieces.tokenise(progress, tokenizer, job["tokenise"], job["repeated"])
+  pieces.tokenise(progress, encoder, job["tokenise"], job["repeated"])
 
 
 def main(folder: str, fingerprint: str) -> None:
@@ -182,7 +187,7 @@ def main(folder: str, fingerprint: str) -> None:
   jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
   threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
   place = paths.place(folder)
-  progress = tokenizer = None
+  progress = encoder = None
   while True:
     job = json.loads(jobs.get())
     answer: dict[str, Any] = {}
@@ -194,8 +199,9 @@ def main(folder: str, fingerprint: str) -> None:
             f"{folder} is being filled by another dllm prepare with other "
             "settings; give each an output of its own"
           )
-        progress, tokenizer = Progress(place, plan), pieces.tokenizer_of(plan)
-      act(progress, tokenizer, job)
+        progress = Progress(place, plan)
+        encoder = _encoder(progress)
+      act(progress, encoder, job)
     except Exception as error:
       answer = _described(error)
     answers.write(json.dumps(answer) + "\n")
