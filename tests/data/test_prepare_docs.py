@@ -22,7 +22,7 @@ def test_commands_are_those_of_the_program():
   shown = re.findall(r"dllm prepare\b((?:[^`|\n]|\\\n)*)", TEXT)
   flags = {f for line in shown for f in re.findall(r"--(\w+)", line)}
   assert {"shard", "merge", "input", "output", "tokenizer"} <= flags
-  known = commands.parse(prepare.COMMAND, [])
+  known = {"help", *commands.parse(prepare.COMMAND, [])}
   assert all(flag in known for flag in flags)
 
 
