@@ -377,11 +377,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
       for key in sorted({*a, *b}):
         walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-    elif a != b and not (
-      isinstance(a, (list, tuple))
-      and isinstance(b, (list, tuple))
-      and list(a) == list(b)
-    ):
+    elif json.dumps(a) != json.dumps(b):  # Tuples come back as lists.
       found.append(f"config.{path}: {a!r} -> {b!r}")
 
   walk(old, new, "")

@@ -21,7 +21,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
       "merge_states",
       "train_iterator",
     ],
-    "corpus": ["Corpus", "Dataset", "load"],
+    "corpus": ["Corpus", "load"],
+    "dataset": ["Dataset"],
     "packing": ["TextSize"],
     "record": ["merge", "prepare"],
     "tokenizer": [

@@ -16,8 +16,9 @@ import grain
 import numpy as np
 
 from dllm_jax.core.types import Batch
-from dllm_jax.data import packing, stream
+from dllm_jax.data import packing
 from dllm_jax.data.corpus import Corpus, RandomAccess
+from dllm_jax.data.streams import interleaved, Mixture, Stream
 
 _THREADS = 2
 _AHEAD = 4  # Batches that wait, so that the device never does.
@@ -44,9 +45,10 @@ def train_iterator(
     ValueError: the processes do not divide the batch.
   """
   rows = _share(batch_size, process_index, process_count)
-  if isinstance(corpus.train, stream.Stream):
+  if isinstance(corpus.train, Stream | Mixture):
     dataset = grain.experimental.ThreadPrefetchIterDataset(
-      corpus.train.train(
+      interleaved(
+        corpus.train,
         batch_size=batch_size,
         seed=_seed(seed),
         process_index=process_index,
@@ -117,7 +119,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class BatchIterator(Iterator[Batch]):
   """Endless batches with a state that JSON can hold.
 
-  `get_state` is the same on every process, save for text packed on the fly,
+  `get_state` is the same on every process, save for streams and mixtures,
   where each knows its own shards: there, save `merge_states` of all.
   """
 
@@ -178,7 +180,7 @@ class HeldOutBatches:
     held_out = self.corpus.held_out
     if held_out is None:
       return
-    if isinstance(held_out, stream.Stream):
+    if isinstance(held_out, Stream | Mixture):
       rows = held_out.rows()
       while chunk := list(itertools.islice(rows, self.batch_size)):
         yield self._batch([chunk[r] for r in self.rows if r < len(chunk)])

@@ -1,88 +1,34 @@
 """From what a config names to rows of tokens: the train and held-out sides.
 
-A side is either random access (`Rows` in memory, `Records` on disk) or a
-`stream.Stream` of text packed on the fly. What turns rows into batches is in
-`batches`.
+A side is random access (`Rows` in memory, `Records` and `TokenRows` on disk), a
+`Stream` of text packed on the fly, or a `Mixture` of those. What turns rows into
+batches is in `batches`.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
-from typing import Any, Protocol
-
-import grain
-import numpy as np
+import itertools
+from typing import Protocol
 
 from dllm_jax.data import packing as packing_lib
-from dllm_jax.data import record, source, stream
+from dllm_jax.data import record, source
 from dllm_jax.data import tokenizer as tokenizer_lib
+from dllm_jax.data.dataset import Dataset
+from dllm_jax.data.formats import tokens as tokens_lib
+from dllm_jax.data.formats.prepared import Records
 from dllm_jax.data.numbers import RandomRows
+from dllm_jax.data.streams import Mixture, Stream
 
-# Held-out text that is packed on the fly is measured on its beginning only.
+# Held-out text that is packed on the fly is measured on its beginning only, and
+# looked for in so much.
 _MEASURED_CHARACTERS = 2**20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Dataset:
-  """What to train on.
-
-  Attributes:
-    path: the name of a bundled text ("shakespeare"); a file, a directory or a
-      glob of text, JSONL or Parquet files; a directory that `prepare` made; or
-      "random" for random tokens, to measure speed.
-    tokenizer: "char", "byte", "bpe:N" for N tokens of byte pairs learned from
-      the training text, the mask included, or the path of a tokenizer.json;
-      None: that of prepared data, "char" for text. "numbers:N" for N ids of
-      random tokens.
-    mask_token: the mask among the tokens of a tokenizer.json; None: a new id.
-    length: tokens a row.
-    packing: "slices" cuts everything as one text; "packed" keeps documents
-      apart, several a row. Prepared data has its own.
-    held_out: the fraction that is held out; see `source.split`. Prepared data
-      has its own.
-    held_out_path: text to hold out instead, beside all of `path` in training.
-    text_field: the field (JSONL) or column (Parquet) of the text.
-    document_separator: what stands between documents of a text file; None: each
-      file is one text.
-    virtual_shards: into how many streams text packed on the fly is dealt,
-      reduced to its largest divisor in common with the batch size. A multiple
-      of the number of processes.
-    in_memory_bytes: files of "packed" text larger than this in all are packed
-      on the fly. "slices" are always held in memory: prepare large corpora.
-  """
-
-  path: str = "shakespeare"
-  tokenizer: str | None = None
-  mask_token: str | None = None
-  length: int = 128
-  packing: packing_lib.Packing = "slices"
-  held_out: float = 0.1
-  held_out_path: str | None = None
-  text_field: str = "text"
-  document_separator: str | None = None
-  virtual_shards: int = 64
-  in_memory_bytes: int = 2**28
-
-  def __post_init__(self):
-    packing_lib.check(self.packing, self.length, self.held_out)
-    if self.virtual_shards < 1:
-      raise ValueError(
-        f"virtual_shards is {self.virtual_shards}; at least one is needed"
-      )
-
-  @property
-  def held_out_of_path(self) -> float:
-    """The fraction of `path` itself that is held out."""
-    return 0.0 if self.held_out_path else self.held_out
-
-  @property
-  def format(self) -> source.Format:
-    """How documents lie in the files."""
-    return source.Format(
-      text_field=self.text_field, document_separator=self.document_separator
-    )
+_READ_CHARACTERS = 2**28
+# What byte pairs are learned from where text is packed on the fly.
+_LEARNED_CHARACTERS = 2**26
 
 
 class RandomAccess(Protocol):
-  """Rows by index: `Rows` in memory, `Records` of prepared data."""
+  """Rows by index."""
 
   def __len__(self) -> int:
     """Returns the number of rows."""
@@ -106,57 +52,9 @@ class Corpus:
 
   tokenizer: tokenizer_lib.Tokenizer
   length: int
-  train: RandomAccess | stream.Stream
-  held_out: RandomAccess | stream.Stream | None
+  train: RandomAccess | Stream | Mixture
+  held_out: RandomAccess | Stream | Mixture | None
   held_out_text: packing_lib.TextSize | None
-
-
-class Records:
-  """Rows of prepared data, read from disk by index.
-
-  Args:
-    folder: the prepared directory.
-    side: "train" or "held_out".
-    manifest: the directory's manifest.
-    length: tokens a row, a divisor of a record's.
-  """
-
-  def __init__(
-    self, folder: str, side: str, manifest: dict[str, Any], length: int
-  ):
-    counts = manifest[side]
-    files = record.files(folder, side, manifest)
-    self._manifest = manifest
-    self._length = length
-    self._slices = manifest["length"] // length
-    self._source = grain.sources.ArrayRecordDataSource(files)
-    if len(self._source) != counts["records"]:
-      raise ValueError(
-        f"{folder} has {len(self._source)} {side} records where its manifest "
-        f"counts {counts['records']}; remove it and run dllm prepare again"
-      )
-    # Only the last record of a file is padded: rows of padding alone, at its
-    # end, are left out.
-    tokens = np.asarray(counts["file_tokens"])
-    self._rows = np.cumsum(-(-tokens // length))
-    records = -(-tokens // manifest["length"])
-    self._first_record = np.cumsum(records) - records
-
-  def __len__(self) -> int:
-    return int(self._rows[-1])
-
-  def __getitem__(self, index: int) -> packing_lib.Row:
-    file = int(np.searchsorted(self._rows, index, side="right"))
-    inside = index - (self._rows[file - 1] if file else 0)
-    at, part = divmod(int(inside), self._slices)
-    tokens, segments = record.decode(
-      self._source[int(self._first_record[file]) + at], self._manifest
-    )
-    cut = slice(part * self._length, (part + 1) * self._length)
-    tokens, segments = tokens[cut], segments[cut]
-    real = segments > 0
-    segments[real] = packing_lib.renumber(segments[real])
-    return tokens, segments
 
 
 def load(
@@ -175,26 +73,133 @@ def load(
       settings that contradict prepared data.
     ImportError: Parquet without pyarrow.
   """
+  if dataset.mixture:
+    return _load_mixture(dataset, tokenizer)
   if dataset.path == "random":
     return _load_random(dataset, tokenizer)
   if record.is_prepared(dataset.path):
     return _load_prepared(dataset, tokenizer)
   files = source.find(dataset.path)
   if tokenizer is None:
-    tokenizer = tokenizer_lib.make_tokenizer(
-      dataset.tokenizer or "char",
-      (d.text for d in source.documents(files, dataset.format)),
-      training_texts=source.training_texts(
-        files, dataset.format, dataset.held_out_of_path
-      ),
-      mask_token=dataset.mask_token,
-      path=dataset.path,
-    )
-  if (
-    dataset.packing == "packed" and source.size(files) > dataset.in_memory_bytes
-  ):
+    tokenizer = _tokenizer(dataset)
+  if source.are_tokens(files):
+    return _load_tokens(dataset, files, tokenizer)
+  if _too_large(dataset, files):
     return _load_stream(dataset, files, tokenizer)
   return _load_memory(dataset, files, tokenizer)
+
+
+def _too_large(dataset: Dataset, files: Sequence[str]) -> bool:
+  """Whether text is packed on the fly."""
+  whole = dataset.packing == "slices" and any(
+    source.running(f, dataset.format) for f in files
+  )
+  return not whole and source.size(files) > dataset.in_memory_bytes
+
+
+def _tokenizer(dataset: Dataset) -> tokenizer_lib.Tokenizer:
+  """Returns the tokenizer that a dataset names, learned from it if need be.
+
+  Raises:
+    ValueError: it can be learned only from text that is not there, or from all
+      of more text than is read before training.
+  """
+  name = dataset.tokenizer or "char"
+  named = [(part, source.find(part.path)) for part in dataset.parts]
+  text = [(part, f) for part, f in named if not source.are_tokens(f)]
+  learned = name == "char" or name.startswith("bpe:")
+  if learned and len(text) < len(named):
+    raise ValueError(
+      f"{named[0][1][0] if not text else dataset.mixture}: token files do not "
+      "name their tokenizer; set data.tokenizer to the tokenizer.json that made "
+      "them, to byte, or to numbers:N for N ids without a text"
+    )
+  large = any(_too_large(part, files) for part, files in text)
+  if large and name == "char":
+    raise ValueError(
+      f"{text[0][0].path}: its characters are known only when all of it has "
+      "been read; set data.tokenizer to byte, bpe:N or a tokenizer.json, or run "
+      "dllm prepare"
+    )
+  training = itertools.chain.from_iterable(
+    source.training_texts(f, part.format, part.held_out_of_path)
+    for part, f in text
+  )
+  return tokenizer_lib.make_tokenizer(
+    name,
+    (d.text for part, f in text for d in source.documents(f, part.format)),
+    training_texts=_beginning(training) if large else training,
+    mask_token=dataset.mask_token,
+    path=" and ".join(part.path for part in dataset.parts),
+  )
+
+
+def _beginning(texts: Iterable[str]) -> Iterator[str]:
+  """Yields texts up to what byte pairs are learned from."""
+  left = _LEARNED_CHARACTERS
+  for text in texts:
+    yield text[:left]
+    left -= len(text)
+    if left <= 0:
+      return
+
+
+def _load_mixture(
+  dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer | None
+) -> Corpus:
+  parts = dataset.parts
+  own = [part for part in parts if record.is_prepared(part.path)]
+  if tokenizer is None and own:
+    tokenizer = _load_prepared(own[0], None).tokenizer
+  tokenizer = tokenizer or _tokenizer(dataset)
+  loaded = [load(part, tokenizer=tokenizer) for part in parts]
+  mixed = lambda sides, weights: Mixture(
+    parts=tuple(sides),
+    weights=tuple(weights),
+    virtual_shards=dataset.virtual_shards,
+  )
+  weights = [weight for _, weight, *_ in dataset.mixture]
+  held_out = [
+    (c, w) for c, w in zip(loaded, weights, strict=True) if c.held_out
+  ]
+  sizes = [c.held_out_text for c, _ in held_out]
+  if dataset.held_out_path:
+    held_out, sizes = held_out[:1], sizes[:1]  # All have the same.
+  return Corpus(
+    tokenizer=tokenizer,
+    length=dataset.length,
+    train=mixed([c.train for c in loaded], weights),
+    held_out=mixed([c.held_out for c, _ in held_out], [w for _, w in held_out])
+    if held_out
+    else None,
+    held_out_text=sum(sizes, packing_lib.TextSize())
+    if sizes and None not in sizes
+    else None,
+  )
+
+
+def _load_tokens(
+  dataset: Dataset, files: list[str], tokenizer: tokenizer_lib.Tokenizer
+) -> Corpus:
+  opened = [tokens_lib.opened(f) for f in files]
+  train, tail = tokens_lib.sides(opened, dataset.held_out_of_path)
+  rows = lambda side: tokens_lib.TokenRows(
+    side, length=dataset.length, packing=dataset.packing, tokenizer=tokenizer
+  )
+  held_out, size = rows(tail), None
+  if dataset.held_out_path:
+    held_out, size = _load_held_out(dataset, tokenizer)
+  elif len(held_out):
+    size = tokens_lib.measured(tail, tokenizer)
+  elif dataset.held_out:
+    raise _nothing_held_out(dataset)
+  return Corpus(
+    tokenizer=tokenizer,
+    length=dataset.length,
+    train=rows(train),
+    held_out=held_out if len(held_out) else None,
+    held_out_text=size,
+  )
 
 
 def _load_random(
@@ -259,11 +264,18 @@ def _nothing_held_out(dataset: Dataset) -> ValueError:
 
 def _load_held_out(
   dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer
-) -> tuple[packing_lib.Rows, packing_lib.TextSize]:
+) -> tuple[RandomAccess, packing_lib.TextSize]:
   """Returns the rows and the size of a held-out text of its own."""
   path = dataset.held_out_path
+  files = source.find(path)
+  if source.are_tokens(files):
+    side, _ = tokens_lib.sides([tokens_lib.opened(f) for f in files], 0.0)
+    rows = tokens_lib.TokenRows(
+      side, length=dataset.length, packing=dataset.packing, tokenizer=tokenizer
+    )
+    return rows, tokens_lib.measured(side, tokenizer)
   count = packing_lib.Counter(tokenizer, 0.0)
-  documents = source.documents(source.find(path), dataset.format)
+  documents = source.documents(files, dataset.format)
   ids = [count(document)[0] for document in documents]
   ids = [i for i in ids if i is not None]
   if not ids:
@@ -317,12 +329,13 @@ def _load_stream(
   dataset: Dataset, files: list[str], tokenizer: tokenizer_lib.Tokenizer
 ) -> Corpus:
   fraction = dataset.held_out_of_path
-  train = stream.Stream(
+  train = Stream(
     path=dataset.path,
     files=tuple(files),
     form=dataset.format,
     tokenizer=tokenizer,
     length=dataset.length,
+    packing=dataset.packing,
     held_out=fraction,
     virtual_shards=dataset.virtual_shards,
   )
@@ -343,14 +356,15 @@ def _load_stream(
   )
 
 
-def _measure(held_out: stream.Stream) -> packing_lib.TextSize:
+def _measure(held_out: Stream) -> packing_lib.TextSize:
   """Returns the size of the beginning of held-out text."""
-  size = packing_lib.TextSize()
+  size, read = packing_lib.TextSize(), 0
   for document in source.documents(held_out.files, held_out.form):
+    read += len(document.text)
     text = source.split(document, held_out.held_out)[1]
     if text.strip():
       ids = packing_lib.tokenise(text, document.path, held_out.tokenizer)
       size += packing_lib.text_size(text, ids)
-      if size.characters >= _MEASURED_CHARACTERS:
-        break
+    if size.characters >= _MEASURED_CHARACTERS or read >= _READ_CHARACTERS:
+      break
   return size

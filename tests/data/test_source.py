@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dllm_jax.data import source
+from dllm_jax.data.formats import compressed
 
 TEXTS = [f"document {i} " + "é" * (i % 7) for i in range(40)]
 
@@ -31,13 +32,14 @@ def test_bundled_text_is_running():
 
 
 def test_directories_and_globs_list_files_in_order(tmp_path):
-  for name in ("b.txt", "a.txt", "sub/c.jsonl", ".hidden.txt", "d.png"):
+  for name in ("b.txt", "a.txt", "sub/c.txt", ".hidden.txt", "d.png"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
   names = lambda path: [f.rsplit("/", 1)[1] for f in source.find(str(path))]
-  assert names(tmp_path) == ["a.txt", "b.txt", "c.jsonl"]
+  with pytest.warns(UserWarning, match="are read: 3; left out: 1 .png;"):
+    assert names(tmp_path) == ["a.txt", "b.txt", "c.txt"]
   assert names(tmp_path / "*.txt") == ["a.txt", "b.txt"]
-  assert names(tmp_path / "s*") == ["c.jsonl"]
+  assert names(tmp_path / "s*") == ["c.txt"]
 
 
 @pytest.mark.parametrize("span_bytes", [1, 7, 64, 10**6])
@@ -55,7 +57,7 @@ def test_pieces_hold_every_document_once(tmp_path, kind, span_bytes):
 
 
 def test_blocks_smaller_than_a_document(tmp_path, monkeypatch):
-  monkeypatch.setattr(source, "_BLOCK_BYTES", 3)
+  monkeypatch.setattr(compressed, "BLOCK_BYTES", 3)
   file = _jsonl(tmp_path / "a.jsonl", TEXTS)
   assert _texts([file], span_bytes=50) == TEXTS
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dllm_jax import data
-from dllm_jax.data import source, stream
+from dllm_jax.data import source
+from dllm_jax.data.streams import stream
 
 
 def _corpus(folder, texts, *, files=1, shards=4, **settings):

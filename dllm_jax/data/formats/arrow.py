@@ -1,0 +1,64 @@
+"""Arrow files and streams, such as those in folders of Hugging Face datasets."""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+from dllm_jax.data.formats import base, columns
+
+_MAGIC = b"ARROW1"
+
+
+def spans(path: str, form: base.Format, span_bytes: int) -> list[base.Span]:
+  """Returns the batches of a file; a stream is a single piece."""
+  with _opened(path) as reader:
+    if not hasattr(reader, "num_record_batches"):
+      return [base.Span(path)]
+    batches = range(reader.num_record_batches)
+    return [base.Span(path, i, i + 1) for i in batches]
+
+
+def read(span: base.Span, form: base.Format) -> Iterator[base.Document]:
+  """Yields the documents of a piece.
+
+  Raises:
+    ValueError: no such column, or it holds no text; the file is damaged.
+    ImportError: pyarrow is not installed.
+  """
+  pyarrow = columns.arrow()
+  with _opened(span.path) as reader:
+    try:
+      for batch in _batches(reader, span):
+        yield from columns.documents(batch, form, span.path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+      raise ValueError(
+        f"{span.path} is damaged ({error}); get it again"
+      ) from error
+
+
+def _batches(reader: Any, span: base.Span) -> Iterator[Any]:
+  if not hasattr(reader, "num_record_batches"):
+    yield from reader
+    return
+  stop = reader.num_record_batches if span.stop is None else span.stop
+  for i in range(span.start, stop):
+    yield reader.get_batch(i)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+  pyarrow = columns.arrow()
+  try:
+    source = columns.opened(path)
+    magic = source.read(len(_MAGIC))
+    source.seek(0)
+    opening = (
+      pyarrow.ipc.open_file if magic == _MAGIC else pyarrow.ipc.open_stream
+    )
+    reader = opening(source)
+  except (pyarrow.ArrowInvalid, EOFError) as error:
+    raise ValueError(
+      f"{path} is not an Arrow file; legal files are {base.LEGAL}"
+    ) from error
+  with source, reader:
+    yield reader

@@ -1,0 +1,66 @@
+"""Parquet: a piece is a row group, and only the text's columns are read."""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+from dllm_jax.data.formats import base, columns
+
+_ROWS = 1024  # Read at a time.
+# What Parquet puts between a list and its elements.
+_INNER = {"list", "element", "item", "bag", "array_element", "array"}
+
+
+def spans(path: str, form: base.Format, span_bytes: int) -> list[base.Span]:
+  """Returns the row groups of a file."""
+  with _opened(path) as file:
+    return [base.Span(path, g, g + 1) for g in range(file.num_row_groups)]
+
+
+def read(span: base.Span, form: base.Format) -> Iterator[base.Document]:
+  """Yields the documents of row groups.
+
+  Raises:
+    ValueError: no such column, or it holds no text.
+    ImportError: pyarrow is not installed.
+  """
+  path = span.path
+  with _opened(path) as file:
+    top = columns.column(file.schema_arrow.names, form, path)
+    stop = file.num_row_groups if span.stop is None else span.stop
+    batches = file.iter_batches(
+      _ROWS,
+      row_groups=list(range(span.start, stop)),
+      columns=_leaves(file, top, form.text_field),
+    )
+    for batch in batches:
+      yield from columns.documents(batch, form, path)
+
+
+def _leaves(file: Any, top: str, field: str) -> list[str]:
+  """Returns the columns of a file that hold the text, lists aside."""
+  wanted = field[len(top) + 1 :].split(".") if field != top else []
+  found = []
+  for i in range(len(file.schema)):
+    path = file.schema.column(i).path
+    if path != top and not path.startswith(f"{top}."):
+      continue
+    names = path[len(top) + 1 :].split(".")
+    names = [n for n in names if n not in _INNER or n in wanted]
+    if names[: len(wanted)] == wanted:
+      found.append(path)
+  return found or [top]
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+  pyarrow = columns.arrow()
+  try:
+    source = columns.opened(path)
+    file = pyarrow.parquet.ParquetFile(source)
+  except (pyarrow.ArrowInvalid, EOFError) as error:
+    raise ValueError(
+      f"{path} is not a Parquet file; legal files are {base.LEGAL}"
+    ) from error
+  with source, file:
+    yield file
