@@ -8,6 +8,7 @@ import pytest
 
 from dllm_jax import data
 from dllm_jax.data import packing
+from tests.data import token_files
 
 LENGTH, BATCH = 16, 8
 DOCUMENTS = [f"<{i}:{'x' * (i * 7 % 40)}>" for i in range(400)]
@@ -27,15 +28,18 @@ def folder(tmp_path_factory):
     workers=1,
     piece_bytes=3000,
   )
+  ids = [np.frombuffer(text.encode(), np.uint8) for text in DOCUMENTS]
+  token_files.megatron(folder / "megatron", ids)
   return folder
 
 
 @pytest.fixture(
-  scope="module", params=["slices", "packed", "stream", "prepared"]
+  scope="module",
+  params=["slices", "packed", "stream", "prepared", "megatron"],
 )
 def corpus(request, folder):
   kind = request.param
-  name = "prepared" if kind == "prepared" else "docs.jsonl"
+  name = kind if kind in ("prepared", "megatron") else "docs.jsonl"
   return data.load(
     data.Dataset(
       path=str(folder / name),

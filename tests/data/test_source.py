@@ -94,7 +94,7 @@ def test_parquet_pieces_are_row_groups(tmp_path):
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-  with pytest.raises(ImportError, match="needs pyarrow"):
+  with pytest.raises(ImportError, match="need pyarrow"):
     _texts([str(tmp_path / "a.parquet")])
 
 

@@ -1,5 +1,7 @@
 """Text packed on the fly: what each shard reads, and its limits."""
 
+import dataclasses
+import gzip
 import json
 
 import pytest
@@ -122,3 +124,63 @@ def test_missing_shard_in_a_state(tmp_path):
     whole.set_state(half.get_state())
   half.close()
   whole.close()
+
+
+@pytest.mark.parametrize("files", [1, 5])
+def test_windows_of_packed_files(tmp_path, monkeypatch, files):
+  """A packed file is read window by window, and every document once."""
+  monkeypatch.setattr(stream, "_WINDOW_CHARACTERS", 40)
+  monkeypatch.setattr(stream, "_READ_CHARACTERS", 100)
+  texts = [f"text {i}" for i in range(200)]
+  corpus = _corpus(tmp_path, texts, files=files, held_out=0.0)
+  for path in tmp_path.glob("*.jsonl"):
+    (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+  files = tuple(source.find(str(tmp_path)))
+  corpus = dataclasses.replace(
+    corpus, train=dataclasses.replace(corpus.train, files=files)
+  )
+  read = _epoch(corpus, 4)
+  assert sorted(sum(read, [])) == sorted(texts)
+
+
+def test_the_first_batch_reads_the_beginnings_alone(tmp_path, monkeypatch):
+  monkeypatch.setattr(stream, "_WINDOW_CHARACTERS", 1000)
+  texts = [f"text {i} " * 10 for i in range(4000)]
+  lines = [json.dumps({"text": text}) for text in texts]
+  for i in range(4):
+    plain = "\n".join(lines[i::4]).encode()
+    (tmp_path / f"{i}.jsonl.gz").write_bytes(gzip.compress(plain))
+  seen = []
+  read = source.read
+
+  def spy(span, form):
+    for document in read(span, form):
+      seen.append(document)
+      yield document
+
+  monkeypatch.setattr(source, "read", spy)
+  for packing in ("slices", "packed"):
+    corpus = data.load(
+      data.Dataset(
+        path=str(tmp_path),
+        tokenizer="byte",
+        packing=packing,
+        held_out=0.0,
+        in_memory_bytes=0,
+        virtual_shards=4,
+      )
+    )
+    iterator = data.train_iterator(corpus, batch_size=4, seed=0)
+    batch = next(iterator)
+    iterator.close()
+    assert (packing == "packed") == (batch.segment_ids.max() > 1)
+    assert 0 < len(seen) < 400
+    seen.clear()
+
+
+def test_characters_are_not_collected_from_what_is_not_read(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n' * 100)
+  dataset = data.Dataset(path=str(tmp_path), in_memory_bytes=10)
+  with pytest.raises(ValueError, match="only when all of it has been read"):
+    data.load(dataset)
