@@ -22,7 +22,7 @@ from dllm_jax.data.streams import Mixture, Stream
 # Held-out text that is packed on the fly is measured on its beginning only, and
 # looked for in so much.
 _MEASURED_CHARACTERS = 2**20
-_READ_CHARACTERS = 2**28
+_READ_CHARACTERS = 2**27
 # What byte pairs are learned from where text is packed on the fly.
 _LEARNED_CHARACTERS = 2**26
 

@@ -15,7 +15,7 @@ import zlib
 
 from dllm_jax.core import paths
 
-BLOCK_BYTES = 2**22
+BLOCK_BYTES = 2**20
 _POINTER = b"version https://git-lfs"
 # Reading past what a compressed file holds, or something else in its place.
 # bz2 and Arrow say OSError.

@@ -179,21 +179,12 @@ class TokenRows:
     start = inside.start + row * self._length
     stop = min(start + self._length, inside.stop)
     ids = file.ids[start:stop].astype(np.int32)
-    self._check(file, ids, start)
+    _check(file, ids, start, self._tokenizer)
     if self._packing == "slices":
       segments = np.ones(len(ids), np.int32)
     else:
       segments = self._segments(file, ids, start)
     return packing_lib.pad(ids, segments, self._length)
-
-  def _check(self, file: File, ids: np.ndarray, start: int) -> None:
-    size = self._tokenizer.vocab_size
-    if ids.min() < 0 or ids.max() >= size:
-      at = int(np.argmax((ids < 0) | (ids >= size)))
-      raise ValueError(
-        f"{file.path}: token {start + at} is {ids[at]}, beyond the {size} ids "
-        "of the tokenizer; name the tokenizer that made the file"
-      )
 
   def _segments(self, file: File, ids: np.ndarray, start: int) -> np.ndarray:
     """Returns segment ids: a new one where a document begins."""
@@ -234,5 +225,22 @@ def measured(
   for file, inside in files:
     some = inside[: _MEASURED_TOKENS - size.tokens]
     ids = file.ids[some.start : some.stop].astype(np.int32)
+    if not len(ids):
+      break
+    _check(file, ids, some.start, tokenizer)
     size += packing_lib.text_size(tokenizer.decode(ids), ids)
   return size
+
+
+def _check(
+  file: File, ids: np.ndarray, start: int, tokenizer: Tokenizer
+) -> None:
+  """Raises if ids from a place of a file on are not the tokenizer's."""
+  legal = (ids >= 0) & (ids < tokenizer.vocab_size)
+  if not legal.all():
+    at = int(np.argmin(legal))
+    raise ValueError(
+      f"{file.path}: token {start + at} is {ids[at]}, beyond the "
+      f"{tokenizer.vocab_size} ids of the tokenizer; name the tokenizer that "
+      "made the file"
+    )
