@@ -142,6 +142,17 @@ def test_windows_of_packed_files(tmp_path, monkeypatch, files):
   )
   read = _epoch(corpus, 4)
   assert sorted(sum(read, [])) == sorted(texts)
+  units = stream._units(files, corpus.train.form, 4)[1::4]
+  documents = iter(stream._Documents(corpus.train, units, seed=(0, 1)))
+  states, ids = [], []
+  for _ in range(120):
+    states.append(documents.get_state())
+    ids.append(next(documents)["tokens"].tolist())
+  assert len({state["window"] for state in states}) > 3
+  for at in (0, 7, 33, 119):
+    again = iter(stream._Documents(corpus.train, units, seed=(0, 1)))
+    again.set_state(states[at])
+    assert [next(again)["tokens"].tolist() for _ in ids[at:]] == ids[at:]
 
 
 def test_the_first_batch_reads_the_beginnings_alone(tmp_path, monkeypatch):

@@ -125,10 +125,8 @@ class _Buffer:
     size = compressed.BLOCK_BYTES
     while True:
       try:
-        value, end = self._scan(self._text, self.at)
-        if end < len(self._text) or self._ended:  # Else a number may go on.
-          self.at = end
-          return value
+        value, self.at = self._scan(self._text, self.at)
+        return value
       except json.JSONDecodeError as error:
         if self._ended:
           raise self.error() from error
