@@ -7,6 +7,8 @@ import pathlib
 
 import pytest
 
+pytest_plugins = ["tests.buckets"]
+
 # Before jax is imported anywhere: both are read once, at its start.
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = (

@@ -129,6 +129,17 @@ def users(module: str, *names: str) -> set[str]:
   return {path for path, tree in sources().items() if used(tree)}
 
 
+# Places are paths of one type, in buckets as on disks.
+PATHLIB = {"core/paths.py"} | {
+  f"data/{name}.py" for name in ("corpus", "record", "source")
+}
+
+
+def test_paths_come_from_one_place():
+  found = {p for p, tree in sources().items() if "pathlib" in imported(tree)}
+  assert found - PATHLIB == set()
+
+
 def test_programs_are_made_in_one_place():
   # Which gives them the options without which some come out wrong.
   found = users("jax", "jit", "pmap", "pjit")

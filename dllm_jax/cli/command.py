@@ -163,7 +163,7 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
 
 def _stored(workdir: str | None) -> ConfigDict | None:
   """Returns the configuration of a run that exists, else None."""
-  if workdir and (paths.local(workdir) / "config.json").is_file():
+  if workdir and (paths.place(workdir) / "config.json").is_file():
     return configs.stored(workdir)
   return None
 

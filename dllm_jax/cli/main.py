@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import pathlib
 import sys
 import traceback
 import warnings
@@ -70,9 +69,11 @@ def _callers_mistake(error: BaseException) -> bool:
     error, (FileNotFoundError, NotADirectoryError, PermissionError)
   ):
     return True
-  package = pathlib.Path(__file__).parent.parent
+  from dllm_jax.core.paths import Path  # pylint: disable=g-import-not-at-top
+
+  package = Path(__file__).parent.parent
   frames = traceback.extract_tb(error.__traceback__)
-  return bool(frames) and package in pathlib.Path(frames[-1].filename).parents
+  return bool(frames) and package in Path(frames[-1].filename).parents
 
 
 def _disk_is_full(error: BaseException) -> bool:

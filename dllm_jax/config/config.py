@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import json
-import pathlib
+import os
 import types
 import typing
 from typing import Any
@@ -165,7 +165,7 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
     FileNotFoundError: there is no such config.
     ValueError: the file has no get_config, or names an unknown field.
   """
-  name, _, size = name.partition(":")
+  name, size = files.split(name)
   machines = files.machines(name)
   if size not in ("", "smoke", *machines):
     legal = ", ".join(["smoke", *machines])
@@ -308,14 +308,14 @@ def _check_names(kind: str, given, legal, where: str) -> None:
       )
 
 
-def stored(workdir: str | pathlib.Path) -> ConfigDict:
+def stored(workdir: str | os.PathLike) -> ConfigDict:
   """Returns the configuration of a run on disk.
 
   Raises:
     FileNotFoundError: there is no run.
     ValueError: its file is not valid JSON, or names an unknown field.
   """
-  path = paths.local(workdir) / "config.json"
+  path = paths.place(workdir) / "config.json"
   if not path.exists():
     raise FileNotFoundError(
       f"no run in {workdir} (it has no config.json); train one with "

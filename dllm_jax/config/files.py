@@ -6,15 +6,16 @@ What the fields mean is `config`'s matter.
 
 import ast
 from collections.abc import Mapping, Sequence
-import importlib.util
 import os
-import pathlib
+import re
+import types
 from typing import Any
 
 from dllm_jax.core import paths
+from dllm_jax.core.paths import Path
 
 
-def find(name: str) -> pathlib.Path:
+def find(name: str) -> Path:
   """Returns the file of a config: a path, or the name of a bundled one.
 
   Only a bare name (`smoke`) is looked up among the bundled; one with a folder,
@@ -25,7 +26,7 @@ def find(name: str) -> pathlib.Path:
     ValueError: there is a file, of another kind.
   """
   given = paths.expanded(name)
-  path = pathlib.Path(given)
+  path = paths.place(given)
   found = path if _is_path(given) else _directory() / f"{given}.py"
   if found.is_file() and found.suffix == ".py":
     return found
@@ -55,9 +56,9 @@ def bundled() -> dict[str, str]:
   return files
 
 
-def _directory() -> pathlib.Path:
+def _directory() -> Path:
   """Returns where bundled configs live: in the wheel, or in a checkout."""
-  here = pathlib.Path(__file__).parent.parent
+  here = Path(__file__).parent.parent
   inside = here / "configs"
   return inside if inside.is_dir() else here.parent / "configs"
 
@@ -76,10 +77,16 @@ def vocab_size(name: str) -> int | None:
 
 
 def _stated(name: str) -> dict[str, Any]:
-  return _whole(find(name.partition(":")[0]))
+  return _whole(find(split(name)[0]))
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def split(name: str) -> tuple[str, str]:
+  """Returns the file and the size of "FILE:SIZE"; "" for no size."""
+  file, *size = re.split(r":(?!//)", name, maxsplit=1)
+  return file, "".join(size)
+
+
+def read(path: Path) -> dict[str, Any]:
   """Returns what a file states, on top of the file that it names as `base`.
 
   Machines and vocabulary, which are for plans, are left out.
@@ -92,13 +99,12 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   return {name: value for name, value in given.items() if name not in _ASIDE}
 
 
-def _whole(
-  path: pathlib.Path, above: Sequence[pathlib.Path] = ()
-) -> dict[str, Any]:
+def _whole(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
   """Returns what a file and its bases state; `above` it are those it is for."""
-  spec = importlib.util.spec_from_file_location("_dllm_jax_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = types.ModuleType("_dllm_jax_config")
+  module.__file__ = str(path)
+  code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+  exec(code, module.__dict__)
   if not hasattr(module, "get_config"):
     raise ValueError(f"config {path} must define get_config() -> ConfigDict")
   given = module.get_config().to_dict()
@@ -113,7 +119,7 @@ def _whole(
   return merged(_whole(base, chain), given)
 
 
-def _base(name: str, path: pathlib.Path) -> pathlib.Path:
+def _base(name: str, path: Path) -> Path:
   """Returns the file that `path` names as its base.
 
   A path starts in the folder of the file that says it, wherever the command

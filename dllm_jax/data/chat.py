@@ -13,8 +13,10 @@ import contextvars
 import datetime
 import functools
 import json
-import pathlib
+import os
 from typing import Any, NamedTuple
+
+from dllm_jax.core.paths import Path
 
 Message = Mapping[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": text or parts, ...}`."""
@@ -37,7 +39,7 @@ class Rendered(NamedTuple):
   spans: tuple[tuple[int, int], ...]
 
 
-def read_templates(folder: str | pathlib.Path) -> dict[str, str]:
+def read_templates(folder: str | os.PathLike) -> dict[str, str]:
   """Returns the chat templates of a published folder by name.
 
   They stand in `chat_template.jinja`, which is "default", and
@@ -47,7 +49,7 @@ def read_templates(folder: str | pathlib.Path) -> dict[str, str]:
   Raises:
     ValueError: a file holds something else.
   """
-  folder = pathlib.Path(folder)
+  folder = Path(folder)
   found = {}
   alone = folder / "chat_template.jinja"
   if alone.is_file():
@@ -59,7 +61,7 @@ def read_templates(folder: str | pathlib.Path) -> dict[str, str]:
   return found
 
 
-def _listed(path: pathlib.Path) -> dict[str, str]:
+def _listed(path: Path) -> dict[str, str]:
   """Returns the templates that a JSON file holds."""
   if not path.is_file():
     return {}

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from dllm_jax.core import paths
+from dllm_jax.core.paths import Path
 from dllm_jax.data import chat as chats
 from dllm_jax.data import tokenizer_json
 from dllm_jax.data.chat import Message
@@ -287,7 +287,7 @@ class HuggingFace:
     ids = self.encode_rendered(after).tolist() if found else []
     return next((i for i in ids if i in special), None)
 
-  def save(self, folder: pathlib.Path) -> None:
+  def save(self, folder: Path) -> None:
     """Writes a `tokenizer.json`, and what a published folder has beside it."""
     (folder / "tokenizer.json").write_text(self.definition, encoding="utf-8")
     roles = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
@@ -333,7 +333,7 @@ def huggingface(path: str, *, mask_token: str | None = None) -> HuggingFace:
     FileNotFoundError: there is no such file.
     ValueError: it is something else, or has no such mask token.
   """
-  file = paths.local(path)
+  file = paths.place(path)
   file = file / "tokenizer.json" if file.is_dir() else file
   folder = file.parent
   settings = tokenizer_json.read(folder / "tokenizer_config.json")

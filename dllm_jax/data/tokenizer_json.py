@@ -8,11 +8,11 @@ transformers makes of them (5.24.0, `TokenizersBackend`) is made here.
 from collections.abc import Mapping, Sequence
 import functools
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from dllm_jax.core.paths import Path
 from dllm_jax.data.byte_pairs import byte_level, QWEN_WORDS
 
 _PARTS = ("vocab.json", "merges.txt")
@@ -37,14 +37,14 @@ _AGREED = 32  # tokens in a row that two windows must share to be joined there
 _AT_ONCE = 16  # windows
 
 
-def has_tokenizer(folder: pathlib.Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
   """Whether a folder holds a tokenizer, or the parts of one."""
   return (folder / "tokenizer.json").is_file() or all(
     (folder / part).is_file() for part in _PARTS
   )
 
 
-def load(file: pathlib.Path, path: str, settings: Mapping[str, Any]):
+def load(file: Path, path: str, settings: Mapping[str, Any]):
   """Returns the tokenizer of a file, or of the parts beside where it would be.
 
   Args:
@@ -78,7 +78,7 @@ def load(file: pathlib.Path, path: str, settings: Mapping[str, Any]):
     ) from error
 
 
-def _words(folder: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
+def _words(folder: Path, settings: Mapping[str, Any]) -> str | None:
   """Returns the expression that cuts words, None for GPT-2's own."""
   kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
   if kind not in _BYTE_PAIRS:
@@ -90,7 +90,7 @@ def _words(folder: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
   return _BYTE_PAIRS[kind]
 
 
-def _from_parts(folder: pathlib.Path, words: str | None):
+def _from_parts(folder: Path, words: str | None):
   """Returns the byte-level tokenizer of a vocabulary and its merges."""
   from tokenizers import models, normalizers  # noqa: PLC0415
 
@@ -101,7 +101,7 @@ def _from_parts(folder: pathlib.Path, words: str | None):
   return made
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
   """Returns a JSON object, empty where there is no file.
 
   Raises:
@@ -127,7 +127,7 @@ def _text_of(token: Any) -> str | None:
 
 
 def named_tokens(
-  folder: pathlib.Path, settings: Mapping[str, Any]
+  folder: Path, settings: Mapping[str, Any]
 ) -> tuple[dict[str, str], list[str]]:
   """Returns the special tokens that files name, by name, and those without one.
 
@@ -165,7 +165,7 @@ def named_tokens(
 
 def add_tokens(
   tokenizer: Any,
-  folder: pathlib.Path,
+  folder: Path,
   settings: Mapping[str, Any],
   named: Sequence[str],
 ) -> None:

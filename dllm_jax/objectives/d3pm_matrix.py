@@ -6,6 +6,7 @@ small vocabularies: they take 2 (T + 1) K^2 numbers.
 """
 
 import dataclasses
+import io
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -245,7 +246,7 @@ class NearestNeighbour(_Kernel):
 
   def kernel(self, size: int) -> np.ndarray:
     """Returns the doubly stochastic graph."""
-    points = np.load(paths.local(self.embeddings)).astype(np.float64)
+    points = _array(self.embeddings).astype(np.float64)
     if points.ndim != 2 or len(points) != size:
       raise ValueError(
         f"embeddings {self.embeddings} must be [{size}, E], one row for each "
@@ -284,10 +285,14 @@ class Table(_Kernel):
   def kernel(self, size: int) -> np.ndarray:
     """Returns the given rows."""
     if isinstance(self.rows, str):
-      return np.load(paths.local(self.rows))
+      return _array(self.rows)
     return np.array(self.rows)
 
 
+def _array(name: str) -> np.ndarray:
+  return np.load(io.BytesIO(paths.place(name).read_bytes()))
+
+
 def _check_file(name: str, what: str) -> None:
-  if not paths.local(name).is_file():
+  if not paths.place(name).is_file():
     raise FileNotFoundError(f"{what}: no file {name}; give an .npy array")

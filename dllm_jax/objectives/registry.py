@@ -8,8 +8,9 @@ in a file.
 import functools
 import importlib
 import importlib.metadata
-import pathlib
 import pkgutil
+
+from dllm_jax.core.paths import Path
 
 
 @functools.cache
@@ -18,7 +19,7 @@ def objectives() -> dict[str, str]:
 
   Nothing else is ever imported by a name that stands in a file.
   """
-  package = pathlib.Path(__file__).parent
+  package = Path(__file__).parent
   found = {
     m.name: f"dllm_jax.objectives.{m.name}"
     for m in pkgutil.iter_modules([str(package)])

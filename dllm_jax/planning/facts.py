@@ -4,13 +4,13 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dllm_jax.core.flops import matmul_flops
+from dllm_jax.core.paths import Path
 from dllm_jax.core.types import ModelInputs
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
@@ -62,7 +62,7 @@ class Reference:
     for name, value in model.items():
       resolved.model[name] = value
     here = jax.devices("cpu")[:1]
-    return Run(pathlib.Path(), resolved, self._tokenizer, devices=here)
+    return Run(Path(), resolved, self._tokenizer, devices=here)
 
   @functools.cached_property
   def calls(self) -> list[ModelInputs]:

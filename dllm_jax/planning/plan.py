@@ -8,13 +8,13 @@ takes, the optimised program what it multiplies, moves and sends (`parallel.hlo`
 
 from collections.abc import Mapping
 import dataclasses
-import pathlib
 import re
 from typing import Any, Literal
 
 import jax
 from ml_collections import ConfigDict
 
+from dllm_jax.core.paths import Path
 from dllm_jax.core.vocabulary import chunks
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
@@ -109,7 +109,7 @@ def plan(
   Raises:
     ValueError: mesh, batch and network do not fit each other.
   """
-  run = Run(pathlib.Path(), resolved, tokenizer, devices=machine.devices)
+  run = Run(Path(), resolved, tokenizer, devices=machine.devices)
   if program == "sample":
     rows *= run.mesh.size // run.mesh.shape["tensor"]
     lowered, rounds, kinds = sampler.lowered(run, rows)

@@ -6,7 +6,7 @@ not to matter. docs/pretrained.md lists all three kinds.
 """
 
 from collections.abc import Mapping
-import pathlib
+import os
 from typing import Any
 
 # What a network's numbers cannot depend on: who wrote a file and how, what
@@ -60,7 +60,7 @@ class Fields:
     path: the file, for messages.
   """
 
-  def __init__(self, values: Mapping[str, Any], path: pathlib.Path | str):
+  def __init__(self, values: Mapping[str, Any], path: str | os.PathLike):
     """Wraps the fields of a file."""
     self.values = dict(values)
     self.path = path

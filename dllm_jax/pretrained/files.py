@@ -9,14 +9,11 @@ disk is ever run, and pickles are refused.
 import collections
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
-import contextlib
 import dataclasses
 import json
 import math
 import os
-import pathlib
 import re
-import shutil
 import struct
 from typing import Any
 import warnings
@@ -26,6 +23,7 @@ import numpy as np
 import safetensors
 
 from dllm_jax.core import paths
+from dllm_jax.core.paths import Path
 
 _DTYPES = {
   "F64": np.dtype(np.float64),
@@ -43,6 +41,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_MAX_HEADER = 100_000_000  # bytes, of safetensors itself
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
@@ -57,7 +56,7 @@ class Stored:
     offset: bytes before it in the file.
   """
 
-  file: pathlib.Path
+  file: Path
   dtype: np.dtype
   shape: tuple[int, ...]
   offset: int
@@ -81,32 +80,35 @@ class Stored:
     """
     size = math.prod(self.shape[1:]) * self.dtype.itemsize
     memory = memory[: (stop - start) * size]
-    with self.file.open("rb", buffering=0) as file:
-      file.seek(self.offset + start * size)
-      done = 0
+    self._fill(memory, start * size)
+    return memory.view(self.dtype).reshape(stop - start, *self.shape[1:])
+
+  def _fill(self, memory: np.ndarray, begin: int) -> None:
+    """Reads the bytes of the tensor from `begin` on."""
+    done = 0
+    with self.file.open("rb") as file:
+      file.seek(self.offset + begin)
       while done < memory.size:
         count = file.readinto(memory[done:])
         if not count:
           raise ValueError(f"{self.file} is truncated; fetch it again")
         done += count
-    return memory.view(self.dtype).reshape(stop - start, *self.shape[1:])
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     """Returns the whole tensor."""
-    numbers = np.fromfile(
-      self.file, self.dtype, math.prod(self.shape), offset=self.offset
-    )
-    return numbers.reshape(self.shape).astype(dtype or self.dtype, copy=False)
+    numbers = np.empty(self.shape, self.dtype)
+    self._fill(numbers.reshape(-1).view(np.uint8), 0)
+    return numbers.astype(dtype or self.dtype, copy=False)
 
 
-def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
   """Returns the `config.json` of a published folder.
 
   Raises:
     FileNotFoundError: there is no folder, or no such file in it.
     ValueError: the path is a file, or the file is no JSON object.
   """
-  folder = paths.local(folder)
+  folder = paths.place(folder)
   if folder.is_file():
     raise ValueError(
       f"{folder} is a file; give the folder that holds config.json and"
@@ -122,7 +124,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   return read_json(path)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
   """Returns the JSON object in a file.
 
   Raises:
@@ -137,13 +139,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def _pickle_hint(path: pathlib.Path) -> str:
+def _pickle_hint(path: Path) -> str:
   if path.suffix not in _PICKLES:
     return ""
   return "; a pickle is never read: have the weights saved as safetensors"
 
 
-def read_tensors(folder: str | pathlib.Path) -> dict[str, Stored]:
+def read_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
   """Returns the tensors of a published folder by name; none is read yet.
 
   Raises:
@@ -151,7 +153,7 @@ def read_tensors(folder: str | pathlib.Path) -> dict[str, Stored]:
     ValueError: there are pickles only, a file is damaged, or an index stands
       beside a whole file: only one of them can be the model.
   """
-  folder = paths.local(folder)
+  folder = paths.place(folder)
   index = folder / INDEX
   if index.is_file():
     return _read_shards(folder, index)
@@ -177,7 +179,7 @@ def read_tensors(folder: str | pathlib.Path) -> dict[str, Stored]:
   raise FileNotFoundError(f"{folder / SINGLE} is missing, and so is {INDEX}")
 
 
-def _read_shards(folder: pathlib.Path, index: pathlib.Path):
+def _read_shards(folder: Path, index: Path):
   names = read_json(index).get("weight_map")
   if not isinstance(names, dict) or not names:
     raise ValueError(f"{index} has no weight_map; fetch it again")
@@ -190,7 +192,7 @@ def _read_shards(folder: pathlib.Path, index: pathlib.Path):
   shards: dict[str, dict[str, Stored]] = {}
   tensors = {}
   for key, name in names.items():
-    if not isinstance(name, str) or pathlib.Path(name).name != name:
+    if not isinstance(name, str) or Path(name).name != name:
       raise ValueError(f"{index}: tensor {key} is in no file of the folder")
     path = folder / name
     if name not in shards:
@@ -212,24 +214,22 @@ def _read_shards(folder: pathlib.Path, index: pathlib.Path):
   return tensors
 
 
-def read_file(path: pathlib.Path) -> dict[str, Stored]:
+def read_file(path: Path) -> dict[str, Stored]:
   """Returns the tensors of one safetensors file by name.
 
   Raises:
     ValueError: the file is truncated or something else.
   """
   try:
-    with safetensors.safe_open(path, "numpy"):
-      pass  # Opening checks the header, and that the file is whole.
-  except safetensors.SafetensorError as error:
+    if not paths.in_bucket(path):
+      with safetensors.safe_open(path, "numpy"):
+        pass  # Opening checks the header, and that the file is whole.
+    length, header = _header(path)
+  except (safetensors.SafetensorError, struct.error, ValueError) as error:
     raise ValueError(
       f"{path} is not a safetensors file, or is truncated ({error}); fetch it"
       " again"
     ) from error
-  with path.open("rb") as file:
-    (length,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(length))
-  header.pop("__metadata__", None)
   tensors = {}
   for key, value in header.items():
     name, offset = value["dtype"], 8 + length + value["data_offsets"][0]
@@ -239,6 +239,21 @@ def read_file(path: pathlib.Path) -> dict[str, Stored]:
       )
     tensors[key] = Stored(path, _DTYPES[name], tuple(value["shape"]), offset)
   return tensors
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+  """Returns the length of a header and what it says of each tensor."""
+  with path.open("rb") as file:
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > _MAX_HEADER:
+      raise ValueError(f"a header of {length} bytes")
+    header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    ends = [value["data_offsets"][1] for value in header.values()]
+    size, found = 8 + length + max(ends, default=0), file.seek(0, os.SEEK_END)
+  if found != size:
+    raise ValueError(f"{found} bytes, not {size}")
+  return length, header
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +277,7 @@ class Outgoing:
 
 
 def write_tensors(
-  folder: pathlib.Path,
+  folder: Path,
   tensors: Mapping[str, Outgoing],
   *,
   shard_bytes: int,
@@ -320,9 +335,7 @@ def _write_file(path, tensors, progress) -> None:
           f"tensor {key} came out as {array.dtype} {array.shape}, not"
           f" {tensor.dtype} {tensor.shape}"
         )
-      array.view(np.uint8).tofile(file) if array.ndim else file.write(
-        array.tobytes()
-      )
+      file.write(array.reshape(-1).view(np.uint8).data)
       progress(tensor.nbytes)
 
 
@@ -339,29 +352,6 @@ def _made(tensors: list[Outgoing]) -> Iterable[np.ndarray]:
       yield waiting.popleft().result()
 
 
-def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
   """Writes a JSON object."""
   path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def new_folder(path: str | pathlib.Path) -> Iterable[pathlib.Path]:
-  """Gives a folder that becomes `path` at the end, or vanishes on an error.
-
-  Raises:
-    FileExistsError: there is something at `path`.
-  """
-  path = paths.local(path).absolute()
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise FileExistsError(f"{path} is not empty; name a new folder")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir()
-  try:
-    yield temporary
-    if path.exists():
-      path.rmdir()
-    temporary.rename(path)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)

@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import os
-import pathlib
 import re
-import shutil
 from typing import Any
 import warnings
 
@@ -20,7 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
 from dllm_jax.core import paths
+from dllm_jax.core.files import new_folder
 from dllm_jax.core.mask import Full
+from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Denoiser, ModelInputs, Objective
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.data.tokenizer import HuggingFace, Tokenizer
@@ -75,7 +75,7 @@ class Pretrained:
   source: convert.Source = dataclasses.field(kw_only=True, repr=False)
   used: tuple[str, ...] = dataclasses.field(kw_only=True, repr=False)
   unused: tuple[str, ...] = dataclasses.field(kw_only=True, repr=False)
-  folder: pathlib.Path | None = dataclasses.field(default=None, kw_only=True)
+  folder: Path | None = dataclasses.field(default=None, kw_only=True)
   mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, kw_only=True)
 
   @property
@@ -168,7 +168,7 @@ def _column(time, rows: int) -> Float[Array, "B 1"]:
 
 
 def load_pretrained(
-  path: str | pathlib.Path,
+  path: str | os.PathLike,
   *,
   dtype: str | None = None,
   mesh: jax.sharding.Mesh | None = None,
@@ -192,7 +192,7 @@ def load_pretrained(
     ValueError: the family is unknown, a file is damaged, or a tensor is
       missing, unknown or of another shape than the config gives.
   """
-  folder = paths.local(path)
+  folder = paths.place(path)
   published = files.read_config(folder)
   fields = Fields(published, folder / "config.json")
   family = families.find(fields)
@@ -252,7 +252,7 @@ def _network_config(family: Family, fields: Fields) -> Any:
     raise ValueError(text if path in text else f"{path}: {text}") from error
 
 
-def _warn_of_averages(folder: pathlib.Path, unused: Sequence[str]) -> None:
+def _warn_of_averages(folder: Path, unused: Sequence[str]) -> None:
   """Says that there are averaged parameters, which nothing names."""
   averages = [key for key in unused if _AVERAGE.search(key)]
   if averages:
@@ -321,7 +321,7 @@ def _placer(family, config, mesh, progress):
 
 def save_pretrained(
   model: Pretrained,
-  path: str | pathlib.Path,
+  path: str | os.PathLike,
   *,
   params: PyTree | None = None,
   dtype: str | None = None,
@@ -363,9 +363,8 @@ def save_pretrained(
     if progress is not None:
       progress(done, total)
 
-  with files.new_folder(path) as folder:
+  with new_folder(path) as folder:
     kind = str(_common(tensors))
-    files.write_json(folder / "config.json", _typed(model.published, kind))
     files.write_tensors(
       folder, tensors, shard_bytes=shard_bytes, progress=report
     )
@@ -373,6 +372,8 @@ def save_pretrained(
       copy_companions(model.folder, folder)
     elif isinstance(model.tokenizer, HuggingFace):
       model.tokenizer.save(folder)
+    # Last: in a bucket, nothing is a published folder before this.
+    files.write_json(folder / "config.json", _typed(model.published, kind))
 
 
 def _typed(published: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -392,6 +393,6 @@ def copy_companions(
 ) -> None:
   """Copies what a folder holds besides its config and weights."""
   for pattern in _COMPANIONS:
-    for file in pathlib.Path(source).glob(pattern):
+    for file in paths.place(source).glob(pattern):
       if file.is_file():
-        shutil.copyfile(file, pathlib.Path(target) / file.name)
+        file.copy(paths.place(target) / file.name, overwrite=True)

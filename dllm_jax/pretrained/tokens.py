@@ -7,9 +7,9 @@ text begins with is the tokenizer's own business, and no config is asked.
 """
 
 import dataclasses
-import pathlib
 import warnings
 
+from dllm_jax.core.paths import Path
 from dllm_jax.data.huggingface import has_tokenizer, HuggingFace, huggingface
 from dllm_jax.data.numbers import Numbers
 from dllm_jax.data.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ _FIELDS = {
 }
 
 
-def read(folder: pathlib.Path) -> HuggingFace | None:
+def read(folder: Path) -> HuggingFace | None:
   """Returns the tokenizer of a folder, None if it has none."""
   return huggingface(str(folder)) if has_tokenizer(folder) else None
 

@@ -6,7 +6,6 @@ time.
 """
 
 import dataclasses
-import pathlib
 import tempfile
 import time
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dllm_jax import data
+from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
 from dllm_jax.parallel import compilation, global_batch
@@ -51,7 +51,7 @@ def train(
   resolved.logging.progress = False
   resolved.checkpoint.every_steps = 10**9
   with tempfile.TemporaryDirectory() as directory:
-    run = Run.create(resolved, pathlib.Path(directory) / "run")
+    run = Run.create(resolved, Path(directory) / "run")
     with jax.set_mesh(run.mesh):
       batch = _first_batch(run)
       start = time.perf_counter()
@@ -62,7 +62,7 @@ def train(
       for i in range(rounds + 1):  # the first round warms up
         state, seconds = _bare(run, state, batch, steps)
         bare.append(seconds)
-        loop.append(_looped(run, pathlib.Path(directory) / str(i), steps))
+        loop.append(_looped(run, Path(directory) / str(i), steps))
   bare, loop = np.asarray(bare[1:]), np.asarray(loop[1:])
   seconds = float(np.median(loop)) / steps
   flops = run.model_flops()
@@ -100,7 +100,7 @@ def _bare(run: Run, state, batch, steps: int):
   return state, time.perf_counter() - start
 
 
-def _looped(run: Run, workdir: pathlib.Path, steps: int) -> float:
+def _looped(run: Run, workdir: Path, steps: int) -> float:
   """Returns the seconds of as many steps of the real loop, the first apart."""
   workdir.mkdir()
   _, summary = run.loop(workdir, Hooks()).run()

@@ -8,7 +8,7 @@ the way and, on all of it, at the end. A second start continues.
 from collections.abc import Mapping, Sequence
 import json
 import math
-import pathlib
+import os
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from dllm_jax.config import config as configs
 from dllm_jax.core import paths
+from dllm_jax.core.files import write_whole
+from dllm_jax.core.paths import Path
 from dllm_jax.plots import line_plot
 from dllm_jax.run.run import Run
 from dllm_jax.training import metrics
@@ -45,7 +47,7 @@ def prepare(
     raise ValueError(f"points must be at least 1, not {points}")
   found: dict[str, ConfigDict] = {}
   for name in names:
-    label = pathlib.Path(name).stem if name.endswith(".py") else name
+    label = Path(name).stem if name.endswith(".py") else name
     label = label.replace(".py", "").split("/")[-1]
     if label in found:
       raise ValueError(f"config {label!r} is given twice; name each once")
@@ -86,7 +88,7 @@ def _set_budget(resolved: ConfigDict, budget_tokens: int, points: int) -> None:
 
 def compare(
   prepared: dict[str, ConfigDict],
-  output: str | pathlib.Path,
+  output: str | os.PathLike,
   *,
   devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def compare(
   Returns:
     `rows`, best first, `interrupted`, and the paths `table` and `plot`.
   """
-  output = paths.local(output)
+  output = paths.place(output)
   rows, stopped = [], False
   for label, resolved in prepared.items():
     workdir = output / label.replace(":", "_")
@@ -149,7 +151,7 @@ def _row(label: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     "curve": held_out(metrics.lines(run.workdir / "metrics.jsonl"), batch),
   }
   if jax.process_index() == 0:
-    path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(row, indent=2) + "\n")
   return row
 
 
@@ -188,9 +190,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def write(
-  rows: Sequence[dict[str, Any]], output: pathlib.Path
-) -> dict[str, str]:
+def write(rows: Sequence[dict[str, Any]], output: Path) -> dict[str, str]:
   """Writes comparison.md, comparison.json and comparison.svg."""
   text = json.dumps({"rows": list(rows)}, indent=2) + "\n"
   (output / "comparison.json").write_text(text, encoding="utf-8")

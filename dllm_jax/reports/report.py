@@ -8,7 +8,7 @@ directory, so that an interrupted report continues.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-import pathlib
+import os
 import time
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from dllm_jax.core import check, paths
 from dllm_jax.core.files import write_whole
+from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import recall
 from dllm_jax.evaluation.tasks.registry import Setting
 from dllm_jax.plots import bar_plot, line_plot
@@ -52,13 +53,13 @@ class Content:
     check.at_least(self, 2, "rounds")
 
 
-def labels(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
+def labels(workdirs: Sequence[str]) -> dict[str, Path]:
   """Returns a short name for each directory.
 
   Raises:
     ValueError: there is none, or one comes twice.
   """
-  folders = [paths.local(w) for w in workdirs]
+  folders = [paths.place(w) for w in workdirs]
   if not folders:
     raise ValueError("nothing to report: give --workdirs=A,B,...")
   if len(set(folders)) < len(folders):
@@ -70,7 +71,7 @@ def labels(workdirs: Sequence[str]) -> dict[str, pathlib.Path]:
 
 def report(
   workdirs: Sequence[str],
-  output: str | pathlib.Path,
+  output: str | os.PathLike,
   content: Content = Content(),
   *,
   progress: bool = False,
@@ -88,7 +89,7 @@ def report(
     rows.append({"run": name} | figures(run, content, progress=progress))
     print(f"{name}: {rows[-1]['description']}", flush=True)
   if jax.process_index() == 0:
-    output = paths.local(output)
+    output = paths.place(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, page(rows))
   shown = [{k: v for k, v in row.items() if k != "curves"} for row in rows]

@@ -7,7 +7,7 @@ files) is kept under `published/` and written again on the way out.
 
 import dataclasses
 import json
-import pathlib
+import os
 import resource
 import time
 from typing import Any
@@ -17,6 +17,8 @@ import numpy as np
 
 from dllm_jax.config import config as configs
 from dllm_jax.core import paths
+from dllm_jax.core.files import new_folder
+from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.models import merge_adapters
 from dllm_jax.objectives.base import TokenSpace
@@ -54,8 +56,8 @@ class _Bar:
 
 
 def import_folder(
-  folder: str | pathlib.Path,
-  workdir: str | pathlib.Path,
+  folder: str | os.PathLike,
+  workdir: str | os.PathLike,
   *,
   target: str | None = None,
   dtype: str | None = None,
@@ -83,7 +85,7 @@ def import_folder(
   start = time.perf_counter()
   if target is not None:
     check_target(target)
-  with files.new_folder(workdir) as temporary:
+  with new_folder(workdir) as temporary:
     model = load_pretrained(
       folder,
       dtype=dtype,
@@ -97,20 +99,21 @@ def import_folder(
     tokenizer = model.tokenizer.to_json()
     objective, _ = configs.parse(resolved).build(model.tokenizer)
     (temporary / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    (temporary / "config.json").write_text(
-      resolved.to_json(indent=2), encoding="utf-8"
-    )
     _keep(model, temporary / _PUBLISHED)
     checkpoints = Checkpoints(temporary)
     process = objective.init(jax.random.key(0))
     checkpoints.save_imported(model.params, process.replace(constants={}))
     checkpoints.close()
+    # Last: in a bucket, nothing is a run before this.
+    (temporary / "config.json").write_text(
+      resolved.to_json(indent=2), encoding="utf-8"
+    )
   return _summary(model, time.perf_counter() - start)
 
 
 def export_run(
-  workdir: str | pathlib.Path,
-  folder: str | pathlib.Path,
+  workdir: str | os.PathLike,
+  folder: str | os.PathLike,
   *,
   family: str | None = None,
   use_ema: bool = True,
@@ -156,7 +159,7 @@ def _mesh(folder):
   count = jax.device_count()
   if count == 1:
     return None
-  path = paths.local(folder) / "config.json"
+  path = paths.place(folder) / "config.json"
   fields = families.Fields(files.read_config(folder), path)
   family = families.find(fields)
   mesh = make_mesh({"data": 1, "fsdp": count})
@@ -211,7 +214,7 @@ def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
   }
 
 
-def _keep(model: Pretrained, folder: pathlib.Path) -> None:
+def _keep(model: Pretrained, folder: Path) -> None:
   """Writes what the published folder needs besides parameters."""
   folder.mkdir()
   files.write_json(folder / "config.json", model.published)

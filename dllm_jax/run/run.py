@@ -7,7 +7,7 @@ disk. The command line and notebooks are thin layers over its methods.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import pathlib
+import os
 from typing import Any
 
 import jax
@@ -53,7 +53,7 @@ class Run:
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    workdir: paths.Path,
     resolved: ConfigDict,
     tokenizer: Tokenizer,
     *,
@@ -76,7 +76,7 @@ class Run:
   def create(
     cls,
     resolved: ConfigDict,
-    workdir: str | pathlib.Path,
+    workdir: str | os.PathLike,
     *,
     devices: Sequence[jax.Device] | None = None,
   ) -> "Run":
@@ -91,7 +91,7 @@ class Run:
       ValueError: the directory holds another configuration, or a field is illegal.
       FileNotFoundError: the text does not exist.
     """
-    workdir = paths.local(workdir)
+    workdir = paths.place(workdir)
     with distributed.together():
       corpus = workdirs.load_corpus(workdir, resolved)
     run = cls(
@@ -116,7 +116,7 @@ class Run:
   @classmethod
   def open(
     cls,
-    workdir: str | pathlib.Path,
+    workdir: str | os.PathLike,
     *,
     mesh: Mapping[str, int] | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -131,7 +131,7 @@ class Run:
     Raises:
       FileNotFoundError: there is no run.
     """
-    workdir = paths.local(workdir)
+    workdir = paths.place(workdir)
     given = configs.stored(workdir).to_dict()
     given["mesh"] = dict(mesh or {"data": -1})
     tokenizer = workdirs.read_tokenizer(workdir)
@@ -242,7 +242,7 @@ class Run:
     says = "loss_nats_per_token", "eval_", "tokens_per_second"
     return latest(self.workdir, says) | summary
 
-  def loop(self, workdir: pathlib.Path, hooks: Hooks) -> Loop:
+  def loop(self, workdir: paths.Path, hooks: Hooks) -> Loop:
     """Returns the training loop of this run, writing into a directory."""
     config, share = self.config, row_share(self.mesh)
     return Loop(

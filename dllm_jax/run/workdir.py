@@ -1,36 +1,34 @@
 """The files of a working directory that say what its run is."""
 
 import json
-import pathlib
 
 from ml_collections import ConfigDict
 
 from dllm_jax import data
 from dllm_jax.config import config as configs
 from dllm_jax.core.files import write_whole
+from dllm_jax.core.paths import Path
 from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
 from dllm_jax.training.checkpoint import steps_in
 
 
-def begin(
-  workdir: pathlib.Path, resolved: ConfigDict, tokenizer: Tokenizer
-) -> None:
+def begin(workdir: Path, resolved: ConfigDict, tokenizer: Tokenizer) -> None:
   """Writes the configuration and the tokenizer of a run."""
   workdir.mkdir(parents=True, exist_ok=True)
   write_whole(workdir / "tokenizer.json", tokenizer.to_json() + "\n")
   write_whole(workdir / "config.json", resolved.to_json(indent=2) + "\n")
 
 
-def check_empty(workdir: pathlib.Path) -> None:
+def check_empty(workdir: Path) -> None:
   """Raises ValueError if a directory holds more than a start that was killed."""
-  begun = ("tokenizer.json", "tokenizer.tmp", "config.tmp")
-  if workdir.exists() and any(p.name not in begun for p in workdir.iterdir()):
+  begun = lambda p: p.name == "tokenizer.json" or p.suffix == ".tmp"
+  if workdir.exists() and not all(map(begun, workdir.iterdir())):
     raise ValueError(
       f"{workdir} is not empty and holds no run; use another --workdir"
     )
 
 
-def check_same(workdir: pathlib.Path, resolved: ConfigDict) -> None:
+def check_same(workdir: Path, resolved: ConfigDict) -> None:
   """Checks that a run may go on with a configuration.
 
   Raises:
@@ -47,7 +45,7 @@ def check_same(workdir: pathlib.Path, resolved: ConfigDict) -> None:
     )
 
 
-def load_corpus(workdir: pathlib.Path, resolved: ConfigDict) -> data.Corpus:
+def load_corpus(workdir: Path, resolved: ConfigDict) -> data.Corpus:
   """Returns the text of a run that begins, or goes on, in a directory.
 
   Raises:
@@ -62,7 +60,7 @@ def load_corpus(workdir: pathlib.Path, resolved: ConfigDict) -> data.Corpus:
   return data.load(dataset)
 
 
-def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
+def read_tokenizer(workdir: Path) -> Tokenizer:
   """Returns the tokenizer of a run.
 
   Raises:

@@ -1,14 +1,14 @@
 """Checkpoints: train state and data-iterator state together, by Orbax.
 
 Saves are asynchronous and atomic (a step's directory appears when it is
-complete); restoring works onto any mesh and any number of processes. A newest
+complete, or in a bucket the object in it that says so); restoring works onto any mesh and any number of processes. A newest
 checkpoint that cannot be read, by any one process, is skipped, loudly, for the
 one before it; a run that continues from there moves it out of the way.
 """
 
 import dataclasses
 import logging
-import pathlib
+import os
 import threading
 from typing import Any
 
@@ -18,8 +18,11 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from dllm_jax.core import paths
+from dllm_jax.core.files import move_folder
+from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Process
 from dllm_jax.parallel import distributed
+from dllm_jax.training.staged import complete, MARKER, Staged
 from dllm_jax.training.step import TrainState
 
 _LOGGER = logging.getLogger(__name__)
@@ -55,7 +58,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    workdir: str | pathlib.Path,
+    workdir: str | os.PathLike,
     *,
     keep: int = 2,
     writes: bool = True,
@@ -69,12 +72,21 @@ class Checkpoints:
         removed. Whoever only reads must not remove what another is writing.
     """
     directory = _directory(workdir)
-    self._checkpointer = ocp.training.Checkpointer(
-      directory,
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-      save_decision_policy=_ALWAYS,
-      cleanup_tmp_directories=writes,
-    )
+    if paths.on_s3(directory):
+      if writes and jax.process_count() > 1:
+        raise ValueError(
+          f"{workdir}: several processes cannot save on s3://, where Orbax does "
+          "not write and each would have a part of the checkpoint on a disk of "
+          "its own; use gs:// or a disk that all of them share"
+        )
+      self._checkpointer = Staged(directory, keep)
+    else:
+      self._checkpointer = ocp.training.Checkpointer(
+        directory,
+        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        save_decision_policy=_ALWAYS,
+        cleanup_tmp_directories=writes,
+      )
     self._directory = directory
     self._writes = writes
 
@@ -170,7 +182,8 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         for step in steps:
           number = len(list(aside.glob(f"{step}-*")))
-          (self._directory / str(step)).rename(aside / f"{step}-{number}")
+          source = self._directory / str(step)
+          move_folder(source, aside / f"{step}-{number}", MARKER)
     self._checkpointer.reload()
     _LOGGER.warning("what cannot be read was moved to %s", aside)
 
@@ -214,14 +227,13 @@ class Checkpoints:
     last.join(_LAST_SAVE_SECONDS)
 
 
-def steps_in(workdir: str | pathlib.Path) -> list[int]:
-  """Returns the steps of the checkpoints of a run, oldest first."""
-  names = [path.name for path in _directory(workdir).glob("*")]
-  return sorted(int(name) for name in names if name.isdecimal())
+def steps_in(workdir: str | os.PathLike) -> list[int]:
+  """Returns the steps of the complete checkpoints of a run, oldest first."""
+  return complete(_directory(workdir))
 
 
-def _directory(workdir: str | pathlib.Path) -> pathlib.Path:
-  return paths.local(workdir).absolute() / "checkpoints"
+def _directory(workdir: str | os.PathLike) -> Path:
+  return paths.place(workdir).absolute() / "checkpoints"
 
 
 def _saved(state: TrainState) -> dict[str, PyTree]:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import pathlib
 import signal
 import threading
 from typing import Any
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
+from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
 from dllm_jax.data import merge_states
@@ -247,7 +247,7 @@ class Loop:
   mesh: jax.sharding.Mesh
   hooks: Hooks
   learning_rate: Callable[[int], Any]
-  workdir: pathlib.Path
+  workdir: Path
   watch: Watch
   model_flops: Callable[[], int]
   profile_steps: tuple[int, int] | None = None
@@ -318,12 +318,12 @@ class Loop:
       log.push(step, metrics)
       if step % self.save_every == 0 or step == self.steps:
         log.flush()  # raises rather than save a state that is not finite
-        self._save(step, state, data_state)
+        self._save(step, state, data_state, writer)
         saved = step
       summary.update(self._hooks(state, step, log, writer, stop))
     log.flush()
     if saved != step:
-      self._save(step, state, data_state)
+      self._save(step, state, data_state, writer)
     profile.close()
     self.watch.at(step, "saving")
     self.checkpoints.wait()
@@ -345,9 +345,10 @@ class Loop:
       ) from error
     return global_batch(batch, self.mesh)
 
-  def _save(self, step: int, state: TrainState, data_state: Any) -> None:
+  def _save(self, step, state, data_state, writer) -> None:
     """Starts to save; of the data, what all processes together know."""
     self.watch.at(step, "saving")
+    writer.flush()
     self.checkpoints.save(state, merge_states(distributed.exchange(data_state)))
 
   def _adapted(self, state, step, log) -> TrainState:

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
-import pathlib
+import os
 from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
 from dllm_jax.core import check, paths
-from dllm_jax.core.files import write_whole
+from dllm_jax.core.files import keep_lines, Lines, read_lines
+from dllm_jax.core.paths import Path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class MetricWriter:
 
   def __init__(
     self,
-    workdir: str | pathlib.Path,
+    workdir: str | os.PathLike,
     logging: Logging,
     *,
     resumed_step: int = 0,
@@ -84,13 +85,13 @@ class MetricWriter:
     self.spent = Spent()
     if not active:
       return
-    path = paths.local(workdir) / "metrics.jsonl"
+    path = paths.place(workdir) / "metrics.jsonl"
     before = _last(path, "wall_seconds")
-    _drop_after(path, resumed_step)
+    keep_lines(path, lambda line: _is_up_to(line, resumed_step))
     self.spent = Spent(
       wall_seconds=before, useful_seconds=_last(path, "useful_seconds")
     )
-    self._file = path.open("a", encoding="utf-8", buffering=1)
+    self._file = Lines(path)
     if logging.tensorboard:
       self._events = SummaryWriter(
         str(path.parent / "tensorboard"), purge_step=resumed_step + 1
@@ -104,7 +105,10 @@ class MetricWriter:
           "or set logging.wandb to ''"
         ) from error
       self._wandb = wandb.init(
-        project=logging.wandb, dir=str(workdir), config=config, resume="allow"
+        project=logging.wandb,
+        dir=None if paths.in_bucket(path) else str(path.parent),
+        config=config,
+        resume="allow",
       )
 
   def write(self, step: int, values: dict[str, Any]) -> None:
@@ -117,7 +121,7 @@ class MetricWriter:
     if self._file is None:
       return
     values = {k: _plain(v) for k, v in values.items()}
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.add(json.dumps({"step": step, **values}) + "\n")
     for name, value in values.items():
       if self._events is not None:
         if isinstance(value, str):
@@ -126,6 +130,11 @@ class MetricWriter:
           self._events.add_scalar(name, value, step)
     if self._wandb is not None:
       self._wandb.log(values, step=step)
+
+  def flush(self) -> None:
+    """Returns when all lines are kept: a checkpoint must not come before them."""
+    if self._file is not None:
+      self._file.flush()
 
   def close(self) -> None:
     """Flushes and closes everything."""
@@ -136,24 +145,22 @@ class MetricWriter:
       self._wandb.finish()
 
 
-def latest(workdir: str | pathlib.Path, prefixes: Sequence[str]) -> dict:
+def latest(workdir: str | os.PathLike, prefixes: Sequence[str]) -> dict:
   """Returns the newest logged value of each metric whose name has a prefix."""
   found: dict[str, Any] = {}
-  for values in lines(paths.local(workdir) / "metrics.jsonl"):
+  for values in lines(paths.place(workdir) / "metrics.jsonl"):
     found |= {k: v for k, v in values.items() if k.startswith(tuple(prefixes))}
   return found
 
 
-def _last(path: pathlib.Path, name: str) -> float:
+def _last(path: Path, name: str) -> float:
   return next((v[name] for v in lines(path)[::-1] if name in v), 0.0)
 
 
-def lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
   """Returns the whole lines of a metrics file; a kill may cut the last short."""
-  if not path.exists():
-    return []
   found = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  for line in read_lines(path):
     with contextlib.suppress(json.JSONDecodeError):
       found.append(json.loads(line))
   return found
@@ -165,10 +172,9 @@ def _plain(value: Any) -> Any:
   return float(np.asarray(value))
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
-  """Keeps the whole lines of a metrics file up to a step."""
-  kept = [values for values in lines(path) if values["step"] <= step]
-  if not path.exists():
-    return
-  text = "".join(json.dumps(values) + "\n" for values in kept)
-  write_whole(path, text)
+def _is_up_to(line: str, step: int) -> bool:
+  """Whether a line is whole and of a step that is not taken again."""
+  try:
+    return json.loads(line)["step"] <= step
+  except json.JSONDecodeError:
+    return False

@@ -7,7 +7,6 @@ times are of the host's clock, between the ends of consecutive steps.
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
-import pathlib
 import resource
 import sys
 import time
@@ -18,6 +17,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from dllm_jax.core.files import local_folder
+from dllm_jax.core.paths import Path
 from dllm_jax.parallel.hardware import peak_flops
 from dllm_jax.training.metrics import MetricWriter
 
@@ -193,16 +194,18 @@ class Profile:
   inside opens at ui.perfetto.dev.
   """
 
-  def __init__(self, directory: pathlib.Path, steps: tuple[int, int] | None):
+  def __init__(self, directory: Path, steps: tuple[int, int] | None):
     """Traces steps[0] to steps[1], both of them included; None for never."""
     self._directory = directory
     self._first, self._last = steps or (0, -1)
     self._running = False
+    self._open = contextlib.ExitStack()
 
   def before(self, step: int) -> None:
     """Starts where this step is the first."""
     if self._first <= step <= self._last and not self._running:
-      jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
+      folder = self._open.enter_context(local_folder(self._directory))
+      jax.profiler.start_trace(str(folder), create_perfetto_trace=True)
       self._running = True
 
   def after(self, step: int, metrics: Any) -> None:
@@ -215,4 +218,5 @@ class Profile:
     """Writes the trace if one is under way."""
     if self._running:
       jax.profiler.stop_trace()
+      self._open.close()
       self._running = False

@@ -1,13 +1,13 @@
 """`dllm benchmark train` / `sample` / `loss`: measures, compilation apart."""
 
 from collections.abc import Mapping
-import pathlib
 import tempfile
 from typing import Any
 
 from absl import flags
 
 from dllm_jax.cli import command as commands
+from dllm_jax.core.paths import Path
 
 
 def _define(flag: commands.Flags) -> None:
@@ -66,7 +66,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     )
     return result
   with tempfile.TemporaryDirectory() as directory:
-    run = Run.create(resolved, pathlib.Path(directory) / "run")
+    run = Run.create(resolved, Path(directory) / "run")
     run.start()
     results = [
       benchmark.sample(

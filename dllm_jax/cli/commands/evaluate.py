@@ -77,7 +77,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   run = Run.open(workdir) if task.opens else None
   configured = registry.SamplerConfig() if run is None else run.config.sampler
   setting = registry.Setting(
-    workdir=paths.local(workdir),
+    workdir=paths.place(workdir),
     run=run,
     sampler=commands.sampler(values, argv, configured),
     use_ema=values.use_ema,

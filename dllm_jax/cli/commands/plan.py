@@ -82,7 +82,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   print(report.text(found))
   result = {"config": name, **dataclasses.asdict(found)}
   if values.output:
-    folder = paths.local(values.output)
+    folder = paths.place(values.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(result, indent=2) + "\n")
     for kind, picture in report.pictures({found.topology: found}).items():

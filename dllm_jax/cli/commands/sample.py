@@ -1,10 +1,10 @@
 """`dllm sample`: samples text from a trained model."""
 
 from collections.abc import Mapping
-import pathlib
 from typing import Any
 
 from dllm_jax.cli import command as commands
+from dllm_jax.core import paths
 
 
 def _define(flag: commands.Flags) -> None:
@@ -87,11 +87,11 @@ def _lines(path: str) -> list[str]:
   """Returns the lines of a file that are not empty; none without a file."""
   if not path:
     return []
-  if not pathlib.Path(path).is_file():
+  if not paths.place(path).is_file():
     raise commands.UsageError(
       f"--prompts={path} is no file: write a prompt on each line of one"
     )
-  lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+  lines = paths.place(path).read_text(encoding="utf-8").splitlines()
   prompts = [line for line in lines if line.strip()]
   if not prompts:
     raise commands.UsageError(f"{path} holds no prompt: write one on each line")

@@ -19,7 +19,7 @@ def _define(flag: commands.Flags) -> None:
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, argv)
-  workdir = paths.local(commands.required(values, "workdir", "runs/mine"))
+  workdir = paths.place(commands.required(values, "workdir", "runs/mine"))
   resolved = values["config"].value
   if resolved is None:
     if not (workdir / "config.json").exists():

@@ -18,11 +18,12 @@ from collections.abc import Iterator
 import dataclasses
 import itertools
 import json
-import pathlib
+import os
 import random
 from typing import Literal
 
 from dllm_jax.core import paths
+from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import json_lines
 
 Direction = Literal["forward", "reverse"]
@@ -207,7 +208,7 @@ def synthetic(*, facts: int = 40, taught: int = 4, seed: int = 0) -> Facts:
 # -------------------------------------------------------------------- files
 
 
-def read(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
+def read(path: str | os.PathLike, *, limit: int = 0) -> Facts:
   """Returns the facts of a path: a folder or a file of couplets.
 
   Args:
@@ -218,7 +219,7 @@ def read(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
     FileNotFoundError: there is no such path.
     ValueError: it is something else; the message names the file and line.
   """
-  path = paths.local(path)
+  path = paths.place(path)
   if not path.exists():
     raise FileNotFoundError(
       f"facts {str(path)!r} do not exist; give 'synthetic', a folder of "
@@ -227,7 +228,7 @@ def read(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
   return berglund(path) if path.is_dir() else couplets(path, limit=limit)
 
 
-def berglund(folder: str | pathlib.Path) -> Facts:
+def berglund(folder: str | os.PathLike) -> Facts:
   """Returns the facts of a folder in the form of "The Reversal Curse".
 
   `{p2d,d2p,both}_prompts_train.jsonl` are taught, `*_prompts_test.jsonl` asked
@@ -238,7 +239,7 @@ def berglund(folder: str | pathlib.Path) -> Facts:
   Raises:
     ValueError: a line is something else, or there is nothing to train or to ask.
   """
-  folder = paths.local(folder)
+  folder = paths.place(folder)
   statements, questions = [], []
   for name in ("p2d", "d2p", "both"):
     train = _pairs(folder / f"{name}_prompts_train.jsonl")
@@ -275,7 +276,7 @@ def berglund(folder: str | pathlib.Path) -> Facts:
   return _checked(folder, statements, questions)
 
 
-def _pairs(path: pathlib.Path) -> list[tuple[str, str]]:
+def _pairs(path: Path) -> list[tuple[str, str]]:
   """Returns (prompt, completion) of each line; none if there is no file."""
   if not path.exists():
     return []
@@ -285,7 +286,7 @@ def _pairs(path: pathlib.Path) -> list[tuple[str, str]]:
   ]
 
 
-def couplets(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
+def couplets(path: str | os.PathLike, *, limit: int = 0) -> Facts:
   """Returns couplets of poems: asked forward, the second line is wanted.
 
   A `.tsv` has two lines of a poem a row, with a tab between; a `.json` is a list
@@ -294,7 +295,7 @@ def couplets(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
   Raises:
     ValueError: a row is something else; the message names file and line.
   """
-  path = paths.local(path)
+  path = paths.place(path)
   statements, questions = [], []
   for first, second in itertools.islice(_couplets(path), limit or None):
     statements.append(f"{first},{second}")
@@ -312,7 +313,7 @@ def couplets(path: str | pathlib.Path, *, limit: int = 0) -> Facts:
   return _checked(path, statements, questions)
 
 
-def _couplets(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+def _couplets(path: Path) -> Iterator[tuple[str, str]]:
   text = path.read_text(encoding="utf-8")
   if path.suffix == ".json":
     try:

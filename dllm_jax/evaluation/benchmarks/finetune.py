@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 import dataclasses
 import hashlib
-import pathlib
 from typing import Any
 
 from dllm_jax.config import config as configs
 from dllm_jax.core.files import write_whole
+from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.tasks.registry import Setting
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
@@ -23,7 +23,7 @@ def digest(*texts: str) -> str:
   return name.hexdigest()[:10]
 
 
-def kept(folder: pathlib.Path, stem: str, text: str, suffix: str) -> str:
+def kept(folder: Path, stem: str, text: str, suffix: str) -> str:
   """Writes a text under a name that tells its content; returns the path."""
   path = folder / f"{stem}-{digest(text)}{suffix}"
   if not path.exists():
@@ -33,7 +33,7 @@ def kept(folder: pathlib.Path, stem: str, text: str, suffix: str) -> str:
 
 
 def teach(
-  workdir: pathlib.Path,
+  workdir: Path,
   *,
   recipe: str,
   objective: str,

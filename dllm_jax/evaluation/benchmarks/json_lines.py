@@ -1,17 +1,20 @@
 """Files of problems: one JSON object a line, plain or compressed."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import gzip
+import io
 import json
 import lzma
-import pathlib
 from typing import Any
+
+from dllm_jax.core.paths import Path
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def rows(
-  path: pathlib.Path, fields: Sequence[str], *, text: bool = False
+  path: Path, fields: Sequence[str], *, text: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (line, object) of a JSONL file.
 
@@ -23,7 +26,9 @@ def rows(
   Raises:
     ValueError: a line is something else; the message names file and line.
   """
-  with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+  whole = _OPENERS.get(path.suffix, contextlib.nullcontext)
+  with path.open("rb") as raw, whole(raw) as opened:
+    file = io.TextIOWrapper(opened, encoding="utf-8")
     for number, line in enumerate(file, start=1):
       if not line.strip():
         continue

@@ -5,10 +5,10 @@ running what was written with the problem's own tests, contained (`sandbox`).
 """
 
 import dataclasses
-import pathlib
 import re
 from typing import ClassVar
 
+from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import json_lines, sandbox
 from dllm_jax.evaluation.likelihood.contexts import cut
 
@@ -109,10 +109,10 @@ Exam = GSM8K | Code
 
 
 def gsm8k(
-  path: pathlib.Path,
+  path: Path,
   *,
   strict: bool = True,
-  examples: pathlib.Path | None = None,
+  examples: Path | None = None,
   shots: int = 0,
 ) -> list[GSM8K]:
   """Returns the problems of a file with `question` and `answer`.
@@ -147,7 +147,7 @@ def gsm8k(
   return found
 
 
-def humaneval(path: pathlib.Path) -> list[Code]:
+def humaneval(path: Path) -> list[Code]:
   """Returns the problems of HumanEval's file (arXiv:2107.03374), zero-shot."""
   fields = ("task_id", "prompt", "entry_point", "test")
   return [
@@ -162,7 +162,7 @@ def humaneval(path: pathlib.Path) -> list[Code]:
   ]
 
 
-def mbpp(path: pathlib.Path, *, shots: int = 3) -> list[Code]:
+def mbpp(path: Path, *, shots: int = 3) -> list[Code]:
   """Returns the test problems (11 to 510) of MBPP's file (arXiv:2108.07732).
 
   Asked as published: tasks 2, 3, 4 of the same file as examples, the three

@@ -15,11 +15,11 @@ import dataclasses
 import functools
 import math
 import operator
-import pathlib
 import random
 import re
 from typing import Protocol
 
+from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import json_lines
 
 END = ";"
@@ -278,7 +278,7 @@ def generate(kind: str, count: int, *, seed: int = 0) -> list[Puzzle]:
   return list(found.values())
 
 
-def read(path: pathlib.Path) -> list[Puzzle]:
+def read(path: Path) -> list[Puzzle]:
   """Returns the puzzles of a file.
 
   A `.csv` has the columns Puzzle and Solution; a `.jsonl` has `input` and
@@ -299,7 +299,7 @@ def read(path: pathlib.Path) -> list[Puzzle]:
   return found
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, str, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
   if path.suffix != ".csv":
     for number, row in json_lines.rows(path, ("input", "output")):
       yield number, str(row["input"]), str(row["output"])

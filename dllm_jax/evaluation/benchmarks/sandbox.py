@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import secrets
 import signal
 import subprocess
@@ -28,7 +27,9 @@ import sys
 import tempfile
 import time
 
-_SANDBOXED = pathlib.Path(__file__).with_name("sandboxed.py")
+from dllm_jax.core.paths import Path
+
+_SANDBOXED = Path(__file__).with_name("sandboxed.py")
 GRACE_SECONDS = 2.0  # for starting the interpreter and for setting up
 
 

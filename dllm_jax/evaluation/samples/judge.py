@@ -99,7 +99,7 @@ def open_judge(path: str) -> Judge:
     FileNotFoundError: there is no model.
     ValueError: it is not autoregressive.
   """
-  folder, given = paths.local(path), 0
+  folder, given = paths.place(path), 0
   if (folder / "checkpoints").exists():
     run = Run.open(folder)
     _check(path, run.objective)

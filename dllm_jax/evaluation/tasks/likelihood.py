@@ -266,7 +266,7 @@ def _pairs(setting, options, scorer) -> dict[str, Any]:
 
 def _read_pairs(path: str) -> list[tuple[str, str]]:
   """Returns (prompt, answer) of each line."""
-  lines = json_lines.rows(paths.local(path), ("prompt", "answer"))
+  lines = json_lines.rows(paths.place(path), ("prompt", "answer"))
   found = [(str(row["prompt"]), str(row["answer"])) for _, row in lines]
   if not found:
     raise source.empty(path)

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import platform
 from typing import Any
 
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 
 from dllm_jax.core import check
+from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import finetune, recall
 from dllm_jax.evaluation.likelihood import scorer
 from dllm_jax.evaluation.samples import quality, traffic
@@ -302,7 +302,7 @@ def _table(result: Mapping[str, Any]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _write(result: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
+def _write(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
   """Writes pareto.json, pareto.md and two plots."""
   folder.mkdir(parents=True, exist_ok=True)
   dump = json.dumps(result, indent=2) + "\n"

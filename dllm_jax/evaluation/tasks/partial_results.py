@@ -8,12 +8,13 @@ computed under, which is kept as a hash; its fields stand in a line of their own
 from collections.abc import Callable, Hashable, Mapping, Sequence
 import hashlib
 import json
-import pathlib
 from typing import Any, TypeVar
 
 import jax
 from tqdm import tqdm
 
+from dllm_jax.core.files import Lines, read_lines
+from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
 
 T = TypeVar("T", bound=Hashable)
@@ -33,7 +34,7 @@ class Ledger:
 
   def __init__(
     self,
-    path: pathlib.Path | None,
+    path: Path | None,
     protocol: Mapping[str, Any],
     *,
     progress: bool = False,
@@ -44,11 +45,12 @@ class Ledger:
     text = json.dumps(self.protocol, sort_keys=True)
     self._name = hashlib.sha256(text.encode()).hexdigest()[:16]
     self._values, self._known = {}, False
-    if path is not None and path.exists():
+    self._lines: Lines | None = None
+    if path is not None:
       self._read(path)
 
-  def _read(self, path: pathlib.Path) -> None:
-    for line in path.read_text(encoding="utf-8").splitlines():
+  def _read(self, path: Path) -> None:
+    for line in read_lines(path):
       try:
         entry = json.loads(line)
       except json.JSONDecodeError:
@@ -65,23 +67,24 @@ class Ledger:
     return self._values[str(item)]
 
   def __setitem__(self, item: Any, value: Any) -> None:
-    """Keeps a value, on disk before this returns."""
-    self._values[str(item)] = value
+    """Keeps a value, written before this returns."""
+    self._keep({item: value})
+
+  def _keep(self, values: Mapping[Any, Any]) -> None:
+    self._values |= {str(item): value for item, value in values.items()}
     if self._path is None or jax.process_index():
       return
-    lines = [{"protocol": self._name, "item": str(item), "value": value}]
+    lines = [
+      {"protocol": self._name, "item": str(item), "value": value}
+      for item, value in values.items()
+    ]
     if not self._known:
       lines.insert(0, {"protocol": self._name, "fields": self.protocol})
       self._known = True
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    # A line that a kill cut short must not swallow the next one.
-    whole = not self._path.exists() or self._path.read_bytes()[-1:] in (
-      b"",
-      b"\n",
-    )
-    with self._path.open("a", encoding="utf-8") as file:
-      file.write("" if whole else "\n")
-      file.writelines(json.dumps(line) + "\n" for line in lines)
+    if self._lines is None:
+      self._lines = Lines(self._path)
+    self._lines.add("".join(json.dumps(line) + "\n" for line in lines))
+    self._lines.flush()
 
   def bar(self, total: int | None, unit: str, done: int = 0) -> tqdm:
     """Returns a progress bar on standard error."""
@@ -107,7 +110,6 @@ class Ledger:
     with self.bar(len(items), unit, len(items) - len(missing)) as bar:
       for start in range(0, len(missing), at_once):
         part = missing[start : start + at_once]
-        for item, value in zip(part, compute(part), strict=True):
-          self[item] = value
+        self._keep(dict(zip(part, compute(part), strict=True)))
         bar.update(len(part))
     return [self[item] for item in items]

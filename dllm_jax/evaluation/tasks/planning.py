@@ -152,7 +152,7 @@ def _problems(options: Planning) -> list[_Asked]:
       options.problems, options.count or 100, seed=options.seed
     )
     return [_puzzle(p, options.infill) for p in found]
-  path = paths.local(options.problems)
+  path = paths.place(options.problems)
   if not path.is_file():
     raise FileNotFoundError(
       f"no problems {options.problems!r}; give a file, or one of: "
@@ -161,7 +161,7 @@ def _problems(options: Planning) -> list[_Asked]:
   if options.form == "puzzles":
     return [_puzzle(p, options.infill) for p in puzzles.read(path)[:most]]
   if options.form == "gsm8k":
-    examples = paths.local(options.examples) if options.examples else None
+    examples = paths.place(options.examples) if options.examples else None
     found = math_and_code.gsm8k(
       path, strict=options.strict, examples=examples, shots=options.shots
     )

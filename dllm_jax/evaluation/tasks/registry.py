@@ -9,10 +9,10 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
-import pathlib
 import pkgutil
 from typing import Any
 
+from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.tasks.partial_results import Ledger
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
@@ -30,7 +30,7 @@ class Setting:
     progress: whether to draw bars on standard error.
   """
 
-  workdir: pathlib.Path
+  workdir: Path
   run: Run | None
   sampler: SamplerConfig = SamplerConfig()
   use_ema: bool = True
@@ -95,7 +95,7 @@ def option(default: Any, text: str, *, path: bool = False) -> Any:
 @functools.cache
 def tasks() -> dict[str, str]:
   """Returns the modules of tasks by name."""
-  folder = pathlib.Path(__file__).parent
+  folder = Path(__file__).parent
   found = {
     m.name: f"dllm_jax.evaluation.tasks.{m.name}"
     for m in pkgutil.iter_modules([str(folder)])

@@ -9,12 +9,12 @@ see what comes after.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import jax
 
 from dllm_jax.core import check
+from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import facts as facts_lib
 from dllm_jax.evaluation.benchmarks import finetune, recall
 from dllm_jax.evaluation.benchmarks.facts import Facts
@@ -224,7 +224,7 @@ def _table(result: Mapping[str, Any]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _write(result: Mapping[str, Any], output: pathlib.Path) -> dict[str, str]:
+def _write(result: Mapping[str, Any], output: Path) -> dict[str, str]:
   """Writes reversal.json, reversal.md and reversal.svg."""
   bars = {
     f"{model}, by {summary['form']}": {

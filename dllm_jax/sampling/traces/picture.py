@@ -4,6 +4,7 @@ Characters stand on a grid, in the font that matplotlib brings with it.
 """
 
 from collections.abc import Callable, Sequence
+import io
 import os
 
 from dllm_jax.core import paths
@@ -42,7 +43,7 @@ def write_picture(
   Raises:
     ValueError: another suffix, no such sample, or fewer than 2 panels.
   """
-  path = paths.local(path)
+  path = paths.place(path)
   kind = path.suffix.lower()
   if kind not in (".gif", ".png"):
     raise ValueError(f"a picture is a .gif or a .png, not {str(path)!r}")
@@ -60,18 +61,21 @@ def write_picture(
   if kind == ".gif":
     pause = int(1000 * seconds / len(frames))
     frames[0].save(
-      path,
+      file := io.BytesIO(),
+      "GIF",
       save_all=True,
       append_images=frames[1:],
       duration=[pause] * (len(frames) - 1) + [max(pause, 2000)],
       loop=0,
     )
+    path.write_bytes(file.getvalue())
     return
   across = sum(frame.width for frame in frames) + _PAD * (len(frames) - 1)
   strip = Image.new("RGB", (across, size[1]), _PAPER)
   for i, frame in enumerate(frames):
     strip.paste(frame, (i * (size[0] + _PAD), 0))
-  strip.save(path)
+  strip.save(file := io.BytesIO(), "PNG")
+  path.write_bytes(file.getvalue())
 
 
 def _panel(film: Film, decode, cells, step: int, size):

@@ -81,7 +81,7 @@ def write_strip(
       body.append(_cell(now, text, x + _PAD, column, row, given=given))
   total = len(steps) * (across + _GAP) - _GAP
   body.append(_legend(total))
-  paths.local(path).write_text(
+  paths.place(path).write_text(
     _document(body, total, height + 24), encoding="utf-8"
   )
 

@@ -208,7 +208,7 @@ def write_page(
     title: the heading of the page.
   """
   text = page(trace, decode, title=title)
-  paths.local(path).write_text(text, encoding="utf-8")
+  paths.place(path).write_text(text, encoding="utf-8")
 
 
 def page(

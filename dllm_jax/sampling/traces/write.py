@@ -18,7 +18,7 @@ _WRITERS = {
 
 def check(path: str | os.PathLike[str]) -> None:
   """Raises ValueError unless a trace can be written to a file of this name."""
-  if paths.local(path).suffix.lower() not in _WRITERS:
+  if paths.place(path).suffix.lower() not in _WRITERS:
     raise ValueError(
       f"a trace is written to a file ending in {', '.join(_WRITERS)}, not "
       f"{str(path)!r}"
@@ -41,5 +41,5 @@ def trace(
     ValueError: another suffix.
   """
   check(path)
-  path = paths.local(path)
+  path = paths.place(path)
   _WRITERS[path.suffix.lower()](path, record, decode)
