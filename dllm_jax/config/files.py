@@ -111,10 +111,10 @@ def _whole(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
   name = given.pop("base", None)
   if name is None:
     return given
-  chain = [*above, path.resolve()]
+  chain = [*above, paths.absolute(path)]
   base = _base(name, path)
-  if base.resolve() in chain:
-    names = " -> ".join(str(p) for p in [*chain, base.resolve()])
+  if paths.absolute(base) in chain:
+    names = " -> ".join(str(p) for p in [*chain, paths.absolute(base)])
     raise ValueError(f"config {path} is its own base: {names}")
   return merged(_whole(base, chain), given)
 
@@ -129,7 +129,7 @@ def _base(name: str, path: Path) -> Path:
   if _is_path(given):
     return find(str(path.parent / given))
   beside = path.parent / f"{given}.py"
-  other = beside.is_file() and beside.resolve() != path.resolve()
+  other = beside.is_file() and paths.absolute(beside) != paths.absolute(path)
   return beside if other else find(given)
 
 

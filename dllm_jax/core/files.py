@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 
-from dllm_jax.core.paths import file_system, in_bucket, Path, place
+from dllm_jax.core.paths import absolute, file_system, in_bucket, Path, place
 
 UNFINISHED = "unfinished"
 """An object beside what is being written; its folder may be begun again."""
@@ -46,8 +46,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
   Raises:
     FileExistsError: there is something at `path`.
   """
-  path = place(path)
-  path = path if in_bucket(path) else path.absolute()
+  path = absolute(place(path))
   mark = path / UNFINISHED
   if in_bucket(path) and mark.exists():
     path.rmtree(missing_ok=True)

@@ -74,6 +74,11 @@ def on_s3(path: str | os.PathLike) -> bool:
   return os.fspath(path).startswith("s3://")
 
 
+def absolute(path: Path) -> Path:
+  """Returns a place that another working directory does not change."""
+  return path if in_bucket(path) else path.absolute()
+
+
 def local(given: str | os.PathLike) -> pathlib.Path:
   """Returns `place` as the standard library's path, which only a local one has.
 

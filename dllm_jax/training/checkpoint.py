@@ -233,7 +233,7 @@ def steps_in(workdir: str | os.PathLike) -> list[int]:
 
 
 def _directory(workdir: str | os.PathLike) -> Path:
-  return paths.place(workdir).absolute() / "checkpoints"
+  return paths.absolute(paths.place(workdir)) / "checkpoints"
 
 
 def _saved(state: TrainState) -> dict[str, PyTree]:
