@@ -10,8 +10,8 @@
 # TPU_NAME, ZONE, TYPE (such as v5p-128) and VERSION say which pod. Arguments of
 # `train` go to `dllm train`. A run that fails is started again, at most
 # DLLM_RESTARTS times, and continues from its last complete checkpoint; Ctrl-C
-# makes it save and end. The working directory must be shared by all hosts: a
-# mounted bucket or Filestore.
+# makes it save and end. The working directory must be one for all hosts: a
+# bucket that the VMs' service account may read and write, or Filestore.
 set -euo pipefail
 
 name="${TPU_NAME:?set TPU_NAME}"
@@ -32,7 +32,7 @@ create() {
   git -C "$here" archive --format=tar.gz --prefix=dllm_jax/ HEAD >"$archive"
   gcloud compute tpus tpu-vm scp "$archive" "$name:" --zone="$zone" --worker=all
   on_all "tar xzf dllm_jax.tar.gz && python3 -m venv dllm &&
-    dllm/bin/pip install --quiet -e 'dllm_jax[tpu]'"
+    dllm/bin/pip install --quiet -e 'dllm_jax[gcs,tpu]'"
 }
 
 train() {

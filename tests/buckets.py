@@ -5,6 +5,7 @@ new and empty; processes that it starts find the emulators by their environment.
 """
 
 import contextlib
+import http.server
 import socket
 import threading
 import urllib.request
@@ -20,20 +21,29 @@ def free_port() -> int:
     return found.getsockname()[1]
 
 
+class _Threads(http.server.ThreadingHTTPServer):
+  """One by one, connections that clients keep in store would stop all others."""
+
+  request_queue_size = 128
+  daemon_threads = True
+
+
 class Stores:
   """The two emulators; `bucket(scheme)` makes a new bucket."""
 
   def __init__(self, patch: pytest.MonkeyPatch):
     # Slow to import, and most tests do without.
-    from gcp_storage_emulator.server import create_server
+    from gcp_storage_emulator import server
     from moto.server import ThreadedMotoServer
 
     gcs, moto = free_port(), free_port()
     self.gcs, self._count = f"http://localhost:{gcs}", 0
     self._s3 = ThreadedMotoServer("localhost", moto, verbose=False)
     self._s3.start()
-    self._gcs = create_server("localhost", gcs, in_memory=True)
-    self._gcs.start()
+    with pytest.MonkeyPatch.context() as threads:
+      threads.setattr(server.server, "HTTPServer", _Threads)
+      self._gcs = server.create_server("localhost", gcs, in_memory=True)
+      self._gcs.start()
     s3 = f"http://localhost:{moto}"
     for name, value in {
       # Arrays go by the first, everything else by the second.

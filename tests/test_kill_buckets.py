@@ -1,0 +1,103 @@
+"""Whole commands on buckets, and runs that are killed while they save there."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dllm_jax.core import paths
+from dllm_jax.training import checkpoint
+from dllm_jax.training.staged import MARKER
+from tests import runs
+
+STEPS = 12
+
+
+def _train(workdir):
+  given = {
+    "data.length": 32,
+    "model.width": 16,
+    "training.steps": STEPS,
+    "checkpoint.every_steps": 4,
+    "logging.every_steps": 1,
+    "logging.tensorboard": "true",
+    "logging.progress": "false",
+    "evaluation.batches": 1,
+    "optimizer.schedule": "constant",
+  }
+  overrides = [f"--config.{k}={v}" for k, v in given.items()]
+  return ["train", "--config=smoke", f"--workdir={workdir}", *overrides]
+
+
+def _done(*args):
+  process = runs.dllm(*args)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  return json.loads(out.splitlines()[-1])
+
+
+def _parameters(workdir):
+  run = runs.Run.open(workdir, devices=jax.devices()[:1])
+  assert int(run.state.step) == STEPS
+  return runs.parameters(run.state)
+
+
+def _kill_while_saving(workdir, step):
+  """Kills a run when a step has begun to be written and is not complete."""
+  process = runs.dllm(*_train(workdir))
+  begun = paths.place(workdir) / "checkpoints" / str(step)
+  while process.poll() is None and not begun.exists():
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  return not (begun / MARKER).exists()
+
+
+@pytest.mark.all
+def test_kills_during_saves_change_nothing(bucket, tmp_path):
+  _done(*_train(tmp_path / "whole"))
+  workdir = f"{bucket}/run"
+  cut = [_kill_while_saving(workdir, step) for step in (4, 8, 12)]
+  assert any(cut)
+  assert _done(*_train(workdir))["step"] == STEPS
+  assert checkpoint.steps_in(workdir) == [8, 12]
+  for a, b in zip(
+    _parameters(workdir), _parameters(tmp_path / "whole"), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.all
+def test_commands_on_a_bucket(bucket, tmp_path):
+  workdir = f"{bucket}/run"
+  _done(*_train(workdir))
+  events = list((paths.place(workdir) / "tensorboard").iterdir())
+  assert events
+  sampled = _done(
+    "sample", f"--workdir={workdir}", "--length=16", f"--trace={bucket}/t.html"
+  )
+  assert len(sampled["samples"]) == 1
+  assert "<html" in (paths.place(bucket) / "t.html").read_text()
+  first = _done("evaluate", f"--workdir={workdir}")
+  assert _done("evaluate", f"--workdir={workdir}") == first
+  kept = paths.place(workdir) / "evaluation"
+  assert list(kept.iterdir())
+  page = f"{bucket}/pages/r.html"
+  _done("report", f"--workdirs={workdir}", f"--output={page}", "--rounds=2")
+  assert "<html" in paths.place(page).read_text()
+  _done("convert", f"--workdir={workdir}", f"--to_hf={bucket}/hf")
+  _done("convert", f"--from_hf={bucket}/hf", f"--workdir={bucket}/again")
+  again = _done("sample", f"--workdir={bucket}/again", "--length=16")
+  assert len(again["samples"]) == 1
+  for folder in ("hf", "again"):
+    assert not (paths.place(bucket) / folder / "unfinished").exists()
+
+
+def test_a_bucket_that_is_not_there_is_a_mistake(bucket):
+  process = runs.dllm(*_train(bucket.replace("bucket-", "none-") + "/x"))
+  _, err = process.communicate(timeout=100)
+  assert process.returncode == 2
+  assert "does not exist; make the bucket first" in err.splitlines()[-1]
