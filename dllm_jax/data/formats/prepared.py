@@ -27,9 +27,7 @@ class Records:
     self._manifest = manifest
     self._length = length
     self._slices = manifest["length"] // length
-    self._source = grain.sources.ArrayRecordDataSource([
-      os.fspath(f) for f in files
-    ])
+    self._source = grain.sources.ArrayRecordDataSource(files)
     if len(self._source) != counts["records"]:
       raise ValueError(
         f"{folder} has {len(self._source)} {side} records where its manifest "
