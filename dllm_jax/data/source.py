@@ -90,10 +90,8 @@ def _named(path: str) -> list[paths.Path]:
   if paths.place(f"{name}.idx").exists():
     return [paths.place(f"{name}.bin")]
   if paths.in_bucket(at):
-    import fsspec  # noqa: PLC0415  Comes with epath's backends.
-
-    system, pattern = fsspec.core.url_to_fs(name)
-    found = [system.unstrip_protocol(p) for p in system.glob(pattern)]
+    system = paths.file_system(at)
+    found = [system.unstrip_protocol(p) for p in system.glob(name)]
   else:
     found = glob.glob(name, recursive=True)  # noqa: PTH207  Absolute ones too.
   return [paths.place(f) for f in sorted(found)]

@@ -65,10 +65,8 @@ def _files(folder: paths.Path) -> Iterable[str]:
   root = os.fspath(folder).rstrip("/")
   if paths.in_bucket(folder):
     # One listing of all; a walk would ask for each folder.
-    import fsspec  # noqa: PLC0415  Comes with epath's backends.
-
-    system, inside = fsspec.core.url_to_fs(root)
-    names = (system.unstrip_protocol(p) for p in system.find(inside))
+    system = paths.file_system(folder)
+    names = (system.unstrip_protocol(p) for p in system.find(root))
   else:
     names = (
       f"{at}/{name}"
