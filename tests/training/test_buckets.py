@@ -21,6 +21,17 @@ def opened(workdir):
   return runs.Run.open(workdir, devices=jax.devices()[:1]).state
 
 
+def test_steps_count_when_their_last_object_is_there(bucket):
+  folder = paths.place(bucket) / "x" / "checkpoints"
+  assert checkpoint.steps_in(folder.parent) == []
+  for step in (3, 6, 12):
+    (folder / str(step) / "state" / MARKER).write_text("an item's own")
+  for step in (3, 12):
+    (folder / str(step) / MARKER).write_text("done")
+  assert checkpoint.steps_in(folder.parent) == [3, 12]
+
+
+@pytest.mark.all
 def test_a_run_lives_in_a_bucket(bucket, tmp_path, caplog):
   workdir = f"{bucket}/runs/x"
   run = runs.run(workdir)
