@@ -20,7 +20,7 @@ Path = epath.Path
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 # What reads a kind of bucket, and the extra that brings it.
 _BACKENDS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-_SECONDS = 40.0  # that a bucket has to answer, sign-in included
+_SECONDS = 30.0  # that a bucket has to answer, sign-in included
 
 
 def expanded(given: str) -> str:
