@@ -130,14 +130,11 @@ def users(module: str, *names: str) -> set[str]:
 
 
 # Places are paths of one type, in buckets as on disks.
-PATHLIB = {"core/paths.py"} | {
-  f"data/{name}.py" for name in ("corpus", "record", "source")
-}
 
 
 def test_paths_come_from_one_place():
   found = {p for p, tree in sources().items() if "pathlib" in imported(tree)}
-  assert found - PATHLIB == set()
+  assert found == {"core/paths.py"}
 
 
 def test_programs_are_made_in_one_place():

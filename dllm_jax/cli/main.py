@@ -142,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, argv: list[str]) -> int:
   # Writers' threads log tracebacks of errors that reach us, and our one line, too.
-  for name in ("absl", "gcsfs"):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
+  for library in ("absl", "gcsfs"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
   warnings.formatwarning = lambda text, *_: f"dllm: warning: {text}\n"
   from dllm_jax.cli import command as commands  # pylint: disable=g-import-not-at-top
 
