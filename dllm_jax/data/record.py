@@ -25,6 +25,7 @@ from dllm_jax.core.progress import progress_bar
 from dllm_jax.data import packing as packing_lib
 from dllm_jax.data import source
 from dllm_jax.data import tokenizer as tokenizer_lib
+from dllm_jax.data.prepared import plan as plans
 from dllm_jax.data.prepared import progress as progress_lib
 from dllm_jax.data.prepared.duplicates import repeated
 from dllm_jax.data.prepared.plan import cut, Plan, Share, VERSION
@@ -89,6 +90,12 @@ def prepare(
     text_field=text_field, document_separator=document_separator
   )
   files = source.find(input)
+  if source.are_tokens(files):
+    raise ValueError(
+      f"{input} holds tokens already; train on it as it is, with "
+      f"--config.data.path={input}"
+    )
+  sizes = plans.sizes(files)
   folder = paths.place(output)
   made = _tokenizer(folder, input, files, form, tokenizer, held_out, mask_token)
   plan = Plan(
@@ -100,8 +107,8 @@ def prepare(
     token_type="uint16" if made.vocab_size <= 2**16 else "uint32",
     segment_type="uint16" if length < 2**16 else "uint32",
     form=form,
-    pieces=cut(files, form, piece_bytes),
-    sizes=tuple(source.size([f]) for f in files),
+    pieces=cut(sizes, form, piece_bytes),
+    sizes=tuple(sizes.values()),
   )
   if not plan.pieces:
     raise source.empty(input)

@@ -89,7 +89,7 @@ def test_a_kill_during_an_upload(here, bucket, source, whole):
 
 def test_a_bucket_that_is_not_there(here, bucket, source):
   output = f"{bucket}-of-nobody/tokens"
-  with pytest.raises(FileNotFoundError, match="no such bucket") as error:
+  with pytest.raises(ValueError, match="does not exist; make") as error:
     data.prepare(source, "byte", output, workers=1, **SETTINGS)
   assert "\n" not in str(error.value)
 

@@ -1,6 +1,7 @@
 """Words that are spelled once: the ids are those of whole documents."""
 
 import json
+import pathlib
 import random
 
 import numpy as np
@@ -12,7 +13,9 @@ from dllm_jax.data import tokenizer as tokenizer_lib
 from dllm_jax.data.huggingface import HuggingFace
 from dllm_jax.data.prepared import encoder
 
-CORPUS = source.corpora()["shakespeare"].read_text(encoding="utf-8")[:60_000]
+CORPUS = pathlib.Path(source.corpora()["shakespeare"]).read_text("utf-8")[
+  :60_000
+]
 LLAMA3 = byte_pairs.QWEN_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 KINDS = {
   "gpt2": (None, None),

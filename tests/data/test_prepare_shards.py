@@ -324,7 +324,7 @@ def test_pieces_grow_with_the_corpus(tmp_path, monkeypatch):
   ):
     with path.open("wb") as file:
       file.truncate(size)  # Sparse: nothing is written.
-    pieces = plan.cut([str(path)], form, None)
+    pieces = plan.cut({str(path): size}, form, None)
     assert len(pieces) == count
     first = pieces[0].spans[0]
     assert least <= (first.stop or size) - first.start <= most

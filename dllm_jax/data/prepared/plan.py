@@ -4,7 +4,8 @@ Pieces are a function of the files, not of who reads them: any number of shares,
 machines and processes makes the same ones.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ from dllm_jax.data import source
 VERSION = 2
 _LEAST_BYTES, _MOST_BYTES = 2**24, 2**28
 _MANY = 1024  # pieces, from which on they grow with the corpus
+_REQUESTS = 32  # at a time, where each answer comes from far away
 _ENTRIES = 16  # parts of what cannot be entered midway, if files are so few
 # How fields are called that a second call may give otherwise.
 _NAMES = {
@@ -166,56 +168,54 @@ def differences(held: dict[str, Any], wanted: dict[str, Any]) -> str:
   return " and ".join(found) or "input"
 
 
+def sizes(files: Sequence[str]) -> dict[str, int]:
+  """Returns the bytes of each file."""
+  with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+    found = pool.map(lambda file: source.size([file]), files)
+    return dict(zip(files, found, strict=True))
+
+
 def cut(
-  files: Sequence[str], form: source.Format, piece_bytes: int | None
+  files: Mapping[str, int], form: source.Format, piece_bytes: int | None
 ) -> tuple[Piece, ...]:
   """Returns the pieces of files.
 
   Args:
-    files: the files.
+    files: the files, with the bytes of each.
     form: how documents lie in them.
     piece_bytes: bytes of input a piece; None for 16 to 256 MiB, the more of
       them the larger the corpus.
   """
-  size = source.size(files)
+  size = sum(files.values())
   room = piece_bytes or min(max(size // _MANY, _LEAST_BYTES), _MOST_BYTES)
-  spans = source.spans(files, form, room)
+  spans = source.spans([*files], form, room)
+  # Where a piece ends midway, it is as large as was asked for.
+  weights = [
+    room if span.start or span.stop is not None else files[span.path]
+    for span in spans
+  ]
   if len(spans) < _ENTRIES:
-    found = [p for span in spans for p in _parts(span, form, room, len(spans))]
+    found = []
+    for span, weight in zip(spans, weights, strict=True):
+      parts = min(-(-weight // room), -(-_ENTRIES // len(spans)))
+      # A compressed file is then read as often as it has parts.
+      parts = 1 if source.running(span.path, form) else max(parts, 1)
+      found += [Piece((span,), part, parts) for part in range(parts)]
     if len(found) > len(spans):
       return tuple(found)
-  return tuple(_gathered(spans, room))
+  return tuple(_gathered(spans, weights, room))
 
 
-def _parts(
-  span: source.Span, form: source.Format, room: int, spans: int
-) -> list[Piece]:
-  """Returns the parts of a span: several, each read by itself, if it is large.
-
-  A compressed file is then read as often as it has parts.
-  """
-  parts = min(-(-_size(span) // room), -(-_ENTRIES // spans))
-  if parts > 1:
-    first = next(iter(source.read(span, form)), None)
-    parts = 1 if first is None or first.running else parts
-  return [Piece((span,), part, parts) for part in range(parts)]
-
-
-def _size(span: source.Span) -> int:
-  """Returns the bytes of a span that is all of a file, else 1."""
-  midway = span.start or span.stop is not None
-  return 1 if midway else max(source.size([span.path]), 1)
-
-
-def _gathered(spans: Sequence[source.Span], room: int) -> Iterator[Piece]:
+def _gathered(
+  spans: Sequence[source.Span], weights: Sequence[int], room: int
+) -> Iterator[Piece]:
   """Yields spans gathered into pieces of about as many bytes."""
   some, left = [], room
-  for span in spans:
+  for span, weight in zip(spans, weights, strict=True):
     if some and left <= 0:
       yield Piece(tuple(some))
       some, left = [], room
     some.append(span)
-    midway = span.start or span.stop is not None
-    left -= room if midway else _size(span)
+    left -= weight
   if some:
     yield Piece(tuple(some))

@@ -83,13 +83,7 @@ class Progress:
         )
       if not paths.in_bucket(self.folder):  # where s3fs would make a bucket
         (self.folder / _WORK).mkdir(parents=True, exist_ok=True)
-      try:
-        self._write(f"{_WORK}/plan.json", self.plan.to_json())
-      except FileNotFoundError as error:
-        raise FileNotFoundError(
-          f"{self.folder} cannot be written to: there is no such bucket, or "
-          "it is not yours; make it first"
-        ) from error
+      self._write(f"{_WORK}/plan.json", self.plan.to_json())
     self.check()
 
   def check(self) -> None:
