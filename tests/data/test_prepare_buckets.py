@@ -67,6 +67,20 @@ def test_shares_in_a_bucket(here, bucket, source, whole, tmp_path):
   }
 
 
+def test_from_a_bucket(here, bucket, source, whole):
+  with open(source, encoding="utf-8") as file:
+    paths.place(f"{bucket}/corpus/docs.jsonl").write_text(file.read())
+  output = f"{bucket}/tokens"
+  data.prepare(f"{bucket}/corpus/*.jsonl", "byte", output, **SETTINGS)
+  made = _bytes(output)
+  assert made.keys() == whole.keys()
+  manifests = [json.loads(b.pop("manifest.json")) for b in (made, whole)]
+  assert made == whole
+  for manifest in manifests:
+    del manifest["fingerprint"]  # The input has another name.
+  assert manifests[0] == manifests[1]
+
+
 @pytest.mark.all
 def test_a_kill_during_an_upload(here, bucket, source, whole):
   output = f"{bucket}/tokens"

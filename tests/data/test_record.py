@@ -202,6 +202,9 @@ def test_bad_arguments(tmp_path):
     data.prepare("shakespeare", "byte", output, workers=0)
   with pytest.raises(ValueError, match="at least one token"):
     data.prepare("shakespeare", "byte", output, length=0)
+  (tmp_path / "tokens.bin").write_bytes(bytes(64))
+  with pytest.raises(ValueError, match="holds tokens already; train on it"):
+    data.prepare(str(tmp_path / "tokens.bin"), "byte", output)
   (tmp_path / "a.txt").write_text("")
   with pytest.raises(ValueError, match="a.txt is empty"):
     data.prepare(str(tmp_path / "a.txt"), "byte", output)
