@@ -68,8 +68,8 @@ def test_shares_in_a_bucket(here, bucket, source, whole, tmp_path):
 
 
 def test_from_a_bucket(here, bucket, source, whole):
-  with open(source, encoding="utf-8") as file:
-    paths.place(f"{bucket}/corpus/docs.jsonl").write_text(file.read())
+  text = paths.place(source).read_text()
+  paths.place(f"{bucket}/corpus/docs.jsonl").write_text(text)
   output = f"{bucket}/tokens"
   data.prepare(f"{bucket}/corpus/*.jsonl", "byte", output, **SETTINGS)
   made = _bytes(output)
