@@ -98,9 +98,11 @@ class Staged:
 
   def _publish(self, step: int) -> None:
     self._local.wait()
-    target = self._directory / str(step)
+    source, target = self._folder / str(step), self._directory / str(step)
+    # Orbax has written it here, too; it must not travel with the others.
+    (source / MARKER).unlink(missing_ok=True)
     files.remove_folder(target, MARKER)
-    files.upload(self._folder / str(step), target)
+    files.upload(source, target)
     (target / MARKER).write_text("complete\n")
     for old in complete(self._directory)[: -self._keep]:
       files.remove_folder(self._directory / str(old), MARKER)
