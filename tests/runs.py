@@ -61,11 +61,20 @@ def parameters(state) -> list[np.ndarray]:
   return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state.params))]
 
 
-def dllm(*args, devices: int = 1, **kwargs) -> subprocess.Popen:
-  """Starts `dllm ARGS` in a process of its own, with simulated devices."""
+def dllm(
+  *args, devices: int = 1, program=("-m", "dllm_jax"), **kwargs
+) -> subprocess.Popen:
+  """Starts `dllm ARGS` in a process of its own, with simulated devices.
+
+  Args:
+    *args: the arguments.
+    devices: simulated devices.
+    program: Python's own arguments, for a `dllm` in which something was changed.
+    **kwargs: for `subprocess.Popen`.
+  """
   flags = f"{os.environ['XLA_FLAGS']} {_COUNT}={devices}"
   return subprocess.Popen(
-    [sys.executable, "-m", "dllm_jax", *map(str, args)],
+    [sys.executable, *program, *map(str, args)],
     cwd=ROOT,
     env=os.environ | {"XLA_FLAGS": flags},
     stdout=subprocess.PIPE,

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -74,8 +72,7 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 def _kill_before_the_marker(workdir):
-  command = [sys.executable, "-c", _DIES, *_train(workdir)]
-  subprocess.run(command, cwd=runs.ROOT, check=False, capture_output=True)
+  runs.dllm(*_train(workdir), program=("-c", _DIES)).communicate(timeout=300)
   begun = paths.place(workdir) / "checkpoints" / "8"
   return begun.exists() and not (begun / MARKER).exists()
 
