@@ -6,19 +6,12 @@ new and empty; processes that it starts find the emulators by their environment.
 
 import contextlib
 import http.server
-import socket
 import threading
 import urllib.request
 
 import pytest
 
 SCHEMES = ("gs", "s3")
-
-
-def free_port() -> int:
-  with socket.socket() as found:
-    found.bind(("localhost", 0))
-    return found.getsockname()[1]
 
 
 class _Threads(http.server.ThreadingHTTPServer):
@@ -36,7 +29,9 @@ class Stores:
     from gcp_storage_emulator import server
     from moto.server import ThreadedMotoServer
 
-    gcs, moto = free_port(), free_port()
+    from tests import runs
+
+    gcs, moto = runs.free_port(), runs.free_port()
     self.gcs, self._count = f"http://localhost:{gcs}", 0
     self._s3 = ThreadedMotoServer("localhost", moto, verbose=False)
     self._s3.start()
