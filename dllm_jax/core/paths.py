@@ -36,7 +36,7 @@ def expanded(given: str) -> str:
   if not given.startswith("~"):
     return given
   try:
-    return str(Path(given).expanduser())
+    return str(pathlib.Path(given).expanduser())
   except RuntimeError as error:
     raise ValueError(
       f"{given}: there is no such home directory; write the path out"
