@@ -79,18 +79,6 @@ def absolute(path: Path) -> Path:
   return path if in_bucket(path) else path.absolute()
 
 
-def local(given: str | os.PathLike) -> pathlib.Path:
-  """Returns `place` as the standard library's path, which only a local one has.
-
-  Raises:
-    ValueError: it is in a bucket, or `place` does not know it.
-  """
-  path = Path(expanded(os.fspath(given)))
-  if in_bucket(path):
-    raise ValueError(f"{path}: this has to be a local path")
-  return pathlib.Path(os.fspath(place(given)))
-
-
 def file_system(path: str | os.PathLike) -> Any:
   """Returns the fsspec file system of a place in a bucket.
 

@@ -97,7 +97,7 @@ def test_functions_expand_the_home_directory(home, tmp_path):
 
 def test_a_home_that_nobody_has_is_named():
   with pytest.raises(ValueError, match="no such home directory"):
-    paths.local("~nobody-of-this-name/x")
+    paths.place("~nobody-of-this-name/x")
 
 
 # A bare name is looked up among the bundled; anything with a folder is a path.
