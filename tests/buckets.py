@@ -20,6 +20,9 @@ class _Threads(http.server.ThreadingHTTPServer):
   request_queue_size = 128
   daemon_threads = True
 
+  def handle_error(self, request, client_address) -> None:
+    """Clients that are killed, or have seen enough, hang up: no news."""
+
 
 class Stores:
   """The two emulators; `bucket(scheme)` makes a new bucket."""
