@@ -184,5 +184,7 @@ def test_floats_and_short_headers(tmp_path):
 
 def test_tokens_are_not_text(tmp_path):
   path = token_files.megatron(tmp_path / "a", DOCUMENTS)
-  with pytest.raises(ValueError, match="holds token ids, not text; dllm train"):
+  with pytest.raises(
+    ValueError, match="holds tokens already; train on it as it is"
+  ):
     data.prepare(path, "byte", str(tmp_path / "out"))
