@@ -49,6 +49,25 @@ def tiny(**fields):
   return config.resolve(given)
 
 
+def often_saved(workdir, **fields) -> list[str]:
+  """Returns arguments of `dllm` for a small run that saves every fourth step.
+
+  Fields are given as `section__field=value`.
+  """
+  given = {
+    "data__length": 32,
+    "model__width": 16,
+    "checkpoint__every_steps": 4,
+    "logging__every_steps": 1,
+    "logging__tensorboard": "false",
+    "logging__progress": "false",
+    "evaluation__batches": 1,
+    "optimizer__schedule": "constant",
+  } | fields
+  overrides = [f"--config.{k.replace('__', '.')}={v}" for k, v in given.items()]
+  return ["train", "--config=smoke", f"--workdir={workdir}", *overrides]
+
+
 def run(workdir, **fields) -> Run:
   """Returns a tiny run on as many devices as its mesh names: one by default."""
   resolved = tiny(**fields)

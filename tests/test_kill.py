@@ -15,25 +15,7 @@ STEPS = 60
 
 
 def _args(workdir, **fields):
-  given = {
-    "data.length": 32,
-    "model.width": 16,
-    "training.steps": STEPS,
-    "checkpoint.every_steps": 4,
-    "logging.every_steps": 1,
-    "logging.tensorboard": "false",
-    "logging.progress": "false",
-    "evaluation.batches": 1,
-    "optimizer.schedule": "constant",
-  }
-  given |= {k.replace("__", "."): v for k, v in fields.items()}
-  overrides = [f"--config.{k}={v}" for k, v in given.items()]
-  return [
-    "train",
-    "--config=configs/smoke.py",
-    f"--workdir={workdir}",
-    *overrides,
-  ]
+  return runs.often_saved(workdir, training__steps=STEPS, **fields)
 
 
 def _step(workdir) -> int:

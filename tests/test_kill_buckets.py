@@ -17,19 +17,9 @@ STEPS = 12
 
 
 def _train(workdir):
-  given = {
-    "data.length": 32,
-    "model.width": 16,
-    "training.steps": STEPS,
-    "checkpoint.every_steps": 4,
-    "logging.every_steps": 1,
-    "logging.tensorboard": "true",
-    "logging.progress": "false",
-    "evaluation.batches": 1,
-    "optimizer.schedule": "constant",
-  }
-  overrides = [f"--config.{k}={v}" for k, v in given.items()]
-  return ["train", "--config=smoke", f"--workdir={workdir}", *overrides]
+  return runs.often_saved(
+    workdir, training__steps=STEPS, logging__tensorboard="true"
+  )
 
 
 def _done(*args):

@@ -7,6 +7,7 @@ sigma = -log alpha. Rules that draw training times are in `time.py`.
 Every schedule computes in float32 (or float64 where its input is).
 """
 
+import abc
 import dataclasses
 import math
 
@@ -17,7 +18,7 @@ Times = Float[Array, "*n"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(abc.ABC):
   r"""alpha(t) = floor + (ceiling - floor) (1 - f(t)) for a curve f from 0 to 1.
 
   Subclasses give `curve` and `slope` (f and f'). MDLM keeps `ceiling` 1 and lets
@@ -38,13 +39,13 @@ class Schedule:
         f"{self.floor} and ceiling {self.ceiling}"
       )
 
+  @abc.abstractmethod
   def curve(self, t: Times) -> Times:
     """Returns f(t), rising from 0 to 1."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def slope(self, t: Times) -> Times:
     """Returns f'(t)."""
-    raise NotImplementedError
 
   def alpha(self, t: Times) -> Times:
     """Returns the probability that a token is still clean at time t."""
@@ -180,7 +181,7 @@ class Logarithmic(Schedule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _SigmaSchedule:
+class _SigmaSchedule(abc.ABC):
   """A schedule stated by sigma(t) between two ends instead of alpha(t)."""
 
   sigma_min: float = 1e-3
@@ -193,13 +194,13 @@ class _SigmaSchedule:
         f"{self.sigma_min} and sigma_max {self.sigma_max}"
       )
 
+  @abc.abstractmethod
   def sigma(self, t: Times) -> Times:
     """Returns the total noise sigma(t)."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def dsigma(self, t: Times) -> Times:
     """Returns the noise rate sigma'(t)."""
-    raise NotImplementedError
 
   def alpha(self, t: Times) -> Times:
     """Returns the probability exp(-sigma) that a token is still clean."""

@@ -282,7 +282,7 @@ def files(path: str, side: str, manifest: dict[str, Any]) -> list[str]:
       f"{folder / missing[0]} is missing; remove {path} and run dllm prepare "
       "again"
     )
-  if not os.fspath(folder).startswith("s3://"):
+  if not paths.on_s3(folder):
     return [os.fspath(folder / name) for name in names]
   cache = paths.place(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
   cache = cache / "dllm_jax" / manifest["fingerprint"]

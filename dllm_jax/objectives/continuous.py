@@ -5,6 +5,7 @@ adds how fast its parts move (`parts`) and the integrand of its bound
 (`token_loss`).
 """
 
+import abc
 import dataclasses
 from typing import ClassVar
 
@@ -58,10 +59,11 @@ class ContinuousMixture(Discrete):
     for name in ("time_epsilon", "sampling_epsilon"):
       check.within(name, getattr(self, name), "[0, 0.5)")
 
+  @abc.abstractmethod
   def parts(self, t: Float[Array, "*n"]) -> Parts:
     """Returns the fate of a token at time t."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def token_loss(
     self,
     process: Process,
@@ -71,7 +73,6 @@ class ContinuousMixture(Discrete):
     t: Float[Array, "B #c"],
   ) -> Float[Array, "B c"]:
     """Returns the integrand of the bound on a chunk, in nats per token."""
-    raise NotImplementedError
 
   def prior_loss(self) -> Float[Array, ""]:
     """Returns KL(q(z_1 | x0) || prior), in nats per token."""

@@ -5,6 +5,7 @@ z_n given x0, and n = 0 is clean. Tables are computed on the host in float64. Fo
 small vocabularies: they take 2 (T + 1) K^2 numbers.
 """
 
+import abc
 import dataclasses
 import io
 from typing import Any, ClassVar, Literal
@@ -22,15 +23,15 @@ _ROW_TOLERANCE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Dense:
+class _Dense(abc.ABC):
   """Matrices stored whole; subclasses give the matrix of one beta."""
 
   closed: ClassVar[bool] = False
   masks: ClassVar[bool] = False
 
+  @abc.abstractmethod
   def matrix(self, beta: float, size: int) -> np.ndarray:
     """Returns one step, `[K, K]`, rows sum to 1."""
-    raise NotImplementedError
 
   def matrices(self, betas: np.ndarray, size: int) -> list[np.ndarray]:
     """Returns the matrices of all steps."""
@@ -119,9 +120,9 @@ class _Dense:
 class _Kernel(_Dense):
   """Q = (1 - beta) I + beta M for one matrix M."""
 
+  @abc.abstractmethod
   def kernel(self, size: int) -> np.ndarray:
     """Returns M, `[K, K]`."""
-    raise NotImplementedError
 
   def matrix(self, beta: float, size: int) -> np.ndarray:
     """Returns one step."""

@@ -22,13 +22,12 @@ from dllm_jax.core.files import move_folder
 from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Process
 from dllm_jax.parallel import distributed
-from dllm_jax.training.staged import complete, MARKER, Staged
+from dllm_jax.training.staged import ALWAYS, complete, MARKER, Staged
 from dllm_jax.training.step import TrainState
 
 _LOGGER = logging.getLogger(__name__)
 
 # The loop says when to save; Orbax then always does.
-_ALWAYS = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
 # A save that needs a process which is gone never ends.
 _LAST_SAVE_SECONDS = 30.0
 
@@ -84,7 +83,7 @@ class Checkpoints:
       self._checkpointer = ocp.training.Checkpointer(
         directory,
         preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-        save_decision_policy=_ALWAYS,
+        save_decision_policy=ALWAYS,
         cleanup_tmp_directories=writes,
       )
     self._directory = directory

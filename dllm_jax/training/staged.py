@@ -17,6 +17,9 @@ from orbax.checkpoint import v1 as ocp
 from dllm_jax.core import files
 from dllm_jax.core.paths import in_bucket, Path
 
+ALWAYS = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+"""When to save: whenever the loop asks."""
+
 MARKER = "commit_success.txt"
 """The object that Orbax writes last, in each step of a bucket."""
 
@@ -45,10 +48,7 @@ class Staged:
     self._temporary = tempfile.TemporaryDirectory(prefix="dllm_")
     self._folder = Path(self._temporary.name)
     self._local = ocp.training.Checkpointer(
-      self._folder,
-      save_decision_policy=(
-        ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-      ),
+      self._folder, save_decision_policy=ALWAYS
     )
     self._thread = futures.ThreadPoolExecutor(1)
     self._upload: futures.Future | None = None

@@ -20,7 +20,8 @@ OTHER = ["never to be trained on"]
 
 
 def _zstd(data, frames=1):
-  pyarrow = pytest.importorskip("pyarrow")
+  import pyarrow
+
   codec = pyarrow.Codec("zstd")
   cuts = [len(data) * i // frames for i in range(frames + 1)]
   return b"".join(
@@ -50,8 +51,9 @@ def _lines(path, texts, field="text", **more):
 
 
 def _parquet(path, table, **options):
-  parquet = pytest.importorskip("pyarrow.parquet")
-  pyarrow = pytest.importorskip("pyarrow")
+  import pyarrow
+  from pyarrow import parquet
+
   path.parent.mkdir(parents=True, exist_ok=True)
   table = pyarrow.table(table) if isinstance(table, dict) else table
   parquet.write_table(table, path, **options)
@@ -116,7 +118,8 @@ def the_stack_v2(at):
 
 
 def starcoder(at):
-  pyarrow = pytest.importorskip("pyarrow")
+  import pyarrow
+
   text = pyarrow.array(TEXTS, pyarrow.large_string())
   for name in ("python", "rust"):
     _parquet(
@@ -127,7 +130,8 @@ def starcoder(at):
 
 
 def openwebtext(at):
-  pyarrow = pytest.importorskip("pyarrow")
+  import pyarrow
+
   text = pyarrow.array(TEXTS).dictionary_encode()
   _parquet(at / "plain_text/train-00000-of-00001.parquet", {"text": text})
   return at, "text"
@@ -139,7 +143,8 @@ def nested(at):
 
 
 def json_column(at):
-  pyarrow = pytest.importorskip("pyarrow")
+  import pyarrow
+
   values = [json.dumps({"body": t}) for t in TEXTS]
   column = pyarrow.array(values, pyarrow.json_())
   _parquet(at / "a.parquet", {"doc": column})
@@ -174,7 +179,8 @@ def spark(at):
 
 
 def saved(at):
-  datasets = pytest.importorskip("datasets")
+  import datasets
+
   made = datasets.Dataset.from_dict({"text": TEXTS})
   made.save_to_disk(str(at / "saved"), num_shards=2)
   shutil.copy(
@@ -184,7 +190,8 @@ def saved(at):
 
 
 def saved_splits(at):
-  datasets = pytest.importorskip("datasets")
+  import datasets
+
   made = lambda texts: datasets.Dataset.from_dict({"text": texts})
   both = datasets.DatasetDict({"train": made(TEXTS), "test": made(OTHER)})
   both.save_to_disk(str(at))
@@ -192,8 +199,9 @@ def saved_splits(at):
 
 
 def arrow_file(at):
-  pyarrow = pytest.importorskip("pyarrow")
-  feather = pytest.importorskip("pyarrow.feather")
+  import pyarrow
+  from pyarrow import feather
+
   table = pyarrow.table({"text": TEXTS})
   feather.write_feather(table, str(at / "a.feather"), chunksize=3)
   return at / "a.feather", "text"
@@ -312,6 +320,12 @@ def test_a_card_with_several_configurations(tmp_path):
 @pytest.mark.parametrize(
   ("name", "content", "message"),
   [
+    ("a.txt", b"ok\xff", "a.txt is not UTF-8 text .byte 2.; convert"),
+    ("a.jsonl", b'{"text": "a"}\nno\n', "line at byte 14 is not JSON"),
+    ("a.jsonl", b'{"body": "a"}\n', "'text'; its fields are: body; set"),
+    ("a.jsonl", b"[1]\n", "has no text in field 'text'"),
+    ("a.txt.gz", b"not gzip", "a.txt.gz is damaged"),
+    ("a.txt.xz", b"not xz", "a.txt.xz is damaged"),
     ("a.json", b'{"text": "a"} {"text"', "neither JSON lines, nor one array"),
     ("a.json", b'[{"text": "a"}, {"te', "neither JSON lines, nor one array"),
     ("a.json", b'[{"text": "a"}] x', "neither JSON lines, nor one array"),

@@ -45,20 +45,14 @@ def _batches(reader: Any, span: base.Span) -> Iterator[Any]:
     yield reader.get_batch(i)
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def _opened(path: str) -> contextlib.AbstractContextManager:
+  return columns.reading(path, "an Arrow", _reader)
+
+
+def _reader(source: Any) -> Any:
   pyarrow = columns.arrow()
-  try:
-    source = columns.opened(path)
-    magic = source.read(len(_MAGIC))
-    source.seek(0)
-    opening = (
-      pyarrow.ipc.open_file if magic == _MAGIC else pyarrow.ipc.open_stream
-    )
-    reader = opening(source)
-  except (pyarrow.ArrowInvalid, EOFError) as error:
-    raise ValueError(
-      f"{path} is not an Arrow file; legal files are {base.LEGAL}"
-    ) from error
-  with source, reader:
-    yield reader
+  magic = source.read(len(_MAGIC))
+  source.seek(0)
+  if magic == _MAGIC:
+    return pyarrow.ipc.open_file(source)
+  return pyarrow.ipc.open_stream(source)

@@ -1,6 +1,7 @@
 """Arrow's columns as texts: what Parquet and Arrow files share."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import json
 from typing import Any
 
@@ -31,6 +32,27 @@ def opened(path: str) -> Any:
   if paths.in_bucket(path):
     return pyarrow.PythonFile(paths.place(path).open("rb"), mode="r")
   return pyarrow.memory_map(path)
+
+
+@contextlib.contextmanager
+def reading(
+  path: str, kind: str, reader: Callable[[Any], Any]
+) -> Iterator[Any]:
+  """Gives what a function of Arrow makes of an opened file.
+
+  Raises:
+    ValueError: the file is not of its kind.
+  """
+  pyarrow = arrow()
+  try:
+    source = opened(path)
+    file = reader(source)
+  except (pyarrow.ArrowInvalid, EOFError) as error:
+    raise ValueError(
+      f"{path} is not {kind} file; legal files are {base.LEGAL}"
+    ) from error
+  with source, file:
+    yield file
 
 
 def column(names: list[str], form: base.Format, path: str) -> str:

@@ -52,15 +52,6 @@ def _leaves(file: Any, top: str, field: str) -> list[str]:
   return found or [top]
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[Any]:
-  pyarrow = columns.arrow()
-  try:
-    source = columns.opened(path)
-    file = pyarrow.parquet.ParquetFile(source)
-  except (pyarrow.ArrowInvalid, EOFError) as error:
-    raise ValueError(
-      f"{path} is not a Parquet file; legal files are {base.LEGAL}"
-    ) from error
-  with source, file:
-    yield file
+def _opened(path: str) -> contextlib.AbstractContextManager:
+  reader = columns.arrow().parquet.ParquetFile
+  return columns.reading(path, "a Parquet", reader)
