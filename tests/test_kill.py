@@ -15,7 +15,7 @@ STEPS = 60
 
 
 def _args(workdir, **fields):
-  return runs.often_saved(workdir, training__steps=STEPS, **fields)
+  return runs.often_saved(workdir, **({"training__steps": STEPS} | fields))
 
 
 def _step(workdir) -> int:
