@@ -26,6 +26,7 @@ from dllm_jax.core.types import Denoiser, Objective
 from dllm_jax.data import Dataset, Tokenizer
 from dllm_jax.objectives import registry
 from dllm_jax.objectives.base import TokenSpace
+from dllm_jax.objectives.texts import Fill
 from dllm_jax.parallel import MeshConfig
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.training.checkpoint import Checkpoint
@@ -114,6 +115,13 @@ class Config:
     objective = cls.over(space, **fields)
     name = self.model["name"]
     return objective, _BUILDERS[name](self.network(objective))
+
+  @property
+  def fill(self) -> Fill:
+    """What conversations have behind them."""
+    return registry.objective_class(self.objective["name"]).filling(
+      self.objective
+    )
 
   def network(self, objective: Objective) -> Any:
     """Returns the network's config, with what the objective needs of it.

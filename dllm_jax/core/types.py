@@ -1,10 +1,9 @@
 """The nouns that every room of the house shares.
 
-Only containers and protocols live here: no numerics, no Flax module, no
-configuration. Time 0 is clean and 1 is noise; a time array is always `[B, 1]`
-or `[B, L]`. `x0` are clean tokens, `z` is the corrupted latent (tokens, vectors
-for Gaussian diffusion, or a pytree of both, every leaf beginning `[B, T]`), and
-times are ordered `t > s`.
+Only containers and protocols live here: no numerics, no configuration. Time 0
+is clean and 1 is noise; a time array is always `[B, 1]` or `[B, L]`. `x0` are
+clean tokens, `z` is the corrupted latent (tokens, vectors for Gaussian diffusion,
+or a pytree of both, every leaf beginning `[B, T]`), times are ordered `t > s`.
 
 Shapes: B rows, L tokens a row, T positions that the network sees (L, or 2L for
 two-stream training), D width, V vocabulary.
@@ -25,13 +24,15 @@ class Batch:
 
   Attributes:
     tokens: clean tokens x0.
-    loss_mask: True where a token may be corrupted and counts in the loss; False
-      for padding and for prompts that stay clean.
+    loss_mask: True where a token may be corrupted and counts in the loss: not in
+      padding, nor in prompts.
     segment_ids: the document that a token belongs to, from 1; 0 is padding.
       Attention never crosses segments.
     positions: the position inside its segment, from 0.
     cond: class labels, one a row, or None.
     loss_weight: a weight for each row's loss, or None for one everywhere.
+    texts_apart: whether an objective gives each segment its own time and share,
+      as it does a row: conversations that are packed (static).
   """
 
   tokens: Int[Array, "B L"]
@@ -40,6 +41,7 @@ class Batch:
   positions: Int[Array, "B L"]
   cond: Int[Array, "B"] | None = None
   loss_weight: Float[Array, "B"] | None = None
+  texts_apart: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass
@@ -54,8 +56,7 @@ class ModelInputs:
     segment_ids: 0 hides a position from every other one.
     cond: class labels, one a row, or None.
     mask: who attends to whom, by slot (static).
-    extra_mask: a further `[B, T, S]` or `[T, S]` mask, True = may attend; None
-      for none.
+    extra_mask: a further `[B, T, S]` or `[T, S]` mask, True = may attend.
     slot: the cache slot of each row's first position, or None for 0.
     dropout_key: the key of dropout, or None for a deterministic pass.
   """
@@ -172,9 +173,8 @@ class Loss:
 class Noise(Protocol):
   """Where a sampler's randomness comes from; a pytree of `[B, T, ...]` leaves.
 
-  Being a pytree of per-position leaves, it is cut into chunks and windows like
-  any other per-position array. `core.noise.Keyed` is used in production and
-  `core.noise.Recorded` replays the draws of another implementation.
+  `core.noise.Keyed` is used in production and `core.noise.Recorded` replays the
+  draws of another implementation.
   """
 
   def uniform(self, tag: int, n: int) -> Float[Array, "B T n"]:

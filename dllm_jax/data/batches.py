@@ -17,7 +17,7 @@ import numpy as np
 
 from dllm_jax.core.types import Batch
 from dllm_jax.data import packing
-from dllm_jax.data.corpus import Corpus, RandomAccess
+from dllm_jax.data.corpus import Corpus
 from dllm_jax.data.streams import interleaved, Mixture, Stream
 
 _THREADS = 2
@@ -53,11 +53,11 @@ def train_iterator(
         seed=_seed(seed),
         process_index=process_index,
         process_count=process_count,
-      ).map(lambda arrays: _batch(*arrays)),
+      ).map(lambda rows: _batch(rows, corpus.texts_apart)),
       prefetch_buffer_size=_AHEAD,
     )
   else:
-    source = _Batches(corpus.train, batch_size, rows, _seed(seed))
+    source = _Batches(corpus, batch_size, rows, _seed(seed))
     dataset = grain.MapDataset.source(source).to_iter_dataset(
       grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     )
@@ -96,7 +96,7 @@ def held_out_batches(
 def blank(rows: int, length: int) -> Batch:
   """Returns a batch of zeros that all count."""
   zeros = np.zeros((rows, length), np.int32)
-  return _batch(zeros, np.ones_like(zeros))
+  return _batch(packing.Row(zeros, np.ones_like(zeros)))
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -191,17 +191,18 @@ class HeldOutBatches:
 
   def _batch(self, rows: list[packing.Row]) -> Batch:
     zeros = np.zeros((self.corpus.length,), np.int32)
-    rows += [(zeros, zeros)] * (len(self.rows) - len(rows))
-    tokens, segments = zip(*rows, strict=True)
-    return _batch(np.stack(tokens), np.stack(segments))
+    rows += [packing.Row(zeros, zeros)] * (len(self.rows) - len(rows))
+    return _batch(packing.stack(rows), self.corpus.texts_apart)
 
 
-def _batch(tokens: np.ndarray, segments: np.ndarray) -> Batch:
+def _batch(rows: packing.Row, texts_apart: bool = False) -> Batch:
+  """Returns the batch of rows that are stacked."""
   return Batch(
-    tokens=tokens.astype(np.int32),
-    loss_mask=segments > 0,
-    segment_ids=segments.astype(np.int32),
-    positions=packing.positions(segments),
+    tokens=rows.tokens.astype(np.int32),
+    loss_mask=rows.mask,
+    segment_ids=rows.segments.astype(np.int32),
+    positions=packing.positions(rows.segments),
+    texts_apart=texts_apart,
   )
 
 
@@ -229,11 +230,11 @@ def _seed(seed: int) -> int:
 class _Batches:
   """One process's rows of batch k, by k."""
 
-  def __init__(
-    self, rows: RandomAccess, batch_size: int, own: range, seed: int
-  ):
-    self._rows, self._batch_size, self._own = rows, batch_size, own
-    self._order = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat()
+  def __init__(self, corpus: Corpus, batch_size: int, own: range, seed: int):
+    self._rows, self._apart = corpus.train, corpus.texts_apart
+    self._batch_size, self._own = batch_size, own
+    rows = grain.MapDataset.range(len(self._rows))
+    self._order = rows.shuffle(seed=seed).repeat()
 
   def __len__(self) -> int:
     return len(self._order) // self._batch_size
@@ -241,5 +242,4 @@ class _Batches:
   def __getitem__(self, k: int) -> Batch:
     first = k * self._batch_size
     picked = [self._rows[self._order[first + r]] for r in self._own]
-    tokens, segments = zip(*picked, strict=True)
-    return _batch(np.stack(tokens), np.stack(segments))
+    return _batch(packing.stack(picked), self._apart)

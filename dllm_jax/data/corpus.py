@@ -16,7 +16,6 @@ from dllm_jax.data import tokenizer as tokenizer_lib
 from dllm_jax.data.dataset import Dataset
 from dllm_jax.data.formats import tokens as tokens_lib
 from dllm_jax.data.formats.prepared import Records
-from dllm_jax.data.numbers import RandomRows
 from dllm_jax.data.streams import Mixture, Stream
 
 # Held-out text that is packed on the fly is measured on its beginning only, and
@@ -34,7 +33,7 @@ class RandomAccess(Protocol):
     """Returns the number of rows."""
 
   def __getitem__(self, index: int) -> packing_lib.Row:
-    """Returns a row's tokens and segment ids."""
+    """Returns a row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,7 @@ class Corpus:
     held_out: what to evaluate on, or None.
     held_out_text: the text that held-out tokens stand for, for bits per
       character; of text packed on the fly its first million characters.
+    texts_apart: see `core.types.Batch`.
   """
 
   tokenizer: tokenizer_lib.Tokenizer
@@ -55,6 +55,7 @@ class Corpus:
   train: RandomAccess | Stream | Mixture
   held_out: RandomAccess | Stream | Mixture | None
   held_out_text: packing_lib.TextSize | None
+  texts_apart: bool = False
 
 
 def load(
@@ -175,6 +176,7 @@ def _load_mixture(
     held_out_text=sum(sizes, packing_lib.TextSize())
     if sizes and None not in sizes
     else None,
+    texts_apart=any(c.texts_apart for c in loaded),
   )
 
 
@@ -214,7 +216,9 @@ def _load_random(
   return Corpus(
     tokenizer=tokenizer,
     length=dataset.length,
-    train=RandomRows(tokens=tokenizer.mask_id, length=dataset.length),
+    train=packing_lib.RandomRows(
+      tokens=tokenizer.mask_id, length=dataset.length
+    ),
     held_out=None,
     held_out_text=None,
   )

@@ -123,25 +123,3 @@ class Numbers(Plain):
   def to_json(self) -> str:
     """Returns the whole tokenizer as JSON."""
     return json.dumps({"kind": "numbers", **dataclasses.asdict(self)})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RandomRows:
-  """Rows of even random tokens, for what does not depend on text: speed.
-
-  Attributes:
-    tokens: legal ids, from 0; the mask comes after them.
-    length: tokens a row.
-  """
-
-  tokens: int
-  length: int
-
-  def __len__(self) -> int:
-    return 2**20
-
-  def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a row and its segment ids; a function of the index."""
-    rng = np.random.default_rng(index)
-    row = rng.integers(self.tokens, size=self.length, dtype=np.int32)
-    return row, np.ones_like(row)

@@ -14,7 +14,7 @@ numpy only: tokenising processes use it without jax.
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxtyping import Int
 import numpy as np
@@ -23,8 +23,25 @@ from dllm_jax.data import source
 from dllm_jax.data.tokenizer import Tokenizer
 
 Packing = Literal["slices", "packed"]
-Row = tuple[np.ndarray, np.ndarray]
-"""Tokens `[L]` and segment ids `[L]`, int32."""
+
+
+class Row(NamedTuple):
+  """One row of a batch.
+
+  Attributes:
+    tokens: `[L]`, int32.
+    segments: the document of each, from 1; 0 is padding. `[L]`, int32.
+    counts: which tokens count, `[L]`; None: all but padding.
+  """
+
+  tokens: np.ndarray
+  segments: np.ndarray
+  counts: np.ndarray | None = None
+
+  @property
+  def mask(self) -> np.ndarray:
+    """Which tokens count, `[L]`."""
+    return self.segments > 0 if self.counts is None else self.counts
 
 
 def check(packing: str, length: int, held_out: float) -> None:
@@ -138,13 +155,44 @@ class Rows:
     return pad(tokens, segments, self.length)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomRows:
+  """Rows of even random tokens, for what does not depend on text: speed.
+
+  Attributes:
+    tokens: legal ids, from 0; the mask comes after them.
+    length: tokens a row.
+  """
+
+  tokens: int
+  length: int
+
+  def __len__(self) -> int:
+    return 2**20
+
+  def __getitem__(self, index: int) -> Row:
+    """Returns a row; a function of the index."""
+    rng = np.random.default_rng(index)
+    row = rng.integers(self.tokens, size=self.length, dtype=np.int32)
+    return Row(row, np.ones_like(row))
+
+
 def pad(tokens: np.ndarray, segments: np.ndarray, length: int) -> Row:
   """Returns a row of `length` tokens; what is missing is segment 0."""
   if len(tokens) == length:
-    return tokens, segments
+    return Row(tokens, segments)
   row = np.zeros((2, length), np.int32)
   row[:, : len(tokens)] = tokens, segments
-  return row[0], row[1]
+  return Row(row[0], row[1])
+
+
+def stack(rows: Sequence[Row]) -> Row:
+  """Returns rows as one of arrays `[B, L]`, what counts written out."""
+  return Row(
+    np.stack([row.tokens for row in rows]),
+    np.stack([row.segments for row in rows]),
+    np.stack([row.mask for row in rows]),
+  )
 
 
 def renumber(segments: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

@@ -307,7 +307,7 @@ def decode(data: bytes, manifest: dict[str, Any]) -> packing_lib.Row:
   length = manifest["length"]
   token_type = np.dtype(manifest["token_type"])
   end = length * token_type.itemsize
-  return (
+  return packing_lib.Row(
     np.frombuffer(data[:end], token_type).astype(np.int32),
     np.frombuffer(data[end:], manifest["segment_type"]).astype(np.int32),
   )

@@ -21,14 +21,8 @@ from jaxtyping import Array, Bool, Float
 from dllm_jax.core.mask import Causal, MaskSpec
 from dllm_jax.core.types import Loss
 from dllm_jax.core.vocabulary import cross_entropy, forbid
-from dllm_jax.objectives.base import (
-  begins_segment,
-  Discrete,
-  Drawn,
-  evenly,
-  subs,
-  TokenSpace,
-)
+from dllm_jax.objectives.base import Discrete, Drawn, subs, TokenSpace
+from dllm_jax.objectives.texts import begins_segment, evenly
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

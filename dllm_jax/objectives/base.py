@@ -12,13 +12,14 @@ any one system. A method that overrides another has the types of its arguments
 from where it is first declared: `core.types.Objective`, or a base class.
 """
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Any, get_args, NamedTuple, Self
+from typing import Any, get_args, Self
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dllm_jax.core import check
 from dllm_jax.core.mask import Full, MaskSpec
@@ -35,20 +36,7 @@ from dllm_jax.core.types import (
   Process,
 )
 from dllm_jax.core.vocabulary import cross_entropy, forbid, reduce
-
-
-class Weights(NamedTuple):
-  """What each position's term is multiplied by.
-
-  Attributes:
-    loss: the factor in the training loss; 0 where a position does not count.
-    count: what a position adds to the normalisation.
-    bound: the factor in the likelihood bound.
-  """
-
-  loss: Float[Array, "B L"]
-  count: Float[Array, "B L"]
-  bound: Float[Array, "B L"]
+from dllm_jax.objectives.texts import Fill, unshifted, Weights
 
 
 @struct.dataclass
@@ -114,6 +102,11 @@ class Discrete(Objective):
       **fields: the objective's own fields.
     """
     return cls(vocab_size=space.vocab_size, mask_id=space.mask_id, **fields)
+
+  @classmethod
+  def filling(cls, fields: Mapping[str, Any]) -> Fill:
+    """Returns what conversations have behind them, for some fields: nothing."""
+    return Fill()
 
   def network_fields(self) -> dict[str, Any]:
     """Returns what the objective needs of a network, as its config's fields."""
@@ -194,9 +187,27 @@ class Discrete(Objective):
   ) -> Drawn:
     """Returns times and corrupted rows; unsupervised tokens stay clean."""
     key_t, key_z = jax.random.split(key)
-    t = self.time(key_t, batch.tokens.shape)
+    t = self.times(key_t, batch)
     z = self.corrupt(process, key_z, batch.tokens, t)
     return Drawn(t=t, z=jnp.where(batch.loss_mask, z, batch.tokens))
+
+  def times(self, key: Key[Array, ""], batch: Batch) -> Float[Array, "B #L"]:
+    """Returns a time for each text: for each row, or each segment of it."""
+    rows, length = batch.tokens.shape
+    if not batch.texts_apart:
+      return self.time(key, (rows, length))
+    key_t, key_order = jax.random.split(key)
+    # As many as there could be, in an order that no rule of drawing leaves.
+    t = self.time(key_t, (rows * length, 1))
+    t = jax.random.permutation(key_order, t).reshape(rows, length)
+    number = jnp.maximum(batch.segment_ids - 1, 0)
+    return jnp.take_along_axis(t, number, axis=1)
+
+  def outputs(
+    self, process: Process, denoise: Denoise, drawn: Drawn, batch: Batch
+  ) -> ModelOutputs:
+    """Returns what the network says of a corrupted row, `[B, L]` positions."""
+    return denoise(self.inputs(process, drawn.z, drawn.t, batch))
 
   def loss(
     self,
@@ -212,7 +223,7 @@ class Discrete(Objective):
     A row's `loss_weight` multiplies its loss and its share of the weight.
     """
     x0, t, z = batch.tokens, drawn.t, drawn.z
-    out = denoise(self.inputs(process, z, t, batch))
+    out = self.outputs(process, denoise, drawn, batch)
     out = unshifted(out, batch.segment_ids) if self.shift else out
     weights = self.weigh(process, x0, z, t, batch)
     if batch.loss_weight is not None:
@@ -285,21 +296,6 @@ def subs(
   return jnp.where((z == mask_id)[..., None], log_p, copied)
 
 
-def unshifted(
-  out: ModelOutputs, segment_ids: Int[Array, "B L"]
-) -> ModelOutputs:
-  """Returns shifted outputs at the slots they predict; a segment's first stays."""
-  before = jnp.pad(out.hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-  first = begins_segment(segment_ids)[..., None]
-  return out.replace(hidden=jnp.where(first, out.hidden, before))
-
-
-def begins_segment(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
-  """Returns True at the first token of each segment."""
-  before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-  return segment_ids != before
-
-
 def check_choice(name: str, value: str, legal: object) -> None:
   """Checks a field against a Literal type.
 
@@ -309,8 +305,3 @@ def check_choice(name: str, value: str, legal: object) -> None:
   choices = get_args(legal)
   if value not in choices:
     raise ValueError(f"unknown {name} {value!r}; legal: {', '.join(choices)}")
-
-
-def evenly(loss_mask: Bool[Array, "B L"]) -> Float[Array, "B L"]:
-  """Returns a count of one for each supervised token."""
-  return loss_mask.astype(jnp.float32)

@@ -11,7 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from dllm_jax.core.mask import BlockCausal, MaskSpec, TwoStream
 from dllm_jax.core.schedule import (
@@ -23,9 +23,16 @@ from dllm_jax.core.schedule import (
   Times,
 )
 from dllm_jax.core.time import draw_times
-from dllm_jax.core.types import Batch, Loss, ModelInputs, Process
+from dllm_jax.core.types import (
+  Batch,
+  Loss,
+  ModelInputs,
+  ModelOutputs,
+  Process,
+)
 from dllm_jax.objectives.base import Discrete, Drawn, TokenSpace
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.objectives.texts import Fill, with_one_masked
 
 _LEAST = 1e-3
 """What the original adds to small mask probabilities, schedule by schedule."""
@@ -200,7 +207,11 @@ class BD3LM(MDLM):
     z = self.corrupt(process, key_z, x0, t)
     if self.resample:
       z = self._redraw(process, key_z, x0, t, z)
-    return Drawn(t=t, z=jnp.where(self._supervised(batch), z, x0))
+    batch = self.supervised(batch)
+    z = jnp.where(batch.loss_mask, z, x0)
+    if self.mask_at_least_one:
+      z = with_one_masked(key, z, batch, self.mask_id)
+    return Drawn(t=t, z=z)
 
   def _redraw(self, process, key, x0, t, z):
     """Returns z with blocks outside the clip interval drawn again."""
@@ -224,10 +235,17 @@ class BD3LM(MDLM):
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), z))[1]
 
-  def _supervised(self, batch: Batch) -> Bool[Array, "B L"]:
+  @classmethod
+  def filling(cls, fields) -> Fill:
+    """Returns what conversations have behind them: whole blocks."""
+    return Fill(fields["fill"], fields["fill_to"] or fields["block_size"])
+
+  def supervised(self, batch: Batch) -> Batch:
+    """Returns the batch with all that counts."""
+    batch = super().supervised(batch)
     if not self.ignore_bos:
-      return batch.loss_mask
-    return batch.loss_mask.at[:, 0].set(False)
+      return batch
+    return batch.replace(loss_mask=batch.loss_mask.at[:, 0].set(False))
 
   def two_streams(
     self, z: Int[Array, "B L"], t: Float[Array, "B L"], batch: Batch
@@ -260,15 +278,14 @@ class BD3LM(MDLM):
     heavy = process.state["clip"][0] > 0.5
     return jnp.where(heavy, 1.0, factor)
 
+  def outputs(self, process, denoise, drawn, batch) -> ModelOutputs:
+    """Returns what the noisy one of two streams says."""
+    out = denoise(self.two_streams(drawn.z, drawn.t, batch))
+    return out.replace(hidden=out.hidden[:, : drawn.z.shape[1]])
+
   def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
-    """Returns the loss of one pass over two streams; the noisy one predicts."""
-
-    def noisy_half(inputs: ModelInputs):
-      out = denoise(self.two_streams(drawn.z, drawn.t, batch))
-      return out.replace(hidden=out.hidden[:, : drawn.z.shape[1]])
-
-    batch = batch.replace(loss_mask=self._supervised(batch))
-    loss = super().loss(process, noisy_half, drawn, batch, step=step)
+    """Returns the loss of one pass over two streams."""
+    loss = super().loss(process, denoise, drawn, batch, step=step)
     low, high = process.state["clip"]
     ends = {"clip_low": low, "clip_high": high}
     return loss.replace(metrics={**loss.metrics, **ends})

@@ -17,7 +17,7 @@ from dllm_jax.core import check
 from dllm_jax.core.time import draw_times, TimeRule
 from dllm_jax.core.types import Batch, Noise, Process
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.objectives.base import check_choice, Discrete, evenly, Weights
+from dllm_jax.objectives.base import check_choice, Discrete
 from dllm_jax.objectives.mixture import (
   between,
   corrupt_by,
@@ -31,6 +31,7 @@ from dllm_jax.objectives.mixture import (
   real_tokens,
   safe_log,
 )
+from dllm_jax.objectives.texts import evenly, Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

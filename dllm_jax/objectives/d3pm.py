@@ -25,9 +25,7 @@ from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import (
   check_choice,
   Discrete,
-  evenly,
   TokenSpace,
-  Weights,
 )
 from dllm_jax.objectives.d3pm_schedule import (
   BETAS,
@@ -51,6 +49,7 @@ from dllm_jax.objectives.mixture import (
   step_divergence,
   vocabulary_without_mask,
 )
+from dllm_jax.objectives.texts import evenly, Weights
 
 Final = Literal["network", "posterior"]
 Support = Literal["tokens", "vocabulary"]

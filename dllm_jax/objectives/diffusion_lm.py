@@ -32,7 +32,7 @@ from dllm_jax.core.types import (
 )
 from dllm_jax.core.vocabulary import cross_entropy
 from dllm_jax.objectives import rounding
-from dllm_jax.objectives.base import check_choice, Discrete, evenly, TokenSpace
+from dllm_jax.objectives.base import check_choice, Discrete, TokenSpace
 from dllm_jax.objectives.gaussian_steps import (
   divergence,
   implicit,
@@ -44,6 +44,7 @@ from dllm_jax.objectives.gaussian_steps import (
   tables,
 )
 from dllm_jax.objectives.mixture import vocabulary_without_mask
+from dllm_jax.objectives.texts import evenly
 
 Parameterisation = Literal["x0", "epsilon"]
 Predictor = Literal["ancestral", "ddim"]

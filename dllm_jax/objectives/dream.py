@@ -21,12 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dllm_jax.core import check
 from dllm_jax.core.types import Loss, ModelInputs
-from dllm_jax.objectives.base import (
-  begins_segment,
-  check_choice,
-)
+from dllm_jax.objectives.base import check_choice
 from dllm_jax.objectives.llada import Cut, LLaDA
-from dllm_jax.objectives.mdlm import Normalisation
+from dllm_jax.objectives.texts import begins_segment, Normalisation
 
 TokenWeights = Literal["cart", "time"]
 

@@ -15,9 +15,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from dllm_jax.core import check
+from dllm_jax.core.mask import Causal
 from dllm_jax.core.schedule import (
   Linear,
   LogLinear,
@@ -26,21 +27,29 @@ from dllm_jax.core.schedule import (
   SigmaLinear,
 )
 from dllm_jax.core.time import draw_times, TimeRule
-from dllm_jax.core.types import Batch, Denoise, Process
+from dllm_jax.core.types import Batch, Denoise, Loss, Process
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 from dllm_jax.objectives.base import (
   check_choice,
   corrupt_to,
   Discrete,
-  evenly,
+  Drawn,
   subs,
+)
+from dllm_jax.objectives.texts import (
+  evenly,
+  Fill,
+  FillKind,
+  next_token_loss,
+  Normalisation,
+  normalise,
   Weights,
+  with_one_masked,
 )
 
 Weighting = Literal["bound", "uniform", "linear"]
 Parameterisation = Literal["subs", "softmax"]
 TimeChange = Literal["none", "change_of_variables", "importance_sampling"]
-Normalisation = Literal["token", "sequence", "batch", "masked"]
 
 _HALVINGS = 30
 """Of the interval of times, which are then known to 1e-9."""
@@ -53,7 +62,8 @@ class MDLM(Discrete):
   Attributes:
     schedule: alpha(t). With a floor above 0 (`LogLinear`) the weight stays 1/t.
     time_rule: how training times are drawn over the global batch.
-    time_epsilon: training times lie in [time_epsilon, 1).
+    time_epsilon: training times lie in [time_epsilon, time_limit).
+    time_limit: the end of training times, at most 1.
     sampling_epsilon: the last time before noise removal.
     time_conditioning: whether the network is told sigma(t).
     steps: T of the discrete-time bound; None for continuous time.
@@ -65,13 +75,21 @@ class MDLM(Discrete):
       leaves it in, as LLaDA's family does. Sampling never draws a mask.
     weighting: factor of a masked token in the loss: that of the bound, 1, or
       1 - t. What is reported as the bound stays the bound.
-    normalisation: what the loss is an average over.
+    normalisation: what the loss is an average over, see `normalise`.
     shift: 1 if the output at slot i predicts the token of slot i + 1, as in
       autoregressive networks and Dream: the token before, if it is there, is
       then read without attention, and small networks learn sooner.
     kept_weight: factor, in the loss, of the cross-entropy of tokens that are not
       masked, at least 0; to copy them is learned before context is, and is no
       part of the bound.
+    mask_prompts: whether prompts are masked, and count, as answers do.
+    mask_at_least_one: whether a text of which nothing was masked gets one mask.
+    autoregressive_weight: factor, in the loss, of the cross-entropy of each
+      supervised token given those before it, of a causal pass over clean tokens.
+    fill: what conversations have behind them: end-of-text tokens that count as
+      answers do, such tokens that are only seen, or nothing.
+    fill_to: the tokens of which a filled conversation has a multiple; 0: it
+      fills its row, and a row of several ends where the last one does.
   """
 
   schedule: Schedule = dataclasses.field(
@@ -79,6 +97,7 @@ class MDLM(Discrete):
   )
   time_rule: TimeRule = "stratified"
   time_epsilon: float = 1e-3
+  time_limit: float = 1.0
   sampling_epsilon: float = 1e-5
   time_conditioning: bool = False
   steps: int | None = None
@@ -88,6 +107,11 @@ class MDLM(Discrete):
   normalisation: Normalisation = "token"
   shift: Literal[0, 1] = 0
   kept_weight: float = 0.0
+  mask_prompts: bool = False
+  mask_at_least_one: bool = False
+  autoregressive_weight: float = 0.0
+  fill: FillKind = "counted"
+  fill_to: int = 0
 
   def __post_init__(self):
     super().__post_init__()
@@ -95,6 +119,9 @@ class MDLM(Discrete):
       raise ValueError("masked diffusion needs a mask_id")
     check.within("time_epsilon", self.time_epsilon, "[0, 1)")
     check.within("sampling_epsilon", self.sampling_epsilon, "[0, 1)")
+    check.within("time_limit", self.time_limit, f"({self.time_epsilon}, 1]")
+    check.at_least(self, 0, "autoregressive_weight", "fill_to")
+    check_choice("fill", self.fill, FillKind)
     if self.steps is not None and self.steps < 1:
       raise ValueError(
         f"steps (T) must be at least 1, or None for continuous time, not "
@@ -165,9 +192,10 @@ class MDLM(Discrete):
   def time(
     self, key: Key[Array, ""], shape: tuple[int, int]
   ) -> Float[Array, "B 1"]:
-    """Returns one time a row: t = (1 - eps) u + eps, then changed as asked."""
+    """Returns one time a row: t = (limit - eps) u + eps, changed as asked."""
     u = draw_times(key, (shape[0], 1), self.time_rule)
-    return self.place((1.0 - self.time_epsilon) * u + self.time_epsilon)
+    width = self.time_limit - self.time_epsilon
+    return self.place(width * u + self.time_epsilon)
 
   def place(self, t: Float[Array, "B #T"]) -> Float[Array, "B #T"]:
     """Returns the training times of evenly spread ones.
@@ -185,6 +213,38 @@ class MDLM(Discrete):
     if isinstance(s, SigmaLinear):
       return (-jnp.log1p(-masked) - s.sigma_min) / (s.sigma_max - s.sigma_min)
     return masked / (1.0 - s.floor)
+
+  @classmethod
+  def filling(cls, fields) -> Fill:
+    """Returns what conversations have behind them."""
+    return Fill(fields["fill"], fields["fill_to"])
+
+  def supervised(self, batch: Batch) -> Batch:
+    """Returns the batch with all that counts, prompts too where they do."""
+    if not self.mask_prompts:
+      return batch
+    return batch.replace(loss_mask=batch.segment_ids > 0)
+
+  def draw(self, process, key, batch, *, step) -> Drawn:
+    """Returns times and corrupted rows; unsupervised tokens stay clean."""
+    batch = self.supervised(batch)
+    drawn = super().draw(process, key, batch, step=step)
+    if not self.mask_at_least_one:
+      return drawn
+    z = with_one_masked(key, drawn.z, batch, self.mask_id)
+    return drawn.replace(z=z)
+
+  def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
+    """Returns the loss of one evaluation, or of two with a causal one."""
+    batch = self.supervised(batch)
+    loss = super().loss(process, denoise, drawn, batch, step=step)
+    if not self.autoregressive_weight:
+      return loss
+    clean = jnp.zeros((batch.tokens.shape[0], 1))
+    inputs = self.inputs(process, batch.tokens, clean, batch)
+    out = denoise(inputs.replace(mask=Causal()))
+    more = next_token_loss(out, batch, self.normalisation, self.mask_id)
+    return loss.replace(total=loss.total + self.autoregressive_weight * more)
 
   def corrupt(
     self,
@@ -219,7 +279,7 @@ class MDLM(Discrete):
     )
     loss = jnp.where(batch.loss_mask, loss, 0.0)
     weights = Weights(loss=loss, count=evenly(batch.loss_mask), bound=bound)
-    return normalise(weights, self.normalisation, batch.loss_mask)
+    return normalise(weights, self.normalisation, batch)
 
   def emphasis(
     self,
@@ -337,26 +397,3 @@ class MDLM(Discrete):
       raise ValueError(f"sampling needs at least 1 step, not {steps}")
     times = jnp.linspace(1.0, self.sampling_epsilon, steps)
     return jnp.append(times, 0.0)
-
-
-def normalise(
-  weights: Weights,
-  rule: Normalisation,
-  loss_mask: Bool[Array, "B L"],
-) -> Weights:
-  """Returns weights whose loss is an average of the named kind.
-
-  "token": over supervised tokens of the batch. "masked": over those that were
-  masked. "sequence": each row's loss over its supervised tokens (its answer),
-  then over rows. "batch": each row's sum, over rows.
-  """
-  if rule == "token":
-    return weights
-  if rule == "masked":
-    return weights._replace(count=evenly(weights.bound != 0))
-  share = loss_mask / jnp.maximum(jnp.sum(loss_mask, 1, keepdims=True), 1)
-  if rule == "sequence":
-    weights = weights._replace(
-      loss=weights.loss * jnp.max(share, axis=1, keepdims=True)
-    )
-  return weights._replace(count=share)

@@ -97,6 +97,9 @@ _autoregressive = functools.partial(
   sampler="autoregressive",
   adopts=True,
 )
+_ANSWERS = {"normalisation": "sequence", "random_length": 0.0}
+"""LLaDA's fine-tuning: an average over answers, of their fill too."""
+
 FAMILIES: tuple[Family, ...] = (
   Family(
     name="llada",
@@ -105,6 +108,7 @@ FAMILIES: tuple[Family, ...] = (
     architectures=("LLaDAModelLM",),
     network=networks.llada,
     objective=LLaDA,
+    finetuning=_ANSWERS,
     sampler="llada",
     ids=Ids(mask=126336, end=126081, pad=126081),
     harmless=(
@@ -150,6 +154,7 @@ FAMILIES: tuple[Family, ...] = (
     architectures=("LLaDAMoEModelLM", "LLaDAMoEModel"),
     network=networks.llada_moe,
     objective=LLaDA,
+    finetuning=_ANSWERS,
     sampler="llada",
     ids=Ids(mask=156895, end=156892, pad=156892),
   ),

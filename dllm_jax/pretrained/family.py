@@ -40,6 +40,8 @@ class Family:
     network: the network's config.
     objective: the objective's class.
     settings: its fields.
+    finetuning: fields of the objective in its published fine-tuning, which a
+      run begins with.
     sampler: the preset that samples as published.
     ids: the published special tokens.
     counts_padding: whether hidden slots take positions, as in LLaDA; else
@@ -58,6 +60,7 @@ class Family:
   network: Callable[[Fields], Any]
   objective: type
   settings: Callable[[Fields], dict[str, Any]] = lambda fields: {}
+  finetuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sampler: str
   ids: Ids = Ids(None)
   counts_padding: bool = True

@@ -5,6 +5,7 @@ nothing else. What only its first owners need (their config, their tokenizer's
 files) is kept under `published/` and written again on the way out.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
@@ -205,13 +206,19 @@ def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
   rows = 8 * jax.device_count()
   return {
     "data": {"length": length},
-    "objective": {"name": name, **fields},
+    "objective": {"name": name, **fields, **_finetuning(model)},
     "model": {"name": kind, **shape},
     "optimizer": {"learning_rate": 1e-5},
     "training": {"batch_size": rows},
     "evaluation": {"batch_size": rows},
     "sampler": {"preset": model.sampler},
   }
+
+
+def _finetuning(model: Pretrained) -> Mapping[str, Any]:
+  """Returns fields of the objective that the family is fine-tuned with."""
+  own = type(model.objective) is model.family.objective
+  return model.family.finetuning if own else {}
 
 
 def _keep(model: Pretrained, folder: Path) -> None:

@@ -47,11 +47,11 @@ class Records:
     file = int(np.searchsorted(self._rows, index, side="right"))
     inside = index - (self._rows[file - 1] if file else 0)
     at, part = divmod(int(inside), self._slices)
-    tokens, segments = record.decode(
+    tokens, segments, _ = record.decode(
       self._source[int(self._first_record[file]) + at], self._manifest
     )
     cut = slice(part * self._length, (part + 1) * self._length)
     tokens, segments = tokens[cut], segments[cut]
     real = segments > 0
     segments[real] = packing_lib.renumber(segments[real])
-    return tokens, segments
+    return packing_lib.Row(tokens, segments)

@@ -87,7 +87,7 @@ class Stream:
     segments = element["tokens_segment_ids"]
     if self.packing == "slices":
       segments = np.minimum(segments, 1)
-    return element["tokens"], segments
+    return packing_lib.Row(element["tokens"], segments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +234,7 @@ def interleaved(
 ) -> grain.IterDataset:
   """Returns this process's rows of each batch, endlessly.
 
-  Elements are (tokens, segment ids), `[batch_size / process_count, length]`.
+  Elements are `Row`s of arrays `[batch_size / process_count, length]`.
 
   Args:
     side: a `Stream`, or a `Mixture` of sides.
@@ -281,8 +281,7 @@ class _InterleavedIterator(grain.DatasetIterator):
       next(shard) for shard in self._shards.values() for _ in range(self._rows)
     ]
     self._batch += 1
-    tokens, segments = zip(*rows, strict=True)
-    return np.stack(tokens), np.stack(segments)
+    return packing_lib.stack(rows)
 
   def get_state(self) -> dict[str, Any]:
     return {
