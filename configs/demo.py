@@ -15,8 +15,6 @@ def get_config() -> ConfigDict:
     "base": "shakespeare",
     "data": {"tokenizer": "bpe:2048"},
     "objective": {"shift": 1, "weighting": "uniform"},
-    "model": {"embedding_std": 1.0},
-    "optimizer": {"name": "muon", "learning_rate": 0.015},
     "training": {"steps": 800},
     "evaluation": {"every_steps": 400, "sample_every": 400},
     "sampler": {"temperature": 0.8},  # surer of its words, less surprising
