@@ -110,7 +110,9 @@ def free_port() -> int:
     return found.getsockname()[1]
 
 
-def job(workdir, resolved, *options, processes: int = 2, devices: int = 1):
+def job(
+  workdir, resolved, *options, processes: int = 2, devices: int = 1, at=None
+):
   """Starts `dllm train` in several processes by launch/local.py.
 
   Args:
@@ -119,6 +121,7 @@ def job(workdir, resolved, *options, processes: int = 2, devices: int = 1):
     *options: of the launcher.
     processes: how many.
     devices: simulated devices of each.
+    at: where the run is instead, such as in a bucket.
 
   Returns:
     The launcher's process, and a function to the ids of the running processes.
@@ -133,7 +136,7 @@ def job(workdir, resolved, *options, processes: int = 2, devices: int = 1):
     [
       *(sys.executable, ROOT / "launch" / "local.py"),
       *(f"--processes={processes}", f"--devices={devices}", *options),
-      *("--", "train", f"--config={file}", f"--workdir={workdir}"),
+      *("--", "train", f"--config={file}", f"--workdir={at or workdir}"),
     ],
     cwd=ROOT,
     stdout=subprocess.PIPE,

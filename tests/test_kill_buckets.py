@@ -1,6 +1,7 @@
 """Whole commands on buckets, and runs that are killed while they save there."""
 
 import json
+import os
 import signal
 import time
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from dllm_jax.core import paths
+from dllm_jax.data.tokenizer import make_tokenizer
 from dllm_jax.training import checkpoint
 from dllm_jax.training.staged import MARKER
 from tests import runs
@@ -118,3 +120,50 @@ def test_a_bucket_that_is_not_there_is_a_mistake(bucket):
   _, err = process.communicate(timeout=100)
   assert process.returncode == 2
   assert "does not exist; make the bucket first" in err.splitlines()[-1]
+
+
+@pytest.mark.all
+def test_two_processes_save_in_a_bucket(stores, tmp_path):
+  """Both are killed, one after the other and while they save; then go on."""
+  fields = {
+    "mesh__data": 2,
+    "training__steps": 16,
+    "training__heartbeat_seconds": 20.0,
+    "checkpoint__every_steps": 4,
+    "logging__every_steps": 1,
+    "evaluation__batches": 1,
+  }
+  resolved = runs.tiny(**fields)
+  workdir = f"{stores.bucket('gs')}/run"
+  saved = paths.place(workdir) / "checkpoints"
+  launcher, running = runs.job(
+    tmp_path / "run", resolved, "--restarts=5", "--grace=0.5", at=workdir
+  )
+  for step, victim in ((4, 0), (8, 1), (12, 0)):
+    limit = time.monotonic() + 300
+    while not (saved / str(step)).exists() and launcher.poll() is None:
+      assert time.monotonic() < limit
+      time.sleep(0.02)
+    before = running()
+    os.kill(before[victim], signal.SIGKILL)
+    while running() == before and launcher.poll() is None:
+      assert time.monotonic() < limit
+      time.sleep(0.1)
+  launcher.communicate(timeout=600)
+  assert launcher.returncode == 0, (tmp_path / "run.log").read_text()
+  whole = runs.run(tmp_path / "whole", **fields | {"mesh__data": 1})
+  whole.train()
+  state = runs.Run.open(workdir, devices=jax.devices()[:1]).state
+  assert int(state.step) == 16
+  for a, b in zip(
+    runs.parameters(state), runs.parameters(whole.state), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tokenizer_lies_in_a_bucket(bucket, tmp_path):
+  made = make_tokenizer("bpe:260", [], training_texts=["to be or not to be"])
+  file = paths.place(bucket) / "own" / "tokenizer.json"
+  file.write_text(made.definition)
+  read = make_tokenizer(str(file), [])
+  assert read.decode(read.prompt("not to be")) == "not to be"

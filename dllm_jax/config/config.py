@@ -368,11 +368,9 @@ def parse(config: ConfigDict) -> Config:
     ValueError: a field has an illegal value.
   """
   values = config.to_dict()
-  return Config(
-    objective=values["objective"],
-    model=values["model"],
-    **{name: cls(**values[name]) for name, cls in _SECTIONS.items()},
-  )
+  parsed = {name: cls(**values[name]) for name, cls in _SECTIONS.items()}
+  parsed["training"] = parsed["training"].of_rows(parsed["data"].length)
+  return Config(objective=values["objective"], model=values["model"], **parsed)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

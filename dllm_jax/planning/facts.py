@@ -57,7 +57,7 @@ class Reference:
 
   def _run(self, model: Mapping[str, object]) -> Run:
     resolved = ConfigDict(self.resolved.to_dict())
-    resolved.training.batch_size = 2
+    resolved.training.update({"batch_size": 2, "batch_tokens": 0})
     resolved.training.microbatches = 1
     for name, value in model.items():
       resolved.model[name] = value

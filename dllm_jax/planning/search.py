@@ -25,6 +25,7 @@ import math
 from ml_collections import ConfigDict
 import numpy as np
 
+from dllm_jax.config import config as configs
 from dllm_jax.core.axes import AXES
 from dllm_jax.data import Tokenizer
 from dllm_jax.models.layers import REMAT
@@ -166,7 +167,7 @@ class _Model:
     self.machine, self.reference = machine, reference
     self.facts: Facts = reference.facts
     self.network = reference.network
-    self.batch = resolved.training.batch_size
+    self.batch = configs.parse(resolved).training.batch_size
     self.length = max(c.segment_ids.shape[1] for c in reference.calls)
     self.bytes = 2 if self.network.dtype == "bfloat16" else 4
 

@@ -23,7 +23,12 @@ from dllm_jax.run.run import Run
 from dllm_jax.training import metrics
 
 # What makes the data and its order.
-_SAME = ("data", "training.batch_size", "training.seed")
+_SAME = (
+  "data",
+  "training.batch_size",
+  "training.batch_tokens",
+  "training.seed",
+)
 
 
 def prepare(
@@ -73,7 +78,8 @@ def _at(resolved: ConfigDict, path: str) -> Any:
 
 
 def _set_budget(resolved: ConfigDict, budget_tokens: int, points: int) -> None:
-  batch = resolved.training.batch_size * resolved.data.length
+  training = configs.parse(resolved).training
+  batch = training.batch_size * resolved.data.length
   if budget_tokens < batch:
     raise ValueError(
       f"budget_tokens {budget_tokens} is less than one batch of {batch} tokens"

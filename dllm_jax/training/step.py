@@ -58,6 +58,8 @@ class Training:
   Attributes:
     steps: optimiser steps.
     batch_size: rows in a global batch, over all devices and microbatches.
+    batch_tokens: tokens in a global batch instead, a multiple of a row's; 0:
+      `batch_size` rows.
     microbatches: parts that a batch is split into, to save memory; a divisor.
     seed: the seed of initialisation, corruption and data order.
     ema_decay: decay of the parameter average a step; 0 keeps none.
@@ -71,6 +73,7 @@ class Training:
 
   steps: int = 1000
   batch_size: int = 32
+  batch_tokens: int = 0
   microbatches: int = 1
   seed: int = 0
   ema_decay: float = 0.0
@@ -85,7 +88,11 @@ class Training:
         "training.steps and training.batch_size must be at least 1, not "
         f"{self.steps} and {self.batch_size}"
       )
-    if self.microbatches < 1 or self.batch_size % self.microbatches:
+    check.at_least(self, 0, "batch_tokens", prefix="training.")
+    rows_are_known = not self.batch_tokens
+    if self.microbatches < 1 or (
+      rows_are_known and self.batch_size % self.microbatches
+    ):
       raise ValueError(
         f"training.microbatches {self.microbatches} must divide "
         f"training.batch_size {self.batch_size}"
@@ -97,6 +104,22 @@ class Training:
         f"not {self.hang_seconds} and {self.heartbeat_seconds}"
       )
     self.profiled()
+
+  def of_rows(self, length: int) -> "Training":
+    """Returns the settings with `batch_size` filled in, for rows of a length.
+
+    Raises:
+      ValueError: rows of so many tokens do not make a batch of `batch_tokens`.
+    """
+    if not self.batch_tokens:
+      return self
+    rows, rest = divmod(self.batch_tokens, length)
+    if rows < 1 or rest:
+      raise ValueError(
+        f"training.batch_tokens {self.batch_tokens} must be a multiple of "
+        f"data.length {length}, the tokens of a row"
+      )
+    return dataclasses.replace(self, batch_size=rows, batch_tokens=0)
 
   def profiled(self) -> tuple[int, int] | None:
     """Returns the first and last step of the profiler trace, None for none."""

@@ -236,3 +236,13 @@ def test_a_choice_with_fields_of_another_is_refused():
   resolved.objective.schedule.name = "geometric"
   with pytest.raises(ValueError, match="geometric has no field ceiling, floor"):
     config.parse(resolved).build(Characters("abc"))
+
+
+def test_a_batch_may_be_given_in_tokens():
+  resolved = config.load("shakespeare")
+  resolved.training.batch_tokens = 8 * resolved.data.length
+  resolved.training.microbatches = 4
+  assert config.parse(resolved).training.batch_size == 8
+  resolved.training.batch_tokens += 1
+  with pytest.raises(ValueError, match="must be a multiple of data.length 128"):
+    config.parse(resolved)

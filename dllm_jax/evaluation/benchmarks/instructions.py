@@ -1,0 +1,126 @@
+"""Instructions on words of a few letters: generated, and marked by exact match.
+
+    user       sort d b c a
+    assistant  a b c d
+
+A model that was taught one group of kinds, `FIRST`, knows the form of an answer
+and can point at letters; the other group, `LATER`, is what fine-tuning teaches it.
+Every word of a held-out question is one that no taught question has.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import random
+import string
+
+from dllm_jax.core.files import write_whole
+from dllm_jax.core.paths import Path
+
+_LETTERS = string.ascii_lowercase[:12]
+_LENGTHS = range(3, 7)
+_END = "<|end|>"
+_TEMPLATE = (
+  "{% for message in messages %}"
+  "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+KINDS: dict[str, Callable[[str], str]] = {
+  "reverse": lambda word: word[::-1],
+  "double": lambda word: "".join(2 * letter for letter in word),
+  "first": lambda word: word[0],
+  "last": lambda word: word[-1],
+  "length": lambda word: str(len(word)),
+  "copy": lambda word: word,
+  "sort": lambda word: "".join(sorted(word)),
+  "count": lambda word: str(word.count(word[0])),
+}
+"""What is asked of a word, and its answer; "count" is of its first letter."""
+
+FIRST = ("reverse", "double", "first", "last", "length")
+LATER = ("copy", "sort", "count")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """An instruction with its answer.
+
+  Attributes:
+    kind: a key of `KINDS`.
+    word: what it is asked of.
+  """
+
+  kind: str
+  word: str
+
+  @property
+  def messages(self) -> list[dict[str, str]]:
+    """The conversation, answered."""
+    asked = f"{self.kind} {self.word}"
+    return [
+      {"role": "user", "content": asked},
+      {"role": "assistant", "content": self.answer},
+    ]
+
+  @property
+  def answer(self) -> str:
+    """What is right."""
+    return KINDS[self.kind](self.word)
+
+
+def questions(
+  kinds: Sequence[str], number: int, *, seed: int, held_out: bool = False
+) -> list[Question]:
+  """Returns distinct questions, as many of each kind as of any other.
+
+  Args:
+    kinds: which.
+    number: how many in all; there are tens of thousands of words.
+    seed: with the kinds it determines the questions.
+    held_out: whether they are of words that are never taught.
+  """
+  rng = random.Random(f"{seed} {held_out}")
+  found: dict[Question, None] = {}
+  while len(found) < number:
+    word = "".join(rng.choices(_LETTERS, k=rng.choice(_LENGTHS)))
+    if _is_held_out(word) == held_out:
+      found[Question(kinds[len(found) % len(kinds)], word)] = None
+  return list(found)
+
+
+def _is_held_out(word: str) -> bool:
+  """Whether a word is among the tenth that is never taught."""
+  return random.Random(word).random() < 0.1
+
+
+def write(asked: Sequence[Question], path: Path) -> None:
+  """Writes questions with their answers as conversations, JSON lines."""
+  lines = (json.dumps({"messages": q.messages}) for q in asked)
+  write_whole(path, "\n".join(lines) + "\n")
+
+
+def write_tokenizer(folder: Path) -> str:
+  """Writes a tokenizer of letters with its chat template; returns its path."""
+  import tokenizers  # noqa: PLC0415
+
+  special = ["<|mask|>", _END, "<|user|>", "<|assistant|>"]
+  plain = [*string.ascii_lowercase, *string.digits, " "]
+  vocabulary = {token: i for i, token in enumerate([*plain, *special])}
+  made = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(vocabulary, unk_token=" ")
+  )
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+  made.decoder = tokenizers.decoders.Fuse()
+  made.add_special_tokens(special)
+  folder.mkdir(parents=True, exist_ok=True)
+  settings = {
+    "chat_template": _TEMPLATE,
+    "eos_token": _END,
+    "pad_token": _END,
+    "mask_token": "<|mask|>",
+  }
+  write_whole(folder / "tokenizer.json", made.to_str())
+  write_whole(folder / "tokenizer_config.json", json.dumps(settings))
+  return str(folder / "tokenizer.json")
