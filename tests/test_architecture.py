@@ -25,7 +25,7 @@ ORDER = (
   {"config"},
   {"run"},
   {"plots"},
-  {"evaluation"},
+  {"posttraining", "evaluation"},
   {"planning"},
   {"reports"},
   {"cli"},
@@ -108,6 +108,7 @@ def test_configs_are_read_in_one_place():
   assert users <= {
     "config",
     "run",
+    "posttraining",
     "planning",
     "reports",
     "cli",
