@@ -66,8 +66,10 @@ class Command:
     summary: one line for the list of commands.
     define: adds its flags.
     run: does it, given the arguments; returns the last line's JSON object.
-    overrides: sections that flags such as `--sampler.steps` override, with what
-      their defaults are read from.
+    overrides: sections of the configuration that flags such as
+      `--sampler.steps` override.
+    sections: sections of the command's own, by name: what returns their
+      defaults, a frozen dataclass.
     positional: names that the first argument may have, if it takes one.
     variant: the command with the flags that some arguments bring with them.
   """
@@ -77,6 +79,9 @@ class Command:
   define: Callable[[Flags], None]
   run: Callable[[list[str]], Mapping[str, Any]]
   overrides: Sequence[str] = ()
+  sections: Mapping[str, Callable[[], Any]] = dataclasses.field(
+    default_factory=dict
+  )
   positional: Sequence[str] = ()
   variant: Callable[[Sequence[str]], "Command"] | None = None
 
@@ -168,6 +173,17 @@ def _stored(workdir: str | None) -> ConfigDict | None:
   return None
 
 
+def _sections(command: Command) -> dict[str, ConfigDict]:
+  """Returns the defaults of all sections but the configuration itself."""
+  given = [name for name in command.overrides if name != "config"]
+  fields = {name: configs.resolve({})[name] for name in given}
+  own = {
+    name: ConfigDict(dataclasses.asdict(defaults()))
+    for name, defaults in command.sections.items()
+  }
+  return fields | own
+
+
 def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
   """Returns the parsed flags of a command.
 
@@ -192,10 +208,8 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
             "--config.* fields need a --config to override, for example "
             "--config=shakespeare"
           )
-    for section in command.overrides:
-      if section != "config":
-        fields = configs.resolve({})[section]
-        define_section(values, section, fields, rest)
+    for section, fields in _sections(command).items():
+      define_section(values, section, fields, rest)
     left = values(["dllm", *rest])[1:]
   except flags.Error as error:
     message = " ".join(str(error).split())
@@ -245,19 +259,17 @@ def help_text(command: Command) -> str:
       initial_indent="      ",
       subsequent_indent="      ",
     )
-  for section in command.overrides:
-    if section == "config":
-      lines += [
-        "  --config=FILE or a bundled name (see `dllm configs`)",
-        "  --config.path.to.field=value",
-        "      overrides any field of the configuration, for example",
-        "      --config.training.steps=100",
-      ]
-      continue
+  if "config" in command.overrides:
+    lines += [
+      "  --config=FILE or a bundled name (see `dllm configs`)",
+      "  --config.path.to.field=value",
+      "      overrides any field of the configuration, for example",
+      "      --config.training.steps=100",
+    ]
+  for section, fields in _sections(command).items():
     lines.append(f"  --{section}.FIELD=value")
-    fields = configs.resolve({})[section].to_dict()
     lines += textwrap.wrap(
-      ", ".join(f"{k}={v}" for k, v in fields.items()),
+      ", ".join(f"{k}={v}" for k, v in fields.to_dict().items()),
       width,
       initial_indent="      ",
       subsequent_indent="      ",

@@ -26,15 +26,15 @@ from dllm_jax.parallel import (
   row_share,
   RULES,
 )
-from dllm_jax.parallel.watch import Watch
 from dllm_jax.run import workdir as workdirs
+from dllm_jax.run.loop import training_loop
 from dllm_jax.sampling.generator import Generator, Sampled
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import Template
 from dllm_jax.training.checkpoint import Checkpoints
 from dllm_jax.training.held_out import HeldOut
 from dllm_jax.training.loop import compile_program, Hooks, Loop, Program
-from dllm_jax.training.metrics import latest, MetricWriter
+from dllm_jax.training.metrics import latest
 from dllm_jax.training.step import Trainer, TrainState
 
 
@@ -244,37 +244,20 @@ class Run:
 
   def loop(self, workdir: paths.Path, hooks: Hooks) -> Loop:
     """Returns the training loop of this run, writing into a directory."""
-    config, share = self.config, row_share(self.mesh)
-    return Loop(
+    training, share = self.config.training, row_share(self.mesh)
+    return training_loop(
+      self,
+      workdir,
       program=self.program,
       batches=data.train_iterator(
         self.corpus,
-        batch_size=config.training.batch_size,
-        seed=config.training.seed,
+        batch_size=training.batch_size,
+        seed=training.seed,
         process_index=share.index,
         process_count=share.count,
       ),
-      checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
-      writer=lambda step: MetricWriter(
-        workdir,
-        config.logging,
-        resumed_step=step,
-        config=self.resolved.to_dict(),
-        active=jax.process_index() == 0,
-      ),
-      steps=config.training.steps,
-      save_every=config.checkpoint.every_steps,
-      logging=config.logging,
-      mesh=self.mesh,
       hooks=hooks,
-      learning_rate=config.optimizer.learning_rates(config.training.steps),
-      workdir=workdir,
-      watch=Watch(
-        hang_seconds=config.training.hang_seconds,
-        heartbeat_seconds=config.training.heartbeat_seconds,
-      ),
       model_flops=self.model_flops,
-      profile_steps=config.training.profiled(),
     )
 
   @functools.cached_property

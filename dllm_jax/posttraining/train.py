@@ -1,0 +1,64 @@
+"""Training a run with the loss and the batches of a method.
+
+The loop, its checkpoints and its log are those of `dllm train`.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from typing import Any
+
+import jax
+
+from dllm_jax.core.types import Batch, Objective
+from dllm_jax.parallel import RULES
+from dllm_jax.run.loop import training_loop
+from dllm_jax.run.run import Run
+from dllm_jax.training.loop import compile_program, Hooks
+from dllm_jax.training.metrics import latest
+from dllm_jax.training.step import TrainState
+
+
+def train(
+  run: Run,
+  objective: Objective,
+  *,
+  batches: Iterator[Batch],
+  blank: Batch,
+  evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+) -> dict[str, Any]:
+  """Trains a run, or continues, to its configured step; returns a summary.
+
+  Args:
+    run: the run, as `begin` returns it.
+    objective: the method: `draw` and `loss` are its own, the rest is that of
+      the run's objective.
+    batches: this process's rows of each batch, with `get_state` and
+      `set_state`, as `data.BatchIterator` has them.
+    blank: any batch of that form over all processes; for its shapes.
+    evaluate: what is logged after every `evaluation.every_steps` and last.
+
+  Raises:
+    NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
+  """
+  trainer = dataclasses.replace(run.trainer, objective=objective)
+  evaluation = run.config.evaluation
+  hooks = Hooks(
+    evaluate=evaluate,
+    evaluate_every=evaluation.every_steps,
+    sample=lambda state: run.sample(state=state).texts,
+    sample_every=evaluation.sample_every,
+  )
+  with jax.set_mesh(run.mesh):
+    program = compile_program(trainer, blank, run.mesh, RULES)
+    loop = training_loop(
+      run,
+      run.workdir,
+      program=program,
+      batches=batches,
+      hooks=hooks,
+      model_flops=lambda: trainer.model_flops(program.abstract, blank),
+    )
+    state, summary = loop.run()
+  run.__dict__["state"] = state
+  says = "loss_nats_per_token", "eval_", "tokens_per_second"
+  return latest(run.workdir, says) | summary
