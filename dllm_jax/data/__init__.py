@@ -3,7 +3,7 @@
 `load(Dataset(path=...))` opens a corpus, `train_iterator` and `held_out_batches`
 cut it into `core.Batch` rows, `prepare` tokenises one once (`merge` makes what
 several machines prepared one), `make_tokenizer` and `tokenizer_from_json` make
-tokenizers, `answer_batch` rows of prompts and answers.
+tokenizers, `load_examples` and `load_preferences` conversations as tokens.
 Tokenising processes import this room: it starts without jax and grain.
 """
 
@@ -12,7 +12,6 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   submod_attrs={
-    "answers": ["answer_batch"],
     "batches": [
       "BatchIterator",
       "blank",
@@ -22,6 +21,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
       "train_iterator",
     ],
     "corpus": ["Corpus", "load"],
+    "conversations": [
+      "Example",
+      "Examples",
+      "load_examples",
+      "load_preferences",
+      "Pair",
+      "Preferences",
+    ],
     "dataset": ["Dataset"],
     "packing": ["TextSize"],
     "record": ["merge", "prepare"],

@@ -5,7 +5,7 @@ pairs that are most frequent inside words become tokens of their own, one after
 another. A function of the text and the size alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # How Qwen 2 and its descendants cut text into words.
 QWEN_WORDS = (
@@ -17,6 +17,7 @@ QWEN_WORDS = (
 _WORDS = QWEN_WORDS.replace(r"]+[\r\n]*", "]+")
 EXPRESSIONS = (QWEN_WORDS, _WORDS)
 _BYTES = 256
+_ENOUGH_CHARACTERS = 2**26
 _PIECE_CHARACTERS = 2**20  # that are learned from at once
 
 
@@ -77,7 +78,17 @@ def learn(texts: Iterable[str], size: int, *, path: str = "the text") -> str:
   return made.to_str()
 
 
-def _pieces(text: str) -> Iterable[str]:
+def beginning(texts: Iterable[str]) -> Iterator[str]:
+  """Yields texts up to what is enough to learn from."""
+  left = _ENOUGH_CHARACTERS
+  for text in texts:
+    yield text[:left]
+    left -= len(text)
+    if left <= 0:
+      return
+
+
+def _pieces(text: str) -> Iterator[str]:
   """Yields a text in pieces of bounded size, cut after a line if possible."""
   start = 0
   while start < len(text):

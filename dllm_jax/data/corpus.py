@@ -5,25 +5,21 @@ A side is random access (`Rows` in memory, `Records` and `TokenRows` on disk), a
 batches is in `batches`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import itertools
 from typing import Protocol
 
+from dllm_jax.data import byte_pairs, conversations, record, source
 from dllm_jax.data import packing as packing_lib
-from dllm_jax.data import record, source
 from dllm_jax.data import tokenizer as tokenizer_lib
 from dllm_jax.data.dataset import Dataset
 from dllm_jax.data.formats import tokens as tokens_lib
 from dllm_jax.data.formats.prepared import Records
 from dllm_jax.data.streams import Mixture, Stream
+from dllm_jax.objectives.texts import Fill
 
-# Held-out text that is packed on the fly is measured on its beginning only, and
-# looked for in so much.
-_MEASURED_CHARACTERS = 2**20
-_READ_CHARACTERS = 2**27
-# What byte pairs are learned from where text is packed on the fly.
-_LEARNED_CHARACTERS = 2**26
+_NO_FILL = Fill()
 
 
 class RandomAccess(Protocol):
@@ -48,6 +44,11 @@ class Corpus:
     held_out_text: the text that held-out tokens stand for, for bits per
       character; of text packed on the fly its first million characters.
     texts_apart: see `core.types.Batch`.
+    held_out_fill: held-out tokens that count, but only fill rows of
+      conversations: no part of `held_out_text`.
+    reports: what there is to say of conversations.
+    prompts: token ids to be answered while training, and how many tokens each
+      answer has room for.
   """
 
   tokenizer: tokenizer_lib.Tokenizer
@@ -56,10 +57,24 @@ class Corpus:
   held_out: RandomAccess | Stream | Mixture | None
   held_out_text: packing_lib.TextSize | None
   texts_apart: bool = False
+  held_out_fill: int = 0
+  reports: tuple[conversations.Report, ...] = ()
+  prompts: tuple[tuple[tuple[int, ...], int], ...] = ()
+
+  @property
+  def text_share(self) -> float:
+    """The share of counted held-out tokens that are text, not fill."""
+    if not self.held_out_fill:
+      return 1.0
+    tokens = self.held_out_text.tokens
+    return tokens / (tokens + self.held_out_fill)
 
 
 def load(
-  dataset: Dataset, *, tokenizer: tokenizer_lib.Tokenizer | None = None
+  dataset: Dataset,
+  *,
+  tokenizer: tokenizer_lib.Tokenizer | None = None,
+  fill: Fill = _NO_FILL,
 ) -> Corpus:
   """Returns the tokenised text that a dataset names.
 
@@ -67,6 +82,7 @@ def load(
     dataset: what to read.
     tokenizer: a tokenizer to use as it is, such as that of an earlier run;
       None: made as `dataset` says.
+    fill: what conversations have behind them.
 
   Raises:
     FileNotFoundError: a path does not exist.
@@ -75,14 +91,17 @@ def load(
     ImportError: Parquet without pyarrow.
   """
   if dataset.mixture:
-    return _load_mixture(dataset, tokenizer)
+    return _load_mixture(dataset, tokenizer, fill)
   if dataset.path == "random":
     return _load_random(dataset, tokenizer)
   if record.is_prepared(dataset.path):
     return _load_prepared(dataset, tokenizer)
   files = source.find(dataset.path)
+  form = conversations.recognise(dataset, files)
   if tokenizer is None:
     tokenizer = _tokenizer(dataset)
+  if form is not None:
+    return _load_conversations(dataset, files, form, tokenizer, fill)
   if source.are_tokens(files):
     return _load_tokens(dataset, files, tokenizer)
   if _too_large(dataset, files):
@@ -93,7 +112,7 @@ def load(
 def _too_large(dataset: Dataset, files: Sequence[str]) -> bool:
   """Whether text is packed on the fly."""
   whole = dataset.packing == "slices" and any(
-    source.running(f, dataset.format) for f in files
+    source.running(f, dataset.form) for f in files
   )
   return not whole and source.size(files) > dataset.in_memory_bytes
 
@@ -109,6 +128,13 @@ def _tokenizer(dataset: Dataset) -> tokenizer_lib.Tokenizer:
   named = [(part, source.find(part.path)) for part in dataset.parts]
   text = [(part, f) for part, f in named if not source.are_tokens(f)]
   learned = name == "char" or name.startswith("bpe:")
+  chats = [p.path for p, f in named if conversations.recognise(p, f)]
+  if learned and chats:
+    raise ValueError(
+      f"{chats[0]} holds conversations, from which no tokenizer is learned: "
+      "fine-tune a model that was imported, set data.tokenizer to a "
+      "tokenizer.json, or data.format=text to train on a field of text"
+    )
   if learned and len(text) < len(named):
     raise ValueError(
       f"{named[0][1][0] if not text else dataset.mixture}: token files do not "
@@ -123,37 +149,28 @@ def _tokenizer(dataset: Dataset) -> tokenizer_lib.Tokenizer:
       "dllm prepare"
     )
   training = itertools.chain.from_iterable(
-    source.training_texts(f, part.format, part.held_out_of_path)
+    source.training_texts(f, part.form, part.held_out_of_path)
     for part, f in text
   )
-  return tokenizer_lib.make_tokenizer(
+  made = tokenizer_lib.make_tokenizer(
     name,
-    (d.text for part, f in text for d in source.documents(f, part.format)),
-    training_texts=_beginning(training) if large else training,
+    (d.text for part, f in text for d in source.documents(f, part.form)),
+    training_texts=byte_pairs.beginning(training) if large else training,
     mask_token=dataset.mask_token,
     path=" and ".join(part.path for part in dataset.parts),
   )
-
-
-def _beginning(texts: Iterable[str]) -> Iterator[str]:
-  """Yields texts up to what byte pairs are learned from."""
-  left = _LEARNED_CHARACTERS
-  for text in texts:
-    yield text[:left]
-    left -= len(text)
-    if left <= 0:
-      return
+  return conversations.templated(made, dataset.template)
 
 
 def _load_mixture(
-  dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer | None
+  dataset: Dataset, tokenizer: tokenizer_lib.Tokenizer | None, fill: Fill
 ) -> Corpus:
   parts = dataset.parts
   own = [part for part in parts if record.is_prepared(part.path)]
   if tokenizer is None and own:
     tokenizer = _load_prepared(own[0], None).tokenizer
   tokenizer = tokenizer or _tokenizer(dataset)
-  loaded = [load(part, tokenizer=tokenizer) for part in parts]
+  loaded = [load(part, tokenizer=tokenizer, fill=fill) for part in parts]
   mixed = lambda sides, weights: Mixture(
     parts=tuple(sides),
     weights=tuple(weights),
@@ -177,7 +194,23 @@ def _load_mixture(
     if sizes and None not in sizes
     else None,
     texts_apart=any(c.texts_apart for c in loaded),
+    held_out_fill=sum(c.held_out_fill for c, _ in held_out),
+    reports=tuple(report for c in loaded for report in c.reports),
+    prompts=tuple(prompt for c in loaded for prompt in c.prompts)[:3],
   )
+
+
+def _load_conversations(
+  dataset: Dataset,
+  files: list[str],
+  form: conversations.Form,
+  tokenizer: tokenizer_lib.Tokenizer,
+  fill: Fill,
+) -> Corpus:
+  loaded = conversations.load_rows(dataset, files, form, tokenizer, fill)
+  if loaded.held_out is None and dataset.held_out_of_path:
+    raise _nothing_held_out(dataset)
+  return Corpus(tokenizer=tokenizer, length=dataset.length, **loaded._asdict())
 
 
 def _load_tokens(
@@ -230,7 +263,7 @@ def _load_memory(
   fraction = dataset.held_out_of_path
   count = packing_lib.Counter(tokenizer, fraction)
   sides = [], []
-  for document in source.documents(files, dataset.format):
+  for document in source.documents(files, dataset.form):
     for side, ids in zip(sides, count(document), strict=True):
       if ids is not None:
         side.append(ids)
@@ -279,7 +312,7 @@ def _load_held_out(
     )
     return rows, tokens_lib.measured(side, tokenizer)
   count = packing_lib.Counter(tokenizer, 0.0)
-  documents = source.documents(files, dataset.format)
+  documents = source.documents(files, dataset.form)
   ids = [count(document)[0] for document in documents]
   ids = [i for i in ids if i is not None]
   if not ids:
@@ -336,7 +369,7 @@ def _load_stream(
   train = Stream(
     path=dataset.path,
     files=tuple(files),
-    form=dataset.format,
+    form=dataset.form,
     tokenizer=tokenizer,
     length=dataset.length,
     packing=dataset.packing,
@@ -348,7 +381,7 @@ def _load_stream(
     held_out, size = _load_held_out(dataset, tokenizer)
   elif fraction:
     held_out = dataclasses.replace(train, side="held_out")
-    size = _measure(held_out)
+    size = held_out.measured()
     if not size.tokens:
       raise _nothing_held_out(dataset)
   return Corpus(
@@ -358,17 +391,3 @@ def _load_stream(
     held_out=held_out,
     held_out_text=size,
   )
-
-
-def _measure(held_out: Stream) -> packing_lib.TextSize:
-  """Returns the size of the beginning of held-out text."""
-  size, read = packing_lib.TextSize(), 0
-  for document in source.documents(held_out.files, held_out.form):
-    read += len(document.text)
-    text = source.split(document, held_out.held_out)[1]
-    if text.strip():
-      ids = packing_lib.tokenise(text, document.path, held_out.tokenizer)
-      size += packing_lib.text_size(text, ids)
-    if size.characters >= _MEASURED_CHARACTERS or read >= _READ_CHARACTERS:
-      break
-  return size

@@ -2,10 +2,24 @@
 
 from collections.abc import Sequence
 import dataclasses
+import typing
+from typing import Literal
 
 from dllm_jax.data import packing as packing_lib
 from dllm_jax.data import source
 
+Format = Literal[
+  "text",
+  "messages",
+  "conversations",
+  "prompt_completion",
+  "instruction",
+  "question_answer",
+  "preferences",
+]
+Supervise = Literal["all", "last"]
+TooLong = Literal["drop", "left", "cut"]
+_CHOICES = {"format": Format, "supervise": Supervise, "too_long": TooLong}
 # What a part of a mixture is made of.
 _PART = [[str, w, *rest] for w in (int, float) for rest in ([], [str])]
 
@@ -38,7 +52,17 @@ class Dataset:
       reduced to its largest divisor in common with the batch size. A multiple
       of the number of processes.
     in_memory_bytes: files of documents larger than this in all are packed on
-      the fly. "slices" of running text are always held in memory.
+      the fly, of conversations are refused. "slices" of running text are always
+      held in memory.
+    format: the form of conversations (docs/finetuning.md), or "text" for a field
+      of text; None: known from the fields of the records.
+    template: a file with the chat template of conversations; None: that of the
+      tokenizer.
+    supervise: which answers of a conversation count.
+    too_long: what becomes of conversations longer than a row: "drop" leaves them
+      out, "left" leaves out the beginning of the prompt, "cut" the end.
+    skip_bad: whether conversations that cannot be trained on are left out and
+      counted; if not, the first one is an error.
   """
 
   path: str = "shakespeare"
@@ -53,6 +77,11 @@ class Dataset:
   document_separator: str | None = None
   virtual_shards: int = 64
   in_memory_bytes: int = 2**28
+  format: Format | None = None
+  template: str | None = None
+  supervise: Supervise = "all"
+  too_long: TooLong = "drop"
+  skip_bad: bool = False
 
   def __post_init__(self):
     packing_lib.check(self.packing, self.length, self.held_out)
@@ -60,6 +89,13 @@ class Dataset:
       raise ValueError(
         f"virtual_shards is {self.virtual_shards}; at least one is needed"
       )
+    for name, legal in _CHOICES.items():
+      value = getattr(self, name)
+      if value is not None and value not in typing.get_args(legal):
+        raise ValueError(
+          f"data.{name} {value!r} is unknown; legal: "
+          + ", ".join(typing.get_args(legal))
+        )
     for part in self.mixture:
       if (
         not isinstance(part, Sequence)
@@ -90,7 +126,7 @@ class Dataset:
     return 0.0 if self.held_out_path else self.held_out
 
   @property
-  def format(self) -> source.Format:
+  def form(self) -> source.Format:
     """How documents lie in the files."""
     return source.Format(
       text_field=self.text_field, document_separator=self.document_separator

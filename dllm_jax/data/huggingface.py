@@ -251,6 +251,15 @@ class HuggingFace:
     """Returns the int32 ids of a text of `render`'s, which begins as it says."""
     return tokenizer_json.encode(self._tokenizer, text)
 
+  def encode_places(
+    self, texts: Sequence[str]
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns `encode_rendered` of texts, and where each token is in its text.
+
+    As in `tokenizer_json.places`.
+    """
+    return tokenizer_json.places(self._tokenizer, texts)
+
   def render(self, messages: Sequence[Message], **options: Any) -> str:
     """Returns a conversation as text, by a chat template.
 
@@ -279,13 +288,18 @@ class HuggingFace:
     except ValueError:  # There is none, or it wants more than that.
       return None
     _, found, after = text.rpartition("the answer")
-    special = {
-      i
-      for i, token in self._tokenizer.get_added_tokens_decoder().items()
-      if token.special
-    }
     ids = self.encode_rendered(after).tolist() if found else []
-    return next((i for i in ids if i in special), None)
+    return next((i for i in ids if i in self.special_ids), None)
+
+  @functools.cached_property
+  def special_ids(self) -> frozenset[int]:
+    """The special tokens."""
+    added = self._tokenizer.get_added_tokens_decoder()
+    return frozenset(i for i, token in added.items() if token.special)
+
+  def name_of(self, i: int) -> str:
+    """Returns what a token is called."""
+    return self._tokenizer.id_to_token(i)
 
   def save(self, folder: Path) -> None:
     """Writes a `tokenizer.json`, and what a published folder has beside it."""

@@ -22,8 +22,8 @@ import numpy as np
 
 from dllm_jax.core import paths
 from dllm_jax.core.progress import progress_bar
+from dllm_jax.data import conversations, source
 from dllm_jax.data import packing as packing_lib
-from dllm_jax.data import source
 from dllm_jax.data import tokenizer as tokenizer_lib
 from dllm_jax.data.prepared import plan as plans
 from dllm_jax.data.prepared import progress as progress_lib
@@ -95,6 +95,7 @@ def prepare(
       f"{input} holds tokens already; train on it as it is, with "
       f"--config.data.path={input}"
     )
+  conversations.check_text(input, files, text_field)
   sizes = plans.sizes(files)
   folder = paths.place(output)
   made = _tokenizer(folder, input, files, form, tokenizer, held_out, mask_token)

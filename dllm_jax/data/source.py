@@ -11,10 +11,12 @@ import glob
 import hashlib
 import importlib.resources
 import os
+from typing import Any
 
 from dllm_jax.core import paths
 from dllm_jax.data.formats import (
   arrow,
+  base,
   compressed,
   folder,
   json_text,
@@ -168,7 +170,24 @@ def read(span: Span, form: Format) -> Iterator[Document]:
       message names the file.
     ImportError: what reads it is not installed.
   """
-  return _reader(span.path).read(span, form)
+  reader = _reader(span.path)
+  if reader is text:
+    return text.read(span, form)
+  return base.documents(reader.records(span, form.text_field), form, span.path)
+
+
+def records(path: str) -> Iterator[Any]:
+  """Yields the records of a file, whole; none of a file of text.
+
+  Raises:
+    ValueError: not UTF-8, not JSON, a damaged archive; the message names the
+      file.
+    ImportError: what reads it is not installed.
+  """
+  reader = _reader(path)
+  if reader is not text:
+    for span in reader.spans(path, Format(), 2**25):
+      yield from (record for _, record in reader.records(span, None))
 
 
 def _reader(path: str) -> Reader:
@@ -209,12 +228,15 @@ def split(document: Document, held_out: float) -> tuple[str, str]:
   if document.running:
     cut = int(len(text) * (1 - held_out))
     return text[:cut], text[cut:]
+  return ("", text) if is_held_out(text, held_out) else (text, "")
+
+
+def is_held_out(text: str, held_out: float) -> bool:
+  """Returns whether a document is among the fraction that is held out."""
   digest = hashlib.blake2b(
     text.encode(errors="surrogatepass"), digest_size=8
   ).digest()
-  if int.from_bytes(digest) < held_out * 2**64:
-    return "", text
-  return text, ""
+  return int.from_bytes(digest) < held_out * 2**64
 
 
 def training_texts(

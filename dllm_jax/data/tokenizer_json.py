@@ -271,6 +271,25 @@ def encode_batch(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
   ]
 
 
+def places(
+  tokenizer: Any, texts: Sequence[str]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns (int32 ids `[n]`, places `[n, 2]`) of texts, each tokenised as a whole.
+
+  A place is where a token begins and ends in its text, in characters, of whatever
+  the tokenizer made of the text before it cut it. What some leave out of a place,
+  spaces, lies between it and the one before: a token of spaces alone has that.
+  """
+  found = []
+  for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
+    at = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+    before = np.maximum.accumulate(np.append(0, at[:-1, 1])) if len(at) else at
+    empty = at[:, 0] >= at[:, 1]
+    at[empty, 0] = np.minimum(before[empty], at[empty, 1])
+    found.append((np.asarray(encoding.ids, np.int32), at))
+  return found
+
+
 def _is_short(text: str) -> bool:
   return len(text) <= _WINDOW + 2 * _MARGIN
 

@@ -26,6 +26,7 @@ from dllm_jax.parallel import (
   row_share,
   RULES,
 )
+from dllm_jax.run import samples
 from dllm_jax.run import workdir as workdirs
 from dllm_jax.run.loop import training_loop
 from dllm_jax.sampling.generator import Generator, Sampled
@@ -147,7 +148,7 @@ class Run:
     """The text of the run, read when it is first needed."""
     if self._corpus is not None:
       return self._corpus
-    return data.load(self.config.data, tokenizer=self.tokenizer)
+    return workdirs.read_corpus(self.config, self.tokenizer)
 
   def describe(self) -> str:
     """Returns one line on what is trained where."""
@@ -232,7 +233,7 @@ class Run:
       evaluate=held_out and held_out.while_training,
       evaluate_every=self.config.evaluation.every_steps,
       adapt=held_out.adapt if held_out and self.objective.adapts else None,
-      sample=lambda state: self.sample(state=state).texts,
+      sample=lambda state: samples.shown(self, state),
       sample_every=self.config.evaluation.sample_every,
     )
     with jax.set_mesh(self.mesh):
@@ -287,7 +288,6 @@ class Run:
       use_ema: this and what follows as in `HeldOut.bound`.
       limit: at most so many batches.
       passes: independent passes.
-      progress: whether to draw a progress bar.
     """
     state = self.state if state is None else state
     with jax.set_mesh(self.mesh):

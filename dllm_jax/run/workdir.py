@@ -8,6 +8,7 @@ from dllm_jax import data
 from dllm_jax.config import config as configs
 from dllm_jax.core.files import write_whole
 from dllm_jax.core.paths import Path
+from dllm_jax.data.conversations import templated
 from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
 from dllm_jax.training.checkpoint import steps_in
 
@@ -52,12 +53,23 @@ def load_corpus(workdir: Path, resolved: ConfigDict) -> data.Corpus:
     ValueError: the directory holds something else.
     FileNotFoundError: the text does not exist.
   """
-  dataset = configs.parse(resolved).data
+  config = configs.parse(resolved)
+  dataset, tokenizer = config.data, None
   if (workdir / "config.json").exists():
     check_same(workdir, resolved)
-    return data.load(dataset, tokenizer=read_tokenizer(workdir))
-  check_empty(workdir)
-  return data.load(dataset)
+    tokenizer = read_tokenizer(workdir)
+    if dataset.template != configs.stored(workdir).data.template:
+      tokenizer = templated(tokenizer, dataset.template)
+  else:
+    check_empty(workdir)
+  return read_corpus(config, tokenizer)
+
+
+def read_corpus(
+  config: configs.Config, tokenizer: Tokenizer | None
+) -> data.Corpus:
+  """Returns the text of a configuration, as its objective wants it filled."""
+  return data.load(config.data, tokenizer=tokenizer, fill=config.fill)
 
 
 def read_tokenizer(workdir: Path) -> Tokenizer:

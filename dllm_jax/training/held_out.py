@@ -74,6 +74,10 @@ class HeldOut:
   ) -> dict[str, float]:
     """Returns the likelihood bound (`bound.held_out_bound`).
 
+    Of conversations it is that of the answers, by their own tokens and
+    characters: what fills rows and counts is predicted too, and adds its nats,
+    since it tells where an answer ends, but no tokens.
+
     Args:
       state: whose parameters.
       use_ema: whether to use averaged parameters where there are any.
@@ -91,7 +95,7 @@ class HeldOut:
         "config.data.held_out_path"
       )
     params = state.eval_params if use_ema else state.params
-    return bound.held_out_bound(
+    figures = bound.held_out_bound(
       lambda key, batch: self._sums(
         params, state.process, key, global_batch(batch, self.mesh)
       ),
@@ -101,6 +105,7 @@ class HeldOut:
       characters_per_token=size.characters_per_token,
       progress=progress,
     )
+    return _of_text(figures, self.corpus.text_share)
 
   def while_training(self, state: TrainState) -> dict[str, float]:
     """Returns what the metrics log has of an evaluation."""
@@ -142,3 +147,17 @@ class HeldOut:
       process_index=share.index,
       process_count=share.count,
     )
+
+
+def _of_text(figures: dict[str, float], share: float) -> dict[str, float]:
+  """Returns a bound by token of text, where so many of the tokens are text."""
+  if share == 1.0:
+    return figures
+  bits = figures["bits_per_token"] / share
+  return figures | {
+    "bits_per_token": bits,
+    "bits_per_char": figures["bits_per_char"] / share,
+    "perplexity": 2.0**bits,
+    "standard_error": figures["standard_error"] / share,
+    "tokens": round(figures["tokens"] * share),
+  }

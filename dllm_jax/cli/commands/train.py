@@ -33,7 +33,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   from dllm_jax.run.run import Run  # pylint: disable=g-import-not-at-top
 
   run = Run.create(resolved, workdir)
-  print(run.describe(), flush=True)
+  print(run.describe(), *run.corpus.reports, sep="\n", flush=True)
   summary = run.train()
   if summary["interrupted"]:
     print(

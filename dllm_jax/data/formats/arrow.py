@@ -18,18 +18,20 @@ def spans(path: str, form: base.Format, span_bytes: int) -> list[base.Span]:
     return [base.Span(path, i, i + 1) for i in batches]
 
 
-def read(span: base.Span, form: base.Format) -> Iterator[base.Document]:
-  """Yields the documents of a piece.
+def records(
+  span: base.Span, field: str | None = None
+) -> Iterator[tuple[str, Any]]:
+  """Yields the records of a piece.
 
   Raises:
-    ValueError: no such column, or it holds no text; the file is damaged.
+    ValueError: no such column; the file is damaged.
     ImportError: pyarrow is not installed.
   """
   pyarrow = columns.arrow()
   with _opened(span.path) as reader:
     try:
       for batch in _batches(reader, span):
-        yield from columns.documents(batch, form, span.path)
+        yield from columns.records(batch, field, span.path)
     except (pyarrow.ArrowInvalid, OSError) as error:
       raise ValueError(
         f"{span.path} is damaged ({error}); get it again"

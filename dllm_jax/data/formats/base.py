@@ -1,6 +1,6 @@
 """The nouns that readers share, and how a record's field becomes texts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 from typing import Any, Protocol
 
@@ -58,13 +58,30 @@ class Format:
 
 
 class Reader(Protocol):
-  """One form of corpus."""
+  """One form of corpus.
+
+  What holds text alone has, instead of `records`, `read(span, form)`, which
+  yields documents.
+  """
 
   def spans(self, path: str, form: Format, span_bytes: int) -> list[Span]:
     """Returns the pieces of a file, each of about `span_bytes` bytes."""
 
-  def read(self, span: Span, form: Format) -> Iterator[Document]:
-    """Yields the documents that begin in a piece; empty ones too."""
+  def records(self, span: Span, field: str | None) -> Iterator[tuple[str, Any]]:
+    """Yields (what it is called in messages, record) of what begins in a piece.
+
+    A record is what JSON holds, of the column alone that has the field, or,
+    without one, of all columns that can be read.
+    """
+
+
+def documents(
+  records: Iterable[tuple[str, Any]], form: Format, path: str
+) -> Iterator[Document]:
+  """Yields the documents in records; those without text too."""
+  for where, record in records:
+    for text in texts(record, form.text_field, where):
+      yield Document(text, path)
 
 
 def decoded(data: bytes, path: str, at: int) -> str:

@@ -55,14 +55,14 @@ def reading(
     yield file
 
 
-def column(names: list[str], form: base.Format, path: str) -> str:
-  """Returns the column that holds the text, or what the text lies in.
+def column(names: list[str], field: str, path: str) -> str:
+  """Returns the column that holds a field, or what the field lies in.
 
   Raises:
     ValueError: there is none.
   """
-  head = form.text_field.partition(".")[0]
-  for name in (form.text_field, head):
+  head = field.partition(".")[0]
+  for name in (field, head):
     if name in names:
       return name
   raise ValueError(
@@ -71,43 +71,65 @@ def column(names: list[str], form: base.Format, path: str) -> str:
   )
 
 
-def documents(
-  batch: Any, form: base.Format, path: str
-) -> Iterator[base.Document]:
-  """Yields the documents of a batch of records; those without text too."""
-  name = column(batch.schema.names, form, path)
+def records(
+  batch: Any, field: str | None, path: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the records of a batch: of the column of a field, or of all.
+
+  Arrow gives each record all fields that any has: in whole records, those that
+  are null are left out.
+  """
+  names = batch.schema.names
+  whole = field is None
+  if not whole:
+    names = [column(names, field, path)]
+  where = path if whole else f"{path}: column {names[0]!r}"
+  values = [_values(batch, name, whole) for name in names]
+  for row in zip(*values, strict=True):
+    record = dict(zip(names, row, strict=True))
+    yield where, _present(record) if whole else record
+
+
+def _values(batch: Any, name: str, sparse: bool) -> list[Any]:
   field = batch.schema.field(name)
   values = batch.column(name).to_pylist()
-  decode = _decoder(field.type, field.metadata)
-  rest = form.text_field[len(name) + 1 :]
-  for value in values if decode is None else map(decode, values):
-    record, inner = (value, rest) if rest else ({name: value}, name)
-    for text in base.texts(record, inner, f"{path}: column {name!r}"):
-      yield base.Document(text, path)
+  decode = _decoder(field.type, field.metadata, sparse)
+  return values if decode is None else [decode(value) for value in values]
 
 
-def _decoder(kind: Any, metadata: Any = None) -> Callable | None:
+def _present(record: dict[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in record.items() if v is not None}
+
+
+def _decoder(
+  kind: Any, metadata: Any = None, sparse: bool = False
+) -> Callable | None:
   """Returns what makes of Arrow's values what their JSON stands for, or None.
 
   Columns whose records differ in their fields are published as JSON in texts.
+
+  Args:
+    kind: the type of the values.
+    metadata: what their field says of it.
+    sparse: whether fields that are null are left out; not those of the JSON.
   """
   named = (metadata or {}).get(b"ARROW:extension:name", b"").decode()
   if "arrow.json" in (named, getattr(kind, "extension_name", "")):
     return lambda value: None if value is None else json.loads(value)
   types = arrow().types
   if types.is_struct(kind):
-    fields = {f.name: _decoder(f.type, f.metadata) for f in kind}
-    fields = {k: v for k, v in fields.items() if v}
-    return (
-      fields
-      and (
-        lambda value: (
-          value
-          and value | {k: decode(value[k]) for k, decode in fields.items()}
-        )
-      )
-      or None
-    )
+    fields = {f.name: _decoder(f.type, f.metadata, sparse) for f in kind}
+    fields = {name: decode for name, decode in fields.items() if decode}
+    if not fields and not sparse:
+      return None
+
+    def decoded(value):
+      if value is None:
+        return None
+      value = value | {k: decode(value[k]) for k, decode in fields.items()}
+      return _present(value) if sparse else value
+
+    return decoded
   if any(
     is_list(kind)
     for is_list in (
@@ -116,6 +138,6 @@ def _decoder(kind: Any, metadata: Any = None) -> Callable | None:
       types.is_fixed_size_list,
     )
   ):
-    inner = _decoder(kind.value_type, kind.value_field.metadata)
+    inner = _decoder(kind.value_type, kind.value_field.metadata, sparse)
     return inner and (lambda value: value and [inner(v) for v in value])
   return None

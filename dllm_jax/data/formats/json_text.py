@@ -41,19 +41,18 @@ def spans(path: str, form: base.Format, span_bytes: int) -> list[base.Span]:
   return text.cut(path, b"\n", span_bytes)
 
 
-def read(span: base.Span, form: base.Format) -> Iterator[base.Document]:
-  """Yields the documents that begin in a piece.
+def records(
+  span: base.Span, field: str | None = None
+) -> Iterator[tuple[str, Any]]:
+  """Yields the records that begin in a piece, whole.
 
   Raises:
-    ValueError: not UTF-8, not JSON, no such field, damaged.
+    ValueError: not UTF-8, not JSON, damaged.
   """
   path = span.path
   lines = layout(path) == "lines"
   with compressed.opened(path) as file:
-    found = _lines(file, span) if lines else _values(file, path)
-    for where, record in found:
-      for value in base.texts(record, form.text_field, where):
-        yield base.Document(value, path)
+    yield from _lines(file, span) if lines else _values(file, path)
 
 
 def _lines(file: IO[bytes], span: base.Span) -> Iterator[tuple[str, Any]]:

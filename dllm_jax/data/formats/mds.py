@@ -7,7 +7,7 @@ encoded, and the samples:
     sample: uint32 size of each column of varying size | column 0 | column 1 ...
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 from typing import Any, IO
 
@@ -32,39 +32,57 @@ def spans(path: str, form: base.Format, span_bytes: int) -> list[base.Span]:
   ]
 
 
-def read(span: base.Span, form: base.Format) -> Iterator[base.Document]:
-  """Yields the documents of a piece.
+def records(
+  span: base.Span, field: str | None = None
+) -> Iterator[tuple[str, Any]]:
+  """Yields the records of a piece.
 
   Raises:
-    ValueError: no such column, it holds no text, or the shard is damaged.
+    ValueError: no such column, it holds neither text nor JSON, or the shard is
+      damaged.
   """
   path = span.path
   with compressed.opened(path) as file:
     begin, columns = _head(file, path)
-    names = columns["column_names"]
-    head = form.text_field
-    head = head if head in names else head.partition(".")[0]
-    if head not in names:
-      raise ValueError(
-        f"{path} has no column {head!r}; its columns are: {', '.join(names)}; "
-        "set text_field"
-      )
-    at = names.index(head)
-    kind = columns["column_encodings"][at]
-    if kind not in _DECODE:
-      raise ValueError(
-        f"{path}: column {head!r} holds {kind}, not text; set text_field"
-      )
+    wanted = _wanted(columns, field, path)
     sizes = columns["column_sizes"]
     stop = len(begin) - 1 if span.stop is None else span.stop
     if span.start:
       file.seek(int(begin[span.start]))
     for i in range(span.start, stop):
       sample = _exactly(file, int(begin[i + 1]) - int(begin[i]), path)
-      value = _DECODE[kind](_column(sample, sizes, at))
-      where = f"{path}: sample {i}"
-      for text in base.texts({head: value}, form.text_field, where):
-        yield base.Document(text, path)
+      yield (
+        f"{path}: sample {i}",
+        {
+          name: decode(_column(sample, sizes, at))
+          for name, (at, decode) in wanted.items()
+        },
+      )
+
+
+def _wanted(
+  columns: dict[str, Any], field: str | None, path: str
+) -> dict[str, tuple[int, Callable]]:
+  """Returns where the columns to read are, and what decodes each."""
+  names, kinds = columns["column_names"], columns["column_encodings"]
+  if field is None:
+    return {
+      name: (at, _DECODE[kind])
+      for at, (name, kind) in enumerate(zip(names, kinds, strict=True))
+      if kind in _DECODE
+    }
+  head = field if field in names else field.partition(".")[0]
+  if head not in names:
+    raise ValueError(
+      f"{path} has no column {head!r}; its columns are: {', '.join(names)}; "
+      "set text_field"
+    )
+  at = names.index(head)
+  if kinds[at] not in _DECODE:
+    raise ValueError(
+      f"{path}: column {head!r} holds {kinds[at]}, not text; set text_field"
+    )
+  return {head: (at, _DECODE[kinds[at]])}
 
 
 def _head(file: IO[bytes], path: str) -> tuple[np.ndarray, dict[str, Any]]:

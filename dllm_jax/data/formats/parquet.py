@@ -17,24 +17,29 @@ def spans(path: str, form: base.Format, span_bytes: int) -> list[base.Span]:
     return [base.Span(path, g, g + 1) for g in range(file.num_row_groups)]
 
 
-def read(span: base.Span, form: base.Format) -> Iterator[base.Document]:
-  """Yields the documents of row groups.
+def records(
+  span: base.Span, field: str | None = None
+) -> Iterator[tuple[str, Any]]:
+  """Yields the records of row groups.
 
   Raises:
-    ValueError: no such column, or it holds no text.
+    ValueError: no such column.
     ImportError: pyarrow is not installed.
   """
   path = span.path
   with _opened(path) as file:
-    top = columns.column(file.schema_arrow.names, form, path)
+    names = None
+    if field is not None:
+      top = columns.column(file.schema_arrow.names, field, path)
+      names = _leaves(file, top, field)
     stop = file.num_row_groups if span.stop is None else span.stop
     batches = file.iter_batches(
       _ROWS,
       row_groups=list(range(span.start, stop)),
-      columns=_leaves(file, top, form.text_field),
+      columns=names,
     )
     for batch in batches:
-      yield from columns.documents(batch, form, path)
+      yield from columns.records(batch, field, path)
 
 
 def _leaves(file: Any, top: str, field: str) -> list[str]:

@@ -32,6 +32,9 @@ _MAX_PIECE_BYTES = 2**22
 # many characters of its own, and as many more that other shards keep.
 _WINDOW_CHARACTERS = 2**20
 _READ_CHARACTERS = 2**23
+# Text is measured on its beginning only, and looked for in so much.
+_MEASURED_CHARACTERS = 2**20
+_LOOKED_CHARACTERS = 2**27
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,20 @@ class Stream:
   def rows(self) -> Iterator[packing_lib.Row]:
     """Yields all rows once, in the order of the files."""
     return iter(self._packed(_units(self.files, self.form, 1), seed=None))
+
+  def measured(self) -> packing_lib.TextSize:
+    """Returns the size of the beginning of this side's text."""
+    size, read = packing_lib.TextSize(), 0
+    side = 0 if self.side == "train" else 1
+    for document in source.documents(self.files, self.form):
+      read += len(document.text)
+      text = source.split(document, self.held_out)[side]
+      if text.strip():
+        ids = packing_lib.tokenise(text, document.path, self.tokenizer)
+        size += packing_lib.text_size(text, ids)
+      if size.characters >= _MEASURED_CHARACTERS or read >= _LOOKED_CHARACTERS:
+        break
+    return size
 
   def _packed(self, units, seed) -> grain.IterDataset:
     return grain.experimental.ConcatThenSplitIterDataset(

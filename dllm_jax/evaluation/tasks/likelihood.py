@@ -151,6 +151,7 @@ def _held_out(setting, options, scorer) -> dict[str, Any]:
     seed=options.seed,
     ledger=setting.ledger("likelihood", protocol),
   )
+  tokens = round(tokens * run.corpus.text_share)
   scored = TextSize(
     tokens=tokens,
     characters=round(tokens * size.characters_per_token),
