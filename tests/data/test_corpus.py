@@ -22,7 +22,7 @@ def test_shakespeare():
   assert corpus.held_out_text.characters_per_token == 1
   assert corpus.held_out_text.bytes_per_token == 1
   assert (len(corpus.train), len(corpus.held_out)) == (7843, 872)
-  tokens, segments = corpus.train[0]
+  tokens, segments, _ = corpus.train[0]
   assert corpus.tokenizer.decode(tokens).startswith("First Citizen:\nBefore")
   assert (segments == 1).all()
 
@@ -33,7 +33,7 @@ def test_documents_end_with_eos(tmp_path):
   corpus = data.load(
     data.Dataset(path=path, tokenizer=tokenizer, length=8, held_out=0.0)
   )
-  tokens, segments = corpus.train[0]
+  tokens, segments, _ = corpus.train[0]
   assert tokens.tolist() == [1, 2, 0, 2, 0, 0, 0, 0]
   assert segments.tolist() == [1] * 5 + [0] * 3
   assert corpus.held_out is None

@@ -10,6 +10,7 @@ from dllm_jax.data.tokenizer import Tokenizer
 
 _COLOUR, _PLAIN = ("\x1b[32m", "\x1b[0m"), (">>", "<<")
 _SHOWN = 40  # Tokens of a part, at either end.
+_FEW = 2  # Equal tokens at the end that are written out.
 
 
 class Report(NamedTuple):
@@ -52,14 +53,20 @@ class Report(NamedTuple):
   def _shown(self) -> str:
     """Returns the first row as text; what counts is green, or >>marked<<."""
     begin, end = _COLOUR if in_colour() else _PLAIN
-    row, parts = self.first, []
-    used = int((row.segments > 0).sum())
-    start = 0
-    for stop in range(1, used + 1):
-      if stop < used and row.counts[stop] == row.counts[start]:
+    own = self.first.segments == 1
+    ids, counts = self.first.tokens[own], self.first.mask[own]
+    last = 1 + int((ids != ids[-1]).nonzero()[0].max(initial=-1))
+    if len(ids) - last > _FEW:  # What fills the row.
+      same, ids = len(ids) - last, ids[: last + 1]
+    else:
+      same = 0
+    parts, start = [], 0
+    for stop in range(1, len(ids) + 1):
+      if stop < len(ids) and counts[stop] == counts[start]:
         continue
-      text = self._text(row.tokens[start:stop])
-      parts.append(f"{begin}{text}{end}" if row.counts[start] else text)
+      text = self._text(ids[start:stop])
+      text += f" x {same:,}" if same and stop == len(ids) else ""
+      parts.append(f"{begin}{text}{end}" if counts[start] else text)
       start = stop
     return "".join(parts)
 
