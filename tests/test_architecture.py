@@ -25,7 +25,8 @@ ORDER = (
   {"config"},
   {"run"},
   {"plots"},
-  {"posttraining", "evaluation"},
+  {"evaluation"},
+  {"posttraining"},
   {"planning"},
   {"reports"},
   {"cli"},
@@ -34,6 +35,7 @@ ORDER = (
 # Where programs are launched; everything else is a plain function.
 LAUNCHERS = {
   "evaluation/likelihood/scorer.py",
+  "posttraining/reference.py",
   "pretrained/load.py",
   "reports/benchmark.py",
   "reports/benchmark_loss.py",

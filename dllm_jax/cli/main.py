@@ -24,6 +24,7 @@ from dllm_jax.cli import installed
 # Commands are imported when they are called: `dllm --help` loads no jax.
 _COMMANDS = {
   "train": "train a configuration, or resume what is in --workdir",
+  "align": "train a copy of a run on preferences",
   "sample": "sample text from a trained model",
   "chat": "talk to a model that has a chat template",
   "evaluate": "evaluate a trained model: likelihood, samples and other tasks",

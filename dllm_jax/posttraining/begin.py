@@ -19,7 +19,7 @@ from dllm_jax.core import paths
 from dllm_jax.core.files import write_whole
 from dllm_jax.core.paths import Path
 from dllm_jax.models import merge_adapters
-from dllm_jax.parallel import distributed
+from dllm_jax.parallel import check_batches, distributed
 from dllm_jax.run import workdir as workdirs
 from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import Checkpoints
@@ -54,6 +54,15 @@ def begin(
   output = paths.place(output)
   devices = list(source.mesh.devices.flat)
   run = Run(output, resolved, source.tokenizer, devices=devices)
+  training = run.config.training
+  check_batches(
+    run.mesh,
+    {
+      "training.batch_size / training.microbatches": training.batch_size
+      // training.microbatches
+    },
+    run.config.data.length,
+  )
   record = _record(source, method)
   begun = (output / "config.json").exists()
   with distributed.together():
@@ -72,7 +81,7 @@ def begin(
 
 def _write(source: Run, run: Run, record: Mapping[str, Any]) -> None:
   """Writes all of a new run but its configuration."""
-  state = source.state
+  state = source.load()  # not kept: it is as large as the run itself
   params = state.eval_params
   with jax.set_mesh(source.mesh):
     model = merge_adapters(params["model"], source.network)

@@ -93,12 +93,13 @@ def test_another_network_is_refused(source, tmp_path):
   assert not (tmp_path / "wide").exists()
 
 
-def test_adapters_are_multiplied_out(source, tmp_path):
+def test_adapters_are_multiplied_out(source, tmp_path, monkeypatch):
   run = runs.run(tmp_path / "source", model__lora_rank=2)
   run.start()
   ones = lambda path, x: jnp.ones_like(x) if path[-1].key == "lora_b" else x
   params = jax.tree_util.tree_map_with_path(ones, run.state.params)
-  run.state = run.state.replace(params=params)
+  state = run.state.replace(params=params)
+  monkeypatch.setattr(run, "load", lambda: state)
   begun = begin(run, tmp_path / "begun", _config(), Liking())
   merged = merge_adapters(params["model"], run.network)
   _same(begun.state.params["model"], merged)

@@ -26,6 +26,7 @@ Pure functions; nothing here reads text or launches a program.
 """
 
 import dataclasses
+import functools
 from typing import get_args, Literal
 
 import jax
@@ -109,10 +110,7 @@ def nats(
   if name in ORDERS:
     return _in_order(name, objective, process, denoise, batch)
   if name == "counts":
-    keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    share = _grouped(_shares, keys[0], batch)
-    group = _blocks(objective, batch)
-    z, weight, rate = _mask_counts(objective, keys[1], batch, group, share)
+    z, weight, rate = mask_counts(objective, keys, batch)
     found = weight * objective.restore(process, denoise, z, batch, rate)
     return jnp.sum(jnp.where(batch.loss_mask, found, 0.0), axis=1)
   objective = even(objective)
@@ -121,6 +119,32 @@ def nats(
   drawn = _grouped(draw, keys, batch)
   loss = objective.loss(process, denoise, drawn, batch, step=step)
   return jnp.sum(loss.bound, axis=1)
+
+
+def mask_counts(
+  objective: Objective,
+  keys: Key[Array, "G"],
+  batch: Batch,
+  *,
+  masks: int = 1,
+) -> tuple[Int[Array, "B L"], Float[Array, "B L"], Float[Array, "B L"]]:
+  """Returns (z, n / l, rate): l of the n tokens of each block are masked.
+
+  The rate of a block, the same at all of its slots, is that at which the last
+  of its masks came.
+
+  Args:
+    objective: its mask and its blocks are used.
+    keys: a key for each group of rows, as in `nats`.
+    batch: the rows.
+    masks: how many rows of a group, one after another, have the same counts; a
+      divisor of their number.
+  """
+  keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+  shares = functools.partial(_shares, masks=masks)
+  share = _grouped(shares, keys[0], batch)
+  group = _blocks(objective, batch)
+  return _mask_counts(objective, keys[1], batch, group, share)
 
 
 def _grouped(draw, keys, batch):
@@ -141,7 +165,9 @@ def _blocks(objective: Objective, batch: Batch) -> Int[Array, "B L"]:
   return jnp.where(batch.loss_mask, slots, length)
 
 
-def _shares(key: Key[Array, ""], rows: Batch) -> Float[Array, "K L"]:
+def _shares(
+  key: Key[Array, ""], rows: Batch, masks: int
+) -> Float[Array, "K L"]:
   """Returns where in [0, 1) the count of each row's block b (slot b) lies.
 
   Evenly spread over the group's rows from one uniform offset, so that each is
@@ -150,7 +176,8 @@ def _shares(key: Key[Array, ""], rows: Batch) -> Float[Array, "K L"]:
   """
   count, length = rows.tokens.shape
   offset = jax.random.uniform(key, (1, length))
-  return (offset + jnp.arange(count)[:, None] / count) % 1.0
+  stratum = jnp.arange(count)[:, None] // masks * masks
+  return (offset + stratum / count) % 1.0
 
 
 def _mask_counts(
@@ -160,11 +187,7 @@ def _mask_counts(
   group: Int[Array, "B L"],
   share: Float[Array, "B L"],
 ) -> tuple[Int[Array, "B L"], Float[Array, "B L"], Float[Array, "B L"]]:
-  """Returns (z, n / l, rate): l of the n tokens of each block are masked.
-
-  The rate of a block, the same at all of its slots, is that at which the last
-  of its masks came.
-  """
+  """Returns what `mask_counts` does, given where the counts lie."""
   length = group.shape[1]
   uniform = lambda key, rows: jax.random.uniform(key, rows.tokens.shape)
   u = _grouped(uniform, keys, batch)
