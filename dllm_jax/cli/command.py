@@ -155,6 +155,27 @@ def define_section(
   )
 
 
+def overridden(
+  fields: ConfigDict, argv: Sequence[str]
+) -> tuple[ConfigDict, list[str]]:
+  """Returns a configuration as `--config.path=value` have it, and what is left.
+
+  Raises:
+    ValueError: an argument names no field.
+    UsageError: a value is not legal.
+  """
+  begins = ("-config.", "--config.", "-noconfig.", "--noconfig.")
+  own = [arg for arg in argv if arg.startswith(begins)]
+  rest = [arg for arg in argv if not arg.startswith(begins)]
+  values = flags.FlagValues()
+  define_section(values, "config", fields, own)
+  try:
+    values(["dllm", *own])
+  except flags.Error as error:
+    raise UsageError(" ".join(str(error).split())) from error
+  return values["config"].value, rest
+
+
 def load_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
   """Returns the configuration that the arguments name, and what is left."""
   name, rest = take(argv, "config")

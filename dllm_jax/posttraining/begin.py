@@ -32,7 +32,7 @@ def begin(
   source: Run,
   output: str | os.PathLike,
   resolved: ConfigDict,
-  method: Any,
+  method: Any = None,
 ) -> Run:
   """Returns a run whose step 0 are the newest parameters of another.
 
@@ -44,7 +44,7 @@ def begin(
     output: the directory of the new one; made if missing.
     resolved: its configuration.
     method: what trains it, a frozen dataclass of numbers and words that is
-      called as its class, in small letters.
+      called as its class, in small letters; None: its own objective.
 
   Raises:
     ValueError: the directory holds something else, or was begun with another
@@ -99,10 +99,11 @@ def _write(source: Run, run: Run, record: Mapping[str, Any]) -> None:
 
 def _record(source: Run, method: Any) -> dict[str, Any]:
   """Returns what `method.json` holds."""
+  named = "train" if method is None else type(method).__name__.lower()
   record = {
-    "method": type(method).__name__.lower(),
+    "method": named,
     "source": os.fspath(paths.absolute(source.workdir)),
-    **dataclasses.asdict(method),
+    **({} if method is None else dataclasses.asdict(method)),
   }
   return json.loads(json.dumps(record))  # Tuples come back as lists.
 

@@ -5,7 +5,7 @@ to the same number of tokens; its bound on the same held-out text is read along
 the way and, on all of it, at the end. A second start continues.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 import os
@@ -32,7 +32,11 @@ _SAME = (
 
 
 def prepare(
-  names: Sequence[str], budget_tokens: int, points: int
+  names: Sequence[str],
+  budget_tokens: int,
+  points: int,
+  *,
+  change: Callable[[ConfigDict], ConfigDict] = lambda resolved: resolved,
 ) -> dict[str, ConfigDict]:
   """Returns the configurations by label, each set to the budget.
 
@@ -40,6 +44,7 @@ def prepare(
     names: configs as `config.load` takes them.
     budget_tokens: tokens that each is trained on, up to a whole batch.
     points: evaluations along the way, the last one included.
+    change: makes of each configuration the one that is meant.
 
   Raises:
     ValueError: two would not see the same data in the same order, a name comes
@@ -56,7 +61,7 @@ def prepare(
     label = label.replace(".py", "").split("/")[-1]
     if label in found:
       raise ValueError(f"config {label!r} is given twice; name each once")
-    found[label] = configs.load(name)
+    found[label] = change(configs.load(name))
   first_label, first = next(iter(found.items()))
   for label, resolved in found.items():
     for path in _SAME:

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import jax
 import pytest
 
+from dllm_jax.cli import command, main
 from dllm_jax.config.files import bundled
 from dllm_jax.reports import compare
 from tests import runs
@@ -57,6 +58,21 @@ def test_compares_and_continues(files, tmp_path, capsys):
   ElementTree.parse(output / "comparison.svg")
   again = run()  # nothing is left to train or to evaluate
   assert again["rows"] == json.loads(json.dumps(rows))
+
+
+def test_a_field_of_each_may_be_another(capsys):
+  line = ["compare", "--configs=shakespeare:smoke,shakespeare_md4:smoke", "--points=0"]
+  assert main.main([*line, "--config.optimizer.nam=lion"]) == 2
+  assert "optimizer" in capsys.readouterr().err
+  change = ["--config.optimizer.name=lion", "--config.training.seed=3"]
+  prepared = compare.prepare(
+    ["shakespeare:smoke", "shakespeare_md4:smoke"],
+    5120,
+    1,
+    change=lambda fields: command.overridden(fields, change)[0],
+  )
+  for resolved in prepared.values():
+    assert (resolved.optimizer.name, resolved.training.seed) == ("lion", 3)
 
 
 @pytest.mark.parametrize(

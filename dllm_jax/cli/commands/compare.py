@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.cli import command as commands
+from dllm_jax.config import config as configs
 
 
 def _define(flag: commands.Flags) -> None:
@@ -11,7 +12,8 @@ def _define(flag: commands.Flags) -> None:
     "configs",
     None,
     "configurations to compare: files or bundled names, with commas between; "
-    "they must read the same data in the same order",
+    "they must read the same data in the same order; --config.path.to.field="
+    "value overrides a field of each",
   )
   flag.integer("budget_tokens", None, "tokens that each is trained on", lower_bound=1)  # fmt: skip
   flag.path(
@@ -23,7 +25,8 @@ def _define(flag: commands.Flags) -> None:
 
 
 def _run(argv: list[str]) -> Mapping[str, Any]:
-  values = commands.parse(COMMAND, argv)
+  _, rest = commands.overridden(configs.resolve({}), argv)
+  values = commands.parse(COMMAND, rest)
   names = commands.required(values, "configs", "shakespeare,shakespeare_md4")
   budget = commands.required(values, "budget_tokens", "4096000")
 
@@ -31,7 +34,10 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   from dllm_jax.reports import compare  # pylint: disable=g-import-not-at-top
 
   prepared = compare.prepare(
-    [name for name in names.split(",") if name], budget, values.points
+    [name for name in names.split(",") if name],
+    budget,
+    values.points,
+    change=lambda resolved: commands.overridden(resolved, argv)[0],
   )
   result = compare.compare(prepared, values.output)
   if result["interrupted"]:
