@@ -16,10 +16,10 @@ from dllm_jax.core import paths
 from dllm_jax.data import Dataset, Tokenizer
 from dllm_jax.parallel import distributed, row_share
 from dllm_jax.posttraining import likelihood, preferences, reference
-from dllm_jax.posttraining.begin import begin
 from dllm_jax.posttraining.preferences import HELD_OUT, PairBatches
 from dllm_jax.posttraining.train import train
 from dllm_jax.posttraining.vrpo import accuracy, Preference, VRPO
+from dllm_jax.run.begin import begin
 from dllm_jax.run.run import Run
 from dllm_jax.training.step import TrainState
 

@@ -1,7 +1,7 @@
 """A working directory and what it can do; published folders in and out.
 
 `Run.create(config, workdir)` begins one, `Run.open(workdir)` goes on; then
-`train`, `evaluate`, `sample`. `import_folder` makes a run of a published folder,
+`train`, `evaluate`, `sample`; `begin` makes one of another's parameters. `import_folder` makes a run of a published folder,
 `export_run` the reverse.
 """
 
@@ -10,6 +10,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   submod_attrs={
+    "begin": ["begin"],
     "exchange": ["export_run", "import_folder"],
     "run": ["Run"],
   },

@@ -11,8 +11,7 @@ DOCUMENTS = [np.array(d) for d in ([1, 1, 1], [2] * 5, [], [3, 3])]
 
 def _rows(mode):
   rows = packing.Rows(DOCUMENTS, length=4, packing=mode)
-  tokens, segments = zip(*(rows[i] for i in range(len(rows))), strict=True)
-  return np.stack(tokens), np.stack(segments)
+  return packing.stack([rows[i] for i in range(len(rows))])[:2]
 
 
 def test_packed_documents_are_segments_from_one():

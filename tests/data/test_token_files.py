@@ -20,7 +20,7 @@ def _load(path, **settings):
 
 def _kept(corpus):
   rows = [corpus.train[i] for i in range(len(corpus.train))]
-  return np.concatenate([t[s > 0] for t, s in rows]).tolist()
+  return np.concatenate([row.tokens[row.mask] for row in rows]).tolist()
 
 
 def _made(folder, form):

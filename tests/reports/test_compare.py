@@ -61,7 +61,11 @@ def test_compares_and_continues(files, tmp_path, capsys):
 
 
 def test_a_field_of_each_may_be_another(capsys):
-  line = ["compare", "--configs=shakespeare:smoke,shakespeare_md4:smoke", "--points=0"]
+  line = [
+    "compare",
+    "--configs=shakespeare:smoke,shakespeare_md4:smoke",
+    "--points=0",
+  ]
   assert main.main([*line, "--config.optimizer.nam=lion"]) == 2
   assert "optimizer" in capsys.readouterr().err
   change = ["--config.optimizer.name=lion", "--config.training.seed=3"]

@@ -19,7 +19,7 @@ from dllm_jax.evaluation.benchmarks import finetune
 from dllm_jax.evaluation.benchmarks import instructions as lib
 from dllm_jax.evaluation.benchmarks.recall import wilson
 from dllm_jax.evaluation.tasks.registry import option, Setting, Task
-from dllm_jax.posttraining.begin import begin
+from dllm_jax.run.begin import begin
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests
 
@@ -131,8 +131,6 @@ def _asked(
   questions = lib.questions(
     kinds, options.questions, seed=options.seed, held_out=True
   )
-  sampler = finetune.greedy(run, setting)
-  length = run.config.data.length
   ledger = finetune.about(run, setting).ledger(
     "instructions",
     {
@@ -141,35 +139,15 @@ def _asked(
       "questions": finetune.digest(*map(repr, questions)),
       "match": "exact, as text",
       "slots": _ANSWER,
-      "sampler": dataclasses.asdict(sampler),
+      "sampler": dataclasses.asdict(finetune.greedy(run, setting)),
     },
   )
 
-  def right(part: Sequence[int]) -> list[bool]:
-    rows = [
-      [*map(int, run.tokenizer.chat(questions[i].messages[:1]))]
-      + [None] * _ANSWER
-      for i in part
-    ]
-    filled, _ = finetune.fill(
-      run,
-      rows,
-      length=max(length, *map(len, rows)),
-      sampler=sampler,
-      use_ema=setting.use_ema,
-      rows=options.at_once,
-    )
-    ends = run.tokenizer.end_ids
-    texts = [
-      run.tokenizer.decode(requests.answered(found, row, ends)).strip()
-      for found, row in zip(filled, rows, strict=True)
-    ]
-    return [
-      text == questions[i].answer for text, i in zip(texts, part, strict=True)
-    ]
-
   marks = ledger.each(
-    range(len(questions)), right, at_once=options.at_once, unit="question"
+    range(len(questions)),
+    lambda part: _right(run, [questions[i] for i in part], setting, options),
+    at_once=options.at_once,
+    unit="question",
   )
   rows = []
   for kind in kinds:
@@ -184,6 +162,34 @@ def _asked(
       "questions": len(own),
     })
   return rows
+
+
+def _right(
+  run: Run,
+  questions: Sequence[lib.Question],
+  setting: Setting,
+  options: Instructions,
+) -> list[bool]:
+  """Returns which questions a model answers right."""
+  rows = [
+    [*map(int, run.tokenizer.chat(q.messages[:1]))] + [None] * _ANSWER
+    for q in questions
+  ]
+  filled, _ = finetune.fill(
+    run,
+    rows,
+    length=max(run.config.data.length, *map(len, rows)),
+    sampler=finetune.greedy(run, setting),
+    use_ema=setting.use_ema,
+    rows=options.at_once,
+  )
+  ends = run.tokenizer.end_ids
+  answers = (
+    requests.answered(found, row, ends)
+    for found, row in zip(filled, rows, strict=True)
+  )
+  texts = (run.tokenizer.decode(answer).strip() for answer in answers)
+  return [t == q.answer for t, q in zip(texts, questions, strict=True)]
 
 
 def _text(result: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dllm_jax.models import merge_adapters
-from dllm_jax.posttraining import begin
+from dllm_jax.run import begin
 from tests import runs
 
 
