@@ -72,7 +72,11 @@ def test_forms(form, tokenizer, tmp_path):
 def test_what_stands_before(tokenizer, tmp_path):
   rows = [
     {"system": "w9", **ONE["instruction"], "history": [["w5", "w6"]]},
-    {"prompt": said("w5", "w6", "w1 w2"), "completion": "w3 w4", "system": "w9"},
+    {
+      "prompt": said("w5", "w6", "w1 w2"),
+      "completion": "w3 w4",
+      "system": "w9",
+    },
   ]
   before = [TURN, SYSTEM, 9, END, TURN, USER, 5, END, TURN, ASSISTANT, 6, END]
   for n, row in enumerate(rows):
@@ -286,7 +290,9 @@ def test_models_that_cannot_talk(tmp_path):
   for name in (None, "bpe:300"):
     with pytest.raises(ValueError, match="no tokenizer is learned"):
       load(Dataset(path=path, tokenizer=name))
-  with pytest.raises(ValueError, match=r"need a tokenizer\.json .*bytes tokens"):
+  with pytest.raises(
+    ValueError, match=r"need a tokenizer\.json .*bytes tokens"
+  ):
     load(Dataset(path=path, tokenizer="byte"))
   # A template that is given ends what is sampled, too.
   file = tmp_path / "chat.jinja"
@@ -310,7 +316,9 @@ def test_text_is_not_what_is_said(tokenizer, tmp_path):
   # Text that was rendered before keeps its special tokens.
   text = "<t><user>w1 w2</t><t><assistant>w3 w4</t>"
   path = chats.write(tmp_path / "b.jsonl", [{"text": text}] * 50)
-  corpus = load(Dataset(path=path, length=11, held_out=0.0), tokenizer=tokenizer)
+  corpus = load(
+    Dataset(path=path, length=11, held_out=0.0), tokenizer=tokenizer
+  )
   assert corpus.train[0].tokens.tolist() == [*ANSWERED, EOS]
 
 
