@@ -23,9 +23,9 @@ MARKED = (
 )
 
 
-def tokenizer(folder, template=TEMPLATE, **config):
+def tokenizer(folder, template=TEMPLATE, *, words=WORDS, **config):
   """Returns the tokenizer, of files in a folder."""
-  words = {f"w{i}": i for i in range(WORDS)}
+  words = {f"w{i}": i for i in range(words)}
   made = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
   made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   made.add_special_tokens(SPECIAL)

@@ -164,8 +164,8 @@ class Reading:
     """
     if self._form.name == "preferences":
       raise ValueError(
-        f"{files[0]} holds preferences (chosen, rejected): dllm align trains on "
-        "them; --config.data.format says otherwise"
+        f"{files[0]} holds preferences (chosen, rejected), which dllm align "
+        "trains on; for another field of theirs set data.format"
       )
     sides = [], []
     for row, (made,) in self.read(files):
