@@ -38,6 +38,8 @@ class Canvas:
     calls: each row's count of network calls.
     stopped: rows that have drawn their end of text.
     stage: what each row does in this block: idle, storing or running.
+    revealed_at: the step at which each slot took its token; -1 where it has
+      taken none.
     cache: kept keys and values, or None.
     state: the policy's, inside a block.
   """
@@ -47,6 +49,7 @@ class Canvas:
   calls: Int[Array, "B"]
   stopped: Bool[Array, "B"]
   stage: Int[Array, "B"]
+  revealed_at: Int[Array, "B T"]
   cache: KVCache | None = None
   state: PyTree = None
   hidden: Float[Array, "R T D"] | None = None
@@ -239,6 +242,7 @@ def _step(
     step=canvas.step + running,
     calls=canvas.calls + calling,
     stage=jnp.where(running, stage, _IDLE),
+    revealed_at=_revealed(run, canvas, window._replace(active=active), new_z),
     cache=cache,
     state=state,
     hidden=hidden if run.keeps else None,
@@ -272,6 +276,24 @@ def _look(
   calling &= canvas.changed
   same = lambda: (canvas.hidden, canvas.cache)
   return calling, *lax.cond(jnp.any(calling), look, same)
+
+
+def _revealed(
+  run: Run, canvas: Canvas, window: Window, new_z: PyTree
+) -> Int[Array, "B T"]:
+  """Returns at which step each slot took its token, after one more step.
+
+  Vectors have no tokens before the last step, which all slots take: to decode
+  them at every step would cost as much as calling the network.
+  """
+  old = take(canvas.revealed_at, window)
+  taken = window.active
+  if isinstance(new_z, jax.Array) and new_z.ndim == 2:
+    taken &= new_z != take(canvas.z, window)
+    if run.network.objective.mask_id is not None:
+      taken &= new_z != run.network.objective.mask_id
+  step = jnp.where(taken, canvas.step[:, None], old)
+  return put(canvas.revealed_at, window, step)
 
 
 def _differs(new: PyTree, old: PyTree) -> Bool[Array, "B"]:

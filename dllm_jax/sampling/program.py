@@ -41,11 +41,16 @@ class Generation:
     tokens: the finished canvases; unused slots hold what the request had there.
     function_evaluations: network calls that each row needed; both branches of
       guidance are one.
+    revealed_at: the row's own step, from 0, at which each slot took the token
+      that it has: the last such step, where tokens are masked again or
+      replaced; the last step of all, where latents are vectors; -1 where
+      nothing was drawn.
     trace: every step of it, if it was asked for.
   """
 
   tokens: Int[Array, "B T"]
   function_evaluations: Int[Array, "B"]
+  revealed_at: Int[Array, "B T"]
   trace: Trace | None = None
 
 
@@ -93,6 +98,7 @@ def generate(
     calls=zeros,
     stopped=zeros > 0,
     stage=zeros,
+    revealed_at=jnp.full(shape, -1, jnp.int32),
     cache=run.network.empty(),
   )
   canvas, frames = blocks(run, prefilled(run, canvas))
@@ -108,6 +114,7 @@ def generate(
   return Generation(
     tokens=finished(run, canvas),
     function_evaluations=canvas.calls,
+    revealed_at=canvas.revealed_at,
     trace=record,
   )
 
