@@ -31,6 +31,7 @@ _COMMANDS = {
   "report": "write one HTML page that compares runs",
   "harness": "run lm-evaluation-harness with the model dllm_jax",
   "compare": "train several configurations at one budget and compare them",
+  "distil": "train a copy of a run that needs fewer network calls",
   "convert": "import published weights, or export a run to their layout",
   "prepare": "tokenise a corpus once into ArrayRecord files",
   "plan": "tell what a configuration costs on a machine that is not here",
