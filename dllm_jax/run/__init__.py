@@ -1,8 +1,8 @@
 """A working directory and what it can do; published folders in and out.
 
 `Run.create(config, workdir)` begins one, `Run.open(workdir)` goes on; then
-`train`, `evaluate`, `sample`; `begin` makes one of another's parameters. `import_folder` makes a run of a published folder,
-`export_run` the reverse.
+`train`, `evaluate`, `sample`. `begin` makes one of another's parameters,
+`import_folder` of a published folder; `export_run` is the way out.
 """
 
 import lazy_loader

@@ -17,7 +17,6 @@ from dllm_jax.config.config import Config
 from dllm_jax.core import paths
 from dllm_jax.data import Dataset, Tokenizer
 from dllm_jax.parallel import distributed, row_share
-from dllm_jax.posttraining.begin import begin
 from dllm_jax.posttraining.distillation import answers as answers_lib
 from dllm_jax.posttraining.distillation import rounds
 from dllm_jax.posttraining.distillation.certainty import (
@@ -26,6 +25,7 @@ from dllm_jax.posttraining.distillation.certainty import (
 )
 from dllm_jax.posttraining.distillation.dcd import DCD
 from dllm_jax.posttraining.train import train
+from dllm_jax.run.begin import begin
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.presets import SamplerConfig
