@@ -32,9 +32,9 @@ def get_config() -> ConfigDict:
       "learning_rate": 0.015,
       "warmup_steps": 50,
     },
-    "training": {"steps": 400, "batch_size": 64},
-    "checkpoint": {"every_steps": 100, "keep": 1},
-    "evaluation": {"every_steps": 200, "batches": 4, "sample_every": 200},
+    "training": {"steps": 800, "batch_size": 64},
+    "checkpoint": {"every_steps": 200, "keep": 1},
+    "evaluation": {"every_steps": 400, "batches": 4, "sample_every": 400},
     "logging": {"every_steps": 50, "tensorboard": False},
     "sampler": {"preset": "llada", "temperature": 0.0},
   })

@@ -3,9 +3,10 @@
     user       sort d b c a
     assistant  a b c d
 
-A model that was taught one group of kinds, `FIRST`, knows the form of an answer
-and can point at letters; the other group, `LATER`, is what fine-tuning teaches it.
-Every word of a held-out question is one that no taught question has.
+A model that was taught one group of kinds, `FIRST`, knows the form of an answer,
+can point at letters, and says "no" to instructions that it does not know; the
+other group, `LATER`, is what fine-tuning teaches it. Every word of a held-out
+question is one that no taught question has.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,10 +37,14 @@ KINDS: dict[str, Callable[[str], str]] = {
   "copy": lambda word: word,
   "sort": lambda word: "".join(sorted(word)),
   "count": lambda word: str(word.count(word[0])),
+  "other": lambda word: "no",
 }
-"""What is asked of a word, and its answer; "count" is of its first letter."""
+"""What is asked of a word, and its answer.
 
-FIRST = ("reverse", "double", "first", "last", "length")
+"count" is of its first letter, "other" stands for instructions of random letters.
+"""
+
+FIRST = ("reverse", "double", "first", "last", "length", "other")
 LATER = ("copy", "sort", "count")
 
 
@@ -50,15 +55,17 @@ class Question:
   Attributes:
     kind: a key of `KINDS`.
     word: what it is asked of.
+    told: the instruction in words; the kind's name, most often.
   """
 
   kind: str
   word: str
+  told: str
 
   @property
   def messages(self) -> list[dict[str, str]]:
     """The conversation, answered."""
-    asked = f"{self.kind} {self.word}"
+    asked = f"{self.told} {self.word}"
     return [
       {"role": "user", "content": asked},
       {"role": "assistant", "content": self.answer},
@@ -77,7 +84,7 @@ def questions(
 
   Args:
     kinds: which.
-    number: how many in all; there are tens of thousands of words.
+    number: how many in all, far below the millions of words.
     seed: with the kinds it determines the questions.
     held_out: whether they are of words that are never taught.
   """
@@ -86,8 +93,16 @@ def questions(
   while len(found) < number:
     word = "".join(rng.choices(_LETTERS, k=rng.choice(_LENGTHS)))
     if _is_held_out(word) == held_out:
-      found[Question(kinds[len(found) % len(kinds)], word)] = None
+      kind = kinds[len(found) % len(kinds)]
+      told = kind if kind != "other" else _unknown(rng)
+      found[Question(kind, word, told)] = None
   return list(found)
+
+
+def _unknown(rng: random.Random) -> str:
+  """Returns an instruction that means nothing."""
+  told = "".join(rng.choices(string.ascii_lowercase, k=rng.choice((4, 5, 6))))
+  return told if told not in KINDS else _unknown(rng)
 
 
 def _is_held_out(word: str) -> bool:

@@ -21,10 +21,11 @@ from dllm_jax.evaluation.benchmarks.instructions import Question
     "copy": "bdbac",
     "sort": "abbcd",
     "count": "2",
+    "other": "no",
   }.items(),
 )
 def test_answers(kind, answer):
-  assert Question(kind, "bdbac").answer == answer
+  assert Question(kind, "bdbac", kind).answer == answer
 
 
 def test_held_out_words_are_never_taught():
@@ -40,12 +41,12 @@ def test_held_out_words_are_never_taught():
 
 def test_a_letter_is_a_token_and_a_role_is_one(tmp_path):
   tokenizer = make_tokenizer(lib.write_tokenizer(place(tmp_path)), [])
-  messages = Question("sort", "cab").messages
+  messages = Question("sort", "cab", "sort").messages
   ids = tokenizer.chat(messages[:1])
   said = tokenizer.decode(ids, special=True)
   assert said == "<|user|>sort cab<|end|><|assistant|>"
   assert len(ids) == len("sort cab") + 3
   assert tokenizer.decode(tokenizer.encode("abc 12")) == "abc 12"
   path = place(tmp_path) / "asked.jsonl"
-  lib.write([Question("sort", "cab")], path)
+  lib.write([Question("sort", "cab", "sort")], path)
   assert json.loads(path.read_text()) == {"messages": messages}
