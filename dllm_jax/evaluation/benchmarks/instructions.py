@@ -14,13 +14,20 @@ import dataclasses
 import json
 import random
 import string
+from typing import Any
 
 from dllm_jax.core.files import write_whole
 from dllm_jax.core.paths import Path
+from dllm_jax.evaluation.benchmarks import finetune
+from dllm_jax.run.run import Run
+from dllm_jax.sampling import requests
+from dllm_jax.sampling.presets import SamplerConfig
 
 _LETTERS = string.ascii_lowercase[:12]
 _LENGTHS = range(3, 7)
 _END = "<|end|>"
+SLOTS = 16
+"""For an answer and its end."""
 _TEMPLATE = (
   "{% for message in messages %}"
   "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
@@ -139,3 +146,46 @@ def write_tokenizer(folder: Path) -> str:
   write_whole(folder / "tokenizer.json", made.to_str())
   write_whole(folder / "tokenizer_config.json", json.dumps(settings))
   return str(folder / "tokenizer.json")
+
+
+def answers(
+  run: Run,
+  asked: Sequence[Question],
+  *,
+  sampler: SamplerConfig,
+  use_ema: bool = True,
+  rows: int = 0,
+) -> list[str]:
+  """Returns what a model answers.
+
+  Args:
+    run: its tokenizer has a chat template.
+    asked: the questions.
+    sampler: how to sample.
+    use_ema: whether to use averaged parameters.
+    rows: rows of the compiled batch, see `finetune.fill`.
+  """
+  templates = [
+    [*map(int, run.tokenizer.chat(q.messages[:1])), *[None] * SLOTS]
+    for q in asked
+  ]
+  filled, _ = finetune.fill(
+    run,
+    templates,
+    length=max(run.config.data.length, *map(len, templates)),
+    sampler=sampler,
+    use_ema=use_ema,
+    rows=rows,
+  )
+  ends = run.tokenizer.end_ids
+  new = (
+    requests.answered(found, template, ends)
+    for found, template in zip(filled, templates, strict=True)
+  )
+  return [run.tokenizer.decode(ids).strip() for ids in new]
+
+
+def right(run: Run, asked: Sequence[Question], **how: Any) -> list[bool]:
+  """Returns which questions a model answers right; see `answers`."""
+  texts = answers(run, asked, **how)
+  return [t == q.answer for t, q in zip(texts, asked, strict=True)]

@@ -21,10 +21,8 @@ from dllm_jax.evaluation.benchmarks.recall import wilson
 from dllm_jax.evaluation.tasks.registry import option, Setting, Task
 from dllm_jax.run.begin import begin
 from dllm_jax.run.run import Run
-from dllm_jax.sampling import requests
 
 _GROUPS = {"first": lib.FIRST, "later": lib.LATER}
-_ANSWER = 16  # slots for an answer and its end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +129,7 @@ def _asked(
   questions = lib.questions(
     kinds, options.questions, seed=options.seed, held_out=True
   )
+  sampler = finetune.greedy(run, setting)
   ledger = finetune.about(run, setting).ledger(
     "instructions",
     {
@@ -138,14 +137,20 @@ def _asked(
       "model": str(run.workdir),
       "questions": finetune.digest(*map(repr, questions)),
       "match": "exact, as text",
-      "slots": _ANSWER,
-      "sampler": dataclasses.asdict(finetune.greedy(run, setting)),
+      "slots": lib.SLOTS,
+      "sampler": dataclasses.asdict(sampler),
     },
   )
 
   marks = ledger.each(
     range(len(questions)),
-    lambda part: _right(run, [questions[i] for i in part], setting, options),
+    lambda part: lib.right(
+      run,
+      [questions[i] for i in part],
+      sampler=sampler,
+      use_ema=setting.use_ema,
+      rows=options.at_once,
+    ),
     at_once=options.at_once,
     unit="question",
   )
@@ -162,34 +167,6 @@ def _asked(
       "questions": len(own),
     })
   return rows
-
-
-def _right(
-  run: Run,
-  questions: Sequence[lib.Question],
-  setting: Setting,
-  options: Instructions,
-) -> list[bool]:
-  """Returns which questions a model answers right."""
-  rows = [
-    [*map(int, run.tokenizer.chat(q.messages[:1]))] + [None] * _ANSWER
-    for q in questions
-  ]
-  filled, _ = finetune.fill(
-    run,
-    rows,
-    length=max(run.config.data.length, *map(len, rows)),
-    sampler=finetune.greedy(run, setting),
-    use_ema=setting.use_ema,
-    rows=options.at_once,
-  )
-  ends = run.tokenizer.end_ids
-  answers = (
-    requests.answered(found, row, ends)
-    for found, row in zip(filled, rows, strict=True)
-  )
-  texts = (run.tokenizer.decode(answer).strip() for answer in answers)
-  return [t == q.answer for t, q in zip(texts, questions, strict=True)]
 
 
 def _text(result: Mapping[str, Any]) -> str:
