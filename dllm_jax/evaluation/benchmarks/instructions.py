@@ -12,12 +12,13 @@ question is one that no taught question has.
 from collections.abc import Callable, Sequence
 import dataclasses
 import json
+import os
 import random
 import string
 from typing import Any
 
+from dllm_jax.core import paths
 from dllm_jax.core.files import write_whole
-from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import finetune
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests
@@ -117,13 +118,15 @@ def _is_held_out(word: str) -> bool:
   return random.Random(word).random() < 0.1
 
 
-def write(asked: Sequence[Question], path: Path) -> None:
+def write(asked: Sequence[Question], path: str | os.PathLike) -> None:
   """Writes questions with their answers as conversations, JSON lines."""
+  path = paths.place(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
   lines = (json.dumps({"messages": q.messages}) for q in asked)
   write_whole(path, "\n".join(lines) + "\n")
 
 
-def write_tokenizer(folder: Path) -> str:
+def write_tokenizer(folder: str | os.PathLike) -> str:
   """Writes a tokenizer of letters with its chat template; returns its path."""
   import tokenizers  # noqa: PLC0415
 
@@ -136,6 +139,7 @@ def write_tokenizer(folder: Path) -> str:
   made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
   made.decoder = tokenizers.decoders.Fuse()
   made.add_special_tokens(special)
+  folder = paths.place(folder)
   folder.mkdir(parents=True, exist_ok=True)
   settings = {
     "chat_template": _TEMPLATE,

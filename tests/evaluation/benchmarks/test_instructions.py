@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from dllm_jax.core.paths import place
 from dllm_jax.data import make_tokenizer
 from dllm_jax.evaluation.benchmarks import instructions as lib
 from dllm_jax.evaluation.benchmarks.instructions import Question
@@ -40,13 +39,13 @@ def test_held_out_words_are_never_taught():
 
 
 def test_a_letter_is_a_token_and_a_role_is_one(tmp_path):
-  tokenizer = make_tokenizer(lib.write_tokenizer(place(tmp_path)), [])
+  tokenizer = make_tokenizer(lib.write_tokenizer(tmp_path), [])
   messages = Question("sort", "cab", "sort").messages
   ids = tokenizer.chat(messages[:1])
   said = tokenizer.decode(ids, special=True)
   assert said == "<|user|>sort cab<|end|><|assistant|>"
   assert len(ids) == len("sort cab") + 3
   assert tokenizer.decode(tokenizer.encode("abc 12")) == "abc 12"
-  path = place(tmp_path) / "asked.jsonl"
+  path = tmp_path / "asked.jsonl"
   lib.write([Question("sort", "cab", "sort")], path)
   assert json.loads(path.read_text()) == {"messages": messages}
