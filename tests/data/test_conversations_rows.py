@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
 from dllm_jax.data import Dataset, load
 from dllm_jax.data.batches import held_out_batches, train_iterator
 from dllm_jax.data.conversations import ConversationRows, Example, load_examples
 from dllm_jax.data.conversations.rows import pack
+from dllm_jax.data.huggingface import huggingface
 from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.texts import Fill
 from tests import golden_cases
@@ -232,58 +235,64 @@ def sft():
   return golden_cases.load("sft")
 
 
-def _talk(ids):
+def _names(arrays):
+  """Returns the special tokens of recorded conversations, by their ids.
+
+  A turn is who speaks between two tokens, the content, and a token at its end.
+  """
+  ids, given = arrays["dllm_map_input_ids"][0], arrays["dllm_map_prompt_len"][0]
+  begin, user, head = ids[:3].tolist()
+  assistant = int(ids[given - 2])
+  end = int(ids[arrays["dllm_map_lengths"][0] - 1])
+  return {
+    begin: "<t>",
+    user: "<user>",
+    assistant: "<assistant>",
+    head: "<h>",
+    end: "</t>",
+  }
+
+
+def _talk(ids, names):
   """Returns the messages that recorded ids are a rendering of."""
-  turns, ids = [], list(ids)
+  turns, ids = [], [names.get(i, f"w{i}") for i in ids.tolist()]
   while ids:
-    end = ids.index(5)
-    role = {2: "user", 3: "assistant"}[ids[1]]
-    turns.append({"role": role, "content": words(ids[3:end])})
+    end = ids.index("</t>")
+    content = " ".join(ids[3:end])
+    turns.append({"role": ids[1].strip("<>"), "content": content})
     ids = ids[end + 1 :]
   return turns
 
 
 @pytest.fixture(scope="module")
 def recorded(sft, tmp_path_factory):
-  """Returns recorded conversations as a file, and the tokenizer they are for.
-
-  Their header is three tokens: 1, who speaks, 4; a turn ends with 5.
-  """
+  """Returns recorded conversations as a file, and the tokenizer they are for."""
   folder = tmp_path_factory.mktemp("sft")
-  a = sft.arrays
+  a, names = sft.arrays, _names(sft.arrays)
   talks = [
-    {"messages": _talk(ids[:n])}
+    {"messages": _talk(ids[:n], names)}
     for ids, n in zip(
       a["dllm_map_input_ids"], a["dllm_map_lengths"], strict=True
     )
   ]
-  names = {1: "<t>", 2: "<user>", 3: "<assistant>", 4: "<h>", 5: "</t>"}
   eos, mask = sft.config["eos_token_id"], sft.config["mask_token_id"]
   names |= {eos: "<eos>", mask: "<m>"}
   size = sft.config["hf_config"]["vocab_size"]
   vocabulary = {names.get(i, f"w{i}"): i for i in range(size)}
+  made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+  made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  made.add_special_tokens([*names.values()])
+  made.save(str(folder / "tokenizer.json"))
   template = chats.TEMPLATE.replace("}}>{{", "}}><h>{{").replace(
     "<t><assistant>", "<t><assistant><h>"
   )
-  made = {
-    "version": "1.0",
-    "added_tokens": [
-      {"id": i, "content": name, "special": True} | dict.fromkeys(
-        ("single_word", "lstrip", "rstrip", "normalized"), False
-      )
-      for i, name in names.items()
-    ],
-    "pre_tokenizer": {"type": "WhitespaceSplit"},
-    "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
-  }  # fmt: skip
-  (folder / "tokenizer.json").write_text(json.dumps(made))
   config = {
     "eos_token": "<eos>",
     "mask_token": "<m>",
     "chat_template": template,
   }
   (folder / "tokenizer_config.json").write_text(json.dumps(config))
-  return chats.write(folder / "a.jsonl", talks), chats.huggingface(str(folder))
+  return chats.write(folder / "a.jsonl", talks), huggingface(str(folder))
 
 
 def test_dllm_maps_conversations_so(sft, recorded):

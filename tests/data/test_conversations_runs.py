@@ -13,6 +13,7 @@ from dllm_jax.core import paths
 from dllm_jax.objectives.texts import Fill
 from dllm_jax.run import samples, workdir
 from dllm_jax.training import held_out
+from tests import golden_cases
 from tests.data import chats
 from tests.data.chats import END, EOS, said
 from tests.pretrained import golden
@@ -98,9 +99,12 @@ def test_an_import_is_tuned_by_one_command(
   packing, tmp_path, capsys, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  ids = {"mask_token_id": 61, "eos_token_id": 60, "pad_token_id": 60}
+  config = golden_cases.load("sft").config["hf_config"]
+  words = config["vocab_size"] - len(chats.SPECIAL) - 1
+  ids = {"mask_token_id": words + 6, "eos_token_id": words + 5}
+  ids["pad_token_id"] = ids["eos_token_id"]
   published = golden.publish("sft", tmp_path / "published", **ids)
-  chats.tokenizer(published, None, words=55)
+  chats.tokenizer(published, None, words=words)
   assert main(["convert", f"--from_hf={published}", "--workdir=run"]) == 0
   _talks(tmp_path / "a.jsonl")
   (tmp_path / "chat.jinja").write_text(chats.TEMPLATE)

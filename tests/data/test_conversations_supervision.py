@@ -212,23 +212,38 @@ KINDS = {
 }
 
 
+# The same turns: headers that end with a space, which joins the next word, and
+# contents alone marked.
+_SPACED = CHATML.replace("['role'] }}\n", "['role'] }} ").replace(
+  "assistant\n", "assistant "
+)
+_CONTENTS = CHATML.replace(
+  "{{ m['content'] }}",
+  "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
+  "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}",
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, _SPACED, _CONTENTS])
 @pytest.mark.parametrize("kind", KINDS)
-def test_places_of_tokens(kind):
+def test_places_of_tokens(kind, template):
   made = KINDS[kind]()
   made.add_special_tokens(["<|im_start|>", "<|im_end|>", "<eos>"])
   tokenizer = HuggingFace(
     definition=made.to_str(),
     mask_id=made.get_vocab_size(),
     eos_id=made.token_to_id("<eos>"),
-    chat_templates={"default": CHATML},
+    chat_templates={"default": template},
   )
-  answers = ["the rain", "  naïve \n", "\n\n the", ""]
-  for answer in answers:
+  for answer in ["the rain", "  naïve \n", "\n\n the", "rain  "]:
     text, runs = _counted(tokenizer, said(" why? ", answer, "the", "rain"))
     assert text.count(answer)
-    # A token that joins the header's line and the answer's may begin a run.
-    assert runs[0].strip("\n ") == f"{answer}<|im_end|>".strip("\n ")
-    assert len(runs) == 2 and runs[1].strip() == "rain<|im_end|>"
+    assert len(runs) == 2
+    # A token that joins the header's end and the answer's beginning counts; the
+    # line behind the end of the turn counts where the template does not mark.
+    end = "" if template is _CONTENTS else "\n"
+    assert runs[0].lstrip("\n ") == (answer + "<|im_end|>" + end).lstrip("\n ")
+    assert runs[1].strip() == "rain<|im_end|>"
   ((ids, places),) = tokenizer_json.places(made, [text])
   assert len(ids) == len(places)
   assert (places[:, 0] <= places[:, 1]).all()
