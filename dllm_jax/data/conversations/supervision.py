@@ -232,10 +232,11 @@ class _View:
     raise self._differs(whole, said, k)
 
   def _differs(self, whole, said, k: int) -> ValueError:
-    advice = (
-      "set data.supervise=last, or give a template with {% generation %} by "
-      "--config.data.template=FILE"
+    mark = (
+      "give a template with {% generation %} by --config.data.template=FILE"
     )
+    fewer = any(m["role"] == "assistant" for m in said[k + 1 :])
+    advice = f"set data.supervise=last, or {mark}" if fewer else mark
     for n in range(1, k + 2):
       try:
         same = whole.startswith(self.closed(said[:n]))
@@ -250,5 +251,5 @@ class _View:
     return ValueError(
       f"the chat template does not say what counts: the header that asks for "
       f"message {k + 1} (add_generation_prompt) is not the one before it in "
-      f"the conversation; {advice.partition(', or ')[2]}"
+      f"the conversation; {mark}"
     )
