@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "attention": ["attention"],
     "cache": ["empty_cache"],
     "dit": ["dit", "DiTConfig"],
-    "merge": ["merge_adapters"],
+    "adapters": ["DoRA", "LoRA", "merge_adapters", "without_adapters"],
     "transformer": ["transformer", "TransformerConfig"],
   },
 )

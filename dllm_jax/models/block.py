@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Int
 
 from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
+from dllm_jax.models.adapters import check_targets
 from dllm_jax.models.attention.dispatch import attention
 from dllm_jax.models.cache import query_slots, write
 from dllm_jax.models.layers import (
-  adapter,
   Linear,
   modulate,
   RMSNorm,
@@ -42,6 +42,7 @@ def denoiser(module: nn.Module, param_dtype: str = "float32") -> Denoiser:
 
   def init(key, inputs):
     params = module.init({"params": key}, inputs, None)["params"]
+    check_targets(params, module.config.adapter)
     return jax.tree.map(lambda x: x.astype(param_dtype), params)
 
   def apply(params, inputs, cache=None):
@@ -255,7 +256,7 @@ class Attention(nn.Module):
         (heads, c.head_dim),
         bias=c.qkv_bias,
         dtype=c.dtype,
-        adapter=adapter(c),
+        adapter=c.adapter,
         matmul=c.matmul,
         name=name,
       )(x)
@@ -286,7 +287,7 @@ class Attention(nn.Module):
       (c.width,),
       dtype=c.dtype,
       kernel_init=scaled_normal((2 * c.layers) ** -0.5),
-      adapter=adapter(c),
+      adapter=c.adapter,
       matmul=c.matmul,
       name="o",
     )

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers
+from dllm_jax.models.adapters import ADAPTERS, LoRA
 from dllm_jax.models.attention.context import Strategy
 from dllm_jax.models.attention.dispatch import (
   Implementation,
@@ -74,9 +75,8 @@ class DiTConfig(Shape):
       positions, "all_gather" or "ring" (`context.STRATEGIES`).
     matmul: how layers multiply by their matrices, "default" (in `dtype`), "int8"
       or "fp8" (`quantised`).
-    lora_rank: rank of adapters on the matrices of attention and perceptrons,
-      which are then all that trains; 0 for none.
-    lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+    adapter: low-rank changes of the matrices of attention and perceptrons, "lora"
+      or "dora" with their fields (`adapters`), which are then all that trains.
   """
 
   vocab_size: int
@@ -101,8 +101,9 @@ class DiTConfig(Shape):
   attention: Implementation = None
   context: Strategy = "all_gather"
   matmul: Matmul = "default"
-  lora_rank: int = 0
-  lora_alpha: float = 16.0
+  adapter: LoRA = dataclasses.field(
+    default=LoRA(), metadata={"choices": ADAPTERS}
+  )
 
   def __post_init__(self):
     layers.check_at_least(

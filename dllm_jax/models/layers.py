@@ -7,7 +7,6 @@ Networks themselves are in `transformer` and `dit`.
 from collections.abc import Callable, Mapping
 import math
 import types
-from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -16,7 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
-from dllm_jax.models.quantised import Matmul, product
+from dllm_jax.models.adapters import LoRA
+from dllm_jax.models.quantised import (
+  dense,
+  frozen_product,
+  is_quantised,
+  Matmul,
+  product,
+)
 
 DTYPES = ("float32", "bfloat16")
 
@@ -57,7 +63,7 @@ class Linear(nn.Module):
     bias: whether b is there, `[*outputs]`, zero at first.
     dtype: of the product.
     kernel_init: initialiser of the kernel, flattened to `[in, out]`.
-    adapter: the low-rank change of the kernel, or None.
+    adapter: low-rank changes of kernels, for those that it is on; None for none.
     matmul: how the product is computed (`quantised.MATMULS`).
   """
 
@@ -66,7 +72,7 @@ class Linear(nn.Module):
   bias: bool = False
   dtype: str = "float32"
   kernel_init: Callable = scaled_normal()
-  adapter: "Adapter | None" = None
+  adapter: LoRA | None = None
   matmul: Matmul = "default"
 
   @nn.compact
@@ -78,43 +84,23 @@ class Linear(nn.Module):
     def init(key):
       return self.kernel_init(key, (fan_in, fan_out)).reshape(shape)
 
-    kernel = self.param("kernel", init).astype(self.dtype)
+    kernel = self.param("kernel", init)
     lead = x.shape[: x.ndim - len(self.inputs)]
     x = x.reshape(*lead, fan_in).astype(self.dtype)
-    y = product(x, kernel.reshape(fan_in, fan_out), self.matmul)
-    if self.adapter is not None:
-      a, b = self._low_rank(fan_in, fan_out)
-      y += self.adapter.scale * ((x @ a) @ b)
+    flat = lambda: dense(kernel).astype(self.dtype).reshape(fan_in, fan_out)
+    if is_quantised(kernel):
+      y = frozen_product(x, kernel, self.matmul)
+    else:
+      y = product(x, flat(), self.matmul)
+    if self.adapter is not None and self.adapter.on("/".join(self.path)):
+      inits = self.adapter.init(fan_in, fan_out)
+      own = {name: self.param(name, init) for name, init in inits.items()}
+      y = self.adapter.apply(x, y, flat(), own)
     y = y.reshape(*lead, *self.outputs)
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, self.outputs)
       y += bias.astype(self.dtype)
     return y
-
-  def _low_rank(self, fan_in: int, fan_out: int):
-    zeros, rank = nn.initializers.zeros, self.adapter.rank
-    a = self.param("lora_a", scaled_normal(), (fan_in, rank))
-    b = self.param("lora_b", zeros, (rank, fan_out))
-    return a.astype(self.dtype), b.astype(self.dtype)
-
-
-class Adapter(NamedTuple):
-  """W + scale A B in place of W, A and B of low rank (arXiv:2106.09685).
-
-  Attributes:
-    rank: columns of A and rows of B.
-    scale: alpha / rank.
-  """
-
-  rank: int
-  scale: float
-
-
-def adapter(config: Any) -> Adapter | None:
-  """Returns the adapter of a network's config, or None."""
-  if not config.lora_rank:
-    return None
-  return Adapter(config.lora_rank, config.lora_alpha / config.lora_rank)
 
 
 class Weight(nn.Module):

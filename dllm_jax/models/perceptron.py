@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from dllm_jax.models.layers import adapter, Linear, scaled_normal
+from dllm_jax.models.layers import Linear, scaled_normal
 
 
 class SwiGLU(nn.Module):
@@ -31,7 +31,7 @@ class SwiGLU(nn.Module):
       (c.width,),
       (dim,),
       dtype=c.dtype,
-      adapter=adapter(c),
+      adapter=c.adapter,
       matmul=c.matmul,
       name=name,
     )
@@ -40,7 +40,7 @@ class SwiGLU(nn.Module):
       (c.width,),
       dtype=c.dtype,
       kernel_init=scaled_normal((2 * c.layers) ** -0.5),
-      adapter=adapter(c),
+      adapter=c.adapter,
       matmul=c.matmul,
       name="down",
     )
@@ -61,7 +61,7 @@ class GeluMlp(nn.Module):
       (outputs,),
       bias=True,
       dtype=c.dtype,
-      adapter=adapter(c),
+      adapter=c.adapter,
       matmul=c.matmul,
       name=name,
     )

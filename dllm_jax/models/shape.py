@@ -16,7 +16,7 @@ class Shape:
     Raises:
       ValueError: one has an illegal value.
     """
-    layers.check_at_least(self, 0, "num_classes", "lora_rank")
+    layers.check_at_least(self, 0, "num_classes")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
     if self.tied and (self.latent_dim or self.output_dim):

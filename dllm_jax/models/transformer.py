@@ -27,8 +27,9 @@ experts and others have none:
     layers/modulation/{kernel,bias} [N, C, 6 D]     (conditioned or classes)
     final_norm/scale               [D]
     final_modulation/{kernel,bias} [C, 2 D]         (conditioned or classes)
-    .../lora_a, .../lora_b         [N, in, r], [N, r, out] beside the kernels of
-                                   attention and perceptrons (lora_rank)
+    .../lora_a, .../lora_b         [N, in, r], [N, r, out] beside kernels of
+                                   attention and perceptrons (adapter)
+    .../lora_magnitude             [N, out]         (adapter "dora")
     unembed/kernel                 [D, V]           (neither tied nor vectors)
     output/{kernel,bias}           [D, O], [O]      (vector outputs)
 
@@ -42,6 +43,7 @@ import jax.numpy as jnp
 
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers, moe
+from dllm_jax.models.adapters import ADAPTERS, LoRA
 from dllm_jax.models.attention.context import Strategy
 from dllm_jax.models.attention.dispatch import (
   Implementation,
@@ -108,9 +110,8 @@ class TransformerConfig(Shape):
       positions, "all_gather" or "ring" (`context.STRATEGIES`).
     matmul: how layers multiply by their matrices, "default" (in `dtype`), "int8"
       or "fp8" (`quantised`).
-    lora_rank: rank of adapters on the matrices of attention and perceptrons,
-      which are then all that trains; 0 for none.
-    lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+    adapter: low-rank changes of the matrices of attention and perceptrons, "lora"
+      or "dora" with their fields (`adapters`), which are then all that trains.
   """
 
   vocab_size: int
@@ -157,8 +158,9 @@ class TransformerConfig(Shape):
   attention: Implementation = None
   context: Strategy = "all_gather"
   matmul: Matmul = "default"
-  lora_rank: int = 0
-  lora_alpha: float = 16.0
+  adapter: LoRA = dataclasses.field(
+    default=LoRA(), metadata={"choices": ADAPTERS}
+  )
 
   def __post_init__(self):
     layers.check_at_least(

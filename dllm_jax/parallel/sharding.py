@@ -42,11 +42,13 @@ RULES: tuple[Rule, ...] = tuple(
     ("final_modulation/kernel", (None, FSDP)),
     (".*/lora_a", (None, FSDP, None)),
     (".*/lora_b", (None, None, FSDP)),
+    (".*/lora_magnitude", (None, FSDP)),
     (".*", ()),
   )
 )
 """The placement of `models.transformer` and `models.dit`."""
 
+_HELD = re.compile(r"(?<=/kernel)/(qvalue|scale)$")
 _LARGE = 4 * 2**20  # bytes
 
 
@@ -79,11 +81,16 @@ def shardings(
 
   def place(key_path, leaf):
     path = _name(key_path)
-    spec = _match(compiled, path)
+    held = _HELD.search(path)  # a matrix in few bits lies as it would whole
+    spec = _match(compiled, path[: held.start()] if held else path)
     if len(spec) > len(leaf.shape):
       parameter = next((s for p, s in shapes.items() if path.endswith(p)), ())
       spec = _without_one(spec, parameter, leaf.shape)
     spec = jax.P(*(_present(names, mesh) for names in spec))
+    if held and held[1] == "scale":
+      # Of few tiles, what a mesh does not divide is small enough to repeat.
+      sizes = zip(leaf.shape, spec, strict=False)
+      spec = jax.P(*(None if n % _parts(a, mesh) else a for n, a in sizes))
     _check(path, leaf, spec, mesh)
     return jax.sharding.NamedSharding(mesh, spec)
 

@@ -20,7 +20,7 @@ _PATH = "the config.json to be written"
 # What a network's numbers do not depend on.
 _ARITHMETIC = {
   "attention", "dropout", "dtype", "embedding_std", "experts_implementation",
-  "lora_alpha", "lora_rank", "param_dtype", "remat", "unroll", "vocab_multiple",
+  "adapter", "param_dtype", "remat", "unroll", "vocab_multiple",
   "balance_weight", "cond_dim",
 }  # fmt: skip
 _ROUTED = ("llada_moe", "llada2_moe", "qwen_moe", "mixtral")

@@ -21,7 +21,7 @@ from dllm_jax.core import paths
 from dllm_jax.core.files import new_folder
 from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
-from dllm_jax.models import merge_adapters
+from dllm_jax.models import LoRA, merge_adapters
 from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.parallel import make_mesh, shardings
 from dllm_jax.pretrained import families, files
@@ -257,7 +257,7 @@ def _kept(run: Run) -> Pretrained:
       key: np.asarray(tensor)
       for key, tensor in files.read_tensors(folder).items()
     }
-  network = dataclasses.replace(run.network, lora_rank=0)
+  network = dataclasses.replace(run.network, adapter=LoRA())
   ids = families.Ids(run.tokenizer.mask_id)
   return Pretrained(
     family.table.network(network),
@@ -289,7 +289,7 @@ def _described(run: Run, name: str | None) -> Pretrained:
     tokenizer.pad_id,
     tokenizer.bos_id,
   )
-  network = dataclasses.replace(run.network, lora_rank=0)
+  network = dataclasses.replace(run.network, adapter=LoRA())
   family, published = describe(
     run.objective, network, special, length=run.config.data.length, name=name
   )

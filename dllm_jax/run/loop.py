@@ -36,7 +36,11 @@ def training_loop(
   return Loop(
     program=program,
     batches=batches,
-    checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
+    checkpoints=Checkpoints(
+      workdir,
+      keep=config.checkpoint.keep,
+      keep_first=program.trains is not None,
+    ),
     writer=lambda step: MetricWriter(
       workdir,
       config.logging,

@@ -18,6 +18,7 @@ from dllm_jax.config import config as configs
 from dllm_jax.core import paths
 from dllm_jax.core.types import Batch
 from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.models.quantised import freeze
 from dllm_jax.parallel import (
   check_batches,
   compilation,
@@ -165,14 +166,20 @@ class Run:
   def trainer(self) -> Trainer:
     """What the train step is made of."""
     training, optimizer = self.config.training, self.config.optimizer
-    if self.config.model.get("lora_rank") and not optimizer.train_only:
-      optimizer = dataclasses.replace(optimizer, train_only=r".*/lora_[ab]")
+    adapter = self.network.adapter
+    if adapter.rank and not optimizer.train_only:
+      optimizer = dataclasses.replace(optimizer, train_only=r".*/lora_[a-z]+")
     return Trainer(
       objective=self.objective,
       denoiser=self.denoiser,
       optimizer=optimizer.build(training.steps),
       training=training,
       trains=optimizer.trains if optimizer.train_only else None,
+      freeze=(
+        functools.partial(freeze, base=adapter.base)
+        if adapter.base != "default"
+        else None
+      ),
       rounding=optimizer.rounding,
     )
 

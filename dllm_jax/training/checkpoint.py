@@ -22,10 +22,13 @@ from dllm_jax.core.files import move_folder
 from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Process
 from dllm_jax.parallel import distributed
+from dllm_jax.models import without_adapters
+from dllm_jax.training.frozen import join, split
 from dllm_jax.training.staged import ALWAYS, complete, MARKER, Staged
 from dllm_jax.training.step import TrainState
 
 _LOGGER = logging.getLogger(__name__)
+_POLICIES = ocp.training.preservation_policies
 
 # The loop says when to save; Orbax then always does.
 # A save that needs a process which is gone never ends.
@@ -60,6 +63,7 @@ class Checkpoints:
     workdir: str | os.PathLike,
     *,
     keep: int = 2,
+    keep_first: bool = False,
     writes: bool = True,
   ):
     """Opens `workdir/checkpoints`, which is made if it is missing.
@@ -67,6 +71,7 @@ class Checkpoints:
     Args:
       workdir: the run's directory.
       keep: newest checkpoints that stay on disk.
+      keep_first: whether step 0 stays, too: it holds what does not train.
       writes: whether to save, too: what a save that was cut off has left is
         removed. Whoever only reads must not remove what another is writing.
     """
@@ -78,11 +83,14 @@ class Checkpoints:
           "not write and each would have a part of the checkpoint on a disk of "
           "its own; use gs:// or a disk that all of them share"
         )
-      self._checkpointer = Staged(directory, keep)
+      self._checkpointer = Staged(directory, keep, keep_first)
     else:
       self._checkpointer = ocp.training.Checkpointer(
         directory,
-        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        preservation_policy=_POLICIES.AnyPreservationPolicy([
+          _POLICIES.LatestN(keep),
+          _POLICIES.CustomSteps([0] if keep_first else []),
+        ]),
         save_decision_policy=ALWAYS,
         cleanup_tmp_directories=writes,
       )
@@ -93,13 +101,26 @@ class Checkpoints:
     """Returns the steps of the complete checkpoints, oldest first."""
     return sorted(c.step for c in self._checkpointer.checkpoints)
 
-  def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
-    """Starts to save; returns when the device arrays have been copied."""
+  def save(
+    self,
+    state: TrainState,
+    data_state: dict[str, Any],
+    *,
+    trains: PyTree | None = None,
+  ) -> None:
+    """Starts to save; returns when the device arrays have been copied.
+
+    Args:
+      state: the state.
+      data_state: where the data is.
+      trains: True at the parameters that train: the others, which step 0 holds,
+        are not saved again. None if all train.
+    """
     step = int(state.step)
     if step in self.steps():
       return
     self._checkpointer.save_checkpointables_async(
-      step, {"state": _saved(state), "data": data_state}
+      step, {"state": _saved(state, trains), "data": data_state}
     )
 
   def save_imported(self, params: PyTree, process: Process) -> None:
@@ -108,7 +129,7 @@ class Checkpoints:
     Nothing of an optimiser is saved: `restore` returns `opt_state` None.
 
     Args:
-      params: the network's parameters.
+      params: the network's parameters, with adapters or without.
       process: the fresh process; its learned part is saved with them.
     """
     state = {
@@ -121,21 +142,26 @@ class Checkpoints:
     context.array.saving.use_compression = False
     with context:
       self._checkpointer.save_checkpointables_async(
-        0, {"state": state, "data": {"imported": True}}
+        0,
+        {
+          "state": state,
+          "data": {"imported": True, "adapters": _adapted(params)},
+        },
       )
       self.wait()
 
   def restore(
-    self, abstract: TrainState
+    self, abstract: TrainState, *, trains: PyTree | None = None
   ) -> tuple[TrainState, dict[str, Any]] | None:
     """Returns the newest readable state and its data state, None if none was.
 
-    Of imported parameters, `opt_state` is None, adapters are left out, and the
-    data state is empty.
+    Of imported parameters, `opt_state` is None, adapters are left out unless
+    they came with them, and the data state is empty.
 
     Args:
       abstract: shapes, types and shardings to restore onto, whatever mesh the
         checkpoint was written from.
+      trains: True at the parameters that train; the others come from step 0.
 
     Raises:
       ValueError: there are checkpoints, and none can be read.
@@ -145,7 +171,7 @@ class Checkpoints:
     for step in reversed(steps):
       try:
         with distributed.together():
-          imported, loaded = self._read(step, abstract)
+          imported, loaded = self._read(step, abstract, trains)
       except Exception as error:  # pylint: disable=broad-except
         # Orbax and tensorstore raise many types for a damaged file.
         reason = " ".join(str(error).split())[:200]
@@ -187,23 +213,44 @@ class Checkpoints:
     _LOGGER.warning("what cannot be read was moved to %s", aside)
 
   def _read(
-    self, step: int, abstract: TrainState
+    self, step: int, abstract: TrainState, trains: PyTree | None
   ) -> tuple[bool, dict[str, Any]]:
-    """Returns whether a step was imported, and what it holds.
+    """Returns whether a step was imported, and what it holds with step 0.
 
     Each process reads its own shards and waits for no other, so that one which
     cannot read them can say so.
     """
-    load = self._checkpointer.load_checkpointables
-    context = ocp.Context()
-    own = jax.process_index()
-    context.multiprocessing.primary_host = own
-    context.multiprocessing.active_processes = {own}
-    with context:
-      data = load(step, {"data": None})["data"]
+    with _alone():
+      data = self._load(step, {"data": None})["data"]
       imported = step == 0 and bool(data.get("imported"))
-      wanted = _imported(abstract) if imported else _saved(abstract)
-      return imported, load(step, {"state": wanted}) | {"data": data}
+      if imported:
+        wanted = _imported(abstract, bool(data.get("adapters")))
+      else:
+        wanted = _saved(abstract, trains)
+      found = self._load(step, {"state": wanted})["state"]
+    if not imported and trains is not None:
+      first = self._first(split(abstract.params, trains)[1])
+      found["params"] = join(found["params"], first)
+    return imported, {"state": found, "data": data}
+
+  def _first(self, frozen: PyTree) -> PyTree:
+    """Returns what step 0 holds of the parameters that do not train.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    context = _alone()
+    context.pytree.loading.partial_load = True
+    try:
+      with context:
+        return self._load(0, {"state": {"params": frozen}})["state"]["params"]
+    except Exception as error:
+      raise ValueError(
+        f"step 0, which holds what does not train, cannot be read: {error}"
+      ) from error
+
+  def _load(self, step: int, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
+    return self._checkpointer.load_checkpointables(step, wanted)
 
   def wait(self) -> None:
     """Waits until everything that was started is on disk."""
@@ -235,22 +282,32 @@ def _directory(workdir: str | os.PathLike) -> Path:
   return paths.absolute(paths.place(workdir)) / "checkpoints"
 
 
-def _saved(state: TrainState) -> dict[str, PyTree]:
+def _alone() -> ocp.Context:
+  """Returns a context in which this process waits for no other."""
+  context = ocp.Context()
+  own = jax.process_index()
+  context.multiprocessing.primary_host = own
+  context.multiprocessing.active_processes = {own}
+  return context
+
+
+def _saved(state: TrainState, trains: PyTree | None) -> dict[str, PyTree]:
   """Returns what goes to disk: constants are rebuilt, never saved."""
   return {
     "step": state.step,
-    "params": state.params,
+    "params": split(state.params, trains)[0],
     "process_state": state.process.state,
     "ema_params": state.ema_params if state.ema_params is not None else {},
     "opt_state": state.opt_state,
   }
 
 
-def _imported(abstract: TrainState) -> dict[str, PyTree]:
+def _imported(abstract: TrainState, adapted: bool) -> dict[str, PyTree]:
   """Returns what an imported checkpoint holds of a state."""
-  saved = _saved(abstract)
+  saved = _saved(abstract, None)
   params = dict(saved["params"])
-  params["model"] = _without_adapters(params["model"])
+  if not adapted:
+    params["model"] = without_adapters(params["model"])
   return {
     "step": saved["step"],
     "params": params,
@@ -258,14 +315,10 @@ def _imported(abstract: TrainState) -> dict[str, PyTree]:
   }
 
 
-def _without_adapters(params: PyTree) -> PyTree:
-  if not isinstance(params, dict):
-    return params
-  return {
-    name: _without_adapters(value)
-    for name, value in params.items()
-    if name not in ("lora_a", "lora_b")
-  }
+def _adapted(params: PyTree) -> bool:
+  """Returns whether there are adapters among parameters."""
+  count = lambda tree: len(jax.tree.leaves(tree))
+  return count(without_adapters(params)) < count(params)
 
 
 def _unsaved(abstract: TrainState, saved: dict[str, PyTree]) -> dict[str, Any]:

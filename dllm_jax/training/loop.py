@@ -24,10 +24,13 @@ from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
 from dllm_jax.core.types import Batch
 from dllm_jax.data import merge_states
+from dllm_jax.models import without_adapters
+from dllm_jax.models.quantised import stored
 from dllm_jax.parallel import compilation, distributed
 from dllm_jax.parallel.sharding import global_batch, shardings
 from dllm_jax.parallel.watch import Watch
 from dllm_jax.training.checkpoint import abstract_state, Checkpoints
+from dllm_jax.training.frozen import join
 from dllm_jax.training.metrics import Logging, MetricWriter
 from dllm_jax.training.step import Trainer, TrainState
 from dllm_jax.training.step_log import Profile, StepLog
@@ -65,19 +68,27 @@ class Program:
     step: `(state, batch) -> (state, metrics)`, jitted; the state is donated.
     init: `() -> state`, jitted: every device makes its own shards.
     constants: `() -> process.constants`, jitted: what checkpoints leave out.
+    untrained: `() -> state` of parameters alone, jitted, in the network's own
+      type, nothing held otherwise: what a run that freezes them begins with.
     adopt: `(state) -> state`, jitted: adds to imported parameters what they
       come without: adapters, averages, the optimiser's state.
+    freeze: `(params) -> params`, jitted: those that do not train as they are
+      held, where they are held otherwise than stored; else None.
     abstract: shapes, types and shardings of the state.
     served: the same, with parameters in the network's own type: what is loaded
       to evaluate and sample.
+    trains: True at the parameters that train; None if all do.
   """
 
   step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
   init: Callable[[], TrainState]
   constants: Callable[[], PyTree]
+  untrained: Callable[[], TrainState]
   adopt: Callable[[TrainState], TrainState]
+  freeze: Callable[[PyTree], PyTree] | None
   abstract: TrainState
   served: TrainState
+  trains: PyTree | None
 
   def restore(
     self,
@@ -98,16 +109,31 @@ class Program:
       ValueError: there are checkpoints, and none can be read.
     """
     abstract = self.abstract if to_train or masters else self.served
-    restored = checkpoints.restore(abstract)
+    abstract = abstract.replace(params=stored(abstract.params))
+    restored = checkpoints.restore(abstract, trains=self.trains)
     if restored is None:
       return None
     state, data_state = restored
     process = state.process.replace(constants=self.constants())
     state = state.replace(process=process)
     if state.opt_state is None:
-      adopted = self.adopt(state) if to_train else None
-      state = adopted or _evaluable(state, abstract)
+      if to_train:
+        return self.adopt(state), data_state
+      state = _evaluable(state, abstract)
+    if self.freeze is not None:
+      state = state.replace(params=self.freeze(state.params))
     return state, data_state
+
+  def begin(self, checkpoints: Checkpoints) -> TrainState:
+    """Returns the state of step 0; what never trains is saved in it, once."""
+    if self.trains is None:
+      return self.init()
+    state = self.untrained()
+    model = without_adapters(state.params["model"])
+    process = state.process.replace(params=state.params["process"])
+    checkpoints.save_imported(model, process)
+    # Read back, so that a run that is resumed begins with the same numbers.
+    return self.restore(checkpoints)[0]
 
 
 def _evaluable(state: TrainState, abstract: TrainState) -> TrainState:
@@ -141,12 +167,21 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
   empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
 
   def adopt(state: TrainState) -> TrainState:
-    fresh, have = trainer.init(empty), _paths(state.params)
+    fresh, have = trainer.untrained(empty), _paths(state.params)
     params = jax.tree_util.tree_map_with_path(
       lambda path, leaf: have.get(path, leaf), fresh.params
     )
     return trainer.begin(state.replace(params=params))
 
+  def freeze(params: PyTree) -> PyTree:
+    trained, frozen = trainer.split(params)
+    return join(trained, trainer.frozen(frozen))
+
+  fresh = jax.eval_shape(trainer.untrained, batch)
+  own = shardings(fresh, mesh, rules)
+  served = shapes.replace(params=jax.eval_shape(freeze, fresh.params))
+  if served.ema_params is not None:
+    served = served.replace(ema_params=trainer.split(fresh.params)[0])
   jit = functools.partial(compilation.jit, mesh=mesh)
   return Program(
     step=jit(
@@ -156,21 +191,20 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
       options=compilation.step_options(mesh),
     ),
     init=jit(lambda: trainer.init(empty), out_shardings=placed),
+    untrained=jit(
+      lambda: trainer.untrained(empty).replace(opt_state=None),
+      out_shardings=own.replace(ema_params=None, opt_state=None),
+    ),
     constants=jit(
       lambda: trainer.init_process().constants,
       out_shardings=placed.process.constants,
     ),
     adopt=jit(adopt, out_shardings=placed),
+    freeze=None if trainer.freeze is None else jit(freeze),
     abstract=abstract_state(shapes, placed),
-    served=abstract_state(_served(trainer, shapes, batch), placed),
+    served=abstract_state(served, placed),
+    trains=trainer.trains and trainer.trains(fresh.params),
   )
-
-
-def _served(trainer: Trainer, shapes: TrainState, batch: Batch) -> TrainState:
-  """Returns the shapes of a state, its parameters in the network's own type."""
-  own = jax.eval_shape(trainer.untrained, batch).params
-  averaged = None if shapes.ema_params is None else own
-  return shapes.replace(params=own, ema_params=averaged)
 
 
 class _Stop:
@@ -269,7 +303,7 @@ class Loop:
   def _run(self) -> tuple[TrainState, dict[str, Any]]:
     restored = self.program.restore(self.checkpoints)
     if restored is None:
-      state = self.program.init()
+      state = self.program.begin(self.checkpoints)
     else:
       state, data_state = restored
       if data_state:
@@ -349,7 +383,11 @@ class Loop:
     """Starts to save; of the data, what all processes together know."""
     self.watch.at(step, "saving")
     writer.flush()
-    self.checkpoints.save(state, merge_states(distributed.exchange(data_state)))
+    self.checkpoints.save(
+      state,
+      merge_states(distributed.exchange(data_state)),
+      trains=self.program.trains,
+    )
 
   def _adapted(self, state, step, log) -> TrainState:
     """Returns the state to take a step from.

@@ -8,6 +8,8 @@ import jax
 from jaxtyping import PyTree
 import optax
 
+from dllm_jax.training.frozen import is_leaf
+
 Rounding = Literal["none", "stochastic", "nearest"]
 """What becomes of updates to parameters that a network has in bfloat16.
 
@@ -99,7 +101,7 @@ class Optimizer:
     return optax.join_schedules([ramp, after], [warmup])
 
   def build(self, steps: int) -> optax.GradientTransformation:
-    """Returns the optax transformation, for a run of that many steps."""
+    """Returns the optax transformation of what trains, for so many steps."""
 
     def decays(params: PyTree) -> PyTree:
       skip = re.compile(self.no_decay)
@@ -111,17 +113,7 @@ class Optimizer:
     if self.clip_norm:
       rule = optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
 
-    def kinds(params: PyTree) -> PyTree:
-      return jax.tree.map(
-        lambda trains: "trained" if trains else "frozen",
-        self.trains(params),
-      )
-
-    return (
-      optax.partition({"trained": rule, "frozen": optax.set_to_zero()}, kinds)
-      if self.train_only
-      else rule
-    )
+    return rule
 
   def trains(self, params: PyTree) -> PyTree:
     """Returns True at the parameters that train.
@@ -131,7 +123,9 @@ class Optimizer:
     """
     only = re.compile(self.train_only or ".*")
     found = jax.tree_util.tree_map_with_path(
-      lambda path, _: only.fullmatch(_name(path)) is not None, params
+      lambda path, _: only.fullmatch(_name(path)) is not None,
+      params,
+      is_leaf=is_leaf,
     )
     if not any(jax.tree.leaves(found)):
       raise ValueError(

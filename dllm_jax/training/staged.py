@@ -42,9 +42,16 @@ class Staged:
   would lie on several disks.
   """
 
-  def __init__(self, directory: Path, keep: int):
-    """Opens a directory in which the `keep` newest checkpoints stay."""
+  def __init__(self, directory: Path, keep: int, keep_first: bool = False):
+    """Opens a directory in which the `keep` newest checkpoints stay.
+
+    Args:
+      directory: the directory.
+      keep: how many.
+      keep_first: whether step 0 stays, too.
+    """
     self._directory, self._keep = directory, keep
+    self._always = {0} if keep_first else set()
     self._temporary = tempfile.TemporaryDirectory(prefix="dllm_")
     self._folder = Path(self._temporary.name)
     self._local = ocp.training.Checkpointer(
@@ -105,7 +112,8 @@ class Staged:
     files.upload(source, target)
     (target / MARKER).write_text("complete\n")
     for old in complete(self._directory)[: -self._keep]:
-      files.remove_folder(self._directory / str(old), MARKER)
+      if old not in self._always:
+        files.remove_folder(self._directory / str(old), MARKER)
 
   def _clear(self) -> None:
     """Empties the disk of the step that was read or saved before."""

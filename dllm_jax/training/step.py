@@ -21,6 +21,7 @@ from dllm_jax.core import check
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.rounding import stochastic_tree, widened
 from dllm_jax.core.types import Batch, Denoiser, Objective, Process
+from dllm_jax.training.frozen import join, split
 from dllm_jax.training.optimizer import Rounding
 
 
@@ -34,9 +35,9 @@ class TrainState:
       `Trainer.rounding` leaves them in the network's own type.
     process: constants and state of the corruption process (its learned part is
       in `params`).
-    ema_params: an exponential moving average of `params`, or None; float32 but
-      for what is frozen.
-    opt_state: optax's state.
+    ema_params: an exponential moving average, in float32, of those that train;
+      or None.
+    opt_state: optax's state of those that train.
   """
 
   step: Int[Array, ""]
@@ -48,7 +49,9 @@ class TrainState:
   @property
   def eval_params(self) -> PyTree:
     """The parameters to evaluate and sample with: averaged where there are."""
-    return self.params if self.ema_params is None else self.ema_params
+    if self.ema_params is None:
+      return self.params
+    return join(self.ema_params, self.params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +149,7 @@ class Trainer:
     training: batch split, averaging and seed.
     trains: `params` to a tree of booleans, False at frozen ones; None if all
       train.
+    freeze: those that do not train, as they are held; None for as they are.
     rounding: of parameters that the network has in bfloat16; see
       `optimizer.Rounding`.
   """
@@ -155,6 +159,7 @@ class Trainer:
   optimizer: optax.GradientTransformation
   training: Training
   trains: Callable[[PyTree], PyTree] | None = None
+  freeze: Callable[[PyTree], PyTree] | None = None
   rounding: Rounding = "none"
 
   def init_process(self) -> Process:
@@ -164,10 +169,7 @@ class Trainer:
 
   def init(self, batch: Batch) -> TrainState:
     """Returns the state of step 0; a function of the seed and shapes only."""
-    state = self.untrained(batch)
-    masters = self.rounding == "none"
-    params = self._wide(state.params) if masters else state.params
-    return self.begin(state.replace(params=params))
+    return self.begin(self.untrained(batch))
 
   def untrained(self, batch: Batch) -> TrainState:
     """Returns fresh parameters in the network's own types, and nothing else.
@@ -193,23 +195,28 @@ class Trainer:
     )
 
   def begin(self, state: TrainState) -> TrainState:
-    """Returns a state with the average and the optimiser's state of step 0.
+    """Returns parameters as they train, with all else that a state of step 0 has.
 
-    Both are float32, in whatever type parameters train.
+    The average and the optimiser's state are float32, in whatever type
+    parameters train.
     """
-    wide = self._wide(state.params)
+    trained, frozen = self.split(state.params)
+    wide = widened(trained)
+    if self.rounding == "none":
+      trained = wide
     return state.replace(
+      params=join(trained, self.frozen(frozen)),
       ema_params=wide if self.training.ema_decay else None,
       opt_state=self.optimizer.init(wide),
     )
 
-  def _wide(self, params: PyTree) -> PyTree:
-    """Returns parameters, or gradients, in float32; frozen ones stay."""
-    if self.trains is None:
-      return widened(params)
-    return jax.tree.map(
-      lambda x, trains: widened(x) if trains else x, params, self.trains(params)
-    )
+  def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
+    """Returns what trains of parameters, and the rest."""
+    return split(params, self.trains and self.trains(params))
+
+  def frozen(self, params: PyTree) -> PyTree:
+    """Returns what does not train, as it is held."""
+    return params if self.freeze is None else self.freeze(params)
 
   def step(
     self, state: TrainState, batch: Batch
@@ -225,21 +232,24 @@ class Trainer:
     key_draw, key_dropout, key_rounding = jax.random.split(key, 3)
     process = state.process.replace(params=state.params["process"])
     drawn = self.objective.draw(process, key_draw, batch, step=state.step)
-    gradients, sums = self._accumulate(state, batch, drawn, key_dropout)
+    trained, frozen = self.split(state.params)
+    gradients, sums = self._accumulate(
+      state, trained, frozen, batch, drawn, key_dropout
+    )
     weight = jnp.maximum(sums["weight"], 1e-9)  # a batch of padding only
     gradients = jax.tree.map(lambda g: g / weight, gradients)
-    wide = self._wide(state.params)
+    wide = widened(trained)
     updates, opt_state = self.optimizer.update(
-      self._wide(gradients), state.opt_state, wide
+      widened(gradients), state.opt_state, wide
     )
     wide = optax.apply_updates(wide, updates)
     if self.rounding == "stochastic":
-      params = stochastic_tree(key_rounding, wide, state.params)
+      params = stochastic_tree(key_rounding, wide, trained)
     else:
-      params = _cast(wide, state.params)
+      params = _cast(wide, trained)
     lost = {}
     if self.rounding == "nearest":
-      lost["lost_updates"] = _lost(wide, params, state.params)
+      lost["lost_updates"] = _lost(wide, params, trained)
     metrics = {
       "loss_nats_per_token": sums["total"] / weight,
       "bound_nats_per_token": sums["bound"] / jnp.maximum(sums["tokens"], 1),
@@ -250,7 +260,7 @@ class Trainer:
     }
     new = state.replace(
       step=state.step + 1,
-      params=params,
+      params=join(params, frozen),
       ema_params=self._average(state, params),
       opt_state=opt_state,
     )
@@ -302,6 +312,8 @@ class Trainer:
   def _accumulate(
     self,
     state: TrainState,
+    trained: PyTree,
+    frozen: PyTree,
     batch: Batch,
     drawn: PyTree,
     key: Key[Array, ""],
@@ -309,13 +321,8 @@ class Trainer:
     """Returns the summed gradient of `total` and summed metrics."""
     parts = self.training.microbatches
 
-    def total(params, batch, drawn, key):
-      if self.trains is not None:
-        params = jax.tree.map(
-          lambda x, trains: x if trains else lax.stop_gradient(x),
-          params,
-          self.trains(params),
-        )
+    def total(trained, batch, drawn, key):
+      params = join(trained, frozen)
       process = state.process.replace(params=params["process"])
 
       def denoise(inputs):
@@ -343,7 +350,7 @@ class Trainer:
 
     gradient = jax.grad(total, has_aux=True)
     if parts == 1:
-      return gradient(state.params, batch, drawn, key)
+      return gradient(trained, batch, drawn, key)
 
     def split(x):
       # Rows i, i + parts, ... form part i, so that each device, which holds a
@@ -352,14 +359,14 @@ class Trainer:
       return jnp.moveaxis(x, 1, 0)
 
     def add(carry, part):
-      new = gradient(state.params, *part[:2], jax.random.fold_in(key, part[2]))
+      new = gradient(trained, *part[:2], jax.random.fold_in(key, part[2]))
       return jax.tree.map(jnp.add, carry, new), None
 
     rows = jax.tree.map(split, (batch, drawn))
     first = jax.tree.map(lambda x: x[0], rows)
-    shapes = jax.eval_shape(gradient, state.params, *first, key)
+    shapes = jax.eval_shape(gradient, trained, *first, key)
     zeros, sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    zeros = self._wide(zeros)
+    zeros = widened(zeros)
     return lax.scan(add, (zeros, sums), (*rows, jnp.arange(parts)))[0]
 
 

@@ -47,7 +47,7 @@ TUNE = (
   [
     pytest.param("llada_logits", (), id="whole"),
     pytest.param(
-      "dream_logits", ("--config.model.lora_rank=4",), id="adapters"
+      "dream_logits", ("--config.model.adapter.rank=4",), id="adapters"
     ),
   ],
 )

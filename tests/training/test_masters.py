@@ -92,7 +92,8 @@ def test_stochastic_rounding_moves_on_average(plain, tmp_path):
 
 def test_frozen_parameters_have_no_masters(tmp_path):
   fields = {
-    "model__param_dtype": "bfloat16", "model__lora_rank": 2,
+    "model__param_dtype": "bfloat16",
+    "model__adapter": {"name": "lora", "rank": 2},
     "training__ema_decay": 0.9,
   }  # fmt: skip
   run = runs.run(tmp_path / "run", **FIELDS | fields)
@@ -190,7 +191,8 @@ def test_a_tuned_folder_goes_back_in_its_type_or_as_masters(tuned):
 @pytest.mark.all
 def test_adapters_train_and_their_frozen_matrices_do_not(tmp_path):
   low = {
-    "model__param_dtype": "bfloat16", "model__lora_rank": 2,
+    "model__param_dtype": "bfloat16",
+    "model__adapter": {"name": "lora", "rank": 2},
     "optimizer__rounding": "stochastic", "training__ema_decay": 0.9,
     "training__microbatches": 2,
   }  # fmt: skip

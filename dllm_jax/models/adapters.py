@@ -1,0 +1,253 @@
+"""Low-rank adapters: what they add to a matrix, and how they are multiplied out.
+
+`LoRA` and `DoRA` are the section `model.adapter` of a configuration. All that they
+add to a network is zero at first but A, so that a fresh adapter changes nothing,
+whatever weights it is put beside. Names of their parameters begin with "lora_".
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import re
+import types
+from typing import Any, Literal
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from dllm_jax.models.quantised import BASES, check_base, dense
+
+NAMES = ("lora_a", "lora_b", "lora_magnitude")
+"""A and B, and what DoRA adds to the magnitudes."""
+
+_MATRICES = r"(.*/)?layers/(attention|mlp)(/shared)?/(?!router)[a-z]+"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRA:
+  """W + s A B in place of W, A and B of low rank (arXiv:2106.09685, eq. 3).
+
+  W is frozen. A is normal of deviation 1 / sqrt(fan in), B is zero at first.
+
+  Attributes:
+    rank: columns of A and rows of B (r); 0 for no adapters.
+    alpha: s = alpha / r, or alpha / sqrt(r).
+    targets: a regular expression of the paths of matrices that have adapters,
+      such as ".*attention/[qv]"; by default all of attention and perceptrons.
+    scaling: "rank" for s = alpha / r, "root" for s = alpha / sqrt(r), which keeps
+      what is learned as large at any rank (arXiv:2312.03732, eq. 2).
+    base: what the matrices of attention and perceptrons are held in: "default"
+      (`param_dtype`), "int8", "int4" or "nf4" (`quantised`, arXiv:2305.14314).
+  """
+
+  rank: int = 0
+  alpha: float = 16.0
+  targets: str = ".*"
+  scaling: Literal["rank", "root"] = "rank"
+  base: Literal["default", "int8", "int4", "nf4"] = "default"
+
+  def __post_init__(self):
+    if self.rank < 0:
+      raise ValueError(f"adapter.rank must be at least 0, not {self.rank}")
+    for name, legal in (("scaling", ("rank", "root")), ("base", BASES)):
+      if getattr(self, name) not in legal:
+        raise ValueError(
+          f"unknown adapter.{name} {getattr(self, name)!r}; legal: "
+          + ", ".join(legal)
+        )
+    try:
+      re.compile(self.targets)
+    except re.error as error:
+      raise ValueError(
+        f"adapter.targets {self.targets!r} is no regular expression ({error})"
+      ) from error
+    check_base(self.base)
+    if self.base != "default" and not self.rank:
+      raise ValueError(
+        f"adapter.base {self.base!r} freezes the matrices, so that adapters have"
+        " to train: set adapter.rank, or leave adapter.base at default"
+      )
+
+  @property
+  def scale(self) -> float:
+    """The factor s of A B."""
+    power = 1.0 if self.scaling == "rank" else 0.5
+    return self.alpha / self.rank**power
+
+  def on(self, path: str) -> bool:
+    """Returns whether the matrix of a path has an adapter."""
+    return self.rank > 0 and re.fullmatch(self.targets, path) is not None
+
+  def init(self, fan_in: int, fan_out: int) -> Mapping[str, Any]:
+    """Returns an initialiser of each parameter, `key -> array`, by name."""
+    deviation = fan_in**-0.5
+    return {
+      "lora_a": lambda key: (
+        jax.random.normal(key, (fan_in, self.rank)) * deviation
+      ),
+      "lora_b": lambda key: jnp.zeros((self.rank, fan_out)),
+    }
+
+  def change(
+    self, adapter: Mapping[str, Float[Array, "..."]]
+  ) -> Float[Array, "D F"]:
+    """Returns s A B in float32."""
+    a, b = (adapter[x].astype(jnp.float32) for x in ("lora_a", "lora_b"))
+    return self.scale * (a @ b)
+
+  def apply(
+    self,
+    x: Float[Array, "*n D"],
+    y: Float[Array, "*n F"],
+    kernel: Float[Array, "D F"],
+    adapter: Mapping[str, Float[Array, "..."]],
+  ) -> Float[Array, "*n F"]:
+    """Returns what the changed matrix makes of x.
+
+    Args:
+      x: inputs.
+      y: x times the kernel.
+      kernel: the frozen matrix.
+      adapter: its parameters by name.
+    """
+    del kernel
+    a, b = (adapter[name].astype(x.dtype) for name in ("lora_a", "lora_b"))
+    return y + self.scale * ((x @ a) @ b)
+
+  def merged(
+    self,
+    kernel: Float[Array, "D F"],
+    adapter: Mapping[str, Float[Array, "..."]],
+  ) -> Float[Array, "D F"]:
+    """Returns the matrix that stands for kernel and adapter, in float32."""
+    return kernel.astype(jnp.float32) + self.change(adapter)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoRA(LoRA):
+  """m (W + s A B) / |W + s A B|, a magnitude and a direction (arXiv:2402.09353).
+
+  Norms are of columns, one an output feature (eq. 5); m is |W| at first. The norm
+  of the direction is a constant to the gradient (sec. 4.3). What trains is
+  m - |W|, zero at first: its gradient and Adam's steps are those of m.
+  """
+
+  def init(self, fan_in: int, fan_out: int) -> Mapping[str, Any]:
+    """Returns an initialiser of each parameter by name."""
+    return super().init(fan_in, fan_out) | {
+      "lora_magnitude": lambda key: jnp.zeros((fan_out,))
+    }
+
+  def factor(
+    self,
+    kernel: Float[Array, "D F"],
+    adapter: Mapping[str, Float[Array, "..."]],
+  ) -> Float[Array, "F"]:
+    """Returns m / |W + s A B| in float32, exactly 1 where nothing was learned."""
+    wide = kernel.astype(jnp.float32)
+    norm = lambda w: jnp.sqrt(jnp.sum(w * w, axis=0))
+    direction = norm(wide + self.change(adapter))
+    own, direction = lax.stop_gradient((norm(wide), direction))
+    # A column of zeros has no direction: it stays as it is.
+    safe = jnp.where(direction > 0, direction, 1.0)
+    magnitude = own + adapter["lora_magnitude"].astype(jnp.float32)
+    return jnp.where(direction > 0, magnitude / safe, 1.0)
+
+  def apply(
+    self,
+    x: Float[Array, "*n D"],
+    y: Float[Array, "*n F"],
+    kernel: Float[Array, "D F"],
+    adapter: Mapping[str, Float[Array, "..."]],
+  ) -> Float[Array, "*n F"]:
+    """Returns what the changed matrix makes of x, as `LoRA.apply`."""
+    changed = super().apply(x, y, kernel, adapter)
+    return changed * self.factor(kernel, adapter).astype(x.dtype)
+
+  def merged(
+    self,
+    kernel: Float[Array, "D F"],
+    adapter: Mapping[str, Float[Array, "..."]],
+  ) -> Float[Array, "D F"]:
+    """Returns the matrix that stands for kernel and adapter, in float32."""
+    return super().merged(kernel, adapter) * self.factor(kernel, adapter)
+
+
+ADAPTERS: Mapping[str, type] = types.MappingProxyType({
+  "lora": LoRA,
+  "dora": DoRA,
+})
+
+
+def merge_adapters(params: PyTree, config: Any) -> PyTree:
+  """Returns parameters without adapters, each matrix with its own multiplied out.
+
+  Matrices in 8 or 4 bits are in the network's type again.
+
+  Args:
+    params: the network's parameters, with adapters or without.
+    config: the network's config, whose `adapter` is read.
+  """
+  if not isinstance(params, dict):
+    return params
+  merged = {
+    name: merge_adapters(value, config)
+    for name, value in params.items()
+    if name not in NAMES
+  }
+  if "kernel" in merged:
+    merged["kernel"] = dense(merged["kernel"])
+  if "lora_a" in params:
+    merged["kernel"] = _multiplied(merged["kernel"], params, config.adapter)
+  return merged
+
+
+def _multiplied(kernel, params: Mapping[str, Any], adapter: LoRA):
+  """Returns a kernel, alone or stacked by layers, with its adapter in it."""
+  own = {name: params[name] for name in NAMES if name in params}
+  a, b = own["lora_a"], own["lora_b"]
+  flat = kernel.reshape(*a.shape[:-1], b.shape[-1])
+  merged = adapter.merged
+  for _ in range(a.ndim - 2):
+    merged = jax.vmap(merged)
+  return merged(flat, own).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def without_adapters(params: PyTree) -> PyTree:
+  """Returns parameters without those of adapters, which are dropped."""
+  if not isinstance(params, dict):
+    return params
+  return {
+    name: without_adapters(value)
+    for name, value in params.items()
+    if name not in NAMES
+  }
+
+
+def matrices(params: PyTree) -> dict[str, Any]:
+  """Returns the matrices that may have adapters, by their targets' paths."""
+  found = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(
+    params, is_leaf=lambda x: not isinstance(x, dict)
+  ):
+    owner, _, name = jax.tree_util.keystr(
+      path, simple=True, separator="/"
+    ).rpartition("/")
+    if name == "kernel" and re.fullmatch(_MATRICES, owner):
+      found[owner] = leaf
+  return found
+
+
+def check_targets(params: PyTree, adapter: LoRA) -> None:
+  """Checks that adapters are on some matrix of a network.
+
+  Raises:
+    ValueError: they are on none.
+  """
+  legal = matrices(params)
+  if adapter.rank and not any(adapter.on(path) for path in legal):
+    raise ValueError(
+      f"adapter.targets {adapter.targets!r} matches no matrix; legal:"
+      f" {', '.join(legal)}"
+    )
