@@ -146,9 +146,8 @@ class DoRA(LoRA):
   ) -> Float[Array, "F"]:
     """Returns m / |W + s A B| in float32, exactly 1 where nothing was learned."""
     wide = kernel.astype(jnp.float32)
-    norm = lambda w: jnp.sqrt(jnp.sum(w * w, axis=0))
-    direction = norm(wide + self.change(adapter))
-    own, direction = lax.stop_gradient((norm(wide), direction))
+    direction = column_norms(wide + self.change(adapter))
+    own, direction = lax.stop_gradient((column_norms(wide), direction))
     # A column of zeros has no direction: it stays as it is.
     safe = jnp.where(direction > 0, direction, 1.0)
     magnitude = own + adapter["lora_magnitude"].astype(jnp.float32)
@@ -178,6 +177,12 @@ ADAPTERS: Mapping[str, type] = types.MappingProxyType({
   "lora": LoRA,
   "dora": DoRA,
 })
+
+
+def column_norms(kernel: Float[Array, "*n D F"]) -> Float[Array, "*n F"]:
+  """Returns the norm of each output feature's column, in float32."""
+  wide = kernel.astype(jnp.float32)
+  return jnp.sqrt(jnp.sum(wide * wide, axis=-2))
 
 
 def merge_adapters(params: PyTree, config: Any) -> PyTree:

@@ -28,6 +28,7 @@ from dllm_jax.pretrained import families, files
 from dllm_jax.pretrained.adopt import adopt, check_target
 from dllm_jax.pretrained.convert import Source
 from dllm_jax.pretrained.describe import describe, PREFIXES, retrained
+from dllm_jax.pretrained.peft import folder as peft
 from dllm_jax.pretrained.load import (
   copy_companions,
   load_pretrained,
@@ -64,6 +65,7 @@ def import_folder(
   dtype: str | None = None,
   mask_id: int | None = None,
   length: int | None = None,
+  adapters: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Makes a working directory of a published folder; returns what was read.
 
@@ -77,6 +79,7 @@ def import_folder(
     dtype: "float32" or "bfloat16"; None for what is in the files.
     mask_id: the mask token, where the folder does not name it.
     length: tokens of a row; None for the trained length, at most 512.
+    adapters: a folder of PEFT's, whose adapters the run begins with.
 
   Raises:
     FileExistsError: there is something at `workdir`.
@@ -96,14 +99,17 @@ def import_folder(
     )
     if target is not None:
       model = adopt(model, target)
-    resolved = configs.resolve(_config(model, length))
+    adapter, params = LoRA(), model.params
+    if adapters is not None:
+      adapter, params = peft.read(adapters, params, **_layout(model))
+    resolved = configs.resolve(_config(model, length, adapter))
     tokenizer = model.tokenizer.to_json()
     objective, _ = configs.parse(resolved).build(model.tokenizer)
     (temporary / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     _keep(model, temporary / _PUBLISHED)
     checkpoints = Checkpoints(temporary)
     process = objective.init(jax.random.key(0))
-    checkpoints.save_imported(model.params, process.replace(constants={}))
+    checkpoints.save_imported(params, process.replace(constants={}))
     checkpoints.close()
     # Last: in a bucket, nothing is a run before this.
     (temporary / "config.json").write_text(
@@ -155,6 +161,48 @@ def export_run(
   return _summary(model, time.perf_counter() - start)
 
 
+def export_adapters(
+  workdir: str | os.PathLike,
+  folder: str | os.PathLike,
+  *,
+  use_ema: bool = True,
+) -> dict[str, Any]:
+  """Writes a run's adapters as a folder that PEFT loads; tells which.
+
+  Args:
+    workdir: a run with adapters.
+    folder: a new folder.
+    use_ema: whether to write averaged parameters where there are any.
+
+  Raises:
+    FileExistsError: there is something at `folder`.
+    FileNotFoundError: there is no run.
+    ValueError: it has no adapters, or such as PEFT cannot have.
+  """
+  run = Run.open(workdir)
+  adapter = run.network.adapter
+  if not adapter.rank:
+    raise ValueError(
+      f"{workdir} has no adapters (config.model.adapter.rank is 0); export its"
+      " weights with --to_hf"
+    )
+  imported = (run.workdir / _PUBLISHED).is_dir()
+  model = _kept(run) if imported else _described(run, None)
+  state = run.load(masters=True)
+  params = (state.eval_params if use_ema else state.params)["model"]
+  names = peft.write(folder, params, adapter=adapter, **_layout(model))
+  return {"family": model.family.name, "tensors": len(names)}
+
+
+def _layout(model: Pretrained) -> dict[str, Any]:
+  """Returns what says where a model's matrices are in its published layout."""
+  return {
+    "table": model.family.table,
+    "network": model.config,
+    "prefix": model.source.prefix,
+  }
+
+
 def _mesh(folder):
   """Returns a mesh that divides parameters over all devices, or None."""
   count = jax.device_count()
@@ -184,7 +232,9 @@ def _summary(model: Pretrained, seconds: float) -> dict[str, Any]:
   }
 
 
-def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
+def _config(
+  model: Pretrained, length: int | None, adapter: LoRA
+) -> dict[str, Any]:
   """Returns the fields of a configuration for an imported model."""
   objective, network = model.objective, model.config
   derived = {f.name for f in dataclasses.fields(TokenSpace)}
@@ -207,7 +257,7 @@ def _config(model: Pretrained, length: int | None) -> dict[str, Any]:
   return {
     "data": {"length": length},
     "objective": {"name": name, **fields, **_finetuning(model)},
-    "model": {"name": kind, **shape},
+    "model": {"name": kind, **shape, "adapter": adapter},
     "optimizer": {"learning_rate": 1e-5},
     "training": {"batch_size": rows},
     "evaluation": {"batch_size": rows},

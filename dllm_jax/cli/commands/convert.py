@@ -11,7 +11,15 @@ def _define(flag: commands.Flags) -> None:
     "from_hf", "", "a published folder to import (config.json, safetensors)"
   )
   flag.path("to_hf", "", "a new folder to export the run to")
-  flag.path("workdir", None, "the run: new for --from_hf, existing for --to_hf")
+  flag.path(
+    "from_peft",
+    "",
+    "with --from_hf: a folder of PEFT's, whose adapters the run begins with",
+  )
+  flag.path("to_peft", "", "a new folder for the run's adapters, as PEFT's")
+  flag.path(
+    "workdir", None, "the run: new for --from_hf, existing for what goes out"
+  )
   flag.string(
     "as",
     "",
@@ -40,12 +48,23 @@ def _define(flag: commands.Flags) -> None:
 def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, argv)
   workdir = commands.required(values, "workdir", "runs/llada")
-  if bool(values.from_hf) == bool(values.to_hf):
-    raise commands.UsageError("give --from_hf or --to_hf, one of them")
+  ways = (values.from_hf, values.to_hf, values.to_peft)
+  if sum(map(bool, ways)) != 1:
+    raise commands.UsageError("give --from_hf, --to_hf or --to_peft, one of them")
+  if values.from_peft and not values.from_hf:
+    raise commands.UsageError(
+      "--from_peft are adapters for --from_hf: give the folder of their weights"
+    )
 
   from dllm_jax.run import exchange  # pylint: disable=g-import-not-at-top
 
   dtype = values.dtype or None
+  if values.to_peft:
+    result = exchange.export_adapters(
+      workdir, values.to_peft, use_ema=values.use_ema
+    )
+    print(f"wrote {values.to_peft}")
+    return result
   if values.to_hf:
     result = exchange.export_run(
       workdir,
@@ -63,6 +82,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     dtype=dtype,
     mask_id=None if values.mask_id < 0 else values.mask_id,
     length=values.length or None,
+    adapters=values.from_peft or None,
   )
   print(f"{workdir} is a run now: dllm sample --workdir={workdir}")
   return result

@@ -1,0 +1,1 @@
+"""Adapters as the PEFT library has them on disk, read and written."""
