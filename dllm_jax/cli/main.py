@@ -40,6 +40,10 @@ _COMMANDS = {
 }
 
 
+# Commands that lie in a folder of `commands`.
+_FOLDERS = {"align": "posttraining.", "distil": "posttraining."}
+
+
 def _usage() -> str:
   lines = [
     "dllm trains, evaluates and samples diffusion language models.",
@@ -149,7 +153,9 @@ def _run(name: str, argv: list[str]) -> int:
   warnings.formatwarning = lambda text, *_: f"dllm: warning: {text}\n"
   from dllm_jax.cli import command as commands  # pylint: disable=g-import-not-at-top
 
-  module = importlib.import_module(f"dllm_jax.cli.commands.{name}")
+  module = importlib.import_module(
+    f"dllm_jax.cli.commands.{_FOLDERS.get(name, '')}{name}"
+  )
   if "--help" in argv or "-h" in argv:
     variant = module.COMMAND.variant
     print(commands.help_text(variant(argv) if variant else module.COMMAND))

@@ -28,13 +28,13 @@ from dllm_jax.pretrained import families, files
 from dllm_jax.pretrained.adopt import adopt, check_target
 from dllm_jax.pretrained.convert import Source
 from dllm_jax.pretrained.describe import describe, PREFIXES, retrained
-from dllm_jax.pretrained.peft import folder as peft
 from dllm_jax.pretrained.load import (
   copy_companions,
   load_pretrained,
   Pretrained,
   save_pretrained,
 )
+from dllm_jax.pretrained.peft import load_adapter, save_adapter
 from dllm_jax.pretrained.table import expected, places_of, shapes
 from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import Checkpoints
@@ -62,10 +62,10 @@ def import_folder(
   workdir: str | os.PathLike,
   *,
   target: str | None = None,
+  adapter: str | os.PathLike | None = None,
   dtype: str | None = None,
   mask_id: int | None = None,
   length: int | None = None,
-  adapters: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Makes a working directory of a published folder; returns what was read.
 
@@ -76,10 +76,10 @@ def import_folder(
     workdir: a new directory.
     target: "dream", "llada" or "bd3lm" to start diffusion from autoregressive
       weights; None for what the weights are.
+    adapter: a folder of PEFT's with an adapter of these weights; None for none.
     dtype: "float32" or "bfloat16"; None for what is in the files.
     mask_id: the mask token, where the folder does not name it.
     length: tokens of a row; None for the trained length, at most 512.
-    adapters: a folder of PEFT's, whose adapters the run begins with.
 
   Raises:
     FileExistsError: there is something at `workdir`.
@@ -97,12 +97,16 @@ def import_folder(
       mask_id=mask_id,
       progress=_Bar("reading", " parameters"),
     )
+    names = model.family.table
     if target is not None:
       model = adopt(model, target)
-    adapter, params = LoRA(), model.params
-    if adapters is not None:
-      adapter, params = peft.read(adapters, params, **_layout(model))
-    resolved = configs.resolve(_config(model, length, adapter))
+    network, params = model.config, model.params
+    if adapter is not None:
+      found, params = load_adapter(
+        adapter, names, params, network, prefix=model.source.prefix
+      )
+      network = dataclasses.replace(network, adapter=found)
+    resolved = configs.resolve(_config(model, network, length))
     tokenizer = model.tokenizer.to_json()
     objective, _ = configs.parse(resolved).build(model.tokenizer)
     (temporary / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
@@ -146,13 +150,7 @@ def export_run(
   """
   start = time.perf_counter()
   run = Run.open(workdir)
-  kept = run.workdir / _PUBLISHED
-  if kept.is_dir() and family is not None:
-    raise ValueError(
-      f"{workdir} began with an import and goes back to that layout; leave"
-      " --as out"
-    )
-  model = _kept(run) if kept.is_dir() else _described(run, family)
+  model = _layout(run, family)
   state = run.load(masters=dtype == "float32")
   params = (state.eval_params if use_ema else state.params)["model"]
   params = merge_adapters(params, run.network)
@@ -161,46 +159,67 @@ def export_run(
   return _summary(model, time.perf_counter() - start)
 
 
-def export_adapters(
+def export_adapter(
   workdir: str | os.PathLike,
   folder: str | os.PathLike,
   *,
+  family: str | None = None,
   use_ema: bool = True,
+  dtype: str | None = None,
 ) -> dict[str, Any]:
-  """Writes a run's adapters as a folder that PEFT loads; tells which.
+  """Writes a run's newest adapters as a folder of PEFT's; tells which.
 
   Args:
-    workdir: a run with adapters.
+    workdir: a run.
     folder: a new folder.
+    family: whose modules, as in `export_run`.
     use_ema: whether to write averaged parameters where there are any.
+    dtype: "float32" or "bfloat16"; None for float32.
 
   Raises:
     FileExistsError: there is something at `folder`.
     FileNotFoundError: there is no run.
-    ValueError: it has no adapters, or such as PEFT cannot have.
+    ValueError: the run has no adapters, or trains more than those.
   """
   run = Run.open(workdir)
-  adapter = run.network.adapter
-  if not adapter.rank:
+  model, network = _layout(run, family), run.network
+  if network.adapter.rank and run.config.optimizer.train_only:
     raise ValueError(
-      f"{workdir} has no adapters (config.model.adapter.rank is 0); export its"
-      " weights with --to_hf"
+      f"{workdir} trains what optimizer.train_only names, which no folder of"
+      " PEFT's holds; write all of its parameters with --to_hf"
     )
-  imported = (run.workdir / _PUBLISHED).is_dir()
-  model = _kept(run) if imported else _described(run, None)
   state = run.load(masters=True)
   params = (state.eval_params if use_ema else state.params)["model"]
-  names = peft.write(folder, params, adapter=adapter, **_layout(model))
-  return {"family": model.family.name, "tensors": len(names)}
-
-
-def _layout(model: Pretrained) -> dict[str, Any]:
-  """Returns what says where a model's matrices are in its published layout."""
+  ranks = save_adapter(
+    folder,
+    model.family.table,
+    params,
+    network,
+    prefix=model.source.prefix,
+    base=model.published.get("_name_or_path") or None,
+    dtype=dtype or "float32",
+  )
   return {
-    "table": model.family.table,
-    "network": model.config,
-    "prefix": model.source.prefix,
+    "family": model.family.name,
+    "modules": len(ranks),
+    "rank": network.adapter.rank,
   }
+
+
+def _layout(run: Run, family: str | None) -> Pretrained:
+  """Returns the published model that a run is written as, without parameters.
+
+  Raises:
+    ValueError: a family is named, and the run began with an import.
+  """
+  if not (run.workdir / _PUBLISHED).is_dir():
+    return _described(run, family)
+  if family is not None:
+    raise ValueError(
+      f"{run.workdir} began with an import and goes back to that layout; leave"
+      " --as out"
+    )
+  return _kept(run)
 
 
 def _mesh(folder):
@@ -233,10 +252,16 @@ def _summary(model: Pretrained, seconds: float) -> dict[str, Any]:
 
 
 def _config(
-  model: Pretrained, length: int | None, adapter: LoRA
+  model: Pretrained, network: Any, length: int | None
 ) -> dict[str, Any]:
-  """Returns the fields of a configuration for an imported model."""
-  objective, network = model.objective, model.config
+  """Returns the fields of a configuration for an imported model.
+
+  Args:
+    model: what was read.
+    network: its network's config, with its adapter.
+    length: tokens of a row; None for the trained length.
+  """
+  objective = model.objective
   derived = {f.name for f in dataclasses.fields(TokenSpace)}
   fields = {
     f.name: getattr(objective, f.name)
@@ -257,7 +282,7 @@ def _config(
   return {
     "data": {"length": length},
     "objective": {"name": name, **fields, **_finetuning(model)},
-    "model": {"name": kind, **shape, "adapter": adapter},
+    "model": {"name": kind, **shape},
     "optimizer": {"learning_rate": 1e-5},
     "training": {"batch_size": rows},
     "evaluation": {"batch_size": rows},

@@ -21,8 +21,8 @@ from dllm_jax.core import paths
 from dllm_jax.core.files import move_folder
 from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Process
-from dllm_jax.parallel import distributed
 from dllm_jax.models import without_adapters
+from dllm_jax.parallel import distributed
 from dllm_jax.training.frozen import join, split
 from dllm_jax.training.staged import ALWAYS, complete, MARKER, Staged
 from dllm_jax.training.step import TrainState

@@ -165,4 +165,6 @@ def test_matrices_in_few_bits_are_the_network_of_what_they_hold(base, most):
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4)
   merged = merge_adapters(held, config)
-  assert not any(map(is_quantised, jax.tree.leaves(merged, is_leaf=is_quantised)))
+  assert not any(
+    map(is_quantised, jax.tree.leaves(merged, is_leaf=is_quantised))
+  )

@@ -94,7 +94,9 @@ def test_another_network_is_refused(source, tmp_path):
 
 
 def test_adapters_are_multiplied_out(source, tmp_path, monkeypatch):
-  run = runs.run(tmp_path / "source", model__adapter={"name": "lora", "rank": 2})
+  run = runs.run(
+    tmp_path / "source", model__adapter={"name": "lora", "rank": 2}
+  )
   run.start()
   ones = lambda path, x: jnp.ones_like(x) if path[-1].key == "lora_b" else x
   params = jax.tree_util.tree_map_with_path(ones, run.state.params)

@@ -39,9 +39,7 @@ def _same(one, other):
 
 
 def _names(tree):
-  return {
-    path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def test_only_what_trains_has_an_average_and_an_optimisers_state(whole):

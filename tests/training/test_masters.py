@@ -103,7 +103,9 @@ def test_frozen_parameters_have_no_masters(tmp_path):
     adapter = "lora_" in jax.tree_util.keystr(path)
     assert leaf.dtype == (jnp.float32 if adapter else jnp.bfloat16), path
   # Nor an average: adapters alone have one.
-  averaged = jax.tree_util.tree_leaves_with_path(run.program.abstract.ema_params)
+  averaged = jax.tree_util.tree_leaves_with_path(
+    run.program.abstract.ema_params
+  )
   assert averaged
   for path, leaf in averaged:
     assert "lora_" in jax.tree_util.keystr(path)

@@ -1,4 +1,4 @@
-"""`dllm convert`: published weights in and out."""
+"""`dllm convert`: published weights and PEFT's adapters, in and out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,12 @@ def _define(flag: commands.Flags) -> None:
   )
   flag.path("to_hf", "", "a new folder to export the run to")
   flag.path(
-    "from_peft",
-    "",
-    "with --from_hf: a folder of PEFT's, whose adapters the run begins with",
+    "to_peft", "", "a new folder to write the run's adapters to for PEFT"
   )
-  flag.path("to_peft", "", "a new folder for the run's adapters, as PEFT's")
   flag.path(
-    "workdir", None, "the run: new for --from_hf, existing for what goes out"
+    "adapter", "", "with --from_hf: a folder of PEFT's, for its weights"
   )
+  flag.path("workdir", None, "the run: new for --from_hf, or else existing")
   flag.string(
     "as",
     "",
@@ -48,41 +46,37 @@ def _define(flag: commands.Flags) -> None:
 def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, argv)
   workdir = commands.required(values, "workdir", "runs/llada")
-  ways = (values.from_hf, values.to_hf, values.to_peft)
-  if sum(map(bool, ways)) != 1:
-    raise commands.UsageError("give --from_hf, --to_hf or --to_peft, one of them")
-  if values.from_peft and not values.from_hf:
+  given = [bool(values[x].value) for x in ("from_hf", "to_hf", "to_peft")]
+  if sum(given) != 1:
+    raise commands.UsageError("give one of --from_hf, --to_hf, --to_peft")
+  if values.adapter and not values.from_hf:
     raise commands.UsageError(
-      "--from_peft are adapters for --from_hf: give the folder of their weights"
+      "--adapter is read onto the weights of --from_hf; give both, or write"
+      " one with --to_peft"
     )
 
   from dllm_jax.run import exchange  # pylint: disable=g-import-not-at-top
 
   dtype = values.dtype or None
-  if values.to_peft:
-    result = exchange.export_adapters(
-      workdir, values.to_peft, use_ema=values.use_ema
-    )
-    print(f"wrote {values.to_peft}")
-    return result
-  if values.to_hf:
-    result = exchange.export_run(
+  if not values.from_hf:
+    write = exchange.export_run if values.to_hf else exchange.export_adapter
+    result = write(
       workdir,
-      values.to_hf,
+      values.to_hf or values.to_peft,
       family=values["as"].value or None,
       use_ema=values.use_ema,
       dtype=dtype,
     )
-    print(f"wrote {values.to_hf}")
+    print(f"wrote {values.to_hf or values.to_peft}")
     return result
   result = exchange.import_folder(
     values.from_hf,
     workdir,
     target=values["as"].value or None,
+    adapter=values.adapter or None,
     dtype=dtype,
     mask_id=None if values.mask_id < 0 else values.mask_id,
     length=values.length or None,
-    adapters=values.from_peft or None,
   )
   print(f"{workdir} is a run now: dllm sample --workdir={workdir}")
   return result

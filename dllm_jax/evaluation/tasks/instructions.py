@@ -98,7 +98,7 @@ def _models(setting: Setting, options: Instructions):
     "lora": resolved(
       "later",
       optimizer=rate,
-      model={"lora_rank": options.rank, "lora_alpha": 2.0 * options.rank},
+      model={"adapter": {"rank": options.rank, "alpha": 2.0 * options.rank}},
     ),
   }
   for name, config in tuned.items():

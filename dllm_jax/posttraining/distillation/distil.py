@@ -87,9 +87,10 @@ def distil(
 
 
 def _check_whole(config: Config) -> None:
-  if config.model.get("lora_rank"):
+  if config.model["adapter"]["rank"]:
     raise ValueError(
-      "dcd makes a teacher of the whole student: leave config.model.lora_rank 0"
+      "dcd makes a teacher of the whole student: leave"
+      " config.model.adapter.rank 0"
     )
 
 

@@ -1,0 +1,1 @@
+"""Commands that train a copy of a run."""
