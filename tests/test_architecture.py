@@ -42,7 +42,7 @@ LAUNCHERS = {
   "run/run.py",
   "sampling/launch.py",
   "training/held_out.py",
-  "training/loop.py",
+  "training/program.py",
 }
 MAX_LINES = 60  # of code in a function
 MAX_FILE = 400

@@ -13,8 +13,9 @@ from dllm_jax.core.types import Batch, Objective
 from dllm_jax.parallel import RULES
 from dllm_jax.run.loop import training_loop
 from dllm_jax.run.run import Run
-from dllm_jax.training.loop import compile_program, Hooks
+from dllm_jax.training.loop import Hooks
 from dllm_jax.training.metrics import latest
+from dllm_jax.training.program import compile_program
 from dllm_jax.training.step import TrainState
 
 

@@ -9,8 +9,9 @@ from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Batch
 from dllm_jax.parallel.watch import Watch
 from dllm_jax.training.checkpoint import Checkpoints
-from dllm_jax.training.loop import Hooks, Loop, Program
+from dllm_jax.training.loop import Hooks, Loop
 from dllm_jax.training.metrics import MetricWriter
+from dllm_jax.training.program import Program
 
 
 def training_loop(

@@ -35,8 +35,9 @@ from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import Template
 from dllm_jax.training.checkpoint import Checkpoints
 from dllm_jax.training.held_out import HeldOut
-from dllm_jax.training.loop import compile_program, Hooks, Loop, Program
+from dllm_jax.training.loop import Hooks, Loop
 from dllm_jax.training.metrics import latest
+from dllm_jax.training.program import compile_program, Program
 from dllm_jax.training.step import Trainer, TrainState
 
 

@@ -20,8 +20,9 @@ from dllm_jax.posttraining.distillation.dcd import Consistent, DCD
 from dllm_jax.run.loop import training_loop
 from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import Checkpoints
-from dllm_jax.training.loop import compile_program, Hooks, Program
+from dllm_jax.training.loop import Hooks
 from dllm_jax.training.metrics import latest
+from dllm_jax.training.program import compile_program, Program
 from dllm_jax.training.step import Trainer, TrainState
 
 
