@@ -88,7 +88,7 @@ def draw_masks(
     draw = functools.partial(_at_times, objective, process, n_t, n_yt)
     return jax.vmap(draw)(keys, batch)
   rows, samples = keys.shape[0], n_t * n_yt
-  copies = jax.tree.map(lambda x: jnp.concatenate([x] * samples), batch)
+  copies = jax.tree.map(lambda x: jnp.tile(x, (samples, 1)), batch)
   z, weight, rate = estimators.mask_counts(objective, keys, copies, masks=n_yt)
   rate = rate if objective.block_length else rate[:, :1]
   masks = Masks(
@@ -152,7 +152,7 @@ def _at_times(
 ) -> Masks:
   """Returns the samples of one text at times that are spread evenly."""
   key_t, key_z = jax.random.split(key)
-  copies = lambda n: jax.tree.map(lambda x: jnp.stack([x] * n), row)
+  copies = lambda n: jax.tree.map(lambda x: jnp.tile(x, (n, 1)), row)
   step = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
   drawn = even(objective).draw(process, key_t, copies(n_t), step=step)
   t, rows = jnp.repeat(drawn.t, n_yt, axis=0), copies(n_t * n_yt)
