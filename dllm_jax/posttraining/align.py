@@ -13,7 +13,7 @@ import numpy as np
 
 from dllm_jax.config import config as configs
 from dllm_jax.core import paths
-from dllm_jax.data import Dataset, Tokenizer
+from dllm_jax.data.conversations import load_preferences, Preferences
 from dllm_jax.parallel import distributed, row_share
 from dllm_jax.posttraining import likelihood, preferences, reference
 from dllm_jax.posttraining.preferences import HELD_OUT, PairBatches
@@ -38,7 +38,7 @@ class Alignment:
 
   run: Run
   method: VRPO
-  pairs: Any
+  pairs: Preferences
   reference: reference.Reference
   reference_run: Run
 
@@ -69,7 +69,7 @@ class Alignment:
     _check(source, reference_run)
     config = configs.parse(resolved)
     with distributed.together():
-      pairs = load_pairs(config.data, source.tokenizer)
+      pairs = load_preferences(config.data, source.tokenizer)
     run = begin(source, output, resolved, method)
     training = config.training
     epochs = -(-training.steps * training.batch_size // len(pairs.train))
@@ -184,22 +184,6 @@ class Alignment:
       size=training.batch_size // training.microbatches,
       length=self.run.config.data.length,
     )
-
-
-def load_pairs(dataset: Dataset, tokenizer: Tokenizer) -> Any:
-  """Returns the preferences that a dataset names, all of which fit its rows.
-
-  Raises:
-    FileNotFoundError: they do not exist.
-    ValueError: there are none to train on, or one cannot be a row.
-  """
-  from dllm_jax.data.conversations.preferences import load_preferences
-
-  pairs = load_preferences(dataset, tokenizer)
-  if not pairs.train:
-    raise ValueError(f"{dataset.path}: no pair is left to train on")
-  preferences.check_pairs([*pairs.train, *pairs.held_out], dataset.length)
-  return pairs
 
 
 def _check(source: Run, reference_run: Run) -> None:

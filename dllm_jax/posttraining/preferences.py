@@ -11,7 +11,7 @@ so that what the reference says of them can be read from a table.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 import zlib
 
 from flax import struct
@@ -22,6 +22,7 @@ import numpy as np
 
 from dllm_jax.core.types import Batch
 from dllm_jax.data import blank
+from dllm_jax.data.conversations import Example, Pair
 from dllm_jax.parallel.sharding import RowShare
 
 HELD_OUT = 2**31 - 1
@@ -50,20 +51,6 @@ class Pairs(Batch):
   def reference(self) -> Float[Array, "B 2 n"]:
     """What the reference says of each sample, nats."""
     return jnp.stack(self.samples, axis=1).reshape(self.number.shape[0], 2, -1)
-
-
-class Example(Protocol):
-  """A conversation: what `data.conversations` has."""
-
-  tokens: Int[np.ndarray, "n"]
-  counts: np.ndarray
-
-
-class Pair(Protocol):
-  """Two answers to one prompt: what `data.conversations` has."""
-
-  chosen: Example
-  rejected: Example
 
 
 class Share(NamedTuple):
@@ -102,28 +89,6 @@ def blank_pairs(rows: int, length: int, samples: int) -> Pairs:
     noise=ids,
     samples=(np.zeros((rows,), np.float32),) * (2 * samples),
   )
-
-
-def check_pairs(pairs: Sequence[Pair], length: int) -> None:
-  """Checks that pairs can be rows.
-
-  Raises:
-    ValueError: one is too long, has an answer of no tokens, or two that are the
-      same.
-  """
-  for i, pair in enumerate(pairs):
-    for name in ("chosen", "rejected"):
-      example = getattr(pair, name)
-      if len(example.tokens) > length:
-        raise ValueError(
-          f"pair {i}: its {name} answer ends at token {len(example.tokens)},"
-          f" and rows have {length}: raise config.data.length, or leave the pair"
-          " out"
-        )
-      if not np.any(example.counts):
-        raise ValueError(f"pair {i}: its {name} answer has no tokens")
-    if np.array_equal(pair.chosen.tokens, pair.rejected.tokens):
-      raise ValueError(f"pair {i}: both answers are the same; leave it out")
 
 
 def checksum(pairs: Sequence[Pair]) -> int:
