@@ -194,8 +194,8 @@ class CertaintyForcing:
     if not isinstance(objective, MDLM):
       raise ValueError(
         f"{type(self).__name__.lower()} is for masked diffusion (mdlm, llada, "
-        f"dream, bd3lm), which {type(objective).__name__} is not; a run with "
-        "objective.name udlm is distilled by --method=dcd"
+        f"dream, bd3lm), which {type(objective).__name__} is not; uniform "
+        "diffusion (udlm) is distilled by --method=dcd"
       )
 
   def draw(

@@ -19,7 +19,6 @@ position: epsilon_x, the largest of the others, and which token has that; the
 last is uniform, whatever the first two are.
 """
 
-from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
@@ -313,12 +312,14 @@ class Consistent:
     step: Int[Array, ""],
   ) -> Loss:
     """Returns the summed divergence of tokens that count; the bound is 0."""
-    teacher: Callable = lambda inputs: self.denoiser.apply(
-      process.constants, inputs, None
-    )[0]
-    process = process.replace(constants={})
+    params = process.constants
     terms = self.method.terms(
-      self.objective, process, denoise, teacher, drawn, batch
+      self.objective,
+      process.replace(constants={}),
+      denoise,
+      lambda inputs: self.denoiser.apply(params, inputs, None)[0],
+      drawn,
+      batch,
     )
     counts = batch.loss_mask.astype(jnp.float32)
     return Loss(
