@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   submod_attrs={
     "d3llm": ["D3LLM"],
     "dcd": ["DCD"],
-    "distil": ["distil"],
     "dparallel": ["DParallel"],
+    "student": ["distil"],
   },
 )

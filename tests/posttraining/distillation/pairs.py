@@ -20,7 +20,7 @@ import sys
 from dllm_jax import Run
 from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import instructions
-from dllm_jax.posttraining.distillation.distil import load_examples
+from dllm_jax.posttraining.distillation.student import load_examples
 from dllm_jax.sampling import requests
 
 LETTERS, PAIRS = "abcdefghijkl", 3

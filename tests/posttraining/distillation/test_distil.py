@@ -9,7 +9,8 @@ import pytest
 from dllm_jax.cli.main import main
 from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import instructions
-from dllm_jax.posttraining.distillation import answers, DCD, rounds
+from dllm_jax.posttraining.distillation import answers, DCD, distil, rounds
+from dllm_jax.posttraining.distillation.student import ended
 from tests import runs
 
 pytestmark = pytest.mark.all

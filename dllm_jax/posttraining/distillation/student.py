@@ -59,7 +59,7 @@ def distil(
   method.check(source.objective)
   config = configs.parse(resolved)
   if isinstance(method, DCD):
-    _check_whole(config)
+    _check_whole(config, source)
     run = begin(source, output, resolved, method)
     return rounds.train(run, method)
   _check_batches(config, method)
