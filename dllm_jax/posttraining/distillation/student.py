@@ -86,11 +86,12 @@ def distil(
   return {"answers": len(kept)} | {"before": before} | summary
 
 
-def _check_whole(config: Config) -> None:
-  if config.model["adapter"]["rank"]:
+def _check_whole(config: Config, source: Run) -> None:
+  adapter = getattr(config.network(source.objective), "adapter", None)
+  if adapter is not None and adapter.rank:
     raise ValueError(
-      "dcd makes a teacher of the whole student: leave"
-      " config.model.adapter.rank 0"
+      "dcd makes a teacher of the whole student: leave "
+      "config.model.adapter.rank 0"
     )
 
 
