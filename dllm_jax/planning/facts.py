@@ -15,8 +15,10 @@ from dllm_jax.core.types import ModelInputs
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
 from dllm_jax.models.attention import splash
+from dllm_jax.models.quantised import is_quantised
 from dllm_jax.parallel import RULES, shardings
 from dllm_jax.run.run import Run
+from dllm_jax.training.frozen import join, split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,20 +27,24 @@ class Facts:
 
   Attributes:
     parameters: how many there are.
+    trained: the share of them that trains.
     forward: FLOPs of a row's forward passes, unembedding included.
     attention: FLOPs of one of the two products of attention, a row and a call of
       the network, all layers, all places.
     tiles: share of places in the tiles that a kernel which knows the mask visits.
     vocabulary: FLOPs of a row's unembedding.
     state: shapes and types of the train state.
+    trains: True at the parameters that train; None if all do.
   """
 
   parameters: int
+  trained: float
   forward: float
   attention: float
   tiles: float
   vocabulary: float
   state: object
+  trains: object = None
 
 
 class Reference:
@@ -90,7 +96,11 @@ class Reference:
   def facts(self) -> Facts:
     """What was counted."""
     run = self.run
-    state = run.program.abstract
+    state, trains = run.program.abstract, run.program.trains
+    count = sum(
+      map(_count, jax.tree.leaves(state.params, is_leaf=is_quantised))
+    )
+    trained = jax.tree.leaves(split(state.params, trains)[0])
     per_row = run.model_flops() / 3 / 2
     hidden = sum(
       matmul_flops(self._hidden(run), state.params["model"], inputs)
@@ -98,12 +108,14 @@ class Reference:
     )
     attention, tiles = self._attention()
     return Facts(
-      parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+      parameters=count,
+      trained=sum(map(_count, trained)) / count,
       forward=per_row,
       attention=attention,
       tiles=tiles,
       vocabulary=per_row - hidden / 2,
       state=state,
+      trains=trains,
     )
 
   def _attention(self) -> tuple[float, float]:
@@ -130,17 +142,24 @@ class Reference:
     """
     run = self._run({"remat": policy})
     hidden, flops, kept = self._hidden(run), 0.0, 0.0
+    trains = run.program.trains
     params = run.program.abstract.params["model"]
+    trained, frozen = split(params, trains and trains["model"])
+    whole = lambda trained, frozen, inputs: hidden(
+      join(trained, frozen), inputs
+    )
 
-    def gradient(params, inputs):
-      total = lambda params: jnp.sum(hidden(params, inputs), dtype=jnp.float32)
-      return jax.grad(total)(params)
+    def gradient(trained, frozen, inputs):
+      total = lambda trained: jnp.sum(
+        whole(trained, frozen, inputs), dtype=jnp.float32
+      )
+      return jax.grad(total)(trained)
 
     for inputs in self.calls:
       length = inputs.segment_ids.shape[1]
-      flops += matmul_flops(gradient, params, inputs)
+      flops += matmul_flops(gradient, trained, frozen, inputs)
       one = jax.tree.map(lambda x: _rows(x, 1), inputs)
-      few, many = (self._residuals(hidden, params, i) for i in (one, inputs))
+      few, many = (_residuals(whole, trained, frozen, i) for i in (one, inputs))
       for small, large in zip(few, many, strict=True):
         size = (large.size - small.size) * large.dtype.itemsize
         streams = (length, length // 2)  # the two of block diffusion, apart
@@ -148,11 +167,19 @@ class Reference:
         kept += 0.0 if scores else size
     return flops / 2, kept
 
-  def _residuals(self, hidden, params, inputs):
-    def backward(params, inputs):
-      return jax.vjp(lambda params: hidden(params, inputs), params)[1]
 
-    return jax.tree.leaves(jax.eval_shape(backward, params, inputs))
+def _residuals(whole, trained, frozen, inputs):
+  """Returns what is kept for the gradient of what trains."""
+
+  def backward(trained, frozen, inputs):
+    return jax.vjp(lambda x: whole(x, frozen, inputs), trained)[1]
+
+  return jax.tree.leaves(jax.eval_shape(backward, trained, frozen, inputs))
+
+
+def _count(parameter) -> int:
+  """Returns how many numbers a parameter has, in however many bits."""
+  return getattr(parameter, "qvalue", parameter).size
 
 
 def _rows(x, rows: int):
@@ -170,12 +197,15 @@ def plain(resolved: ConfigDict) -> ConfigDict:
   return resolved
 
 
-def state_bytes(state, sizes: Mapping[str, int]) -> dict[str, float]:
+def state_bytes(
+  state, sizes: Mapping[str, int], trains=None
+) -> dict[str, float]:
   """Returns a device's bytes of a train state, by kind.
 
   Args:
     state: shapes and types.
     sizes: the mesh.
+    trains: True at the parameters that train; None if all do.
 
   Raises:
     ValueError: the mesh does not divide an array.
@@ -187,16 +217,23 @@ def state_bytes(state, sizes: Mapping[str, int]) -> dict[str, float]:
     leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
     return float(
       sum(
-        math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves
+        math.prod(s.shard_shape(x.shape)) * itemsize(x.dtype) for x, s in leaves
       )
     )
 
+  own, rest = split(state.params, trains)
+  own_places, places = split(placed.params, trains)
   kinds = {
-    "parameters": size(
-      (state.params, state.process), (placed.params, placed.process)
-    ),
+    "parameters": size((own, state.process), (own_places, placed.process)),
     "optimizer": size(state.opt_state, placed.opt_state),
   }
+  if trains is not None:
+    kinds["frozen"] = size(rest, places)
   if state.ema_params is not None:
     kinds["average"] = size(state.ema_params, placed.ema_params)
   return kinds
+
+
+def itemsize(dtype) -> float:
+  """Returns the bytes of a number on an accelerator, two of 4 bits in one."""
+  return jax.dtypes.itemsize_bits(dtype) / 8

@@ -8,21 +8,24 @@ takes, the optimised program what it multiplies, moves and sends (`parallel.hlo`
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import re
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dllm_jax.core.paths import Path
 from dllm_jax.core.vocabulary import chunks
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
+from dllm_jax.models.quantised import is_quantised
 from dllm_jax.parallel import batch_sharding
 from dllm_jax.parallel.mesh import check_batches
 from dllm_jax.parallel.topology import Machine
 from dllm_jax.planning import hlo, roofline, sampler
-from dllm_jax.planning.facts import Reference, state_bytes
+from dllm_jax.planning.facts import itemsize, Reference, state_bytes
 from dllm_jax.run.run import Run
 
 # Products of an attention kernel, by what its name holds; the first match counts.
@@ -50,6 +53,8 @@ class Plan:
     bytes_per_device: memory that the program takes.
     bytes_by_kind: the same in parts.
     memory_bytes: what a device offers to a program.
+    start_bytes: memory that it takes, before the first step, to read weights and
+      hold them in fewer bits; 0 where they are held as they are read.
     flops_per_device: all that run, recomputation and kernels too; None where
       the compiler gave up for want of memory, and so on.
     model_flops_per_device: without recomputation.
@@ -73,6 +78,7 @@ class Plan:
   bytes_per_device: int
   bytes_by_kind: Mapping[str, int]
   memory_bytes: int
+  start_bytes: int = 0
   flops_per_device: float | None = None
   model_flops_per_device: float | None = None
   moved_bytes: float | None = None
@@ -131,6 +137,7 @@ def plan(
     bytes_per_device=int(total),
     bytes_by_kind=_kinds(kinds, total),
     memory_bytes=usable,
+    start_bytes=_start(run) if program == "train" else 0,
     assumptions={
       "peak_flops": machine.chip.flops,
       "matmul_efficiency": machine.chip.matmul_efficiency,
@@ -175,13 +182,28 @@ def _step(run: Run):
   )
   with jax.set_mesh(run.mesh):
     lowered = run.program.step.lower(run.program.abstract, batch)
-  kinds = state_bytes(run.program.abstract, run.mesh.shape)
+  program = run.program
+  kinds = state_bytes(program.abstract, run.mesh.shape, program.trains)
   kinds["gradients"] = kinds["parameters"]
   local = training.batch_size // training.microbatches * length
   for axis in ("data", "fsdp", "expert", "context"):
     local //= run.mesh.shape[axis]
   rounds = chunks(local, run.network.padded_vocab)
   return lowered, (rounds,), kinds
+
+
+def _start(run: Run) -> int:
+  """Returns bytes that a device has while it makes weights of fewer bits."""
+  params = run.program.abstract.params["model"]
+  own = jnp.dtype(run.network.param_dtype).itemsize
+  total = 0.0
+  for leaf in jax.tree.leaves(params, is_leaf=is_quantised):
+    if not is_quantised(leaf):
+      continue
+    part = lambda x: math.prod(x.sharding.shard_shape(x.shape))
+    total += part(leaf.qvalue) * (own + itemsize(leaf.qvalue.dtype))
+    total += part(leaf.scale) * itemsize(leaf.scale.dtype)
+  return int(total)
 
 
 def _compiled(lowered) -> tuple[str | None, float]:
@@ -239,7 +261,9 @@ def _timed(found, run, machine, work, reference, rows) -> Plan:
   executed = work.flops + kernels
   tokens = rows * run.config.data.length
   train = found.program == "train"
-  model = 3 * facts.forward * rows / devices if train else executed
+  # Backward, gradients of what is frozen are not formed.
+  model = (2 + facts.trained) * facts.forward * rows / devices
+  model = model if train else executed
   return dataclasses.replace(
     found,
     flops_per_device=executed,

@@ -77,6 +77,16 @@ def text(found: Plan) -> str:
     f"device: {'fits' if found.fits else 'DOES NOT FIT'}",
     *(f"  {gib(n):>10}  {k}" for k, n in found.bytes_by_kind.items()),
   ]
+  if found.start_bytes:
+    lines.append(
+      f"before the first step, weights are read and then held in fewer bits:"
+      f" {gib(found.start_bytes)} for that alone"
+    )
+  if found.program == "train":
+    lines.append(
+      "not known here: what the runtime keeps between programs, batches that wait"
+      " on the device, and how much of a batch is padding"
+    )
   if found.step_seconds_bound is not None:
     seconds = found.seconds
     lines += [

@@ -175,7 +175,7 @@ class _Model:
     """Yields every legal candidate with its cost."""
     for mesh in self._meshes():
       try:
-        state = state_bytes(self.facts.state, mesh)
+        state = state_bytes(self.facts.state, mesh, self.facts.trains)
         seconds = functools.partial(self._collective, self._devices(mesh))
       except ValueError:
         continue
@@ -265,10 +265,12 @@ class _Model:
       "fsdp": parts
       * (
         gathers * seconds("fsdp", "all-gather", whole)
-        + seconds("fsdp", "reduce-scatter", whole + head)
+        + seconds("fsdp", "reduce-scatter", self.facts.trained * whole + head)
       ),
       "data": seconds(
-        "data", "all-reduce", parts * head + 2 * whole / mesh["fsdp"]
+        "data",
+        "all-reduce",
+        parts * head + 2 * self.facts.trained * whole / mesh["fsdp"],
       ),
       "tensor": parts
       * n.layers
