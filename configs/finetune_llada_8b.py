@@ -12,7 +12,7 @@ of 8 x H100 and 26.3 GiB on one, and 16.8 GiB with the frozen matrices in 4 bits
     dllm plan --config=finetune_llada_8b --topology=h100:1x8 \
         --config.model.attention=xla
 
-without cuDNN's attention, which keeps less.
+without cuDNN's attention, whose library this was not planned with.
 """
 
 from ml_collections import ConfigDict

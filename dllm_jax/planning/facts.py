@@ -101,7 +101,7 @@ class Reference:
       map(_count, jax.tree.leaves(state.params, is_leaf=is_quantised))
     )
     trained = jax.tree.leaves(split(state.params, trains)[0])
-    per_row = run.model_flops() / 3 / 2
+    per_row = run.model_flops() / run.trainer.passes(state) / 2
     hidden = sum(
       matmul_flops(self._hidden(run), state.params["model"], inputs)
       for inputs in self.calls

@@ -267,7 +267,7 @@ class Trainer:
     return new, metrics
 
   def model_flops(self, state: TrainState, batch: Batch) -> int:
-    """Returns the FLOPs of a step: 3 x the forward's, no recomputation.
+    """Returns the FLOPs of a step: `passes` x the forward's, no recomputation.
 
     Counts the matrix products of the network and of the unembedding at all
     positions, as in arXiv:2204.02311, appendix B.
@@ -298,7 +298,16 @@ class Trainer:
       return out.hidden if out.unembed is None else out.hidden @ out.unembed
 
     model = state.params["model"]
-    return 3 * sum(matmul_flops(logits, model, inputs) for inputs in calls)
+    forward = sum(matmul_flops(logits, model, inputs) for inputs in calls)
+    return int(self.passes(state) * forward)
+
+  def passes(self, state: TrainState) -> float:
+    """Returns a step's FLOPs in forward passes: 3, less what is frozen.
+
+    One of the three forms the gradients of matrices, of those that train only.
+    """
+    size = lambda params: sum(x.size for x in jax.tree.leaves(params))
+    return 2 + size(self.split(state.params)[0]) / size(state.params)
 
   def _average(self, state: TrainState, params: PyTree) -> PyTree | None:
     """Returns the moving average; its first steps forget the random start."""
