@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dllm_jax.models.quantised import BASES, check_base, dense
+from dllm_jax.models.quantised import BASES, check_base, dense, product
 
 NAMES = ("lora_a", "lora_b", "lora_magnitude")
 """A and B, and what DoRA adds to the magnitudes."""
@@ -113,7 +113,8 @@ class LoRA:
     """
     del kernel
     a, b = (adapter[name].astype(x.dtype) for name in ("lora_a", "lora_b"))
-    return y + self.scale * ((x @ a) @ b)
+    low = product(x, a, "default")
+    return y + product(low, self.scale * b, "default")
 
   def merged(
     self,
