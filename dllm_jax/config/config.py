@@ -111,7 +111,7 @@ class Config:
     )
     fields = dict(self.objective)
     cls = registry.objective_class(fields.pop("name"))
-    fields = {k: _nested(cls, k, v) for k, v in fields.items()}
+    fields = {k: _nested("objective", cls, k, v) for k, v in fields.items()}
     objective = cls.over(space, **fields)
     name = self.model["name"]
     return objective, _BUILDERS[name](self.network(objective))
@@ -143,7 +143,7 @@ def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:
   cls, needs = _NETWORKS[name], objective.network_fields()
   legal = {f.name for f in dataclasses.fields(cls)}
   network = cls(**{
-    **{k: _nested(cls, k, v) for k, v in fields.items()},
+    **{k: _nested("model", cls, k, v) for k, v in fields.items()},
     "vocab_size": objective.vocab_size,
     **{k: v for k, v in needs.items() if k in legal},
   })
@@ -283,13 +283,13 @@ def _as_fields(value: Any, choices: Mapping[str, type], where: str) -> dict:
   return {"name": name} | _complete(where, choices[name], fields)
 
 
-def _nested(cls: type, name: str, value: Any) -> Any:
+def _nested(section: str, cls: type, name: str, value: Any) -> Any:
   """Returns the dataclass of a nested section, or the value as it is."""
   field = {f.name: f for f in dataclasses.fields(cls)}[name]
   choices = field.metadata.get("choices")
   if choices is None or not isinstance(value, Mapping):
     return value
-  fields, where = dict(value), f"config.objective.{name}"
+  fields, where = dict(value), f"config.{section}.{name}"
   chosen = fields.pop("name")
   if chosen not in choices:
     raise ValueError(
@@ -303,7 +303,7 @@ def _nested(cls: type, name: str, value: Any) -> Any:
       f"{where}: {chosen} has no field {', '.join(other)}; choose it with its "
       "own fields in a config file"
     )
-  return kind(**{k: _nested(kind, k, v) for k, v in fields.items()})
+  return kind(**{k: _nested(section, kind, k, v) for k, v in fields.items()})
 
 
 def _check_names(kind: str, given, legal, where: str) -> None:
