@@ -34,7 +34,6 @@ def get_config() -> ConfigDict:
       "dtype": "bfloat16",
       "param_dtype": "bfloat16",
       "remat": "full",
-      "attention": "cudnn",
       "adapter": {"name": "lora", "rank": 16, "alpha": 32.0},
     },
     "optimizer": {"learning_rate": 1e-4, "warmup_steps": 50},
