@@ -44,16 +44,15 @@ KINDS: dict[str, Callable[[str], str]] = {
   "length": lambda word: str(len(word)),
   "copy": lambda word: word,
   "sort": lambda word: "".join(sorted(word)),
-  "count": lambda word: str(word.count(word[0])),
   "other": lambda word: "no",
 }
 """What is asked of a word, and its answer.
 
-"count" is of its first letter, "other" stands for instructions of random letters.
+"other" stands for instructions of random letters.
 """
 
-FIRST = ("reverse", "double", "first", "last", "length", "other")
-LATER = ("copy", "sort", "count")
+FIRST = ("reverse", "double", "first", "last", "other")
+LATER = ("copy", "sort", "length")
 
 
 @dataclasses.dataclass(frozen=True)

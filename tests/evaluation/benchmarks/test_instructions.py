@@ -19,7 +19,6 @@ from dllm_jax.evaluation.benchmarks.instructions import Question
     "length": "5",
     "copy": "bdbac",
     "sort": "abbcd",
-    "count": "2",
     "other": "no",
   }.items(),
 )
