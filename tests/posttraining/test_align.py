@@ -160,9 +160,10 @@ def test_what_has_no_masks_is_refused(source, tmp_path, capsys):
 def test_adapters_alone_learn(source, tmp_path, capsys):
   output = tmp_path / "run"
   status, found = _align(
-    capsys, source, output, "--config.model.lora_rank=2", steps=4
+    capsys, source, output, "--config.model.adapter.rank=2", steps=4
   )
-  assert status == 0 and found["eval_accuracy"] > 0.5
+  assert status == 0, found
+  assert found["eval_accuracy"] > 0.5
   run = runs.Run.open(output)
   old = runs.Run.open(source).state
   kernel = lambda state: np.asarray(
