@@ -58,7 +58,8 @@ def test_shares_in_a_bucket(here, bucket, source, whole, tmp_path):
   local = data.load(data.Dataset(path=str(tmp_path / "whole"), length=16))
   assert len(remote.train) == len(local.train)
   for i in (0, len(local.train) - 1):
-    np.testing.assert_array_equal(remote.train[i], local.train[i])
+    for a, b in zip(remote.train[i][:2], local.train[i][:2], strict=True):
+      np.testing.assert_array_equal(a, b)
   # Nothing of a name such as `gs:` was made on the disk.
   assert {p.name for p in tmp_path.iterdir()} <= {
     "docs.jsonl",

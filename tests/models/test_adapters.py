@@ -44,7 +44,9 @@ def _hidden(denoiser, params):
   return jax.jit(lambda p: denoiser.apply(p, INPUTS, None)[0].hidden)(params)
 
 
-@pytest.mark.parametrize("kind", [LoRA, DoRA])
+@pytest.mark.parametrize(
+  "kind", [DoRA, pytest.param(LoRA, marks=pytest.mark.all)]
+)
 def test_a_fresh_adapter_is_the_network_and_merging_is_what_was_learned(kind):
   config, denoiser = _network(kind=kind, rank=3, scaling="root")
   params = denoiser.init(jax.random.key(0), INPUTS)
@@ -121,6 +123,7 @@ def test_bad_fields_are_named(fields, message):
     LoRA(**fields)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize(
   "base, most",
   [("nf4", 0.1), *(

@@ -137,6 +137,7 @@ def test_balance_is_k_where_all_are_used_alike():
   assert_allclose(report["balance"], c.experts_per_token, rtol=1e-6)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("rows, sizes", [
     long(8, {"fsdp": 2, "tensor": 2, "expert": 2}),
     (8, {"data": 2, "expert": 4}),

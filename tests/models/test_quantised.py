@@ -48,6 +48,7 @@ def plain():
   return x, params, jax.jit(step(CONFIG))(params, x)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("matmul", ["int8", long("fp8")])
 def test_products_are_in_8_bits_and_near(plain, matmul):
   pytest.importorskip("qwix")

@@ -159,6 +159,7 @@ def _gen_exact(objective, table, x0, params, times):
   return (diffusion + end) / _LENGTH
 
 
+@pytest.mark.all
 def test_genmd4_loss_and_gradient_are_the_enumerated_ones(table):
   objective = GenMD4(**_SPACE, epsilon=1e-3, time_epsilon=5e-2)
   process = _gen_process(objective)
@@ -298,6 +299,7 @@ def test_reverse_steps_reach_the_any_order_law(table, name):
   assert np.all(abs(found - law) < 4.5 * np.sqrt(law / n) + 1e-7)
 
 
+@pytest.mark.all
 def test_genmd4_samples_its_own_chain(table):
   objective = GenMD4(**_SPACE)
   process = _gen_process(objective)

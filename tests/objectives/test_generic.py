@@ -135,6 +135,7 @@ def test_prompts_count_nothing(objective):
   assert np.any(np.asarray(loss.bound)[:, SPACE.length // 2 :])
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("network", ["transformer", quick.long("dit")])
 @some
 def test_lowers_without_devices(name, network):
@@ -229,6 +230,7 @@ def _steps_logged(run):
   return {json.loads(line)["step"] for line in lines}
 
 
+@pytest.mark.all
 @some
 def test_one_program_each(trained, name):
   """The train step and the sampler compile once, whatever their data."""

@@ -29,7 +29,6 @@ PAIRS = [{a: 2, b: 4} for a, b in itertools.combinations(AXES, 2)]
 # What meets most often, each axis in one at least, `data` in the tests of
 # objectives; the others are among the long tests.
 USUAL = [
-  {"fsdp", "tensor"},
   {"tensor", "context"},
   {"fsdp", "expert"},
 ]

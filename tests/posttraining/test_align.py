@@ -105,6 +105,7 @@ def test_a_second_run_has_nothing_to_do(source, aligned, capsys):
   assert found["eval_accuracy"] == 1.0
 
 
+@pytest.mark.all
 def test_resumes_bit_for_bit(source, aligned, tmp_path, capsys):
   # Stopped after its third step, and while its reference was asked.
   output = tmp_path / "run"

@@ -53,6 +53,7 @@ def test_a_new_row_is_the_mask(kind, target, tmp_path):
   assert_array_equal(back.logits(tokens), ours.logits(tokens))
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("target", ["bd3lm", "dream"])
 @pytest.mark.parametrize("name", golden_cases.present("qwen3_moe", "mixtral"))
 def test_experts_are_adopted(name, target, tmp_path):
@@ -65,6 +66,7 @@ def test_experts_are_adopted(name, target, tmp_path):
   assert back.objective == ours.objective and back.config == ours.config
 
 
+@pytest.mark.all
 def test_a_spare_row_is_the_mask(tmp_path):
   scaling = {"rope_type": "yarn", "factor": 4.0}
   source = qwen(

@@ -124,6 +124,7 @@ def test_there_and_back(name, tmp_path, capsys):
     assert back[key].tobytes() == tensor.tobytes(), key
 
 
+@pytest.mark.all
 @pytest.mark.parametrize(
   "name",
   ["bd3lm"]

@@ -214,6 +214,7 @@ def test_scalings_that_are_refused(given, message):
     scaled(rope_scaling=given)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", CONFIGS)
 def test_sharded_on_a_pod(name):
   family, _, config = resolved(name)

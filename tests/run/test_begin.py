@@ -93,6 +93,7 @@ def test_another_network_is_refused(source, tmp_path):
   assert not (tmp_path / "wide").exists()
 
 
+@pytest.mark.all
 def test_adapters_are_multiplied_out(source, tmp_path, monkeypatch):
   run = runs.run(
     tmp_path / "source", model__adapter={"name": "lora", "rank": 2}

@@ -40,6 +40,7 @@ def test_resumed_run_is_bit_identical(whole, tmp_path):
   assert _steps(tmp_path / "run")[:4] == [1, 2, 3, 4]
 
 
+@pytest.mark.all
 def test_resume_on_another_mesh(whole, tmp_path):
   runs.run(tmp_path / "run", training__steps=3).train()
   second = runs.run(
@@ -113,6 +114,7 @@ def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
   assert events[:6] == ["step", "step", "read", "step", "read", "step"]
 
 
+@pytest.mark.all
 def test_text_packed_on_the_fly_resumes_where_it_stood(tmp_path):
   """The state of a stream (strings and nested shards) is saved with the rest."""
   rows = [

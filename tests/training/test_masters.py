@@ -41,6 +41,7 @@ def plain(tmp_path_factory):
   return _trained(tmp_path_factory.mktemp("plain") / "run")
 
 
+@pytest.mark.all
 def test_masters_move_as_float32_does(plain, tmp_path):
   low = {"model__param_dtype": "bfloat16", "model__dtype": "bfloat16"}
   run, moved = _trained(tmp_path / "run", **low)
@@ -112,6 +113,7 @@ def test_frozen_parameters_have_no_masters(tmp_path):
     assert leaf.dtype == jnp.float32
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("rounding", [long("none"), "stochastic"])
 def test_a_run_that_is_resumed_is_the_same(rounding, tmp_path):
   """Two steps, and two more after a restart, are four, bit for bit."""

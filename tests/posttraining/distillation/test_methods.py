@@ -177,6 +177,7 @@ def test_a_path_is_nearer_to_the_text_at_the_earlier_time():
   assert not ((wrong_t | wrong_s) & ~batch.loss_mask).any()
 
 
+@pytest.mark.all
 def test_a_teacher_that_agrees_costs_nothing():
   denoiser, params = _network()
   objective = UDLM(vocab_size=VOCAB)
