@@ -62,7 +62,14 @@ def load_corpus(workdir: Path, resolved: ConfigDict) -> data.Corpus:
       tokenizer = templated(tokenizer, dataset.template)
   else:
     check_empty(workdir)
-  return read_corpus(config, tokenizer)
+  corpus = read_corpus(config, tokenizer)
+  compared = any(r.form.startswith("preferences") for r in corpus.reports)
+  if compared and dataset.format is None:
+    raise ValueError(
+      f"{dataset.path} holds preferences (chosen, rejected), which dllm align "
+      "trains on; data.format=preferences trains on the chosen answers"
+    )
+  return corpus
 
 
 def read_corpus(

@@ -57,6 +57,21 @@ def test_a_run_keeps_the_template_and_fills_as_its_objective_says(tmp_path):
   assert len(again.train) == len(corpus.train)
 
 
+def test_preferences_are_for_another_command(tmp_path):
+  rows = [
+    {"prompt": f"w{i + 6}", "chosen": "w7 w8", "rejected": "w9"}
+    for i in range(40)
+  ]
+  path = chats.write(tmp_path / "a.jsonl", rows)
+  file = tmp_path / "chat.jinja"
+  file.write_text(chats.TEMPLATE)
+  folder, resolved = _imported(tmp_path / "run", path, template=str(file))
+  with pytest.raises(ValueError, match="holds preferences .*dllm align"):
+    workdir.load_corpus(folder, resolved)
+  resolved.data.format = "preferences"  # Asked for: the chosen answers.
+  assert len(workdir.load_corpus(folder, resolved).train) > 20
+
+
 def test_bounds_are_by_tokens_of_answers():
   figures = {
     "bits_per_token": 1.5,

@@ -99,6 +99,11 @@ def test_learns_what_is_preferred(aligned):
   assert held_out["eval_accuracy"] == 1.0 and held_out["eval_score"] > 0.1
 
 
+def test_what_was_aligned_is_evaluated_on_chosen_answers(aligned):
+  figures = runs.Run.open(aligned).evaluate(limit=1)
+  assert figures["bits_per_token"] > 0
+
+
 def test_a_second_run_has_nothing_to_do(source, aligned, capsys):
   status, found = _align(capsys, source, aligned)
   assert status == 0 and found["step"] == 6 and not found["interrupted"]

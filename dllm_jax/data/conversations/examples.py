@@ -159,20 +159,18 @@ class Reading:
   def sides(self, files: Sequence[str]) -> tuple[list[Made], list[Made]]:
     """Returns what is for training and what is held out, of `held_out_path` too.
 
+    Of preferences, the chosen answers.
+
     Raises:
       ValueError: as `load_examples`.
     """
-    if self._form.name == "preferences":
-      raise ValueError(
-        f"{files[0]} holds preferences (chosen, rejected), which dllm align "
-        "trains on; for another field of theirs set data.format"
-      )
     sides = [], []
-    for row, (made,) in self.read(files):
+    for row, (made, *_) in self.read(files):
       held = source.is_held_out(row.key(), self._dataset.held_out_of_path)
       sides[held].append(made)
     if path := self._dataset.held_out_path:
-      sides[1].extend(made for _, (made,) in self.read(source.find(path)))
+      held_out = self.read(source.find(path))
+      sides[1].extend(made for _, (made, *_) in held_out)
     if not sides[0]:
       raise self.nothing(files)
     return sides
