@@ -114,7 +114,7 @@ def _trained(run: Run) -> float:
     raise finetune.InterruptedTask(
       f"{run.workdir} was stopped and saved; the same command continues"
     )
-  return summary.get("seconds", 0.0)
+  return summary.get("wall_seconds", 0.0)
 
 
 def _asked(
