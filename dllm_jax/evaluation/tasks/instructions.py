@@ -21,6 +21,7 @@ from dllm_jax.evaluation.benchmarks.recall import wilson
 from dllm_jax.evaluation.tasks.registry import option, Setting, Task
 from dllm_jax.run.begin import begin
 from dllm_jax.run.run import Run
+from dllm_jax.training.metrics import latest
 
 _GROUPS = {"first": lib.FIRST, "later": lib.LATER}
 
@@ -114,7 +115,7 @@ def _trained(run: Run) -> float:
     raise finetune.InterruptedTask(
       f"{run.workdir} was stopped and saved; the same command continues"
     )
-  return summary.get("wall_seconds", 0.0)
+  return latest(run.workdir, ("wall_seconds",)).get("wall_seconds", 0.0)
 
 
 def _asked(
