@@ -12,7 +12,7 @@ the policy and the reference. The two answers have their own.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from dllm_jax.core.types import Denoise, Loss, Objective, Process
 from dllm_jax.objectives.base import check_choice
 from dllm_jax.posttraining import likelihood
 from dllm_jax.posttraining.likelihood import Masks
+from dllm_jax.posttraining.objective import InPlaceOf
 from dllm_jax.posttraining.preferences import both, Pairs
 
 Normalisation = Literal["sum", "tokens"]
@@ -151,24 +152,19 @@ class VRPO:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preference:
-  """What a `Trainer` minimises; all else that it asks is the objective's.
+class Preference(InPlaceOf):
+  """The loss of the method.
 
   Attributes:
-    objective: how the network was trained.
     method: how it is aligned.
     seed: of the masks.
   """
 
-  objective: Objective
   method: VRPO
   seed: int
 
   def __post_init__(self):
     likelihood.check_objective(self.objective)
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self.objective, name)
 
   def draw(
     self,

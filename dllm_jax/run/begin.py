@@ -25,7 +25,6 @@ from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import Checkpoints
 
 _METHOD = "method.json"
-_PUBLISHED = "published"  # what an import keeps for the way out
 
 
 def begin(
@@ -91,7 +90,9 @@ def _write(source: Run, run: Run, record: Mapping[str, Any]) -> None:
       run.workdir.mkdir(parents=True, exist_ok=True)
       write_whole(run.workdir / _METHOD, json.dumps(record, indent=2) + "\n")
       (run.workdir / "checkpoints").rmtree(missing_ok=True)
-      _copy(source.workdir / _PUBLISHED, run.workdir / _PUBLISHED)
+      _copy(
+        source.workdir / workdirs.PUBLISHED, run.workdir / workdirs.PUBLISHED
+      )
   process = state.process.replace(params=params["process"], constants={})
   with jax.set_mesh(source.mesh), Checkpoints(run.workdir) as checkpoints:
     checkpoints.save_imported(model, process)

@@ -37,10 +37,10 @@ from dllm_jax.pretrained.load import (
 from dllm_jax.pretrained.peft import load_adapter, save_adapter
 from dllm_jax.pretrained.table import expected, places_of, shapes
 from dllm_jax.run.run import Run
+from dllm_jax.run.workdir import PUBLISHED
 from dllm_jax.training.checkpoint import Checkpoints
 
 _ROW = 512  # tokens of a row that fine-tuning begins with
-_PUBLISHED = "published"
 
 
 class _Bar:
@@ -110,7 +110,7 @@ def import_folder(
     tokenizer = model.tokenizer.to_json()
     objective, _ = configs.parse(resolved).build(model.tokenizer)
     (temporary / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    _keep(model, temporary / _PUBLISHED)
+    _keep(model, temporary / PUBLISHED)
     checkpoints = Checkpoints(temporary)
     process = objective.init(jax.random.key(0))
     checkpoints.save_imported(params, process.replace(constants={}))
@@ -212,7 +212,7 @@ def _layout(run: Run, family: str | None) -> Pretrained:
   Raises:
     ValueError: a family is named, and the run began with an import.
   """
-  if not (run.workdir / _PUBLISHED).is_dir():
+  if not (run.workdir / PUBLISHED).is_dir():
     return _described(run, family)
   if family is not None:
     raise ValueError(
@@ -322,7 +322,7 @@ def _keep(model: Pretrained, folder: Path) -> None:
 
 def _kept(run: Run) -> Pretrained:
   """Returns the model that a run began with, without its parameters."""
-  folder = run.workdir / _PUBLISHED
+  folder = run.workdir / PUBLISHED
   fields = families.Fields(files.read_config(folder), folder / "config.json")
   family = families.find(fields)
   kept = json.loads((folder / "source.json").read_text(encoding="utf-8"))

@@ -12,6 +12,9 @@ from dllm_jax.data.conversations import templated
 from dllm_jax.data.tokenizer import Tokenizer, tokenizer_from_json
 from dllm_jax.training.checkpoint import steps_in
 
+PUBLISHED = "published"
+"""The folder of what an import keeps for the way out."""
+
 
 def begin(workdir: Path, resolved: ConfigDict, tokenizer: Tokenizer) -> None:
   """Writes the configuration and the tokenizer of a run."""

@@ -12,8 +12,9 @@ those predictions among them that are right already: a network that is right
 should be sure of it, so that more slots pass a threshold at once.
 """
 
+import abc
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from flax import struct
 import jax
@@ -26,6 +27,7 @@ from dllm_jax.core.vocabulary import forbid, reduce
 from dllm_jax.objectives.base import check_choice, Drawn
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.texts import unshifted
+from dllm_jax.posttraining.objective import InPlaceOf
 from dllm_jax.sampling.policies.score import entropy
 
 Normalisation = Literal["masked_sequence", "masked"]
@@ -161,7 +163,7 @@ class Terms(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CertaintyForcing:
+class CertaintyForcing(abc.ABC):
   """Fields and the loss that both methods have.
 
   Attributes:
@@ -198,6 +200,7 @@ class CertaintyForcing:
         "diffusion (udlm) is distilled by --method=dcd"
       )
 
+  @abc.abstractmethod
   def draw(
     self,
     objective: Objective,
@@ -215,11 +218,10 @@ class CertaintyForcing:
       batch: the answers.
       progress: the share of the training that is done, in [0, 1].
     """
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def factors(self) -> tuple[tuple[float, float], ...]:
     """Returns the factors of cross-entropy and entropy, of M and then M'."""
-    raise NotImplementedError
 
   def width(self, length: int) -> int:
     """Returns the most tokens of a row that are hidden in its block."""
@@ -317,21 +319,16 @@ def hidden_terms(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Forced:
-  """What a `Trainer` minimises; all else that it asks is the objective's.
+class Forced(InPlaceOf):
+  """The loss of a method.
 
   Attributes:
-    objective: how the network was trained.
     method: how it is distilled.
     steps: of the training, which curricula are spread over.
   """
 
-  objective: Objective
   method: CertaintyForcing
   steps: int
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self.objective, name)
 
   def draw(
     self,

@@ -21,7 +21,7 @@ last is uniform, whatever the first two are.
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from flax import struct
 import jax
@@ -42,6 +42,7 @@ from dllm_jax.core.types import (
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.objectives.base import check_choice
 from dllm_jax.objectives.udlm import UDLM
+from dllm_jax.posttraining.objective import InPlaceOf
 
 Divergence = Literal["reverse", "forward"]
 Teacher = Literal["newest", "averaged"]
@@ -267,23 +268,16 @@ class DCD:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Consistent:
-  """What a `Trainer` minimises; all else that it asks is the objective's.
-
-  `Process.constants` are the teacher's parameters.
+class Consistent(InPlaceOf):
+  """The loss of the method; `Process.constants` are the teacher's parameters.
 
   Attributes:
-    objective: how the network was trained.
     denoiser: the network, of student and teacher.
     method: how it is distilled.
   """
 
-  objective: Objective
   denoiser: Denoiser
   method: DCD
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self.objective, name)
 
   def draw(
     self,
