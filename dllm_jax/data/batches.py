@@ -6,7 +6,7 @@ access are shuffled globally, anew in each epoch: row r of batch k is element
 `k batch_size + r` of that endless order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import hashlib
 import itertools
@@ -44,23 +44,57 @@ def train_iterator(
   Raises:
     ValueError: the processes do not divide the batch.
   """
-  rows = _share(batch_size, process_index, process_count)
-  if isinstance(corpus.train, Stream | Mixture):
+  train, apart = corpus.train, corpus.texts_apart
+  if isinstance(train, Stream | Mixture):
+    _share(batch_size, process_index, process_count)
     dataset = grain.experimental.ThreadPrefetchIterDataset(
       interleaved(
-        corpus.train,
+        train,
         batch_size=batch_size,
         seed=_seed(seed),
         process_index=process_index,
         process_count=process_count,
-      ).map(lambda rows: _batch(rows, corpus.texts_apart)),
+      ).map(lambda rows: _batch(rows, apart)),
       prefetch_buffer_size=_AHEAD,
     )
-  else:
-    source = _Batches(corpus, batch_size, rows, _seed(seed))
-    dataset = grain.MapDataset.source(source).to_iter_dataset(
-      grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    )
+    return BatchIterator(iter(dataset))
+  return shuffled(
+    len(train),
+    lambda numbers: _batch(packing.stack([train[i] for i in numbers]), apart),
+    batch_size=batch_size,
+    seed=seed,
+    process_index=process_index,
+    process_count=process_count,
+  )
+
+
+def shuffled(
+  count: int,
+  make: Callable[[Sequence[int]], Batch],
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> "BatchIterator":
+  """Returns endless batches of numbered rows, shuffled anew in each epoch.
+
+  Args:
+    count: how many rows there are.
+    make: makes a batch of the rows of some numbers.
+    batch_size: rows of the whole batch, over all processes.
+    seed: any integer; with the batch's number it determines the batch.
+    process_index: this process among those that hold different rows.
+    process_count: the number of those.
+
+  Raises:
+    ValueError: the processes do not divide the batch.
+  """
+  rows = _share(batch_size, process_index, process_count)
+  source = _Batches(count, make, batch_size, rows, _seed(seed))
+  dataset = grain.MapDataset.source(source).to_iter_dataset(
+    grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+  )
   return BatchIterator(iter(dataset))
 
 
@@ -230,16 +264,20 @@ def _seed(seed: int) -> int:
 class _Batches:
   """One process's rows of batch k, by k."""
 
-  def __init__(self, corpus: Corpus, batch_size: int, own: range, seed: int):
-    self._rows, self._apart = corpus.train, corpus.texts_apart
-    self._batch_size, self._own = batch_size, own
-    rows = grain.MapDataset.range(len(self._rows))
-    self._order = rows.shuffle(seed=seed).repeat()
+  def __init__(
+    self,
+    count: int,
+    make: Callable[[Sequence[int]], Batch],
+    batch_size: int,
+    own: range,
+    seed: int,
+  ):
+    self._make, self._batch_size, self._own = make, batch_size, own
+    self._order = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
 
   def __len__(self) -> int:
     return len(self._order) // self._batch_size
 
   def __getitem__(self, k: int) -> Batch:
     first = k * self._batch_size
-    picked = [self._rows[self._order[first + r]] for r in self._own]
-    return _batch(packing.stack(picked), self._apart)
+    return self._make([self._order[first + r] for r in self._own])

@@ -11,7 +11,6 @@ import json
 from typing import Any, NamedTuple
 import zlib
 
-import grain
 import jax
 from jaxtyping import Int
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from dllm_jax.core.files import keep_lines, Lines, read_lines
 from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
-from dllm_jax.data import BatchIterator
+from dllm_jax.data.batches import shuffled
 from dllm_jax.parallel import distributed
 from dllm_jax.parallel.sharding import RowShare
 from dllm_jax.posttraining.distillation.certainty import Answers
@@ -259,25 +258,6 @@ def stood_before(revealed_at: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
   return np.searchsorted(np.sort(step), step).astype(np.int32)
 
 
-class _Batches:
-  """One process's rows of batch k, by k."""
-
-  def __init__(
-    self, rows: AnswerRows, count: int, batch_size: int, seed: int, share
-  ):
-    self._rows, self._size = rows, batch_size
-    part = batch_size // share.count
-    self._own = range(part * share.index, part * (share.index + 1))
-    self._order = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
-
-  def __len__(self) -> int:
-    return len(self._order) // self._size
-
-  def __getitem__(self, k: int) -> Answers:
-    first = k * self._size
-    return self._rows.batch([self._order[first + r] for r in self._own])
-
-
 def batches(
   rows: AnswerRows, count: int, *, batch_size: int, seed: int, share: RowShare
 ) -> Iterator[Answers]:
@@ -290,8 +270,11 @@ def batches(
     seed: of the order.
     share: which rows of each batch are this process's.
   """
-  source = _Batches(rows, count, batch_size, seed & 0xFFFFFFFF, share)
-  dataset = grain.MapDataset.source(source).to_iter_dataset(
-    grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+  return shuffled(
+    count,
+    rows.batch,
+    batch_size=batch_size,
+    seed=seed,
+    process_index=share.index,
+    process_count=share.count,
   )
-  return BatchIterator(iter(dataset))
