@@ -14,7 +14,6 @@ from dllm_jax.parallel import RULES
 from dllm_jax.run.loop import training_loop
 from dllm_jax.run.run import Run
 from dllm_jax.training.loop import Hooks
-from dllm_jax.training.metrics import latest
 from dllm_jax.training.program import compile_program
 from dllm_jax.training.step import TrainState
 
@@ -59,7 +58,4 @@ def train(
       hooks=hooks,
       model_flops=lambda: trainer.model_flops(program.abstract, blank),
     )
-    state, summary = loop.run()
-  run.__dict__["state"] = state
-  says = "loss_nats_per_token", "eval_", "tokens_per_second"
-  return latest(run.workdir, says) | summary
+  return run.follow(loop)

@@ -231,11 +231,7 @@ class Run:
       self.__dict__["state"] = make()
 
   def train(self) -> dict[str, Any]:
-    """Trains, or continues, to the configured step; returns a summary.
-
-    Raises:
-      NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
-    """
+    """Trains, or continues, to the configured step; see `follow`."""
     held_out = self.held_out if self.corpus.held_out else None
     hooks = Hooks(
       evaluate=held_out and held_out.while_training,
@@ -244,27 +240,39 @@ class Run:
       sample=lambda state: samples.shown(self, state),
       sample_every=self.config.evaluation.sample_every,
     )
+    return self.follow(self.loop(self.workdir, hooks))
+
+  def follow(self, loop: Loop) -> dict[str, Any]:
+    """Runs a loop to its end, whose state is then the run's; returns a summary.
+
+    Raises:
+      NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
+    """
     with jax.set_mesh(self.mesh):
-      state, summary = self.loop(self.workdir, hooks).run()
+      state, summary = loop.run()
     self.__dict__["state"] = state
     # A run with nothing left to do, or stopped, still says how it stands.
     says = "loss_nats_per_token", "eval_", "tokens_per_second"
     return latest(self.workdir, says) | summary
 
+  def batches(self) -> data.BatchIterator:
+    """Returns this process's rows of the training batches, from the first on."""
+    training, share = self.config.training, row_share(self.mesh)
+    return data.train_iterator(
+      self.corpus,
+      batch_size=training.batch_size,
+      seed=training.seed,
+      process_index=share.index,
+      process_count=share.count,
+    )
+
   def loop(self, workdir: paths.Path, hooks: Hooks) -> Loop:
     """Returns the training loop of this run, writing into a directory."""
-    training, share = self.config.training, row_share(self.mesh)
     return training_loop(
       self,
       workdir,
       program=self.program,
-      batches=data.train_iterator(
-        self.corpus,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        process_index=share.index,
-        process_count=share.count,
-      ),
+      batches=self.batches(),
       hooks=hooks,
       model_flops=self.model_flops,
     )

@@ -15,13 +15,12 @@ from jaxtyping import PyTree
 from dllm_jax import data
 from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Batch, Process
-from dllm_jax.parallel import distributed, row_share, RULES
+from dllm_jax.parallel import distributed, RULES
 from dllm_jax.posttraining.distillation.dcd import Consistent, DCD
 from dllm_jax.run.loop import training_loop
 from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import Checkpoints
 from dllm_jax.training.loop import Hooks
-from dllm_jax.training.metrics import latest
 from dllm_jax.training.program import compile_program, Program
 from dllm_jax.training.step import Trainer, TrainState
 
@@ -143,9 +142,8 @@ def train(run: Run, method: DCD) -> dict[str, Any]:
 
   Held-out text is evaluated at the end of each round.
   """
-  config, share = run.config, row_share(run.mesh)
-  size = config.training.batch_size
-  blank = data.blank(size, config.data.length)
+  config = run.config
+  blank = data.blank(config.training.batch_size, config.data.length)
   with jax.set_mesh(run.mesh):
     trainer, program = compiled(run, method, blank)
     hooks = Hooks(
@@ -159,17 +157,8 @@ def train(run: Run, method: DCD) -> dict[str, Any]:
       run,
       run.workdir,
       program=program,
-      batches=data.train_iterator(
-        run.corpus,
-        batch_size=size,
-        seed=config.training.seed,
-        process_index=share.index,
-        process_count=share.count,
-      ),
+      batches=run.batches(),
       hooks=hooks,
       model_flops=lambda: trainer.model_flops(program.abstract, blank),
     )
-    state, summary = loop.run()
-  run.__dict__["state"] = state
-  says = "loss_nats_per_token", "eval_", "tokens_per_second"
-  return latest(run.workdir, says) | summary
+  return run.follow(loop)
