@@ -8,6 +8,7 @@ parts, the last of which is written again.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import os
 import tempfile
 import threading
@@ -20,6 +21,7 @@ UNFINISHED = "unfinished"
 
 _PART_BYTES = 2**20
 _SECONDS = 1.0  # between writes of one object, of which stores allow so many
+_WAITS = (0.0, 0.01, 0.1, 0.3, 1.0)  # for an object to stay as it is
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -205,17 +207,29 @@ def read_lines(path: Path) -> list[str]:
 
   The last one may have been cut short by a kill.
   """
-  return [
-    line
-    for part in _parts(path)
-    for line in part.read_text(encoding="utf-8").splitlines()
-  ]
+  return [line for part in _parts(path) for line in _text(part).splitlines()]
+
+
+def _text(path: Path) -> str:
+  """Returns a text, which a run that is not over may be writing again.
+
+  s3fs asks for what an object is, and then for no other: one that has been
+  written again meanwhile is busy, as it says, and is asked for anew.
+  """
+  for wait in _WAITS:
+    try:
+      return path.read_text(encoding="utf-8")
+    except OSError as error:
+      if error.errno != errno.EBUSY:
+        raise
+    time.sleep(wait)
+  return path.read_text(encoding="utf-8")
 
 
 def keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
   """Drops the lines that are not to be kept; what is kept is kept at a kill."""
   for part in reversed(_parts(path)):
-    lines = part.read_text(encoding="utf-8").splitlines()
+    lines = _text(part).splitlines()
     kept = [line for line in lines if keep(line)]
     if kept != lines:
       write_whole(part, "".join(f"{line}\n" for line in kept))

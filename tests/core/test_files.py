@@ -1,5 +1,6 @@
 """Files that are whole, on disks and in buckets."""
 
+import threading
 import time
 
 import pytest
@@ -39,6 +40,22 @@ def test_what_was_not_flushed_is_written_within_a_second(root):
   while len(files.read_lines(path)) < 5 and time.monotonic() < end:
     time.sleep(0.05)
   assert files.read_lines(path) == list("01234")
+
+
+def test_a_file_can_be_read_while_it_is_written(root):
+  path = root / "x.jsonl"
+  writes = 100 if paths.in_bucket(path) else 10
+
+  def write():
+    for i in range(1, writes):
+      files.write_whole(path, "line\n" * i)
+
+  files.write_whole(path, "line\n")
+  writer = threading.Thread(target=write)
+  writer.start()
+  while writer.is_alive():
+    assert set(files.read_lines(path)) == {"line"}
+  writer.join()
 
 
 def test_two_writers_of_one_file_lose_nothing(root):
