@@ -100,13 +100,14 @@ class KVCache:
   """Keys and values of slots that were already seen, all layers stacked.
 
   Attributes:
-    key: rotated keys, `[layers, B, S, kv_heads, head_dim]`.
+    key: rotated keys, `[layers, B, kv_heads, S, head_dim]`: as products read
+      them, and a layer of them is one piece of memory.
     value: values, of the same shape.
     segment_ids: the segment of each slot; 0 marks an empty slot, never attended.
   """
 
-  key: Float[Array, "N B S H K"]
-  value: Float[Array, "N B S H K"]
+  key: Float[Array, "N B H S K"]
+  value: Float[Array, "N B H S K"]
   segment_ids: Int[Array, "B S"]
 
 

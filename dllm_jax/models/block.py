@@ -21,7 +21,7 @@ from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
 from dllm_jax.models.adapters import check_targets
 from dllm_jax.models.attention.dispatch import attention
-from dllm_jax.models.cache import query_slots, write
+from dllm_jax.models.cache import fill, query_slots, read, write
 from dllm_jax.models.layers import (
   Linear,
   modulate,
@@ -117,8 +117,8 @@ def trunk(
   x = _between(x.astype(c.dtype))
   slots, key_segments = None, inputs.segment_ids
   if cache is not None:
-    slots = query_slots(inputs)
-    key_segments = write(cache.segment_ids, inputs.segment_ids, slots)
+    cache = fill(cache, inputs)
+    slots, key_segments = query_slots(inputs), cache.segment_ids
   shared = Shared(
     inputs.replace(dropout_key=None),
     rotary_tables(
@@ -131,18 +131,15 @@ def trunk(
     slots,
     key_segments,
   )
-  own = None if cache is None else (cache.key, cache.value)
-  kept, aux = [], {}
+  aux = {}
   for run in c.runs:
-    here = slice(run.first, run.first + run.layers)
-    mine = jax.tree.map(lambda a, here=here: a[here], own)
+    numbers = None if cache is None else run.first + jnp.arange(run.layers)
     kind = experts if run.routed else mlp
     if run.name:
       blocks = _Stack(c, norm, kind, run.layers, name=run.name)
     else:
       blocks = _stack(c, norm, kind, run.layers)
-    x, (mine, more) = blocks(x, shared, mine)
-    kept.append(mine)
+    (x, cache), more = blocks((x, cache), shared, numbers)
     for key, value in more.items():
       aux.setdefault(key, []).append(value)
   aux = {key: jnp.concatenate(values) for key, values in aux.items()}
@@ -151,11 +148,7 @@ def trunk(
   if conditioning is not None:
     change = _within(_modulation(c, 2, "final_modulation")(conditioning))
     x = modulate(x, *jnp.split(change, 2, axis=-1))
-  x = _within(x)
-  if cache is not None:
-    key, value = jax.tree.map(lambda *a: jnp.concatenate(a), *kept)
-    cache = KVCache(key=key, value=value, segment_ids=key_segments)
-  return x, cache, aux
+  return _within(x), cache, aux
 
 
 def _between(x):
@@ -187,8 +180,9 @@ class _Stack(nn.Module):
   layers: int
 
   @nn.compact
-  def __call__(self, x, shared: Shared, own):
-    return _stack(self.config, self.norm, self.mlp, self.layers)(x, shared, own)
+  def __call__(self, carry, shared: Shared, numbers):
+    blocks = _stack(self.config, self.norm, self.mlp, self.layers)
+    return blocks(carry, shared, numbers)
 
 
 def _modulation(config, parts: int, name: str) -> Linear:
@@ -211,32 +205,36 @@ class Block(nn.Module):
   mlp: type
 
   @nn.compact
-  def __call__(self, x, shared: Shared, own):
-    """Returns x and (this layer's keys and values, what its experts report).
+  def __call__(self, carry, shared: Shared, layer):
+    """Returns (x, the cache) and what this layer's experts report.
 
-    There are no keys and values without a cache.
+    Args:
+      carry: the same, from the layer before; no cache is None.
+      shared: what all layers read.
+      layer: this one's number in the cache; None without one.
     """
     c = self.config
+    x, cache = carry
     dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))
     attend = Attention(c, name="attention")
     mlp = self.mlp(c, name="mlp")
     attention_norm = self.norm(c.norm_eps, name="attention_norm")
     mlp_norm = self.norm(c.norm_eps, name="mlp_norm")
     if shared.conditioning is None:
-      y, own = attend(_within(attention_norm(x)), shared, own)
+      y, cache = attend(_within(attention_norm(x)), shared, cache, layer)
       x = _between(x + dropout(y))
       y, aux = mlp(_within(mlp_norm(x)), shared.inputs.segment_ids > 0)
-      return _between(x + dropout(y)), (own, aux)
+      return (_between(x + dropout(y)), cache), aux
     # Divided by rows, like what it changes; of itself by features, as its kernel.
     change = _within(_modulation(c, 6, "modulation")(shared.conditioning))
     shift, scale, gate, *second = jnp.split(change, 6, axis=-1)
     y = _within(modulate(attention_norm(x), shift, scale))
-    y, own = attend(y, shared, own)
+    y, cache = attend(y, shared, cache, layer)
     x = _between(x + gate * dropout(y))
     shift, scale, gate = second
     y = _within(modulate(mlp_norm(x), shift, scale))
     y, aux = mlp(y, shared.inputs.segment_ids > 0)
-    return _between(x + gate * dropout(y)), (own, aux)
+    return (_between(x + gate * dropout(y)), cache), aux
 
 
 class Attention(nn.Module):
@@ -245,8 +243,8 @@ class Attention(nn.Module):
   config: Any
 
   @nn.compact
-  def __call__(self, x, shared: Shared, own):
-    """Returns the mixed values and the updated keys and values."""
+  def __call__(self, x, shared: Shared, cache: KVCache | None, layer):
+    """Returns the mixed values and the cache with this layer written."""
     c = self.config
     inputs = shared.inputs
 
@@ -267,9 +265,9 @@ class Attention(nn.Module):
       q = RMSNorm(c.norm_eps, name="q_norm")(q)
       k = RMSNorm(c.norm_eps, name="k_norm")(k)
     q, k = rotate(q, shared.tables), rotate(k, shared.tables)
-    if own is not None:
-      own = write(own[0], k, shared.slots), write(own[1], v, shared.slots)
-      k, v = (a.astype(q.dtype) for a in own)
+    if cache is not None:
+      cache = write(cache, layer, k, v, inputs.slot)
+      k, v = read(cache, layer, q.dtype)
     y = attention(
       q,
       k,
@@ -291,4 +289,4 @@ class Attention(nn.Module):
       matmul=c.matmul,
       name="o",
     )
-    return out(y), own
+    return out(y), cache

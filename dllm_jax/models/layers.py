@@ -198,8 +198,9 @@ def modulate(x, shift, scale):
 def stack(block: type, *, layers: int, remat: str, unroll: int) -> type:
   """Returns a module that scans `block` over parameters stacked on axis 0.
 
-  The block is called as `(x, shared, own) -> (x, own)`: `shared` is the same
-  for all layers, `own` is stacked by layer on its first axis, or None.
+  The block is called as `(carry, shared, own) -> (carry, out)`: `shared` is the
+  same for all layers, `own` and `out` are stacked by layer on their first axis.
+  What is large and changed in part belongs to the carry, which stays in place.
   """
   if remat != "none":
     # A loop keeps the two passes apart; unrolled whole, the compiler would find

@@ -92,7 +92,7 @@ class Network(NamedTuple):
     rows, slots = self.batch.tokens.shape
     rows *= 1 if self.guidance is None else 2
     cache = self.denoiser.cache(rows, slots)
-    heads = lambda x: constrain(x, None, BATCH_AXES, None, TENSOR, None)
+    heads = lambda x: constrain(x, None, BATCH_AXES, TENSOR, None, None)
     return KVCache(
       key=heads(cache.key),
       value=heads(cache.value),

@@ -288,7 +288,7 @@ def test_cached_forward_equals_full_forward_with_ragged_rows(spec):
   expected = np.take_along_axis(full.hidden, at[:, :, None], axis=1)
   np.testing.assert_allclose(out.hidden, expected, atol=2e-5, rtol=1e-5)
   np.testing.assert_array_equal(cache.segment_ids, filled.segment_ids)
-  kept = filled.segment_ids[None, :, :, None, None] > 0
+  kept = filled.segment_ids[None, :, None, :, None] > 0
   for a, b in ((cache.key, filled.key), (cache.value, filled.value)):
     np.testing.assert_allclose(
       np.where(kept, a, 0), np.where(kept, b, 0), atol=2e-5, rtol=1e-5

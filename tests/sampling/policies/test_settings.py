@@ -92,7 +92,7 @@ def network(prefers=None):
     return ModelOutputs(hidden=table[at % 64]), cache
 
   def cache(rows, slots):
-    kept = jnp.zeros((1, rows, slots, 1, 1))
+    kept = jnp.zeros((1, rows, 1, slots, 1))
     seen = jnp.zeros((rows, slots), jnp.int32)
     return KVCache(key=kept, value=kept, segment_ids=seen)
 
