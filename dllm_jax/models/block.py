@@ -118,7 +118,8 @@ def trunk(
   slots, key_segments = None, inputs.segment_ids
   if cache is not None:
     cache = fill(cache, inputs)
-    slots, key_segments = query_slots(inputs), cache.segment_ids
+    if inputs.slot is not None:
+      slots, key_segments = query_slots(inputs), cache.segment_ids
   shared = Shared(
     inputs.replace(dropout_key=None),
     rotary_tables(
@@ -267,7 +268,8 @@ class Attention(nn.Module):
     q, k = rotate(q, shared.tables), rotate(k, shared.tables)
     if cache is not None:
       cache = write(cache, layer, k, v, inputs.slot)
-      k, v = read(cache, layer, q.dtype)
+      if inputs.slot is not None:
+        k, v = read(cache, layer, q.dtype)
     y = attention(
       q,
       k,

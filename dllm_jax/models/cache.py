@@ -28,16 +28,20 @@ def empty_cache(
 
 def query_slots(inputs: ModelInputs) -> Int[Array, "B T"]:
   """Returns the cache slot of each position: `slot` and those after it."""
-  batch, length = inputs.segment_ids.shape
-  first = jnp.zeros((batch,), jnp.int32) if inputs.slot is None else inputs.slot
-  return first[:, None] + jnp.arange(length)
+  return inputs.slot[:, None] + jnp.arange(inputs.segment_ids.shape[1])
 
 
 def fill(cache: KVCache, inputs: ModelInputs) -> KVCache:
-  """Returns the cache with the segments of new positions at their slots."""
-  old = cache.segment_ids[None, :, None, :, None]
-  new = inputs.segment_ids[:, :, None, None]
-  ids = _write(old, new, 0, inputs.slot)[0, :, 0, :, 0]
+  """Returns the cache with the segments of new positions at their slots.
+
+  Without slots they are all that there is: those after them are empty.
+  """
+  old, new = cache.segment_ids, inputs.segment_ids
+  if inputs.slot is None:
+    ids = jnp.pad(new, ((0, 0), (0, old.shape[1] - new.shape[1])))
+  else:
+    rows = old[None, :, None, :, None], new[:, :, None, None]
+    ids = _write(*rows, 0, inputs.slot)[0, :, 0, :, 0]
   return cache.replace(segment_ids=ids)
 
 
@@ -56,7 +60,8 @@ def write(
     key: new keys.
     value: new values.
     slot: the slot of each row's first position, the others follow; None for 0.
-      Those past the end are dropped.
+      A window that ends past the last slot is written further ahead, where it
+      fits, unless it is as wide as the cache: then what has no slot is dropped.
   """
   return cache.replace(
     key=_write(cache.key, key, layer, slot),
@@ -77,22 +82,34 @@ def read(
 
 
 def _write(kept, new, layer, slot):
+  """Returns kept `[N, B, H, S, K]` with new `[B, T, H, K]` in one layer."""
   new = jnp.swapaxes(new, 1, 2).astype(kept.dtype)
   length, slots = new.shape[2], kept.shape[3]
-  if slot is None:
-    return lax.dynamic_update_slice(kept, new[None], (layer, 0, 0, 0, 0))
-  # A window that ends past the end is written from where it fits: what was
-  # there, then the positions that have a slot.
-  start = jnp.minimum(slot, slots - length)
+  if slot is not None and length < slots:
+    return _scatter(kept, new, layer, jnp.minimum(slot, slots - length))
+  if slot is not None:
+    old = lax.dynamic_index_in_dim(kept, layer, 0, keepdims=False)
+    moved = jax.vmap(lambda x, by: jnp.roll(x, by, axis=1))(new, slot)
+    after = jnp.arange(slots)[:, None] >= slot[:, None, None, None]
+    new = jnp.where(after, moved, old)
+  return lax.dynamic_update_slice(kept, new[None], (layer, 0, 0, 0, 0))
 
-  def row(kept, new, start, late):
-    at = layer, 0, start, 0
-    old = lax.dynamic_slice(kept, at, (1, *new.shape))[0]
-    moved = jnp.roll(new, late, axis=1)
-    fits = jnp.arange(length)[:, None] >= late
-    new = jnp.where(fits, moved, old)
-    return lax.dynamic_update_slice(kept, new[None], at)
 
-  return jax.vmap(row, in_axes=(1, 0, 0, 0), out_axes=1)(
-    kept, new, start, slot - start
+def _scatter(kept, new, layer, start):
+  """Returns kept with a window of new slots in each row.
+
+  As one operation whose only operand is the cache: compilers copy all of it to
+  read what a window held, and to write its rows by way of another layout.
+  """
+  at = jnp.stack([jnp.broadcast_to(layer, start.shape), start], axis=1)
+  dimensions = lax.ScatterDimensionNumbers(
+    update_window_dims=(1, 2, 3),
+    inserted_window_dims=(0,),
+    scatter_dims_to_operand_dims=(0, 3),
+    operand_batching_dims=(1,),
+    scatter_indices_batching_dims=(0,),
   )
+  return lax.scatter(
+    kept, at, new, dimensions,
+    indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds",
+  )  # fmt: skip

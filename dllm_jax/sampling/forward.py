@@ -55,6 +55,7 @@ class Network(NamedTuple):
     cache: what is kept between calls.
     refresh: calls between passes over the canvas inside a block; 0 for one at
       its entry only.
+    block: slots of a block; None for the whole canvas.
     reach: slots from a block's start that a prefix cache recomputes; None for
       as many as the canvas has.
     guidance: how two branches are joined, or None.
@@ -67,6 +68,7 @@ class Network(NamedTuple):
   batch: Batch
   cache: CacheKind
   refresh: int
+  block: int | None
   reach: int | None
   guidance: Guidance | None
 
@@ -85,12 +87,23 @@ class Network(NamedTuple):
     """Whether a finished block needs one more call, to be kept."""
     return self.cache == "block" and self.objective.shift == 0
 
+  @property
+  def wide(self) -> int:
+    """Slots that a call with a cache recomputes, some past the canvas's end."""
+    length = self.batch.tokens.shape[1]
+    return (self.reach or length) if self.cache == "prefix" else self.block
+
   def empty(self) -> KVCache | None:
-    """Returns a cache for all rows, sharded like the model."""
+    """Returns a cache for all rows, sharded like the model.
+
+    It has room past the canvas, never seen, for windows that end there; the
+    window that is a canvas wide needs none.
+    """
     if self.cache == "none":
       return None
     rows, slots = self.batch.tokens.shape
     rows *= 1 if self.guidance is None else 2
+    slots += self.wide if self.wide < slots else 0
     cache = self.denoiser.cache(rows, slots)
     heads = lambda x: constrain(x, None, BATCH_AXES, TENSOR, None, None)
     return KVCache(
@@ -187,8 +200,7 @@ class Network(NamedTuple):
     """Calls the network on the window alone, or on all slots from it on."""
     length, width = self.batch.tokens.shape[1], window.slots.shape[1]
     start = jnp.maximum(window.start - self.lead, 0)
-    wide = (self.reach or length) if self.cache == "prefix" else width
-    slots = start[:, None] + jnp.arange(wide)
+    slots = start[:, None] + jnp.arange(self.wide)
     batch = gather(self.batch.replace(cond=None), slots)
     seen = gather(visible, slots) & (slots < length)
     batch = batch.replace(
@@ -196,7 +208,9 @@ class Network(NamedTuple):
       positions=slots,
       cond=self.batch.cond,
     )
-    cache = cache.replace(segment_ids=self._rows(visible.astype(jnp.int32)))
+    room = cache.segment_ids.shape[1] - length
+    known = jnp.pad(visible.astype(jnp.int32), ((0, 0), (0, room)))
+    cache = cache.replace(segment_ids=self._rows(known))
     out, cache = self._apply(gather(z, slots), t, batch, start, cache)
     # Slot j of the window is predicted `shift` before it, 0 at the least.
     at = jnp.arange(width) - self.objective.shift + self.lead

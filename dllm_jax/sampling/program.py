@@ -170,6 +170,7 @@ def _prepare(
     batch=batch,
     cache=sampler.cache,
     refresh=sampler.refresh,
+    block=sampler.block_length,
     reach=sampler.reach,
     guidance=guidance if guidance is not None and guidance.scale else None,
   )
