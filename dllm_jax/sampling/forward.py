@@ -23,7 +23,6 @@ them, as all those after the block do under a dual cache.
 from typing import Literal, NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -131,7 +130,7 @@ class Network(NamedTuple):
     window: Window,
     visible: Bool[Array, "B T"],
     cache: KVCache | None,
-    call: Int[Array, ""],
+    fresh: bool,
   ) -> tuple[Float[Array, "R Q D"], KVCache | None]:
     """Returns hidden states that predict a window, for `outputs`, and the cache.
 
@@ -141,19 +140,14 @@ class Network(NamedTuple):
       window: what is worked on.
       visible: slots that may be seen now.
       cache: what was kept.
-      call: calls since the window was entered.
+      fresh: whether an approximate cache is made anew, by a pass over the canvas.
     """
     if self.cache == "none":
       t = self._times(t, window)
       return self._canvas(z, t, visible, None)[0].hidden, None
-    if self.cache == "block":
-      return self._part(z, t, window, visible, cache)
-    fresh = call % self.refresh == 0 if self.refresh else call == 0
-    return lax.cond(
-      fresh,
-      lambda: self._refreshed(z, t, window, visible, cache),
-      lambda: self._part(z, t, window, visible, cache),
-    )
+    if fresh:
+      return self._refreshed(z, t, window, visible, cache)
+    return self._part(z, t, window, visible, cache)
 
   def nothing(self, head: ModelOutputs) -> Float[Array, "R T D"]:
     """Returns what `look` gives without a cache, all zeros."""

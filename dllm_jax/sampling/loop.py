@@ -174,27 +174,8 @@ def _block(run: Run, canvas: Canvas, k: Array) -> tuple[Canvas, Frame | None]:
     changed=jnp.ones_like(ready) if run.keeps else None,
   )
 
-  def busy(carry):
-    return jnp.any(carry[1].stage != _IDLE)
-
-  def body(carry):
-    call, canvas = carry
-    canvas, frame = _step(run, canvas, window, call)
-    return (call + 1, canvas), frame
-
-  carry = jnp.int32(0), canvas
-  frames = None
-  if run.trace:
-    skip = lambda carry: (carry, _blank(run, carry[1]))
-    most = policy.steps + policy.extra + network.stores
-    carry, frames = lax.scan(
-      lambda carry, _: lax.cond(busy(carry), body, skip, carry),
-      carry,
-      length=max(most, run.sampler.least_calls),
-    )
-  else:
-    carry = lax.while_loop(busy, lambda carry: body(carry)[0], carry)
-  canvas = carry[1].replace(state=None, changed=None)
+  canvas, frames = _calls(run, canvas, window)
+  canvas = canvas.replace(state=None, changed=None)
   if not run.sampler.end_ids:
     return canvas, frames
   tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
@@ -203,15 +184,81 @@ def _block(run: Run, canvas: Canvas, k: Array) -> tuple[Canvas, Frame | None]:
   return canvas.replace(stopped=canvas.stopped | ended), frames
 
 
-def _step(
-  run: Run, canvas: Canvas, window: Window, call: Int[Array, ""]
+def _calls(
+  run: Run, canvas: Canvas, window: Window
 ) -> tuple[Canvas, Frame | None]:
-  """Calls the network once and lets the policy change the window."""
+  """Takes steps until no row of a block needs one; traced, as many as can be.
+
+  An approximate cache is made anew by the first of every `refresh` steps. That is
+  a loop in a loop, and not a condition: the cache would be copied for both sides.
+  """
+  policy, network = run.sampler.policy, run.network
+  most = policy.steps + policy.extra + network.stores
+  most = max(most, run.sampler.least_calls)
+  every = min(network.refresh or most, most)
+  carry = jnp.int32(0), canvas
+  step = lambda fresh: lambda carry: _called(run, window, fresh, carry)
+  if not network.approximate:
+    (_, canvas), frames = _repeat(run, step(False), carry, most)
+    return canvas, frames
+
+  def cycle(carry):
+    carry, first = step(True)(carry)
+    if every == 1:
+      return carry, jax.tree.map(lambda x: x[None], first)
+    carry, rest = _repeat(run, step(False), carry, every - 1)
+    joined = lambda a, b: jnp.concatenate([a[None], b])
+    return carry, jax.tree.map(joined, first, rest)
+
+  (_, canvas), frames = _repeat(run, cycle, carry, -(-most // every))
+  flat = lambda x: x.reshape(-1, *x.shape[2:])[:most]
+  return canvas, jax.tree.map(flat, frames)
+
+
+def _repeat(run: Run, body: Callable, carry, most: int):
+  """Returns the carry and the frames of steps, of which there are at most some."""
+  if run.trace:
+    return lax.scan(lambda carry, _: body(carry), carry, length=most)
+  end = carry[0] + most
+  more = lambda carry: (carry[0] < end) & _busy(carry)
+  return lax.while_loop(more, lambda carry: body(carry)[0], carry), None
+
+
+def _busy(carry: tuple[Int[Array, ""], Canvas]) -> Bool[Array, ""]:
+  return jnp.any(carry[1].stage != _IDLE)
+
+
+def _called(run: Run, window: Window, fresh: bool, carry):
+  """Returns (calls, canvas) after one more, and its frame; traced, if needed."""
+
+  def body(carry):
+    call, canvas = carry
+    canvas, frame = _step(run, canvas, window, call, fresh)
+    return (call + 1, canvas), frame
+
+  if not run.trace:
+    return body(carry)
+  skip = lambda carry: (carry, _blank(run, carry[1]))
+  return lax.cond(_busy(carry), body, skip, carry)
+
+
+def _step(
+  run: Run, canvas: Canvas, window: Window, call: Int[Array, ""], fresh: bool
+) -> tuple[Canvas, Frame | None]:
+  """Calls the network once and lets the policy change the window.
+
+  Args:
+    run: what stays the same.
+    canvas: what goes from step to step.
+    window: the block.
+    call: calls since it was entered.
+    fresh: whether the call makes an approximate cache anew.
+  """
   policy, network = run.sampler.policy, run.network
   z = take(canvas.z, window)
   running = canvas.stage == _RUNNING
   t = jnp.where(running[:, None], policy.time(canvas.state), 0.0)
-  calling, hidden, cache = _look(run, canvas, window, t, call)
+  calling, hidden, cache = _look(run, canvas, window, t, fresh)
   out, index = network.outputs(hidden, window, run.head)
   active, must = window.active & running[:, None], None
   if network.approximate and network.objective.shift:
@@ -263,12 +310,12 @@ def _step(
 
 
 def _look(
-  run: Run, canvas: Canvas, window: Window, t: Array, call: Array
+  run: Run, canvas: Canvas, window: Window, t: Array, fresh: bool
 ) -> tuple[Bool[Array, "B"], Float[Array, "R Q D"], KVCache | None]:
   """Returns which rows need a network call, hidden states and the cache."""
   visible = run.visible(window)
   look = lambda: run.network.look(
-    canvas.z, t, window, visible, canvas.cache, call
+    canvas.z, t, window, visible, canvas.cache, fresh
   )
   calling = canvas.stage != _IDLE
   if not run.keeps:
