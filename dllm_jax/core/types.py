@@ -100,14 +100,15 @@ class KVCache:
   """Keys and values of slots that were already seen, all layers stacked.
 
   Attributes:
-    key: rotated keys, `[layers, B, kv_heads, S, head_dim]`: as products read
-      them, and a layer of them is one piece of memory.
+    key: rotated keys, `[layers, B, kv_heads, S + room, head_dim]`: a layer is one
+      piece of memory, and as products read it. Behind the S slots there is room
+      for windows that end past them.
     value: values, of the same shape.
     segment_ids: the segment of each slot; 0 marks an empty slot, never attended.
   """
 
-  key: Float[Array, "N B H S K"]
-  value: Float[Array, "N B H S K"]
+  key: Float[Array, "N B H P K"]
+  value: Float[Array, "N B H P K"]
   segment_ids: Int[Array, "B S"]
 
 

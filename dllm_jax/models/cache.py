@@ -37,12 +37,15 @@ def fill(cache: KVCache, inputs: ModelInputs) -> KVCache:
   Without slots they are all that there is: those after them are empty.
   """
   old, new = cache.segment_ids, inputs.segment_ids
-  if inputs.slot is None:
-    ids = jnp.pad(new, ((0, 0), (0, old.shape[1] - new.shape[1])))
-  else:
-    rows = old[None, :, None, :, None], new[:, :, None, None]
-    ids = _write(*rows, 0, inputs.slot)[0, :, 0, :, 0]
-  return cache.replace(segment_ids=ids)
+  (length, slots), first = (new.shape[1], old.shape[1]), inputs.slot
+  if first is None:
+    return cache.replace(
+      segment_ids=jnp.pad(new, ((0, 0), (0, slots - length)))
+    )
+  at = jnp.arange(slots) - first[:, None]
+  here = jnp.take_along_axis(new, jnp.clip(at, 0, length - 1), axis=1)
+  inside = (at >= 0) & (at < length)
+  return cache.replace(segment_ids=jnp.where(inside, here, old))
 
 
 def write(
@@ -60,8 +63,8 @@ def write(
     key: new keys.
     value: new values.
     slot: the slot of each row's first position, the others follow; None for 0.
-      A window that ends past the last slot is written further ahead, where it
-      fits, unless it is as wide as the cache: then what has no slot is dropped.
+      What ends past the last slot needs room behind it; without, it is written
+      further ahead, unless it is as wide as the cache: then the rest is dropped.
   """
   return cache.replace(
     key=_write(cache.key, key, layer, slot),
@@ -73,9 +76,12 @@ def read(
   cache: KVCache, layer: Int[Array, ""], dtype
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
   """Returns the keys and values of one layer."""
+  slots = cache.segment_ids.shape[1]
 
   def one(kept):
-    own = lax.dynamic_index_in_dim(kept, layer, 0, keepdims=False)
+    _, batch, heads, _, width = kept.shape
+    shape = (1, batch, heads, slots, width)
+    own = lax.dynamic_slice(kept, (layer, 0, 0, 0, 0), shape)[0]
     return jnp.swapaxes(own, 1, 2).astype(dtype)
 
   return one(cache.key), one(cache.value)

@@ -95,20 +95,20 @@ class Network(NamedTuple):
   def empty(self) -> KVCache | None:
     """Returns a cache for all rows, sharded like the model.
 
-    It has room past the canvas, never seen, for windows that end there; the
-    window that is a canvas wide needs none.
+    Windows may end past the canvas; one that is a canvas wide needs no room.
     """
     if self.cache == "none":
       return None
     rows, slots = self.batch.tokens.shape
     rows *= 1 if self.guidance is None else 2
-    slots += self.wide if self.wide < slots else 0
-    cache = self.denoiser.cache(rows, slots)
+    room = self.wide if self.wide < slots else 0
+    cache = self.denoiser.cache(rows, slots + room)
     heads = lambda x: constrain(x, None, BATCH_AXES, TENSOR, None, None)
+    segments = cache.segment_ids[:, :slots]
     return KVCache(
       key=heads(cache.key),
       value=heads(cache.value),
-      segment_ids=constrain(cache.segment_ids, BATCH_AXES, None),
+      segment_ids=constrain(segments, BATCH_AXES, None),
     )
 
   def head(self) -> ModelOutputs:
@@ -202,9 +202,7 @@ class Network(NamedTuple):
       positions=slots,
       cond=self.batch.cond,
     )
-    room = cache.segment_ids.shape[1] - length
-    known = jnp.pad(visible.astype(jnp.int32), ((0, 0), (0, room)))
-    cache = cache.replace(segment_ids=self._rows(known))
+    cache = cache.replace(segment_ids=self._rows(visible.astype(jnp.int32)))
     out, cache = self._apply(gather(z, slots), t, batch, start, cache)
     # Slot j of the window is predicted `shift` before it, 0 at the least.
     at = jnp.arange(width) - self.objective.shift + self.lead
