@@ -12,8 +12,7 @@ import functools
 import math
 import re
 
-import numpy as np
-
+from dllm_jax.planning import hlo_ops
 from dllm_jax.planning.hlo_text import (
   ARRAY,
   bytes_of,
@@ -104,6 +103,42 @@ class Work:
   kernels: tuple[Kernel, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Round:
+  """What one device does in one round of the innermost loops.
+
+  Attributes:
+    moved: bytes from and to its memory.
+    written: for each array that an operation writes whole, its bytes, and how
+      often in the round.
+  """
+
+  moved: float
+  written: tuple[tuple[float, float], ...]
+
+  def whole(self, size: float) -> float:
+    """Returns how often an array of this many bytes, or more, is written."""
+    return sum(times for found, times in self.written if found >= size)
+
+
+def innermost(text: str, *, rounds: Sequence[int]) -> Round:
+  """Returns the work of one round of the loops inside all others.
+
+  Args:
+    text: the optimised program.
+    rounds: as in `read`; the innermost loops lie in as many as there are.
+  """
+  program, every = _Program(text), math.prod(rounds)
+  moved, written = 0.0, []
+  for computation, op, times, depth in program.walk(rounds):
+    if depth < len(rounds):
+      continue
+    moved += times / every * program.moved(computation, op)
+    for size in program.written(computation, op):
+      written.append((size, times / every))
+  return Round(moved=moved, written=tuple(written))
+
+
 def read(text: str, *, devices: int, rounds: Sequence[int] = ()) -> Work:
   """Returns the work of a compiled program.
 
@@ -118,7 +153,7 @@ def read(text: str, *, devices: int, rounds: Sequence[int] = ()) -> Work:
   """
   program = _Program(text)
   flops, moved, collectives, kernels = 0.0, 0.0, [], []
-  for computation, op, times in program.walk(rounds):
+  for computation, op, times, _ in program.walk(rounds):
     flops += times * program.flops(computation, op)
     moved += times * program.moved(computation, op)
     found = program.collective(computation, op, devices)
@@ -141,12 +176,15 @@ class _Program:
   def __init__(self, text: str):
     self.computations, self.entry = computations(text)
 
-  def walk(self, rounds: Sequence[int]) -> Iterator[tuple[str, Op, float]]:
-    """Yields (computation, operation, how often it runs)."""
+  def walk(self, rounds: Sequence[int]) -> Iterator[tuple[str, Op, float, int]]:
+    """Yields (computation, operation, how often it runs, how deep).
+
+    Loops whose length is known to the compiler add no depth.
+    """
 
     def visit(name, times, depth):
       for op in self.computations[name].values():
-        yield name, op, times
+        yield name, op, times, depth
         if op.code == "while":
           known = self._trips(name, op)
           body = _CALLED.search(op.rest)[1]
@@ -192,7 +230,7 @@ class _Program:
 
   def _unknown(self, visit, body, times, count, depth):
     inside = list(visit(body, times * (count or 1), depth))
-    if count is None and any(self.flops(c, op) for c, op, _ in inside):
+    if count is None and any(self.flops(c, op) for c, op, *_ in inside):
       raise ValueError(
         "the program has a loop whose number of rounds is not known; give it"
       )
@@ -205,7 +243,7 @@ class _Program:
     else:
       names = re.findall(r"(?:true|false)_computation=%?([\w.\-~]+)", op.rest)
     branches = [list(visit(name, times, depth)) for name in names]
-    cost = lambda branch: sum(t * self.moved(c, o) for c, o, t in branch)
+    cost = lambda branch: sum(t * self.moved(c, o) for c, o, t, _ in branch)
     return max(branches, key=cost, default=[])
 
   # ------------------------------------------------------------------ FLOPs
@@ -221,7 +259,7 @@ class _Program:
       inner = math.prod(left[int(i)] for i in contracted[1].split(",") if i)
       return 2.0 * inner * math.prod(dims_of(op.shape))
     if op.code == "convolution":
-      return _convolution(op, dims_of(shapes(0)), dims_of(shapes(1)))
+      return hlo_ops.convolution(op, dims_of(shapes(0)), dims_of(shapes(1)))
     return 0.0
 
   @functools.cache  # noqa: B019 -- lives as long as the program
@@ -278,13 +316,28 @@ class _Program:
       if part.code == "parameter":
         number = int(re.match(r"\d+", part.rest)[0])
         outer = self._shape(computation, op.operands[number])
-        total += min(_read(part, users, inner), bytes_of(outer))
-    root = next(part for part in inner.values() if part.root)
-    written = root.operands if root.code == "tuple" else (root.name,)
-    shapes = ARRAY.findall(op.shape)
-    for name, shape in zip(written, shapes, strict=False):
-      total += _written(inner, name, bytes_of("{}[{}]{}".format(*shape)))
-    return total
+        total += min(hlo_ops.read(part, users, inner), bytes_of(outer))
+    return total + sum(self.written(computation, op))
+
+  def written(self, computation: str, op: Op) -> list[float]:
+    """Returns the bytes that an operation writes to each array that it makes."""
+    if op.code in _FREE or op.code.endswith("-done"):
+      return []
+    if op.code == "fusion":
+      inner = self.computations[_CALLED.search(op.rest)[1]]
+      root = next(part for part in inner.values() if part.root)
+      names = root.operands if root.code == "tuple" else (root.name,)
+      shapes = ARRAY.findall(op.shape)
+      return [
+        hlo_ops.written(inner, name, bytes_of("{}[{}]{}".format(*shape)))
+        for name, shape in zip(names, shapes, strict=False)
+      ]
+    place = {"dynamic-update-slice": 1, "scatter": -1}.get(op.code)
+    if place is not None:
+      return [bytes_of(self._shape(computation, op.operands[place]))]
+    if op.code.endswith("-start"):
+      return [bytes_of(self._shape(computation, name)) for name in op.operands]
+    return [bytes_of(op.shape)]
 
   def _shape(self, computation: str, name: str) -> str:
     op = self.computations[computation].get(name)
@@ -320,60 +373,3 @@ class _Program:
         return dataclasses.replace(found, kind="reduce-scatter")
       return found
     return None
-
-
-def _convolution(op: Op, left: Sequence[int], kernel: Sequence[int]) -> float:
-  """Returns the FLOPs of a convolution; TPUs write matrix products as such.
-
-  Only places of the window that lie on the input count, not those on padding or
-  in holes: batched products are convolutions with little else.
-  """
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest).groups()
-  shapes = (left, kernel, dims_of(op.shape))
-  left, kernel, out = (
-    dict(zip(names, dims, strict=True))
-    for names, dims in zip(labels, shapes, strict=True)
-  )
-  window = re.search(r"window=\{([^}]*)\}", op.rest)
-  window = dict(part.split("=") for part in window[1].split()) if window else {}
-  total = 2.0 * out["b"] * out["f"] * kernel["i"]
-  for d in range(len(left) - 2):
-    of = lambda name, none, d=d: window.get(name, "x".join([none] * 9)).split(
-      "x"
-    )[d]
-    low = int(of("pad", "0_0").split("_")[0])
-    stride, hole = int(of("stride", "1")), int(of("lhs_dilate", "1"))
-    apart, d = int(of("rhs_dilate", "1")), str(d)
-    at = np.arange(out[d])[:, None] * stride - low
-    at = at + np.arange(kernel[d])[None] * apart
-    inside = (at >= 0) & (at <= (left[d] - 1) * hole) & (at % hole == 0)
-    total *= int(inside.sum())
-  return total
-
-
-def _read(part: Op, users, inner: dict[str, Op]) -> float:
-  """Returns the bytes of a fusion's parameter that are read."""
-  total = 0.0
-  for user, place in users[part.name]:
-    if user.code in ("dynamic-slice", "gather", "slice") and place == 0:
-      total += bytes_of(user.shape, True)
-    elif user.code == "dynamic-update-slice" and place == 0:
-      continue
-    elif user.code == "scatter" and place == 0:
-      total += bytes_of(inner[user.operands[-1]].shape, True)
-    elif user.code == "bitcast":
-      total += _read(user, users, inner)
-    else:
-      return math.inf
-  return total
-
-
-def _written(inner: dict[str, Op], name: str, whole: float) -> float:
-  """Returns the bytes that a fusion writes to one of its results."""
-  op = inner[name]
-  while op.code == "bitcast":
-    op = inner[op.operands[0]]
-  changed = {"dynamic-update-slice": 1, "scatter": -1}.get(op.code)
-  if changed is not None:
-    return min(whole, bytes_of(inner[op.operands[changed]].shape, True))
-  return whole

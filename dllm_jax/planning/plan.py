@@ -66,6 +66,8 @@ class Plan:
     tokens_per_second_bound: over all devices.
     exposed_network: share of the step in which nothing hides the network.
     binds: compute, memory or network.
+    call: of the sampler, bytes that one call of the network moves, and what it
+      has to move at least; None otherwise.
     advice: what would make it fit.
     assumptions: efficiencies and overlap that were taken.
   """
@@ -89,6 +91,7 @@ class Plan:
   tokens_per_second_bound: float | None = None
   exposed_network: float | None = None
   binds: str = "memory size"
+  call: Mapping[str, float] | None = None
   advice: str = ""
   assumptions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -118,7 +121,9 @@ def plan(
   run = Run(Path(), resolved, tokenizer, devices=machine.devices)
   if program == "sample":
     rows *= run.mesh.size // run.mesh.shape["tensor"]
-    lowered, rounds, kinds = sampler.lowered(run, rows)
+    built = sampler.build(run)
+    lowered, kinds = sampler.lowered(run, built, rows)
+    rounds = sampler.rounds(built)
   else:
     rows = run.config.training.batch_size
     _check(run)
@@ -148,6 +153,9 @@ def plan(
   )
   if text is None:
     return found
+  if program == "sample":
+    call = sampler.call(text, run, built, rows)
+    found = dataclasses.replace(found, call=call)
   work = hlo.read(text, devices=len(machine.devices), rounds=rounds)
   return _timed(found, run, machine, work, reference, rows)
 

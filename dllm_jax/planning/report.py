@@ -104,6 +104,18 @@ def text(found: Plan) -> str:
       f"{100 * found.exposed_network:.1f} %): MFU at most "
       f"{found.mfu_bound:.3f}, {found.tokens_per_second_bound:,.0f} tokens/s",
     ]
+  if found.call is not None:
+    call, gb = found.call, lambda name: f"{found.call[name] / 1e9:,.2f} GB"
+    parts = [
+      f"{name} {gb(name)}"
+      for name in ("weights", "cache", "block")
+      if name in call
+    ]
+    lines.append(
+      f"a call of the network moves {gb('moved')}, {call['ratio']:.2f} times"
+      f" what it has to ({', '.join(parts)}), and copies the keys or the values"
+      f" of the whole cache {call['cache_copies']:g} times"
+    )
   if found.advice:
     lines.append(f"to fit: {found.advice}")
   return "\n".join(lines)

@@ -1,30 +1,37 @@
 """The sampler's program, lowered for a machine that is not here."""
 
+from collections.abc import Mapping
+import math
+
 import jax
 import numpy as np
 
-from dllm_jax.planning.facts import state_bytes
+from dllm_jax.planning import hlo
+from dllm_jax.planning.facts import itemsize, state_bytes
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.requests import Requests
+from dllm_jax.sampling.sampler import Sampler
 
 
-def lowered(run: Run, rows: int):
-  """Returns the lowered sampler, rounds of its loops, bytes by kind.
-
-  Canvases are as long as training rows and have no prompt.
-
-  Args:
-    run: whose network and sampler.
-    rows: rows sampled together, over all devices.
-  """
-  length = run.config.data.length
-  built = run.config.sampler.build(
+def build(run: Run) -> Sampler:
+  """Returns the sampler, on canvases as long as training rows."""
+  return run.config.sampler.build(
     run.objective,
-    length=length,
+    length=run.config.data.length,
     end_ids=run.tokenizer.end_ids,
   )
-  state, shape = run.program.served, (rows, length)
+
+
+def lowered(run: Run, built: Sampler, rows: int):
+  """Returns the lowered sampler and bytes by kind; canvases have no prompt.
+
+  Args:
+    run: whose network.
+    built: how it samples.
+    rows: rows sampled together, over all devices.
+  """
+  state, shape = run.program.served, (rows, built.length)
   ones = lambda kind, dims=shape: jax.ShapeDtypeStruct(dims, kind)
   requests = Requests(
     tokens=ones(np.int32),
@@ -39,8 +46,61 @@ def lowered(run: Run, rows: int):
     program = Launcher(built, run.denoiser).lower(
       params["model"], process, key, requests
     )
-  calls = built.steps + built.policy.extra
-  rounds = (calls,) if built.blocks == 1 else (built.blocks, calls)
   kinds = state_bytes(state, run.mesh.shape)
   kinds = {"parameters": kinds.get("average", kinds["parameters"])}
-  return program, rounds, kinds
+  return program, kinds
+
+
+def rounds(built: Sampler) -> tuple[int, ...]:
+  """Returns how often its loops run: blocks, refreshing passes, calls."""
+  most = max(built.steps + built.policy.extra, built.least_calls)
+  blocks = () if built.blocks == 1 else (built.blocks,)
+  if built.cache not in ("prefix", "dual"):
+    return (*blocks, most)
+  every = min(built.refresh or most, most)
+  return (*blocks, -(-most // every), max(every - 1, 1))
+
+
+def call(text: str, run: Run, built: Sampler, rows: int) -> dict[str, float]:
+  """Returns what one call of the network moves, and what it has to, in bytes.
+
+  That is the weights, read once, and with a cache its keys and values, read once,
+  and those of the slots that the call computes, written once. A row of the table
+  of embeddings is read for each slot, and no more of it.
+
+  Args:
+    text: the optimised program.
+    run: whose network.
+    built: how it samples.
+    rows: rows sampled together, over all devices.
+  """
+  found = hlo.innermost(text, rounds=rounds(built))
+  params = dict(run.program.served.params["model"])
+  if not run.network.tied and run.network.latent_dim is None:
+    params.pop("embed")
+  least = {"weights": _bytes(params)}
+  copies, length = 0.0, built.length
+  if built.cache != "none":
+    cache = jax.eval_shape(lambda: run.denoiser.cache(rows, length))
+    here = run.mesh.size // run.mesh.shape["context"]
+    whole = cache.key.size * cache.key.dtype.itemsize / here
+    wide = built.block_length
+    if built.cache == "prefix":
+      wide = built.reach or length
+    least["cache"], least["block"] = 2 * whole, 2 * whole * wide / length
+    copies = found.whole(whole)
+  total = sum(least.values())
+  return {
+    "moved": found.moved,
+    **least,
+    "ratio": found.moved / total,
+    "cache_copies": copies,
+  }
+
+
+def _bytes(params: Mapping) -> float:
+  """Returns a device's share of some parameters."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * itemsize(x.dtype)
+    for x in jax.tree.leaves(params)
+  )

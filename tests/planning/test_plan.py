@@ -239,6 +239,29 @@ def test_the_sampler_is_planned_too(machine, reference):
     4 * 2 * facts.forward, rel=0.35
   )
   assert "optimizer" not in found.bytes_by_kind
+  assert found.call["ratio"] > 1 and found.call["cache_copies"] == 0
+
+
+@pytest.mark.parametrize(
+  "cache", ["dual", pytest.param("prefix", marks=pytest.mark.all)]
+)
+def test_a_cached_call_writes_no_cache_whole(machine, reference, cache):
+  """Keys and values stay in place while tokens are revealed.
+
+  Each layer would otherwise write all layers, or each call copy them.
+  """
+  given = resolved(data=4, tensor=2)
+  given.sampler.update({"cache": cache, "block_length": 16, "steps": 4})
+  if cache == "prefix":
+    given.sampler.reach = 32
+  found = plan(
+    given, machine, tokens(), program="sample", rows=16, reference=reference
+  )
+  call, network = found.call, reference.network
+  size = 4 * network.layers * network.width * 64 * 4 * 16 / 8
+  assert call["cache"] == 2 * size and call["cache_copies"] == 0
+  assert call["block"] == call["cache"] / (4 if cache == "dual" else 2)
+  assert f"{call['ratio']:.2f} times what it has to" in report.text(found)
 
 
 @pytest.mark.parametrize(
