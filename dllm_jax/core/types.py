@@ -57,7 +57,8 @@ class ModelInputs:
     cond: class labels, one a row, or None.
     mask: who attends to whom, by slot (static).
     extra_mask: a further `[B, T, S]` or `[T, S]` mask, True = may attend.
-    slot: the cache slot of each row's first position, or None for 0.
+    slot: the cache slot of each row's first position; None for positions that are
+      all there is, from slot 0.
     dropout_key: the key of dropout, or None for a deterministic pass.
   """
 

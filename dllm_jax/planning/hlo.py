@@ -5,7 +5,6 @@ platforms. Here the text of the optimised program is read, and everything inside
 a loop counts as often as the loop runs.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
@@ -40,7 +39,6 @@ _FREE = frozenset({
   "domain", "get-tuple-element", "opt-barrier", "optimization-barrier",
   "parameter", "partition-id", "replica-id", "tuple", "while",
 })  # fmt: skip
-_CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-~]+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +185,7 @@ class _Program:
         yield name, op, times, depth
         if op.code == "while":
           known = self._trips(name, op)
-          body = _CALLED.search(op.rest)[1]
+          body = hlo_ops.called(op)
           if known is not None:
             yield from visit(body, times * known, depth)
           else:
@@ -196,7 +194,7 @@ class _Program:
         elif op.code == "conditional":
           yield from self._dearest(visit, op, times, depth)
         elif op.code in ("call", "async-start"):
-          yield from visit(_CALLED.search(op.rest)[1], times, depth)
+          yield from visit(hlo_ops.called(op), times, depth)
 
     return visit(self.entry, 1.0, 0)
 
@@ -251,7 +249,7 @@ class _Program:
   def flops(self, computation: str, op: Op) -> float:
     """Returns 2 m k n for each product in an operation, fusions included."""
     if op.code == "fusion":
-      return self._inside(_CALLED.search(op.rest)[1])
+      return self._inside(hlo_ops.called(op))
     shapes = lambda i: self._shape(computation, op.operands[i])
     if op.code == "dot":
       left = dims_of(shapes(0))
@@ -301,22 +299,17 @@ class _Program:
       return 2.0 * bytes_of(shapes[1])
     if op.code == "scatter":
       return 3.0 * bytes_of(shapes[-1])
+    if op.code == "copy-start":  # perhaps to or from memory on the chip
+      return sum(map(bytes_of, shapes)) + sum(self.written(computation, op))
     if op.code.endswith("-start"):
       return 2.0 * sum(map(bytes_of, shapes))
     return float(sum(map(bytes_of, shapes)) + bytes_of(op.shape))
 
   def _fusion(self, computation: str, op: Op) -> float:
-    inner = self.computations[_CALLED.search(op.rest)[1]]
-    users = defaultdict(list)
-    for user in inner.values():
-      for place, name in enumerate(user.operands):
-        users[name].append((user, place))
-    total = 0.0
-    for part in inner.values():
-      if part.code == "parameter":
-        number = int(re.match(r"\d+", part.rest)[0])
-        outer = self._shape(computation, op.operands[number])
-        total += min(hlo_ops.read(part, users, inner), bytes_of(outer))
+    fused, total = hlo_ops.called(op), 0.0
+    for number, name in enumerate(op.operands):
+      part = hlo_ops.read(self.computations, fused, number)
+      total += min(part, bytes_of(self._shape(computation, name)))
     return total + sum(self.written(computation, op))
 
   def written(self, computation: str, op: Op) -> list[float]:
@@ -324,17 +317,22 @@ class _Program:
     if op.code in _FREE or op.code.endswith("-done"):
       return []
     if op.code == "fusion":
-      inner = self.computations[_CALLED.search(op.rest)[1]]
-      root = next(part for part in inner.values() if part.root)
+      fused = hlo_ops.called(op)
+      parts = self.computations[fused].values()
+      root = next(part for part in parts if part.root)
       names = root.operands if root.code == "tuple" else (root.name,)
       shapes = ARRAY.findall(op.shape)
       return [
-        hlo_ops.written(inner, name, bytes_of("{}[{}]{}".format(*shape)))
+        hlo_ops.written(
+          self.computations, fused, name, bytes_of("{}[{}]{}".format(*shape))
+        )
         for name, shape in zip(names, shapes, strict=False)
       ]
     place = {"dynamic-update-slice": 1, "scatter": -1}.get(op.code)
     if place is not None:
       return [bytes_of(self._shape(computation, op.operands[place]))]
+    if op.code == "copy-start":  # (where to, where from, its state)
+      return [bytes_of("{}[{}]{}".format(*ARRAY.search(op.shape).groups("")))]
     if op.code.endswith("-start"):
       return [bytes_of(self._shape(computation, name)) for name in op.operands]
     return [bytes_of(op.shape)]
@@ -361,7 +359,7 @@ class _Program:
 
   def _fused(self, op: Op, devices: int) -> Collective | None:
     """Returns what a fusion sends: TPUs fuse a reduce-scatter's two halves."""
-    name = _CALLED.search(op.rest)[1]
+    name = hlo_ops.called(op)
     inner = self.computations[name]
     for part in inner.values():
       found = self.collective(name, part, devices)

@@ -1,6 +1,7 @@
 """Single operations of compiled programs: what they multiply, read and write."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 import math
 import re
 
@@ -38,28 +39,73 @@ def convolution(op: Op, left: Sequence[int], kernel: Sequence[int]) -> float:
   return total
 
 
-def read(part: Op, users, inner: dict[str, Op]) -> float:
-  """Returns the bytes of a fusion's parameter that are read."""
-  total = 0.0
-  for user, place in users[part.name]:
+Computations = Mapping[str, Mapping[str, Op]]
+
+
+def called(op: Op) -> str:
+  """Returns the computation that an operation consists of."""
+  return re.search(r"(?:calls|to_apply|body)=%?([\w.\-~]+)", op.rest)[1]
+
+
+def read(computations: Computations, fused: str, number: int) -> float:
+  """Returns the bytes of a fusion's parameter that are read; inf for all.
+
+  Fusions may hold others: TPUs write a product with a slice of stacked matrices
+  as one in another.
+  """
+  inner = computations[fused]
+  users = defaultdict(list)
+  for user in inner.values():
+    for place, name in enumerate(user.operands):
+      users[name].append((user, place))
+
+  def of(name):
+    return sum(one(user, place) for user, place in users[name])
+
+  def one(user, place):
     if user.code in ("dynamic-slice", "gather", "slice") and place == 0:
-      total += bytes_of(user.shape, True)
-    elif user.code == "dynamic-update-slice" and place == 0:
-      continue
-    elif user.code == "scatter" and place == 0:
-      total += bytes_of(inner[user.operands[-1]].shape, True)
-    elif user.code == "bitcast":
-      total += read(user, users, inner)
-    else:
-      return math.inf
-  return total
+      return bytes_of(user.shape, True)
+    if user.code == "dynamic-update-slice" and place == 0:
+      return 0.0
+    if user.code == "scatter" and place == 0:
+      return bytes_of(inner[user.operands[-1]].shape, True)
+    if user.code == "bitcast":
+      return of(user.name)
+    if user.code == "fusion":
+      return read(computations, called(user), place)
+    return math.inf
+
+  return of(parameters(inner)[number].name)
 
 
-def written(inner: dict[str, Op], name: str, whole: float) -> float:
-  """Returns the bytes that a fusion writes to one of its results."""
+def parameters(inner: Mapping[str, Op]) -> dict[int, Op]:
+  """Returns what a computation takes, by number."""
+  return {
+    int(re.match(r"\d+", op.rest)[0]): op
+    for op in inner.values()
+    if op.code == "parameter"
+  }
+
+
+def written(
+  computations: Computations, fused: str, name: str, whole: float
+) -> float:
+  """Returns the bytes that a fusion writes to one of its results.
+
+  Args:
+    computations: all of them.
+    fused: the fusion's.
+    name: what makes the result.
+    whole: bytes of the result.
+  """
+  inner = computations[fused]
   op = inner[name]
   while op.code == "bitcast":
     op = inner[op.operands[0]]
+  if op.code == "fusion":
+    root = next(o for o in computations[called(op)].values() if o.root)
+    if root.code != "tuple":
+      return written(computations, called(op), root.name, whole)
   changed = {"dynamic-update-slice": 1, "scatter": -1}.get(op.code)
   if changed is not None:
     return min(whole, bytes_of(inner[op.operands[changed]].shape, True))
