@@ -200,3 +200,56 @@ ENTRY %main (q: bf16[2,64,8,16], k: bf16[2,96,4,16]) -> bf16[2,64,8,16] {
 """
   (kernel,) = hlo.read(text, devices=1).kernels
   assert kernel.product == 2 * 2 * 64 * 8 * 16 * 96 and kernel.times == 1
+
+
+def test_one_call_of_a_loop_in_a_loop_and_what_it_writes_whole():
+  """A fusion in a fusion reads a slice of a stack; a copy writes all of it."""
+  text = """
+HloModule m
+
+%slice (s: f32[5,8,8], i: s32[]) -> f32[8,8] {
+  %s = f32[5,8,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %one = f32[1,8,8]{2,1,0} dynamic-slice(%s, %i, %i, %i), dynamic_slice_sizes={1,8,8}
+  ROOT %b = f32[8,8]{1,0} bitcast(%one)
+}
+
+%product (w: f32[5,8,8], j: s32[], x: f32[8,8]) -> f32[8,8] {
+  %w = f32[5,8,8]{2,1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %x = f32[8,8]{1,0} parameter(2)
+  %f = f32[8,8]{1,0} fusion(%w, %j), kind=kLoop, calls=%slice
+  ROOT %c = f32[8,8]{1,0} convolution(%x, %f), dim_labels=bf_io->bf
+}
+
+%inner (p: (s32[], f32[5,8,8], f32[8,8])) -> (s32[], f32[5,8,8], f32[8,8]) {
+  %p = (s32[], f32[5,8,8]{2,1,0}, f32[8,8]{1,0}) parameter(0)
+  %k = s32[] get-tuple-element(%p), index=0
+  %all = f32[5,8,8]{2,1,0} get-tuple-element(%p), index=1
+  %y = f32[8,8]{1,0} get-tuple-element(%p), index=2
+  %same = f32[5,8,8]{2,1,0} copy(%all)
+  %next = f32[8,8]{1,0} fusion(%same, %k, %y), kind=kOutput, calls=%product
+  %near = (f32[8,8]{1,0:S(1)}, f32[8,8]{1,0}, u32[]) copy-start(%next)
+  ROOT %t = (s32[], f32[5,8,8]{2,1,0}, f32[8,8]{1,0}) tuple(%k, %same, %next)
+}
+
+%some (p: (s32[], f32[5,8,8], f32[8,8])) -> pred[] {
+  %p = (s32[], f32[5,8,8]{2,1,0}, f32[8,8]{1,0}) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+%outer (p: (s32[], f32[5,8,8], f32[8,8])) -> (s32[], f32[5,8,8], f32[8,8]) {
+  %p = (s32[], f32[5,8,8]{2,1,0}, f32[8,8]{1,0}) parameter(0)
+  ROOT %w = (s32[], f32[5,8,8]{2,1,0}, f32[8,8]{1,0}) while(%p), condition=%some, body=%inner
+}
+
+ENTRY %main (p: (s32[], f32[5,8,8], f32[8,8])) -> (s32[], f32[5,8,8], f32[8,8]) {
+  %p = (s32[], f32[5,8,8]{2,1,0}, f32[8,8]{1,0}) parameter(0)
+  ROOT %w = (s32[], f32[5,8,8]{2,1,0}, f32[8,8]{1,0}) while(%p), condition=%some, body=%outer
+}
+"""
+  found = hlo.innermost(text, rounds=(3, 7))
+  stack, one, number = 4 * 5 * 64, 4 * 64, 4
+  # The copy, the product (its slice, x, what it makes), what goes to the chip.
+  assert found.moved == pytest.approx(2 * stack + (3 * one + number) + one)
+  assert found.whole(stack) == 1
