@@ -26,9 +26,9 @@ TOLERANCE = 1e-4
 class Program:
   """A process that answers commands (`worker`)."""
 
-  def __init__(self, python: str, script: str, batch: pathlib.Path):
+  def __init__(self, python: str, script: str, *arguments: str | pathlib.Path):
     self._process = subprocess.Popen(
-      [python, HERE / script, batch],
+      [python, HERE / script, *arguments],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
