@@ -101,9 +101,8 @@ class KVCache:
   """Keys and values of slots that were already seen, all layers stacked.
 
   Attributes:
-    key: rotated keys, `[layers, B, kv_heads, S + room, head_dim]`: a layer is one
-      piece of memory, and as products read it. Behind the S slots there is room
-      for windows that end past them.
+    key: rotated keys, `[layers, B, kv_heads, S + room, head_dim]`, as products
+      read them; behind the S slots is room for windows that end past them.
     value: values, of the same shape.
     segment_ids: the segment of each slot; 0 marks an empty slot, never attended.
   """
@@ -118,10 +117,10 @@ class Denoiser(NamedTuple):
 
   Attributes:
     init: `(key, inputs) -> params`.
-    apply: `(params, inputs, cache) -> (outputs, cache)`; the caller decides
-      whether to keep the returned cache. With `cache=None` positions attend to
-      each other only and None comes back.
+    apply: `(params, inputs, cache) -> (outputs, cache)`. Without a cache positions
+      attend to each other only and None comes back.
     cache: `(rows, slots) -> ` an empty cache; None for networks without one.
+    hold: parameters as a program that calls it in a loop should hold them.
   """
 
   init: Callable[[Key[Array, ""], ModelInputs], PyTree]
@@ -130,6 +129,7 @@ class Denoiser(NamedTuple):
     tuple[ModelOutputs, KVCache | None],
   ]
   cache: Callable[[int, int], KVCache] | None = None
+  hold: Callable[[PyTree], PyTree] = lambda params: params
 
 
 Denoise = Callable[[ModelInputs], ModelOutputs]
@@ -174,11 +174,7 @@ class Loss:
 
 
 class Noise(Protocol):
-  """Where a sampler's randomness comes from; a pytree of `[B, T, ...]` leaves.
-
-  `core.noise.Keyed` is used in production and `core.noise.Recorded` replays the
-  draws of another implementation.
-  """
+  """Where randomness comes from (`core.noise`); leaves are `[B, T, ...]`."""
 
   def uniform(self, tag: int, n: int) -> Float[Array, "B T n"]:
     """Returns n uniforms in (0, 1) a position."""

@@ -17,12 +17,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
+from dllm_jax.core.axes import (
+  BATCH_AXES,
+  constrain,
+  CONTEXT,
+  platform,
+  TENSOR,
+)
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
 from dllm_jax.models.adapters import check_targets
 from dllm_jax.models.attention.dispatch import attention
 from dllm_jax.models.cache import fill, query_slots, read, write
 from dllm_jax.models.layers import (
+  apart,
+  joined,
   Linear,
   modulate,
   RMSNorm,
@@ -48,9 +56,14 @@ def denoiser(module: nn.Module, param_dtype: str = "float32") -> Denoiser:
   def apply(params, inputs, cache=None):
     key = inputs.dropout_key
     rngs = None if key is None else {"dropout": key}
+    params = joined(params)
     return module.apply({"params": params}, inputs, cache, rngs=rngs)
 
-  return Denoiser(init, apply, getattr(module.config, "cache", None))
+  def hold(params):
+    unrolled = module.config.unroll >= module.config.layers
+    return apart(params) if unrolled and platform() == "cpu" else params
+
+  return Denoiser(init, apply, getattr(module.config, "cache", None), hold)
 
 
 @struct.dataclass

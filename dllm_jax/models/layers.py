@@ -12,7 +12,7 @@ from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
 from dllm_jax.models.adapters import LoRA
@@ -215,6 +215,37 @@ def stack(block: type, *, layers: int, remat: str, unroll: int) -> type:
     length=layers,
     unroll=min(unroll, layers),
   )
+
+
+_STACK = "layers"
+
+
+def apart(params: PyTree) -> PyTree:
+  """Returns parameters with each layer's arrays by themselves.
+
+  Products on CPUs read whole arrays: of a stack, a layer's matrices are copied
+  at each call. `joined` inverts it, and where the loop over layers is unrolled
+  compilers see through both: a program that parts them before it calls the
+  network in a loop copies them once.
+  """
+  if not isinstance(params, Mapping):
+    return params
+  split = lambda stack: tuple(
+    jax.tree.map(lambda x, i=i: x[i], stack)
+    for i in range(len(jax.tree.leaves(stack)[0]))
+  )
+  return {
+    name: split(x) if name == _STACK else apart(x) for name, x in params.items()
+  }
+
+
+def joined(params: PyTree) -> PyTree:
+  """Returns parameters whose layers are stacked, where `apart` parted them."""
+  if isinstance(params, tuple):
+    return jax.tree.map(lambda *x: jnp.stack(x), *params)
+  if not isinstance(params, Mapping):
+    return params
+  return {name: joined(x) for name, x in params.items()}
 
 
 def check_choice(what: str, value, choices) -> None:

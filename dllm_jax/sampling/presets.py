@@ -310,6 +310,8 @@ class SamplerConfig:
       heat = [] if temperature in (0.0, 1.0) else [Temperature(temperature)]
       best = [Temperature(0.0)] if temperature == 0.0 else []
       return tuple(filters + heat + shape), tuple(best)
+    if temperature == 0.0:  # which leaves nothing to cut
+      shape = []
     return tuple(filters), (Temperature(temperature), *shape)
 
 

@@ -164,7 +164,7 @@ def _prepare(
     )
   network = Network(
     denoiser=denoiser,
-    params=params,
+    params=denoiser.hold(params),
     process=process,
     objective=sampler.objective,
     batch=batch,

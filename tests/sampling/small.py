@@ -28,7 +28,7 @@ AUTOREGRESSIVE = Autoregressive(**TOKENS, bos_id=0)
 
 
 @functools.cache
-def network(conditioned=False, classes=0, dtype="float32"):
+def network(conditioned=False, classes=0, dtype="float32", unroll=1):
   """Returns a random transformer whose logits are far apart."""
   config = TransformerConfig(
     vocab_size=VOCAB,
@@ -39,6 +39,7 @@ def network(conditioned=False, classes=0, dtype="float32"):
     conditioned=conditioned,
     num_classes=classes,
     dtype=dtype,
+    unroll=unroll,
   )
   denoiser = transformer(config)
   inputs = MDLM_.inputs(

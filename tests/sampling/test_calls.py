@@ -1,6 +1,7 @@
 """What a network call computes, and when none is made."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import Process
+from dllm_jax.planning.hlo_text import ARRAY, computations
 from dllm_jax.sampling.policies.ancestral import Ancestral
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation
@@ -93,3 +95,33 @@ def costs(spec, requests):
   args = params, Process(), KEY, requests
   jax.eval_shape(functools.partial(generate, spec, spied), *args)
   return seen
+
+
+def test_layers_that_are_unrolled_are_read_where_they_lie():
+  """CPUs would copy a layer's matrices out of the stack at every call."""
+  requests = ragged(MDLM_)
+  spec, found = dual(MDLM_, cache="dual"), []
+  for unroll in (1, 2):
+    denoiser, params = network(unroll=unroll)
+    fn = jax.jit(functools.partial(generate, spec, denoiser))
+    compiled = fn.lower(params, Process(), KEY, requests).compile()
+    tokens = compiled(params, Process(), KEY, requests).tokens
+    found.append((tokens, matrices_in_loops(compiled.as_text(), (32, 128))))
+  (looped, copied), (unrolled, kept) = found
+  np.testing.assert_array_equal(looped, unrolled)
+  # Three matrices of the perceptron, in refreshing passes and in cached calls.
+  assert copied == 2 * 3 and kept == 0
+
+
+def matrices_in_loops(text, shape):
+  """Returns how many arrays of a shape, either way, loops make."""
+  program, _ = computations(text)
+  made = [
+    op
+    for name in re.findall(r"body=%?([\w.\-~]+)", text)
+    for op in program[name].values()
+    if op.code not in ("get-tuple-element", "bitcast")
+  ]
+  legal = {",".join(map(str, s)) for s in (shape, shape[::-1])}
+  dims = [ARRAY.match(op.shape) for op in made]
+  return sum(found is not None and found[2] in legal for found in dims)

@@ -25,6 +25,7 @@ from dllm_jax.sampling.policies.processors import (
   Forced,
   Logits,
   Processor,
+  Temperature,
 )
 from dllm_jax.sampling.policies.selection import Progress
 
@@ -141,6 +142,21 @@ class Stepwise:
       is_mask = jnp.arange(logits.shape[-1]) == self.objective.mask_id
       logits = jnp.where(is_mask, -jnp.inf, logits)
     return compose(self.processors, logits, z, counts)
+
+  def token(
+    self, logits: Logits, z: PyTree, counts: Counts, noise: Noise
+  ) -> Int[Array, "B c"]:
+    """Returns a draw from filtered logits.
+
+    If the last processor leaves the best token alone, that is it: no need to
+    draw it from a distribution.
+    """
+    *others, last = self.processors or (None,)
+    if last != Temperature(0.0):
+      return noise.categorical(Tag.TOKEN, self.drawn(logits, z, counts))
+    legal = dataclasses.replace(self, processors=tuple(others))
+    best = jnp.argmax(legal.drawn(logits, z, counts), axis=-1)
+    return best.astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -178,7 +178,7 @@ class Unmasking(Stepwise):
 
     def draw(logits, z, noise, slot):
       read = self.filtered(logits, z, counts, guide)
-      token = noise.categorical(Tag.TOKEN, self.drawn(read, z, counts))
+      token = self.token(read, z, counts, noise)
       read = compose(self.doubts, read, z, counts)
       sure = confidence(read, token)
       h = entropy(read) if self.selection.entropy else None

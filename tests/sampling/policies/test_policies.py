@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.core.noise import Keyed
+from dllm_jax.core.noise import Keyed, Tag
 from dllm_jax.core.types import ModelOutputs, Process
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.policies.ancestral import Ancestral
-from dllm_jax.sampling.policies.processors import Temperature
+from dllm_jax.sampling.policies.processors import Banned, Temperature
 from dllm_jax.sampling.policies.unmasking import Unmasking
+from tests import jaxprs
 
 OBJECTIVE = MDLM(vocab_size=6, mask_id=5)
 
@@ -73,6 +74,28 @@ def test_the_surest_slots_come_first_and_ties_by_slot():
   frames = reveal(policy, logits, z, active)
   order = [np.flatnonzero(frame[0] == 2).tolist() for frame in frames]
   assert order == [[1], [1, 3], [1, 2, 3], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("others", [(), (Banned((0,)),)])
+def test_the_best_token_is_taken_without_a_draw(others):
+  policy = Unmasking(
+    objective=OBJECTIVE, steps=4, processors=(*others, Temperature(0.0))
+  )
+
+  def drawn(logits, z, noise):
+    read = policy.drawn(logits, z, None)
+    return noise.categorical(Tag.TOKEN, read)
+
+  def taken(logits, z, noise):
+    return policy.token(logits, z, None, noise)
+
+  noise = noise_at(2, 8)
+  data, z = normal(6, 2, 8, 6), np.full((2, 8), 5)
+  want, got = (jax.jit(f)(data, z, noise) for f in (drawn, taken))
+  np.testing.assert_array_equal(got, want)
+  costly = {"random_bits", "random_fold_in", "cumsum", "exp"}
+  made = lambda f: jaxprs.primitives(jax.make_jaxpr(f)(data, z, noise)) & costly
+  assert made(drawn) == costly and not made(taken)
 
 
 @pytest.mark.parametrize("where", ["filters", "processors"])
