@@ -104,7 +104,8 @@ class TransformerConfig(Shape):
     dtype: of activations, "float32" or "bfloat16".
     param_dtype: of stored parameters, "float32" or "bfloat16".
     remat: what a layer keeps for its backward pass (`layers.REMAT`).
-    unroll: layers to a step of the scan; more compile longer, run faster.
+    unroll: layers to a step of the scan; more compile longer, run faster. With all
+      of them samplers on CPUs hold each layer's matrices by themselves.
     attention: implementation (`attention.IMPLEMENTATIONS`).
     context: how attention meets the keys of other devices where the mesh divides
       positions, "all_gather" or "ring" (`context.STRATEGIES`).
