@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT, TENSOR
-from dllm_jax.models.adapters import LoRA
+from dllm_jax.models.adapters import LoRA, one_is_cheaper
 from dllm_jax.models.quantised import (
   dense,
   frozen_product,
@@ -88,14 +88,19 @@ class Linear(nn.Module):
     lead = x.shape[: x.ndim - len(self.inputs)]
     x = x.reshape(*lead, fan_in).astype(self.dtype)
     flat = lambda: dense(kernel).astype(self.dtype).reshape(fan_in, fan_out)
-    if is_quantised(kernel):
-      y = frozen_product(x, kernel, self.matmul)
-    else:
-      y = product(x, flat(), self.matmul)
+    own = {}
     if self.adapter is not None and self.adapter.on("/".join(self.path)):
       inits = self.adapter.init(fan_in, fan_out)
       own = {name: self.param(name, init) for name, init in inits.items()}
-      y = self.adapter.apply(x, y, flat(), own)
+    if own and self.matmul == "default" and one_is_cheaper(x, fan_out):
+      y = self.adapter.apply_as_one(x, kernel, own)
+    else:
+      if is_quantised(kernel):
+        y = frozen_product(x, kernel, self.matmul)
+      else:
+        y = product(x, flat(), self.matmul)
+      if own:
+        y = self.adapter.apply(x, y, flat(), own)
     y = y.reshape(*lead, *self.outputs)
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, self.outputs)
