@@ -81,6 +81,16 @@ def _listed(path: Path) -> dict[str, str]:
   return dict(given)
 
 
+def check(template: str) -> None:
+  """Raises ValueError if a text is no Jinja template."""
+  import jinja2  # noqa: PLC0415
+
+  try:
+    _program(template)
+  except jinja2.TemplateError as error:
+    raise ValueError(f"it is no Jinja template ({error})") from error
+
+
 def choose(
   templates: Mapping[str, str],
   *,
@@ -178,7 +188,7 @@ def _message(message: Message) -> dict[str, Any]:
   plain = {k: v for k, v in _plain(message).items() if v is not None}
   if "role" not in plain or len(plain) < 2:
     raise ValueError(
-      f"a message needs a role and a content, not {sorted(message)}"
+      f"a message needs a role and a content, not {sorted(plain) or 'neither'}"
     )
   thought = next((plain[k] for k in _REASONING if k in plain), None)
   if thought is not None:

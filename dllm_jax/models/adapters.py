@@ -7,6 +7,7 @@ whatever weights it is put beside. Names of their parameters begin with "lora_".
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -127,7 +128,7 @@ class LoRA:
     """Returns what `apply` does, by one product with W + s A B (`one_is_cheaper`).
 
     Neither pass adds arrays as large as its product. For the backward pass nothing
-    but the arguments is kept: the sum is formed again.
+    but the arguments is kept: the sum is formed again, unless it is at hand.
 
     Args:
       x: inputs.
@@ -136,7 +137,7 @@ class LoRA:
     """
     flat = lambda kernel: dense(kernel).astype(x.dtype).reshape(x.shape[-1], -1)
 
-    @jax.checkpoint
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def run(x, kernel, a, b):
       change = lax.stop_gradient(a @ b)
       return _through(x, flat(kernel) + change, a, b)
@@ -255,9 +256,9 @@ def _through_backward(saved, gradient):
   x, changed, a, b = saved
   d_x = product(gradient, changed.T, "default")
   x, gradient = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
-  # The CPU's product with few rows is three times as fast as with few columns;
-  # the barrier keeps the compiler from transposing its factors instead.
-  low, d_low = x @ a, gradient @ b.T
+  # Sums over positions are three times as fast with few rows as with few columns,
+  # products of all positions slower. Barriers keep the compiler from turning them.
+  low, d_low = lax.optimization_barrier((x @ a, gradient @ b.T))
   d_a = lax.optimization_barrier(d_low.T @ x).T
   return d_x, x.T @ gradient, d_a, low.T @ gradient
 

@@ -3,12 +3,17 @@
 Equal numbers come of other forms too, so that only a clock would miss these.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
-from dllm_jax.models import rotary
+from dllm_jax.models import DoRA, layers, LoRA, rotary
 from dllm_jax.models.layers import Linear
-from dllm_jax.parallel import make_mesh
+from dllm_jax.models.quantised import freeze
+from dllm_jax.parallel import compilation, make_mesh
 from tests import jaxprs
 
 X = jax.ShapeDtypeStruct((2, 5, 3, 8), jnp.float32)
@@ -57,3 +62,80 @@ def test_a_cpu_turns_heads_without_joining_halves():
   found = joined(lambda x, *tables: rotary.rotate(x, tables))
   assert found and "concatenate" not in found
   assert "concatenate" in joined(rotary._by_halves)
+
+
+def _adapted(base="default", kind=LoRA):
+  """Returns an adapted layer, its parameters as held, and inputs."""
+  linear = Linear((64,), (2, 48), adapter=kind(rank=3, base=base))
+  x = jax.random.normal(jax.random.key(0), (2, 40, 64))
+  params = linear.init(jax.random.key(1), x)["params"]
+  params["lora_b"] = jax.random.normal(jax.random.key(2), (3, 96))
+  if kind is DoRA:
+    params["lora_magnitude"] = jnp.linspace(-0.5, 0.5, 96)
+  stack = {"layers": {"attention": {"q": {"kernel": params["kernel"][None]}}}}
+  held = freeze(stack, base)["layers"]["attention"]["q"]["kernel"]
+  params["kernel"] = jax.tree.map(lambda leaf: leaf[0], held)
+  return linear, params, x
+
+
+def _value_and_gradients(linear, params, x):
+  frozen = params["kernel"]
+  mine = {name: value for name, value in params.items() if name != "kernel"}
+
+  def total(mine, x):
+    y = linear.apply({"params": mine | {"kernel": frozen}}, x)
+    return jnp.sum(jnp.sin(y)), y
+
+  return jax.jit(jax.grad(total, (0, 1), has_aux=True))(mine, x)
+
+
+@pytest.mark.parametrize(
+  "kind, base", [(LoRA, "default"), (DoRA, "default"), (LoRA, "nf4")]
+)
+def test_a_sum_of_matrices_is_what_thin_products_are(kind, base, monkeypatch):
+  linear, params, x = _adapted(base, kind)
+  found = _value_and_gradients(linear, params, x)
+  monkeypatch.setattr(layers, "one_is_cheaper", lambda x, fan_out: False)
+  right = _value_and_gradients(linear, params, x)
+  for a, b in zip(*map(jax.tree.leaves, (found, right)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * jnp.abs(b).max())
+
+
+def test_a_kernel_that_trains_beside_its_adapter_has_its_gradient():
+  linear, params, x = _adapted()
+  total = lambda params, x: jnp.sum(linear.apply({"params": params}, x) ** 2)
+  found = jax.grad(total)(params, x)["kernel"].reshape(64, 96)
+  y = linear.apply({"params": params}, x).reshape(-1, 96)
+  right = x.reshape(-1, 64).T @ (2 * y)
+  np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-2)
+
+
+def test_a_step_of_an_adapter_adds_nothing_as_large_as_its_outputs():
+  """Two large products, one of the matrices, and four thin ones that end small."""
+  linear, params, x = _adapted()
+  frozen = params.pop("kernel")
+
+  def total(mine, x):
+    y = linear.apply({"params": mine | {"kernel": frozen}}, x)
+    return jnp.sum(y**2)
+
+  step = compilation.jit(jax.grad(total, (0, 1))).lower(params, x).compile()
+  shapes = re.findall(r"f32\[([\d,]+)\]\S* dot\(", step.as_text())
+  products = [tuple(map(int, shape.split(","))) for shape in shapes]
+  positions = [shape for shape in products if 80 in shape]
+  # Never [3, 80], which is slower: x A, and the gradient of A B's middle.
+  assert sorted(positions) == [(80, 3), (80, 3), (80, 64), (80, 96)]
+  others = [sorted(shape) for shape in products if 80 not in shape]
+  assert sorted(others) == [[3, 64], [3, 96], [64, 96]]
+
+
+def test_few_positions_and_other_types_meet_thin_products():
+  """A sum of matrices costs more than few positions, and is rounded in 16 bits."""
+  one = lambda *shape, dtype=jnp.float32: jax.eval_shape(
+    lambda: jnp.zeros(shape, dtype)
+  )
+  assert layers.one_is_cheaper(one(2, 40, 64), 96)
+  assert not layers.one_is_cheaper(one(1, 8, 64), 96)
+  assert not layers.one_is_cheaper(one(2, 40, 64, dtype=jnp.bfloat16), 96)
+  with jax.set_mesh(make_mesh({"data": 2}, jax.devices()[:2])):
+    assert not layers.one_is_cheaper(one(2, 40, 64), 96)

@@ -6,7 +6,7 @@ a turn behind an answer counts too, whether the template marks it or not; where 
 template ends no turn by a special token, the end of text follows the answer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 from typing import Any, NamedTuple
@@ -231,6 +231,10 @@ class Reading:
 
   def _written(self, record: Any):
     """Returns a row, and each of its conversations as text."""
+    if not isinstance(record, Mapping):
+      raise ValueError(
+        f"an object with fields was expected, not {record!r:.80}"
+      )
     missing = [name for name in self._form.fields if name not in record]
     if missing:
       raise ValueError(

@@ -11,6 +11,8 @@ from dllm_jax.data.dataset import Dataset
 
 _TURNS = re.compile(r"\n\n(Human|Assistant):")
 _TEXT = Dataset().text_field
+# What a template reads of the conversation itself.
+_RENDERED = ("messages", "tools", "add_generation_prompt")
 # What stands before answers that are compared.
 _BEFORE = ("prompt", "conversations", "question")
 
@@ -85,8 +87,14 @@ def _asked(question: str, answer: str):
 def _instructed(record):
   """Returns Alpaca's: an instruction, what it is about, turns before it."""
   before = []
-  for asked, answered in record.get("history") or []:
-    before += [_one("user", asked), _one("assistant", answered)]
+  for turn in record.get("history") or []:
+    if (
+      not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2
+    ):
+      raise ValueError(
+        f"history must be pairs of what was asked and answered, not {turn!r}"
+      )
+    before += [_one("user", turn[0]), _one("assistant", turn[1])]
   task = [record["instruction"], record.get("input")]
   words = "\n\n".join(text for text in task if text)
   answer = [_one("assistant", record["output"])]
@@ -137,7 +145,7 @@ def _one(role: str, text: Any) -> dict[str, Any]:
 
 def _turns(value: Any, role: str) -> list[dict[str, Any]]:
   """Returns messages: as they are, or a text as one of a role."""
-  if isinstance(value, str):
+  if value is None or isinstance(value, bool | int | float | str):
     return [_one(role, value)]
   return messages.normal(value)
 
@@ -155,12 +163,27 @@ def _conversation(
   if told and said and said[0]["role"] != "system":
     said, given = [_one("system", system), *said], given and given + 1
   tools = messages.parsed(record.get("tools"))
+  tools = None if tools == "null" else tools
+  if tools and not isinstance(tools, list):
+    raise ValueError(f"tools must be a list, or its JSON, not {tools!r}")
   return Conversation(
-    messages=said,
-    given=given,
-    tools=tools if isinstance(tools, list) and tools else None,
-    variables=record.get("chat_template_kwargs") or {},
+    messages=said, given=given, tools=tools or None, variables=_names(record)
   )
+
+
+def _names(record: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the names that a template reads of a row, besides its messages."""
+  names = messages.parsed(record.get("chat_template_kwargs")) or {}
+  if not isinstance(names, Mapping):
+    raise ValueError(
+      f"chat_template_kwargs must be an object, or its JSON, not {names!r}"
+    )
+  own = [name for name in names if name in _RENDERED]
+  if own:
+    raise ValueError(
+      f"chat_template_kwargs may not name {own[0]!r}: training sets it itself"
+    )
+  return names
 
 
 FORMS = {

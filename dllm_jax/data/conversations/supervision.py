@@ -43,7 +43,17 @@ def templated(tokenizer: Any, file: str | None) -> Any:
       f"data.template {file!r} does not exist; give a file with a Jinja "
       "template"
     )
-  text = place.read_text(encoding="utf-8")
+  try:
+    text = place.read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"data.template {file!r} is no text in UTF-8; give a file with a Jinja "
+      "template"
+    ) from error
+  try:
+    chat.check(text)
+  except ValueError as error:
+    raise ValueError(f"data.template {file!r}: {error}") from error
   made = dataclasses.replace(tokenizer, chat_templates={"default": text})
   end = made.turn_end_id
   if end is None or end in made.end_ids:
