@@ -225,9 +225,10 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
       else:
         flags.DEFINE_string("config", None, "", flag_values=values)
         if _overridden(rest, "config"):
+          none = f"; there is no run in {workdir}" if workdir else ""
           raise UsageError(
             "--config.* fields need a --config to override, for example "
-            "--config=shakespeare"
+            f"--config=shakespeare{none}"
           )
     for section, fields in _sections(command).items():
       define_section(values, section, fields, rest)

@@ -241,7 +241,39 @@ BAD = [
     "message 1 has a part of type 'image_url'; only texts",
   ),
   ({"messages": said("w1 <m>", "w2")}, "contains the mask token '<m>'"),
+  ("hello", "an object with fields was expected, not 'hello'"),
+  (
+    {"messages": [said("w1")[0], {"role": "assistant", "content": None}]},
+    r"a message needs a role and a content, not \['role'\]",
+  ),
+  (ONE["messages"] | {"tools": "w1"}, "tools must be a list, or its JSON"),
+  (
+    ONE["messages"] | {"chat_template_kwargs": "w1"},
+    "chat_template_kwargs must be an object, or its JSON",
+  ),
+  (
+    ONE["messages"] | {"chat_template_kwargs": {"messages": []}},
+    "may not name 'messages'",
+  ),
 ]
+
+
+def test_odd_values_of_other_forms_are_told(tokenizer, tmp_path):
+  turns = ONE["instruction"] | {"history": [["w1"]]}
+  number = ONE["question"] | {"answer": 4}
+  for row, message in (
+    (turns, r"history must be pairs .* not \['w1'\]"),
+    (number, "text was expected, not int: 4"),
+  ):
+    path = chats.write(tmp_path / "a.jsonl", [row])
+    with pytest.raises(ValueError, match=f"row 1: {message}"):
+      _examples(path, tokenizer)
+
+
+def test_values_that_are_json_or_null_are_what_they_stand_for():
+  row = ONE["messages"] | {"tools": "null", "chat_template_kwargs": '{"a": 1}'}
+  read = forms.FORMS["messages"].read(row)
+  assert (read.tools, read.variables) == (None, {"a": 1})
 
 
 @pytest.mark.parametrize(("row", "message"), BAD)
@@ -306,6 +338,13 @@ def test_models_that_cannot_talk(tmp_path):
   assert tokens.tolist() == ANSWERED
   with pytest.raises(FileNotFoundError, match="data.template"):
     load_examples(Dataset(path=path, template="nowhere"), tokenizer)
+  for text, says in (
+    (b"{% if %}", "no Jinja template"),
+    (b"\xff", "no text in UTF-8"),
+  ):
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=f"data.template '.*{says}"):
+      load_examples(Dataset(path=path, **given), tokenizer)
 
 
 def test_text_is_not_what_is_said(tokenizer, tmp_path):
