@@ -53,32 +53,74 @@ def train(
   with tempfile.TemporaryDirectory() as directory:
     run = Run.create(resolved, Path(directory) / "run")
     with jax.set_mesh(run.mesh):
-      batch = _first_batch(run)
-      start = time.perf_counter()
-      compiled = run.program.step.lower(run.program.abstract, batch).compile()
-      compile_seconds = time.perf_counter() - start
+      batch, _, costs = _compiled(run)
       state = run.program.init()
       bare, loop = [], []
-      for i in range(rounds + 1):  # the first round warms up
-        state, seconds = _bare(run, state, batch, steps)
+      for _ in range(rounds + 1):  # the first round warms up
+        state, seconds = _bare(run.program.step, state, batch, steps)
         bare.append(seconds)
-        loop.append(_looped(run, Path(directory) / str(i), steps))
+        loop.append(_looped(run, steps))
   bare, loop = np.asarray(bare[1:]), np.asarray(loop[1:])
-  seconds = float(np.median(loop)) / steps
+  return {
+    **_speeds(run, float(np.median(loop)) / steps),
+    "bare_step_milliseconds": 1000 * float(np.median(bare)) / steps,
+    "outside_step": float(np.median(loop / bare)) - 1.0,
+    **costs,
+  }
+
+
+def step(run: Run, *, steps: int = 5, rounds: int = 5) -> dict[str, Any]:
+  """Returns the speed of the compiled train step alone, on one batch.
+
+  Nothing is saved and one state is held, so that what a plan says to fit fits.
+
+  Args:
+    run: a run that was created; nothing is written into its directory.
+    steps: steps in a round.
+    rounds: rounds, of which the median counts.
+
+  Returns:
+    `tokens_per_second`, `step_milliseconds` (the median), `mfu`,
+    `model_flops_per_step`, `compile_seconds`, `peak_bytes` and `device`, as of
+    `train`.
+  """
+  with jax.set_mesh(run.mesh):
+    batch, program, costs = _compiled(run)
+    state, found = run.program.init(), []
+    for _ in range(rounds + 1):  # the first round warms up
+      state, seconds = _bare(program, state, batch, steps)
+      found.append(seconds)
+  return {**_speeds(run, float(np.median(found[1:])) / steps), **costs}
+
+
+def _compiled(run: Run):
+  """Returns a batch, the compiled step, and what compiling and memory cost."""
+  batch = _first_batch(run)
+  start = time.perf_counter()
+  program = run.program.step.lower(run.program.abstract, batch).compile()
+  costs = {
+    "compile_seconds": time.perf_counter() - start,
+    "peak_bytes": program_bytes(program),
+  }
+  return batch, program, costs
+
+
+def _speeds(run: Run, seconds: float) -> dict[str, Any]:
+  """Returns the figures of a step that takes so many seconds."""
   flops = run.model_flops()
   kind = run.mesh.devices.flat[0].device_kind
   peak = peak_flops(kind)
   return {
-    "tokens_per_second": batch.tokens.size / seconds,
+    "tokens_per_second": _tokens(run) / seconds,
     "step_milliseconds": 1000 * seconds,
-    "bare_step_milliseconds": 1000 * float(np.median(bare)) / steps,
-    "outside_step": float(np.median(loop / bare)) - 1.0,
     "mfu": peak and flops / seconds / (peak * run.mesh.size),
     "model_flops_per_step": flops,
-    "compile_seconds": compile_seconds,
-    "peak_bytes": program_bytes(compiled),
     "device": f"{run.mesh.size} x {kind}",
   }
+
+
+def _tokens(run: Run) -> int:
+  return run.config.training.batch_size * run.config.data.length
 
 
 def _first_batch(run: Run) -> Batch:
@@ -89,23 +131,22 @@ def _first_batch(run: Run) -> Batch:
   return global_batch(next(batches), run.mesh)
 
 
-def _bare(run: Run, state, batch, steps: int):
+def _bare(program, state, batch, steps: int):
   """Returns the state and seconds of steps back to back on one batch."""
-  state, metrics = run.program.step(state, batch)
+  state, metrics = program(state, batch)
   jax.block_until_ready(metrics)
   start = time.perf_counter()
   for _ in range(steps):
-    state, metrics = run.program.step(state, batch)
+    state, metrics = program(state, batch)
   jax.block_until_ready((state, metrics))
   return state, time.perf_counter() - start
 
 
-def _looped(run: Run, workdir: Path, steps: int) -> float:
+def _looped(run: Run, steps: int) -> float:
   """Returns the seconds of as many steps of the real loop, the first apart."""
-  workdir.mkdir()
-  _, summary = run.loop(workdir, Hooks()).run()
-  tokens = run.config.training.batch_size * run.config.data.length
-  return steps * tokens / summary["tokens_per_second"]
+  with tempfile.TemporaryDirectory() as workdir:  # what it saves goes with it
+    _, summary = run.loop(Path(workdir), Hooks()).run()
+  return steps * _tokens(run) / summary["tokens_per_second"]
 
 
 AGAINST = ("uncached", "equal", "weights")
