@@ -286,6 +286,11 @@ def _arguments() -> argparse.Namespace:
   unknown = [name for name in args.parts if name not in SECONDS]
   if unknown:
     parser.error(f"unknown part {unknown[0]!r}; legal: {', '.join(SECONDS)}")
+  if args.table:
+    try:
+      args.table = table(json.loads(args.table.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      parser.error(f"{args.table} is no report of this command ({error!r})")
   if not args.output.parent.is_dir():
     parser.error(f"{args.output.parent} is no folder; make it first")
   return args
@@ -295,7 +300,7 @@ def main() -> int:
   """Runs the command; returns its exit status."""
   args = _arguments()
   if args.table:
-    print(table(json.loads(args.table.read_text())), end="")
+    print(args.table, end="")
     return 0
   report, status = check(
     [part for part in parts(tiny=args.tiny) if part.name in args.parts],
