@@ -34,6 +34,7 @@ from dllm_jax.reports import benchmark
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.generator import Generator
 from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.training.loop import Hooks
 from tests import golden_cases
 from tests.pretrained.golden import publish
 from tests.sampling import ties
@@ -160,12 +161,12 @@ def kernels(tiny: bool) -> Iterator[Row]:
   Errors are relative norms, of the result and of the three gradients, against
   the reference in float32 at the highest precision.
   """
-  length, rows, heads = (128, 1, 2) if tiny else (4096, 2, 32)
+  length, rows, heads, groups = (128, 1, 2, 1) if tiny else (4096, 2, 32, 4)
   keys = jax.random.split(jax.random.key(0), 4)
   shape = lambda heads: (rows, length, heads, 64)
   inputs = tuple(
     jax.random.normal(key, shape(n), jnp.bfloat16)
-    for key, n in zip(keys, (heads, heads // 2, heads // 2, heads), strict=True)
+    for key, n in zip(keys, (heads, groups, groups, heads), strict=True)
   )
   for what, (mask, segments) in _masks(rows, length).items():
     real = (segments > 0)[:, :, None, None]
@@ -264,7 +265,7 @@ def tokens(tiny: bool) -> Iterator[Row]:
     "greedy, dual cache": dataclasses.replace(greedy, cache="dual"),
     "drawn": dataclasses.replace(greedy, temperature=1.0),
   }
-  cpu, device = jax.local_devices(backend="cpu")[0], jax.devices()[0]
+  cpu, device = jax.local_devices(backend="cpu")[-1], jax.devices()[0]
   for what, sampler in list(samplers.items())[: 1 if tiny else None]:
     made = [_sampled(name, rows, sampler, where) for where in (cpu, device)]
     one, other = (np.asarray(each.generation.tokens) for _, _, each in made)
@@ -322,8 +323,8 @@ def steps(tiny: bool) -> Iterator[Row]:
   with tempfile.TemporaryDirectory() as directory:
     run = _run(resolved, directory)
     leaves = jax.tree.leaves(run.program.abstract.params)
-    run.train()
-    lines = (pathlib.Path(directory) / "run" / "metrics.jsonl").read_text()
+    run.follow(run.loop(run.workdir, Hooks()))
+    lines = (run.workdir / "metrics.jsonl").read_text()
   found = [json.loads(line) for line in lines.splitlines()]
   found = [x for x in found if "loss_nats_per_token" in x]
   losses = [x["loss_nats_per_token"] for x in found]
@@ -402,6 +403,11 @@ def main() -> None:
   parser.add_argument("rows", type=pathlib.Path, help="a file to append to")
   parser.add_argument("--tiny", action="store_true")
   args = parser.parse_args()
+  if not args.tiny and jax.default_backend() == "cpu":
+    parser.error(
+      "jax finds no accelerator here: see that its plugin is installed, or try "
+      "the command with --tiny"
+    )
   compilation.enable_compilation_cache()
   with args.rows.open("a") as file:
     write = lambda row: print(json.dumps(row), file=file, flush=True)

@@ -189,6 +189,21 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
   assert message in done.stderr.strip().split("\n")[-1]
 
 
+def test_without_an_accelerator_it_says_so_at_once(tmp_path):
+  output = tmp_path / "report.json"
+  done = subprocess.run(
+    [
+      *(sys.executable, LAUNCH / "device_check.py", "--parts=logits"),
+      f"--output={output}",
+    ],
+    stdout=subprocess.PIPE,
+    check=False,
+  )
+  assert done.returncode == 1
+  log = json.loads(output.read_text())["parts"]["logits"]["log"]
+  assert "jax finds no accelerator here" in log
+
+
 # Each part at tiny size, in this process.
 
 
