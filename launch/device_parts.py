@@ -96,17 +96,15 @@ def logits(tiny: bool) -> Iterator[Row]:
       ours = np.asarray(_published(name, dtype).logits(tokens), np.float32)
       error = float(np.max(np.abs(ours - expected)))
       relative = _relative(ours, expected)
+      agree = ours.argmax(axis=-1) == expected.argmax(axis=-1)
+      exact = dtype == "float32"
       yield {
         "network": name,
         "dtype": dtype,
         "largest_error": error,
         "relative_error": relative,
-        "same_best_token": float(
-          np.mean(ours.argmax(axis=-1) == expected.argmax(axis=-1))
-        ),
-        "ok": error <= _FLOAT32
-        if dtype == "float32"
-        else relative <= _BFLOAT16,
+        "same_best_token": float(np.mean(agree)),
+        "ok": error <= _FLOAT32 if exact else relative <= _BFLOAT16,
       }
 
 
@@ -180,14 +178,10 @@ def kernels(tiny: bool) -> Iterator[Row]:
         # Not for this device, or failed: others go on.
         yield row | {"refused": _line(error)}
         continue
-      yield (
-        row
-        | _errors(found, best, real)
-        | {
-          f"{which}_milliseconds": _milliseconds(program, inputs, tiny)
-          for which, program in zip(("forward", "both"), programs, strict=True)
-        }
-      )
+      times = [_milliseconds(program, inputs, tiny) for program in programs]
+      names = "forward_milliseconds", "both_milliseconds"
+      errors = _errors(found, best, real)
+      yield {**row, **errors, **dict(zip(names, times, strict=True))}
 
 
 def _masks(rows: int, length: int):
@@ -208,22 +202,13 @@ def _masks(rows: int, length: int):
 def _attend(mask, segments, name: str):
   """Returns programs of attention: its result, and that with its gradients."""
 
-  def forward(q, k, v, weights):
-    del weights
-    return dispatch.attention(
-      q,
-      k,
-      v,
-      mask=mask,
-      q_segments=segments,
-      k_segments=segments,
-      implementation=name,
-    )
+  options = {"mask": mask, "implementation": name}
+  options |= {"q_segments": segments, "k_segments": segments}
+  forward = lambda q, k, v, _=None: dispatch.attention(q, k, v, **options)
 
   def both(q, k, v, weights):
-    real = (segments > 0)[:, :, None, None]
-    weights = jnp.where(real, weights, 0)
-    out, back = jax.vjp(lambda *x: forward(*x, None), q, k, v)
+    weights = jnp.where((segments > 0)[:, :, None, None], weights, 0)
+    out, back = jax.vjp(forward, q, k, v)
     return out, back(weights.astype(out.dtype))
 
   return compilation.jit(forward), compilation.jit(both)
