@@ -2,9 +2,10 @@
 
     python tests/speed/compare.py --torch=TORCHENV/bin/python
 
-TORCHENV is an environment of its own with `pip install torch==2.13.0 numpy`.
-The three programs run as processes that answer in turns, so that what else the
-machine does weighs on all alike; while one runs the others wait for input.
+TORCHENV is an environment of its own with `pip install torch==2.13.0 numpy`;
+`torch.compile` also needs a C++ compiler. The programs run as processes that
+answer in turns, so that what else the machine does weighs on all alike; while
+one runs the others wait for input.
 Before any is timed, their losses on one batch and one set of parameters must
 agree. Prints JSON; ratios are medians over the rounds.
 """
@@ -57,13 +58,26 @@ def main() -> None:
   parser.add_argument("--torch", required=True, help="a Python with PyTorch")
   parser.add_argument("--steps", type=int, default=5, help="a round")
   parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument(
+    "--microbatches", type=int, default=4, help="of the library's step"
+  )
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as directory:
-    batch = pathlib.Path(directory) / "batch.npz"
-    programs = {"library": Program(sys.executable, "library_step.py", batch)}
-    losses = {"library": programs["library"].ask("loss")}
-    for name, python in (("torch", args.torch), ("plain", sys.executable)):
-      programs[name] = Program(python, f"{name}_step.py", batch)
+    batch = str(pathlib.Path(directory) / "batch.npz")
+    commands = {
+      "library": (
+        sys.executable,
+        "library_step.py",
+        batch,
+        str(args.microbatches),
+      ),
+      "torch": (args.torch, "torch_step.py", batch),
+      "torch_compile": (args.torch, "torch_step.py", batch, "compile"),
+      "plain": (sys.executable, "plain_step.py", batch),
+    }
+    programs, losses = {}, {}
+    for name, command in commands.items():
+      programs[name] = Program(*command)
       losses[name] = programs[name].ask("loss")
     if max(losses.values()) - min(losses.values()) > TOLERANCE:
       raise SystemExit(f"not one network: the losses are {losses}")
@@ -86,8 +100,7 @@ def main() -> None:
         "losses": losses,
         "step_milliseconds": {k: 1000 * s for k, s in seconds.items()},
         "tokens_per_second": {k: tokens / s for k, s in seconds.items()},
-        "library_over_torch": faster("torch"),
-        "library_over_plain": faster("plain"),
+        **{f"library_over_{k}": faster(k) for k in programs if k != "library"},
         "rounds": rounds,
       },
       indent=2,

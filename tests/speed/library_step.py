@@ -1,6 +1,6 @@
 """The library's train step, and the parameters and batch of the other two.
 
-python tests/speed/library_step.py BATCH.npz
+python tests/speed/library_step.py BATCH.npz MICROBATCHES
 """
 
 import sys
@@ -14,12 +14,18 @@ from worker import serve
 from dllm_jax.core.types import Batch
 from dllm_jax.models.transformer import transformer, TransformerConfig
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.parallel.compilation import jit
 from dllm_jax.training.optimizer import Optimizer
 from dllm_jax.training.step import Trainer, Training
 
 
-def main(path: str) -> None:
-  """Writes parameters and a batch to the file, then serves."""
+def main(path: str, microbatches: str) -> None:
+  """Writes parameters and a batch to the file, then serves.
+
+  Args:
+    path: the file.
+    microbatches: parts of a batch, whose activations take less memory.
+  """
   config = TransformerConfig(
     vocab_size=shape.VOCAB,
     width=shape.WIDTH,
@@ -42,8 +48,7 @@ def main(path: str) -> None:
     objective=MDLM(vocab_size=shape.VOCAB, mask_id=shape.MASK),
     denoiser=transformer(config),
     optimizer=optimizer.build(1000),
-    # Parts of a batch, whose activations take a quarter of the memory.
-    training=Training(batch_size=shape.BATCH, microbatches=4),
+    training=Training(batch_size=shape.BATCH, microbatches=int(microbatches)),
   )
   rows = shape.BATCH, shape.LENGTH
   tokens = jax.random.randint(jax.random.key(0), rows, 0, shape.MASK)
@@ -77,7 +82,7 @@ def main(path: str) -> None:
     )
     return found.total / found.weight
 
-  step = jax.jit(trainer.step, donate_argnums=0)
+  step = jit(trainer.step, donate_argnums=0)
 
   def steps(n):
     nonlocal state
@@ -89,4 +94,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
+  main(*sys.argv[1:])

@@ -1,6 +1,6 @@
 """The same network, loss and update in plain PyTorch (2.13.0).
 
-python tests/speed/torch_step.py BATCH.npz
+python tests/speed/torch_step.py BATCH.npz [compile]
 """
 
 import sys
@@ -102,8 +102,13 @@ def load(network, data):
         getattr(block, name).weight.copy_(kernel.T)
 
 
-def main(path: str) -> None:
-  """Reads parameters and a batch from the file, then serves."""
+def main(path: str, form: str = "plain") -> None:
+  """Reads parameters and a batch from the file, then serves.
+
+  Args:
+    path: the file.
+    form: "plain", or "compile" for `torch.compile` of network and loss.
+  """
   data = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
   tokens, z = data["tokens"].long(), data["z"].long()
   network = Network()
@@ -116,13 +121,15 @@ def main(path: str) -> None:
     fused=True,
   )
 
+  of_step = torch.compile(loss) if form == "compile" else loss
+
   def step():
     u = (torch.rand(()) + torch.arange(shape.BATCH)) / shape.BATCH
     t = (shape.TIME_EPSILON + (1 - shape.TIME_EPSILON) * u)[:, None]
     masked = torch.rand(tokens.shape) < t
     z, weights = torch.where(masked, shape.MASK, tokens), masked / t
     optimizer.zero_grad()
-    loss(network, tokens, z, weights).backward()
+    of_step(network, tokens, z, weights).backward()
     nn.utils.clip_grad_norm_(network.parameters(), shape.CLIP)
     optimizer.step()
 
@@ -138,4 +145,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
+  main(*sys.argv[1:])
