@@ -38,12 +38,12 @@ def get_config() -> ConfigDict:
       },
       "h200:1x8": {
         "mesh": {"data": 8},
-        "model": {"attention": "cudnn", "remat": "none"},
+        "model": {"attention": "flash", "remat": "dots"},
         "training": {"microbatches": 8},
       },
       "h200:8x8": {
         "mesh": {"data": 64},
-        "model": {"attention": "cudnn", "remat": "none"},
+        "model": {"attention": "flash", "remat": "dots"},
         "training": {"microbatches": 1},
       },
     },

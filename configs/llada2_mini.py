@@ -76,12 +76,12 @@ def get_config() -> ConfigDict:
       },
       "h200:1x8": {
         "mesh": {"data": 1, "fsdp": 8},
-        "model": {"attention": "cudnn", "remat": "dots"},
+        "model": {"attention": "flash", "remat": "dots"},
         "training": {"microbatches": 8},
       },
       "h200:8x8": {
         "mesh": {"data": 1, "fsdp": 64},
-        "model": {"attention": "cudnn", "remat": "dots"},
+        "model": {"attention": "flash", "remat": "dots"},
         "training": {"microbatches": 1},
       },
     },

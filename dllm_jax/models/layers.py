@@ -27,10 +27,15 @@ from dllm_jax.models.quantised import (
 DTYPES = ("float32", "bfloat16")
 
 _POLICIES = jax.checkpoint_policies
+PRODUCT = "product"
+"""The name of what kernels of matrix products make, for "dots" to keep."""
+
 REMAT: Mapping[str, Callable | None] = types.MappingProxyType({
   "none": None,
   "full": _POLICIES.nothing_saveable,
-  "dots": _POLICIES.dots_saveable,
+  "dots": _POLICIES.save_from_both_policies(
+    _POLICIES.dots_saveable, _POLICIES.save_only_these_names(PRODUCT)
+  ),
   "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
 })
 """What a layer keeps for its backward pass, by name.

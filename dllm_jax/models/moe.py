@@ -15,11 +15,15 @@ The router's balance loss E sum_e f_e P_e (arXiv:2101.03961, eq. 4), f_e choices
 of expert e a position and P_e its mean score, is k where all are used alike.
 """
 
+import functools
+import logging
 from typing import Any
 
+from absl import flags
 from flax import linen as nn
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -32,7 +36,7 @@ from dllm_jax.core.axes import (
   TENSOR,
 )
 from dllm_jax.models import tiles
-from dllm_jax.models.layers import scaled_normal
+from dllm_jax.models.layers import PRODUCT, scaled_normal
 from dllm_jax.models.perceptron import SwiGLU
 
 ROUTERS = ("softmax", "sigmoid")
@@ -198,9 +202,50 @@ def _divided(x, chosen, weights, kernels, config):
 
 
 def _implementation(config) -> str:
-  # Off TPUs a ragged product is a dense one of all rows and experts.
-  usual = {"tpu": "ragged", "cpu": "dense"}.get(platform(), "tiled")
-  return config.experts_implementation or usual
+  """Returns how experts are multiplied, if the configuration leaves it open.
+
+  A ragged product is a kernel on TPUs, the gradient of its matrices since jax
+  0.12 only, and on GPUs where tokamax is installed; else XLA multiplies all rows
+  by all experts.
+  """
+  if config.experts_implementation:
+    return config.experts_implementation
+  kind = platform()
+  if kind == "cpu":
+    return "dense"
+  grouped = jax.__version_info__ >= (0, 12) if kind == "tpu" else _library()
+  return "ragged" if grouped else "tiled"
+
+
+@functools.cache
+def _library():
+  """Returns tokamax, kernels of grouped products for GPUs, or None."""
+  try:
+    import tokamax  # pylint: disable=g-import-not-at-top
+  except ImportError:
+    return None
+  # It would read the command line for flags of its own.
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  # It warns at each product that has not been tuned, in some hundred lines.
+  tuned = lambda record: "Autotuning cache miss" not in str(record.msg)
+  logging.getLogger("absl").addFilter(tuned)
+  return tokamax
+
+
+def _product(sizes):
+  """Returns the product of sorted rows by the matrices of their experts."""
+  library = None if platform() in ("cpu", "tpu") else _library()
+
+  def product(rows, kernel):
+    if library is None:
+      out = lax.ragged_dot(rows, kernel, sizes)
+    else:
+      kinds = ("mosaic", "triton")
+      out = library.ragged_dot(rows, kernel, sizes, implementation=kinds)
+    return checkpoint_name(out, PRODUCT)
+
+  return product
 
 
 def _dense(x, chosen, weights, kernels, first):
@@ -220,16 +265,60 @@ def _ragged(x, chosen, weights, kernels, first):
   """Returns the mixture by sorting positions by expert."""
   gate, up, down = kernels
   here, count = gate.shape[0], chosen.shape[-1]
-  flat = x.reshape(-1, x.shape[-1])
+  flat, weights = x.reshape(-1, x.shape[-1]), weights.reshape(-1)
   expert = chosen.reshape(-1) - first
   mine = (expert >= 0) & (expert < here)
   expert = jnp.where(mine, expert, here)  # others' experts come last
-  order = jnp.argsort(expert)
+  order = jnp.argsort(expert, stable=True)
+  back = jnp.argsort(order)
   sizes = jnp.bincount(expert, length=here + 1)[:here].astype(jnp.int32)
-  source = order // count
-  rows = flat[source]
-  product = lambda a, b: lax.ragged_dot(a, b, sizes)
-  y = product(nn.silu(product(rows, gate)) * product(rows, up), down)
-  weight = weights.reshape(-1)[order].astype(y.dtype)
-  y = jnp.where(mine[order, None], y * weight[:, None], 0)
-  return jnp.zeros_like(flat).at[source].add(y).reshape(x.shape)
+  product = _product(sizes)
+  # What a kernel leaves in rows of others' experts is anything.
+  rows = _spread(flat, order, back, mine.reshape(-1, count))
+  hidden = nn.silu(product(rows, gate)) * product(rows, up)
+  hidden = jnp.where(mine[order, None], hidden, 0)
+  # Weights before the last product: their gradient then needs none of it.
+  hidden *= weights[order, None].astype(hidden.dtype)
+  y = _collect(product(hidden, down), order, back, mine)
+  y = y.reshape(-1, count, y.shape[-1])
+  return jnp.sum(y, 1, dtype=jnp.float32).astype(x.dtype).reshape(x.shape)
+
+
+@jax.custom_vjp
+def _spread(flat, order, back, mine):
+  """Returns the row of each choice, sorted; gathered backwards, not scattered."""
+  return flat[order // mine.shape[1]]
+
+
+def _spread_backward(saved, d_rows):
+  back, mine = saved
+  d_rows = jnp.where(mine.reshape(-1)[:, None], d_rows[back], 0)
+  d_flat = d_rows.reshape(*mine.shape, -1)
+  d_flat = jnp.sum(d_flat, 1, dtype=jnp.float32).astype(d_rows.dtype)
+  return d_flat, None, None, None
+
+
+_spread.defvjp(
+  lambda flat, order, back, mine: (
+    _spread(flat, order, back, mine),
+    (back, mine),
+  ),
+  _spread_backward,
+)
+
+
+@jax.custom_vjp
+def _collect(y, order, back, mine):
+  """Returns `_spread`'s rows in the order of choices, those of others zero."""
+  return jnp.where(mine[:, None], y[back], 0)
+
+
+def _collect_backward(saved, d_y):
+  order, mine = saved
+  return jnp.where(mine[order, None], d_y[order], 0), None, None, None
+
+
+_collect.defvjp(
+  lambda y, order, back, mine: (_collect(y, order, back, mine), (order, mine)),
+  _collect_backward,
+)

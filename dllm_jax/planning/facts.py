@@ -14,7 +14,7 @@ from dllm_jax.core.paths import Path
 from dllm_jax.core.types import ModelInputs
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
-from dllm_jax.models.attention import splash
+from dllm_jax.models.attention import flash, splash
 from dllm_jax.models.quantised import is_quantised
 from dllm_jax.parallel import RULES, shardings
 from dllm_jax.run.run import Run
@@ -31,7 +31,8 @@ class Facts:
     forward: FLOPs of a row's forward passes, unembedding included.
     attention: FLOPs of one of the two products of attention, a row and a call of
       the network, all layers, all places.
-    tiles: share of places in the tiles that a kernel which knows the mask visits.
+    tiles: share of places in the tiles that a kernel which knows the mask visits,
+      by kernel.
     vocabulary: FLOPs of a row's unembedding.
     state: shapes and types of the train state.
     trains: True at the parameters that train; None if all do.
@@ -41,7 +42,7 @@ class Facts:
   trained: float
   forward: float
   attention: float
-  tiles: float
+  tiles: Mapping[str, float]
   vocabulary: float
   state: object
   trains: object = None
@@ -118,17 +119,19 @@ class Reference:
       trains=trains,
     )
 
-  def _attention(self) -> tuple[float, float]:
+  def _attention(self) -> tuple[float, dict[str, float]]:
     """Returns the FLOPs of a product, and the share that tiles leave of them."""
-    network = self.network
+    network, kernels = self.network, {"splash": splash, "flash": flash}
     wide = network.heads * network.head_dim
-    whole = visited = 0.0
+    whole, visited = 0.0, dict.fromkeys(kernels, 0.0)
     for inputs in self.calls:
       length = inputs.segment_ids.shape[1]
       flops = 2.0 * length**2 * wide * network.layers
       whole += flops
-      visited += flops * splash.visited(inputs.mask, length)
-    return whole / len(self.calls), visited / whole
+      for name, kernel in kernels.items():
+        visited[name] += flops * kernel.visited(inputs.mask, length)
+    shares = {name: flops / whole for name, flops in visited.items()}
+    return whole / len(self.calls), shares
 
   def _hidden(self, run: Run):
     return lambda params, inputs: run.denoiser.apply(params, inputs)[0].hidden

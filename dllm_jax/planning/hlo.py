@@ -70,10 +70,10 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernel:
-  """A hand-written kernel of attention.
+  """A hand-written kernel, of attention or of experts' products.
 
   Attributes:
-    name: its own, or that of its library.
+    name: its own, or that of its library; "ragged" of experts' products.
     product: FLOPs of one of its products at all places; None if its shapes do
       not say.
     times: how often it runs.
@@ -268,10 +268,23 @@ class _Program:
   def kernel(self, computation: str, op: Op) -> Kernel | None:
     """Returns the kernel that this is, or None.
 
-    cuDNN's takes queries `[B, T, H, K]` and keys `[B, S, G, K]` first.
+    cuDNN's takes queries `[B, T, H, K]` and keys `[B, S, G, K]` first, and so
+    does that of tiles after five small arrays; of experts' products, all that is
+    no list is an operand.
     """
     if op.code != "custom-call":
       return None
+    own = re.search(r"/(flash_\w+)/", op.rest)
+    if own:
+      q, k = (dims_of(self._shape(computation, n)) for n in op.operands[5:7])
+      product = 2.0 * math.prod(q) * k[1]
+      return Kernel(name=own[1], product=product, times=1.0)
+    if "ragged_dot" in op.rest:
+      shapes = [dims_of(self._shape(computation, n)) for n in op.operands]
+      product = hlo_ops.ragged(
+        [s for s in shapes if len(s) > 1], dims_of(op.shape)
+      )
+      return Kernel(name="ragged", product=product, times=1.0)
     target = re.search(r'custom_call_target="([^"]*)"', op.rest)[1]
     if target == "tpu_custom_call":
       return Kernel(name=op.name.split(".")[0], product=None, times=1.0)

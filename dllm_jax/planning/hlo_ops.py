@@ -10,6 +10,12 @@ import numpy as np
 from dllm_jax.planning.hlo_text import bytes_of, dims_of, Op
 
 
+def ragged(operands: Sequence[Sequence[int]], out: Sequence[int]) -> float:
+  """Returns 2 m k n of [m, k] by [groups, k, n], or of [m, k] and [m, n]."""
+  inner = operands[-1][0] if len(out) > 2 else operands[0][1]
+  return 2.0 * inner * math.prod(out[-2:])
+
+
 def convolution(op: Op, left: Sequence[int], kernel: Sequence[int]) -> float:
   """Returns the FLOPs of a convolution; TPUs write matrix products as such.
 

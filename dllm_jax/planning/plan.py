@@ -7,6 +7,7 @@ takes, the optimised program what it multiplies, moves and sends (`parallel.hlo`
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import math
 import re
@@ -35,7 +36,9 @@ _PRODUCTS = {
   "Backward": 5,
   "bwd": 5,
   "fmha": 2,
+  "forward": 2,
   "fwd": 2,
+  "ragged": 1,
   "splash": 2,
 }
 
@@ -188,7 +191,7 @@ def _step(run: Run):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
     blank(training.batch_size, length),
   )
-  with jax.set_mesh(run.mesh):
+  with jax.set_mesh(run.mesh), _default(run.mesh.devices.flat[0]):
     lowered = run.program.step.lower(run.program.abstract, batch)
   program = run.program
   kinds = state_bytes(program.abstract, run.mesh.shape, program.trains)
@@ -198,6 +201,13 @@ def _step(run: Run):
     local //= run.mesh.shape[axis]
   rounds = chunks(local, run.network.padded_vocab)
   return lowered, (rounds,), kinds
+
+
+def _default(device: jax.Device):
+  """Returns a scope in which kernels' libraries for GPUs take it for theirs."""
+  if device.platform != "gpu":
+    return contextlib.nullcontext()
+  return jax.default_device(device)
 
 
 def _start(run: Run) -> int:
@@ -295,13 +305,16 @@ def _kernels(run: Run, work: hlo.Work, facts, rows: int) -> float:
   """Returns the FLOPs of attention kernels on a device.
 
   Each product of a kernel is one of attention's, at all places by cuDNN and in
-  the tiles that are not empty by splash; a backward kernel forms the scores again.
+  the tiles that are not empty by splash and flash; a backward kernel forms the
+  scores again. Those of experts' products are one each.
   """
-  own = (
-    facts.tiles * facts.attention / run.network.layers * rows / run.mesh.size
-  )
+  own = facts.tiles["splash"] * facts.attention / run.network.layers
+  own *= rows / run.mesh.size
   total = 0.0
   for kernel in work.kernels:
     count = next((n for key, n in _PRODUCTS.items() if key in kernel.name), 0)
-    total += count * kernel.times * (kernel.product or own)
+    share = facts.tiles["flash"] if kernel.name.startswith("flash") else 1.0
+    total += (
+      count * kernel.times * (share * kernel.product if kernel.product else own)
+    )
   return total

@@ -15,6 +15,7 @@ from dllm_jax.models import moe, tiles, transformer, TransformerConfig
 from dllm_jax.models.moe import choose, Experts
 from dllm_jax.parallel import make_mesh, RULES
 from dllm_jax.parallel.sharding import shardings
+from tests.jaxprs import equations
 from tests.quick import long
 
 CONFIG = TransformerConfig(
@@ -88,13 +89,35 @@ def test_mixture(router, implementation):
   assert_allclose(report["expert_share"], hits / hits.sum(), atol=1e-6)
 
 
-def test_tiles_of_any_routing():
+def unkind(sizes):
+  """Returns a grouped product that leaves NaN where no group has a row."""
+  there = lambda x: (jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None]
+
+  @jax.custom_vjp
+  def product(rows, kernel):
+    out = jax.lax.ragged_dot(jnp.where(there(rows), rows, 0), kernel, sizes)
+    return jnp.where(there(rows), out, jnp.nan)
+
+  def backward(saved, d):
+    rows, kernel = saved
+    rows, d = (jnp.where(there(x), x, 0) for x in (rows, d))
+    of = lambda *a: jax.lax.ragged_dot(*a, sizes)
+    d_rows, d_kernel = jax.vjp(of, rows, kernel)[1](d)
+    return jnp.where(there(rows), d_rows, jnp.nan), d_kernel
+
+  product.defvjp(lambda *a: (product(*a), a), backward)
+  return product
+
+
+def test_tiles_and_sorted_rows_of_any_routing(monkeypatch):
   """As every expert on every row: one has most rows, one none, four are away."""
+  monkeypatch.setattr(moe, "_product", unkind)
   rng = np.random.default_rng(0)
   rows, count, experts, first = 90, 2, 4, 2
   x = rng.normal(size=(2, rows // 2, 6)).astype(np.float32)
   chosen = rng.choice([0, 1, 3, 4, 5, 7], size=(2, rows // 2, count))
   chosen[:, :30, 0] = 4
+  chosen = jnp.asarray(chosen)
   weights = rng.uniform(size=chosen.shape).astype(np.float32)
   shapes = ((experts, 6, 5), (experts, 6, 5), (experts, 5, 6))
   kernels = tuple(
@@ -110,10 +133,45 @@ def test_tiles_of_any_routing():
       x, weights, kernels
     )
 
-  found, expected = jax.jit(
-    lambda *args: (gradient(tiles.mixture, *args), gradient(moe._dense, *args))
+  mixes = (tiles.mixture, moe._ragged, moe._dense)
+  *found, expected = jax.jit(
+    lambda *args: [gradient(mix, *args) for mix in mixes]
   )(x, weights, kernels)
-  jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-5), found, expected)
+  for one in found:
+    jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-5), one, expected)
+
+
+@pytest.mark.parametrize("kind, version, library, expected", [
+    ("tpu", (0, 10, 2), True, "tiled"),  # the gradient of matrices is dense
+    ("tpu", (0, 12, 0), False, "ragged"),
+    ("NVIDIA H200", (0, 12, 0), False, "tiled"),
+    ("NVIDIA H200", (0, 10, 2), True, "ragged"),
+    ("cpu", (0, 12, 0), True, "dense"),
+])  # fmt: skip
+def test_the_usual_form_is_one_that_multiplies_in_groups(
+  monkeypatch, kind, version, library, expected
+):
+  monkeypatch.setattr(moe, "platform", lambda: kind)
+  monkeypatch.setattr(jax, "__version_info__", version)
+  monkeypatch.setattr(moe, "_library", lambda: library or None)
+  given = config("sigmoid", experts_implementation=None)
+  assert moe._implementation(given) == expected
+
+
+def test_rows_of_experts_are_gathered_forwards_and_back():
+  c = config("sigmoid")
+  params, x = params_of(c), np.ones((2, 6, c.width), np.float32)
+  real = np.ones((2, 6), bool)
+  loss = lambda p, x: jnp.sum(Experts(c).apply({"params": p}, x, real)[0])
+  found = {
+    (e.primitive.name, e.outvars[0].aval.shape)
+    for e in equations(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, x))
+    if e.primitive.name in ("gather", "scatter-add", "ragged_dot_general")
+  }
+  assert ("gather", (24, c.width)) in found
+  # Scores of routers are small; no row of the width is scattered.
+  wide = [s for name, s in found if name == "scatter-add" and c.width in s]
+  assert not wide
 
 
 def test_the_bias_chooses_and_weighs_nothing():

@@ -60,17 +60,20 @@ def divides(length: int) -> bool:
 def placed(run: Callable[..., Array]) -> Callable[..., Array]:
   """Returns run(q, k, v, q_segments, k_segments) on each device's own share.
 
-  Rows, positions and heads are divided over their axes of the mesh; rows that
+  Rows, positions and heads are divided over their axes of the mesh; those that
   do not divide are left whole.
   """
 
   def call(q, k, v, q_segments, k_segments):
     mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+      return run(q, k, v, q_segments, k_segments)
     rows = tuple(a for a in BATCH_AXES if a in mesh.shape)
     rows = rows if q.shape[0] % axis_size(*rows) == 0 else None
     tensor = TENSOR if TENSOR in mesh.shape else None
     tensor = tensor if k.shape[2] % axis_size(TENSOR) == 0 else None
-    here, segments = jax.P(rows, CONTEXT, tensor), jax.P(rows, CONTEXT)
+    context = CONTEXT if divides(q.shape[1]) else None
+    here, segments = jax.P(rows, context, tensor), jax.P(rows, context)
     return jax.shard_map(
       run,
       in_specs=(here, here, here, segments, segments),

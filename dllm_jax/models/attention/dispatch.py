@@ -14,9 +14,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.core.mask import BlockCausal, MaskSpec, materialise, TwoStream
+from dllm_jax.core.mask import (
+  BlockCausal,
+  Causal,
+  Full,
+  MaskSpec,
+  materialise,
+  TwoStream,
+)
 from dllm_jax.models.attention import context as divided
-from dllm_jax.models.attention import splash
+from dllm_jax.models.attention import flash, splash
 from dllm_jax.models.attention.scores import (
   mix,
   row_max,
@@ -25,8 +32,11 @@ from dllm_jax.models.attention.scores import (
   to_heads,
 )
 
-IMPLEMENTATIONS = (None, "xla", "cudnn", "splash")
-Implementation = Literal["xla", "cudnn", "splash"] | None
+IMPLEMENTATIONS = (None, "xla", "cudnn", "flash", "splash")
+Implementation = Literal["xla", "cudnn", "flash", "splash"] | None
+
+# The reference scores some hundred queries at a time above so many scores a head.
+_SCORES, _PIECE = 2048**2, 512
 
 
 def check_implementation(
@@ -43,7 +53,7 @@ def check_implementation(
       f"context {context!r} is unknown; choose one of"
       f" {', '.join(divided.STRATEGIES)}"
     )
-  if context == "ring" and name in ("cudnn", "splash"):
+  if context == "ring" and name in ("cudnn", "flash", "splash"):
     raise ValueError(
       f"attention {name!r} needs all keys at once: take context 'all_gather',"
       " or attention 'xla' for 'ring'"
@@ -75,7 +85,10 @@ def attention(
     q_slots: the slot of each query, `[T]` or `[B, T]`; None for 0 .. T-1.
     extra: a further mask, True = may attend, or None.
     implementation: None or "xla" for the reference; "cudnn" (NVIDIA GPU, 16-bit
-      inputs); "splash" (TPU, no cache and no extra mask, T a multiple of 128).
+      inputs) for rows of one segment under `Full` and `Causal`, and for other
+      rows and masks as "flash", the kernel of tiles (`flash`, GPU); "splash"
+      (TPU, no cache and no extra mask, T a multiple of 128). With a cache or an
+      extra mask, "cudnn" is given an array of it, and "flash" the reference.
     context: how keys come from other devices where the mesh divides positions,
       "all_gather" or "ring" ("xla" only): `dllm_jax.models.context`.
 
@@ -94,77 +107,95 @@ def attention(
         "attention 'splash' takes no cache and no extra mask; use 'xla'"
       )
     return splash.attention(q, k, v, mask, q_segments, k_segments)
+  if whole and implementation in ("cudnn", "flash"):
+    one = implementation == "cudnn" and isinstance(mask, Full | Causal)
+    if one and not divided.divides(q.shape[1]):
+      run = functools.partial(_by_lengths, mask)
+      return divided.placed(run)(q, k, v, q_segments, k_segments)
+    return flash.attention(q, k, v, mask, q_segments, k_segments)
   if whole and divided.divides(q.shape[1]):
-    if implementation == "cudnn":
-      local = functools.partial(_cudnn_shard, mask)
-      return divided.placed(local)(q, k, v, q_segments, k_segments)
     return divided.attention(
       q, k, v, mask, q_segments, k_segments, strategy=context
     )
   if whole and isinstance(mask, TwoStream):
-    parts = _two_stream_cudnn if implementation == "cudnn" else _two_stream
-    return parts(q, k, v, mask, q_segments, k_segments)
+    return _two_stream(q, k, v, mask, q_segments, k_segments)
   slots = jnp.arange(q.shape[1]) if q_slots is None else q_slots
-  allowed = materialise(
+  segments = q_segments, k_segments
+  if implementation == "cudnn":
+    allowed = _allowed(mask, k.shape[1], segments, slots, extra)
+    return jax.nn.dot_product_attention(
+      q, k, v, mask=allowed[:, None], implementation="cudnn"
+    )
+  return _by_queries(q, k, v, mask, segments, slots, extra)
+
+
+def _allowed(mask, length, segments, slots, extra):
+  q_segments, k_segments = segments
+  return materialise(
     mask,
     slots,
-    jnp.arange(k.shape[1]),
+    jnp.arange(length),
     q_segments=q_segments,
     k_segments=k_segments,
     extra=extra,
   )
-  if implementation == "cudnn":
-    return _cudnn(q, k, v, allowed)
-  s = scores(q, k, allowed[:, None, None])
-  p = jnp.exp(s - row_max(s))
-  return to_heads((mix(p, v) / row_sum(p)).astype(q.dtype))
 
 
-def _cudnn(q, k, v, allowed):
-  return jax.nn.dot_product_attention(
-    q, k, v, mask=allowed[:, None], implementation="cudnn"
-  )
+def _by_queries(q, k, v, mask, segments, slots, extra):
+  """Returns attention of some hundred queries at a time, where there are many.
 
-
-def _cudnn_shard(mask, q, k, v, q_segments, k_segments):
-  """Returns attention of one device's queries to the keys of all."""
-  k, v, k_segments = divided.all_keys(k, v, k_segments)
-  allowed = materialise(
-    mask,
-    divided.first_slot(q.shape[1]) + jnp.arange(q.shape[1]),
-    jnp.arange(k.shape[1]),
-    q_segments=q_segments,
-    k_segments=k_segments,
-  )
-  return _cudnn(q, k, v, allowed)
-
-
-def _two_stream_cudnn(q, k, v, mask, q_segments, k_segments):
-  """Returns attention on [z ; x0] by two calls: clean queries see no noisy key.
-
-  cuDNN is given the mask as numbers and forms all scores: 3/4 of them are left.
+  The scores of one piece are there at once, and again in the backward pass.
   """
-  noisy, clean = slice(None, mask.length), slice(mask.length, None)
-  out_noisy = attention(
-    q[:, noisy],
-    k,
-    v,
-    mask=mask,
-    q_segments=q_segments[:, noisy],
-    k_segments=k_segments,
-    q_slots=jnp.arange(mask.length),
-    implementation="cudnn",
-  )
-  out_clean = attention(
-    q[:, clean],
-    k[:, clean],
-    v[:, clean],
-    mask=BlockCausal(mask.block),
-    q_segments=q_segments[:, clean],
-    k_segments=k_segments[:, clean],
-    implementation="cudnn",
-  )
-  return jnp.concatenate([out_noisy, out_clean], axis=1)
+  q_segments, k_segments = segments
+  length = q.shape[1]
+  size = length
+  if length * k.shape[1] > _SCORES:
+    size = next(n for n in range(_PIECE, 0, -1) if length % n == 0)
+
+  def piece(q, q_segments, slots, extra):
+    segments = q_segments, k_segments
+    allowed = _allowed(mask, k.shape[1], segments, slots, extra)
+    s = scores(q, k, allowed[:, None, None])
+    p = jnp.exp(s - row_max(s))
+    return to_heads((mix(p, v) / row_sum(p)).astype(q.dtype))
+
+  if size == length:
+    return piece(q, q_segments, slots, extra)
+
+  def cut(x, axis):
+    shape = (*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+  cuts = (cut(q, 1), cut(q_segments, 1), cut(slots, slots.ndim - 1))
+  if extra is not None:
+    cuts = (*cuts, cut(extra, extra.ndim - 2))
+  step = jax.checkpoint(lambda x: piece(*x, *[None] * (4 - len(x))))
+  return jnp.moveaxis(jax.lax.map(step, cuts), 0, 1).reshape(q.shape)
+
+
+def _by_lengths(mask, q, k, v, q_segments, k_segments):
+  """Returns attention of rows that are one segment and padding, by lengths.
+
+  Whether they are is known when they are here: rows that hold several segments
+  go to the kernel of tiles. A row of padding is given one key, so that it stays
+  finite.
+  """
+  lengths = jnp.sum(k_segments > 0, axis=1, dtype=jnp.int32)
+  alone = jnp.arange(k.shape[1]) < lengths[:, None]
+  alone = jnp.all(alone == k_segments) & jnp.all(q_segments <= 1)
+
+  def one():
+    return jax.nn.dot_product_attention(
+      q,
+      k,
+      v,
+      is_causal=isinstance(mask, Causal),
+      key_value_seq_lengths=jnp.maximum(lengths, 1),
+      implementation="cudnn",
+    )
+
+  several = lambda: flash.here(mask, q, k, v, q_segments, k_segments)
+  return jax.lax.cond(alone, one, several)
 
 
 def _two_stream(q, k, v, mask, q_segments, k_segments):

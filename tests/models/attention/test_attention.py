@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.mask import BlockCausal, Causal, Full, TwoStream
-from dllm_jax.models.attention import attention, splash
+from dllm_jax.models.attention import attention, flash, splash
 from dllm_jax.parallel import make_mesh
+from tests.jaxprs import larger_than
 
 BATCH, LENGTH, HEADS, GROUPS, WIDTH = 2, 12, 4, 2, 8
 MASKS = [Full(), Causal(), BlockCausal(3), TwoStream(6, 2), TwoStream(6, 6)]
@@ -90,25 +91,60 @@ def test_masks_and_segments_equal_the_dense_reference(spec, groups):
   np.testing.assert_allclose(found, expected, atol=2e-6, rtol=2e-5)
 
 
-def test_two_calls_of_cudnn_equal_the_dense_mask(monkeypatch):
-  """By its arithmetic without a GPU: how queries and keys are shared out."""
-  called = []
+@pytest.mark.parametrize("spec", [Full(), Causal()], ids=str)
+def test_cudnn_is_given_lengths_and_no_mask(monkeypatch, spec):
+  """By its arithmetic without a GPU; rows of several segments go elsewhere."""
 
-  def plain(q, k, v, allowed):
-    called.append(allowed.shape[1:])
-    return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None])
+  def plain(*qkv, implementation, **options):
+    assert implementation == "cudnn" and "mask" not in options
+    return by_xla(*qkv, **options)
 
-  module = importlib.import_module("dllm_jax.models.attention.dispatch")
-  monkeypatch.setattr(module, "_cudnn", plain)
+  by_xla = jax.nn.dot_product_attention
+  monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+  monkeypatch.setattr(flash, "here", lambda spec, q, *_: jnp.full_like(q, 7))
+  run = jax.jit(functools.partial(attention, mask=spec, implementation="cudnn"))
   q, k, v = draw()
-  spec = TwoStream(6, 2)
-  segments = segments_of(spec)
-  run = functools.partial(attention, mask=spec, implementation="cudnn")
-  out = jax.jit(run)(q, k, v, q_segments=segments, k_segments=segments)
-  same = segments[:, :, None] == segments[:, None, :]
-  expected = dense(q, k, v, allowed_by_hand(spec, LENGTH) & same)
-  np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-5)
-  assert called == [(6, 12), (6, 6)]
+  row = np.arange(LENGTH)
+  tail = np.stack([row < 9, row < 0]).astype(np.int32)
+  out = run(q, k, v, q_segments=tail, k_segments=tail)
+  allowed = allowed_by_hand(spec, LENGTH) & (tail[0] > 0)
+  expected = dense(q[:1], k[:1], v[:1], allowed[None])
+  np.testing.assert_allclose(out[0, :9], expected[0, :9], atol=2e-6, rtol=2e-5)
+  assert np.isfinite(out).all()
+  for several in (tail * (1 + (row > 5)), tail[:, ::-1], tail * 2):
+    out = run(q, k, v, q_segments=several, k_segments=several)
+    np.testing.assert_array_equal(out, 7)
+
+
+def test_long_rows_are_scored_some_queries_at_a_time(monkeypatch):
+  module = importlib.import_module("dllm_jax.models.attention.dispatch")
+  segments = segments_of(Causal())
+  slots = np.arange(LENGTH)[None] + np.array([[0], [3]])
+  extra = np.arange(LENGTH) != 1
+  options = [
+    {},
+    {"q_slots": slots, "extra": np.broadcast_to(extra, (LENGTH, LENGTH))},
+  ]
+
+  def total(q, k, v):
+    s = {"q_segments": segments, "k_segments": segments}
+    outs = [attention(q, k, v, mask=Causal(), **s, **o) for o in options]
+    return sum(jnp.sum(jnp.sin(out)) for out in outs)
+
+  def run():
+    traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(*draw())
+    compiled = traced.lower().compile()
+    return traced.jaxpr, compiled(*draw())
+
+  scores = BATCH * HEADS * LENGTH * LENGTH
+  dense, whole = run()
+  assert larger_than(dense, scores)
+  monkeypatch.setattr(module, "_SCORES", 100)
+  monkeypatch.setattr(module, "_PIECE", 5)
+  pieces, found = run()
+  for a, b in zip(found, whole, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
+  assert not larger_than(pieces, scores)
 
 
 @pytest.mark.parametrize("block", [1, 3, 6])
@@ -257,7 +293,11 @@ def test_splash_skips_empty_tiles():
 
 @pytest.mark.parametrize(
   "implementation, message",
-  [("flash", "None, xla, cudnn, splash"), ("splash", "needs a TPU")],
+  [
+    ("triton", "None, xla, cudnn, flash, splash"),
+    ("splash", "needs a TPU"),
+    ("flash", "needs a GPU"),
+  ],
 )
 def test_implementations_that_cannot_run(implementation, message):
   q, k, v = draw()
