@@ -61,7 +61,6 @@ def get_config() -> ConfigDict:
         "model": {
           "attention": "splash",
           "remat": "dots",
-          "experts_implementation": "tiled",
         },
         "training": {"microbatches": 1},
       },
@@ -70,7 +69,6 @@ def get_config() -> ConfigDict:
         "model": {
           "attention": "splash",
           "remat": "dots",
-          "experts_implementation": "tiled",
         },
         "training": {"microbatches": 1},
       },

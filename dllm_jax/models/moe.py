@@ -273,12 +273,12 @@ def _ragged(x, chosen, weights, kernels, first):
   back = jnp.argsort(order)
   sizes = jnp.bincount(expert, length=here + 1)[:here].astype(jnp.int32)
   product = _product(sizes)
-  # What a kernel leaves in rows of others' experts is anything.
+  # What a kernel leaves in rows of others' experts is anything, forwards and back.
+  ours = lambda rows: jnp.where(mine[order, None], rows, 0)
   rows = _spread(flat, order, back, mine.reshape(-1, count))
   hidden = nn.silu(product(rows, gate)) * product(rows, up)
-  hidden = jnp.where(mine[order, None], hidden, 0)
   # Weights before the last product: their gradient then needs none of it.
-  hidden *= weights[order, None].astype(hidden.dtype)
+  hidden = ours(ours(hidden) * weights[order, None].astype(hidden.dtype))
   y = _collect(product(hidden, down), order, back, mine)
   y = y.reshape(-1, count, y.shape[-1])
   return jnp.sum(y, 1, dtype=jnp.float32).astype(x.dtype).reshape(x.shape)

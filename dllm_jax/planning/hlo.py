@@ -192,7 +192,7 @@ class _Program:
             count = rounds[min(depth, len(rounds) - 1)] if rounds else None
             yield from self._unknown(visit, body, times, count, depth + 1)
         elif op.code == "conditional":
-          yield from self._dearest(visit, op, times, depth)
+          yield from self._taken(visit, op, times, depth)
         elif op.code in ("call", "async-start"):
           yield from visit(hlo_ops.called(op), times, depth)
 
@@ -234,7 +234,7 @@ class _Program:
       )
     return inside
 
-  def _dearest(self, visit, op, times, depth):
+  def _taken(self, visit, op, times, depth):
     names = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
     if names:
       names = names_in(names[1])
@@ -242,7 +242,12 @@ class _Program:
       names = re.findall(r"(?:true|false)_computation=%?([\w.\-~]+)", op.rest)
     branches = [list(visit(name, times, depth)) for name in names]
     cost = lambda branch: sum(t * self.moved(c, o) for c, o, t, _ in branch)
-    return max(branches, key=cost, default=[])
+    held = lambda name: any(
+      self.kernel(name, op) for op in self.computations[name].values()
+    )
+    # Two kernels of one job: of attention, rows of one text are the usual ones.
+    pick = min if names and all(map(held, names)) else max
+    return pick(branches, key=cost, default=[])
 
   # ------------------------------------------------------------------ FLOPs
 

@@ -313,8 +313,8 @@ def _kernels(run: Run, work: hlo.Work, facts, rows: int) -> float:
   total = 0.0
   for kernel in work.kernels:
     count = next((n for key, n in _PRODUCTS.items() if key in kernel.name), 0)
-    share = facts.tiles["flash"] if kernel.name.startswith("flash") else 1.0
-    total += (
-      count * kernel.times * (share * kernel.product if kernel.product else own)
-    )
+    product = own if kernel.product is None else kernel.product
+    if kernel.name.startswith("flash"):
+      product *= facts.tiles["flash"]
+    total += count * kernel.times * product
   return total

@@ -1,0 +1,89 @@
+"""What a plan reads of kernels: their names, products and tiles."""
+
+import pytest
+
+from dllm_jax.planning import hlo
+
+# Shapes as the compiler for H200 has them; operations around are left out.
+FLASH = """
+HloModule m, is_scheduled=true
+
+ENTRY %main (f: s32[1], e: s32[2,4,2], n: s32[2,4,8], s: s32[2,512], q: bf16[2,512,4,64], k: bf16[2,512,2,64]) -> bf16[2,512,4,64] {
+  %f = s32[1]{0} parameter(0)
+  %e = s32[2,4,2]{2,1,0} parameter(1)
+  %n = s32[2,4,8]{2,1,0} parameter(2)
+  %s = s32[2,512]{1,0} parameter(3)
+  %q = bf16[2,512,4,64]{3,2,1,0} parameter(4)
+  %k = bf16[2,512,2,64]{3,2,1,0} parameter(5)
+  ROOT %call = bf16[2,512,4,64]{3,2,1,0} custom-call(%f, %e, %n, %s, %s, /*index=5*/%q, %k, %k), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(step)/jvp()/shard_map/KERNEL/pallas_call" stack_frame_id=10}
+}
+"""
+GROUPED = """
+HloModule m, is_scheduled=true
+
+ENTRY %main (i: s32[9], x: bf16[64,16], w: bf16[4,16,32]) -> SHAPE {
+  %i = s32[9]{0} parameter(0)
+  %x = bf16[64,16]{1,0} parameter(1)
+  %w = OPERAND parameter(2)
+  ROOT %call = SHAPE custom-call(ORDER), custom_call_target="TARGET", metadata={op_name="jit(step)/tokamax:{\\"op\\":\\"ops.ragged_dot\\"}/pallas_call"}
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["flash_forward", "flash_backward_dq"])
+def test_kernels_of_tiles_count_all_places_of_their_operands(name):
+  work = hlo.read(FLASH.replace("KERNEL", name), devices=1)
+  (kernel,) = work.kernels
+  assert kernel.name == name
+  assert kernel.product == 2 * 2 * 512 * 512 * 4 * 64
+  assert work.flops == 0
+
+
+@pytest.mark.parametrize("target", ["mosaic_gpu_v2", "__gpu$xla.gpu.triton"])
+@pytest.mark.parametrize(
+  "order, operand, shape",
+  [
+    ("%i, %x, %w", "bf16[4,16,32]{2,1,0}", "bf16[64,32]{1,0}"),
+    ("%i, %x, %w", "bf16[64,32]{1,0}", "bf16[4,16,32]{2,1,0}"),
+  ],
+)
+def test_products_of_groups_count_each_row_once(target, order, operand, shape):
+  text = GROUPED.replace("ORDER", order).replace("OPERAND", operand)
+  text = text.replace("SHAPE", shape).replace("TARGET", target)
+  (kernel,) = hlo.read(text, devices=1).kernels
+  assert (kernel.name, kernel.product) == ("ragged", 2 * 64 * 16 * 32)
+
+
+BRANCHES = """
+HloModule m, is_scheduled=true
+
+%one (a: bf16[2,64,8,16]) -> bf16[2,64,8,16] {
+  %a = bf16[2,64,8,16]{3,2,1,0} parameter(0)
+  ROOT %o = bf16[2,64,8,16]{3,2,1,0} custom-call(%a, %a, %a), custom_call_target="__cudnn$fmhaSoftmax"
+}
+
+%several (b: bf16[2,64,8,16]) -> bf16[2,64,8,16] {
+  %b = bf16[2,64,8,16]{3,2,1,0} parameter(0)
+  %c = bf16[2,64,8,16]{3,2,1,0} copy(%b)
+  ROOT %o = bf16[2,64,8,16]{3,2,1,0} custom-call(%b, %b, %b, %b, %b, %b, %c, %c), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/flash_forward/pallas_call"}
+}
+
+%nothing (d: bf16[2,64,8,16]) -> bf16[2,64,8,16] {
+  ROOT %d = bf16[2,64,8,16]{3,2,1,0} parameter(0)
+}
+
+ENTRY %main (p: s32[], x: bf16[2,64,8,16]) -> bf16[2,64,8,16] {
+  %p = s32[] parameter(0)
+  %x = bf16[2,64,8,16]{3,2,1,0} parameter(1)
+  ROOT %r = bf16[2,64,8,16]{3,2,1,0} conditional(%p, %x, %x), branch_computations={%FIRST, %several}
+}
+"""
+
+
+def test_of_two_ways_to_attend_the_one_for_rows_of_one_text_counts():
+  kernels = lambda first: [
+    kernel.name
+    for kernel in hlo.read(BRANCHES.replace("FIRST", first), devices=1).kernels
+  ]
+  assert kernels("one") == ["__cudnn$fmhaSoftmax"]
+  assert kernels("nothing") == ["flash_forward"]
