@@ -115,6 +115,7 @@ def share(patch) -> None:
     lambda self: _keep(("flops", _configured(self)), lambda: flops(self)),
   )
   _wrap(patch, Run, "program", _configured)
+  _wrap(patch, Run, "served", _configured)
   of_text = lambda self: (
     self.objective,
     _network(self.denoiser),

@@ -39,10 +39,10 @@ LAUNCHERS = {
   "pretrained/load.py",
   "reports/benchmark.py",
   "reports/benchmark_loss.py",
-  "run/run.py",
   "sampling/launch.py",
   "training/held_out.py",
   "training/program.py",
+  "training/served.py",
 }
 MAX_LINES = 60  # of code in a function
 MAX_FILE = 400

@@ -41,7 +41,7 @@ def problem(command: str) -> str | None:
       f" needs {'.'.join(map(str, PYTHON))} or newer"
     )
   for name, oldest in OLDEST.items():
-    found = _version(name)
+    found = version(name)
     if found is None or _older(found, oldest):
       return (
         f"{name} {found or 'is missing'}{' is too old' if found else ''}:"
@@ -53,19 +53,19 @@ def problem(command: str) -> str | None:
     unused = platforms and kind not in platforms and "gpu" not in platforms
     if name in _PLUGINS and unused and command != "plan":
       continue
-    found, wanted = _version(name), _wanted(name, owner, extra)
+    found, wanted = version(name), _wanted(name, owner, extra)
     if found and wanted and not wanted.contains(found, prereleases=True):
       renewed = f"jax[{extra}]" if extra else owner
       return (
-        f"{name} {found} does not go with {owner} {_version(owner)}, which wants"
-        f" {name}{wanted}: pip install '{renewed}=={_version(owner)}'"
+        f"{name} {found} does not go with {owner} {version(owner)}, which wants"
+        f" {name}{wanted}: pip install '{renewed}=={version(owner)}'"
       )
   return None
 
 
 def prevent_wrong_products() -> None:
   """Keeps XLA's wrong products on CPUs out of every program of this process."""
-  flags, found = os.environ.get("XLA_FLAGS", ""), _version("jaxlib")
+  flags, found = os.environ.get("XLA_FLAGS", ""), version("jaxlib")
   if "jax" in sys.modules or found is None or _FLAG in flags:
     return  # XLA reads the flags once, or has them
   oldest, newest = _FLAGGED
@@ -73,7 +73,8 @@ def prevent_wrong_products() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}".strip()
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+  """Returns the version of a package, None where it is not installed."""
   try:
     return importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
@@ -90,10 +91,12 @@ def _wanted(name: str, owner: str, extra: str):
   """Returns the versions of a package that its owner's metadata asks for."""
   from packaging.requirements import Requirement
 
-  if _version(owner) is None:
+  if version(owner) is None:
     return None
-  for text in importlib.metadata.requires(owner) or ():
-    needs = Requirement(text)
+  asked_for = importlib.metadata.requires(owner) or ()
+  for needs in map(
+    Requirement, filter(lambda t: t.startswith(name), asked_for)
+  ):
     asked = needs.marker is None or needs.marker.evaluate({"extra": extra})
     if needs.name == name and asked and needs.specifier:
       return needs.specifier

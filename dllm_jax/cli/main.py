@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import importlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -19,9 +18,8 @@ import sys
 import traceback
 import warnings
 
-from dllm_jax.cli import installed
-
-# Commands are imported when they are called: `dllm --help` loads no jax.
+# What a command needs is imported when it is called: `dllm --help` loads
+# neither jax nor numpy, nor what reads the versions of packages.
 _COMMANDS = {
   "train": "train a configuration, or resume what is in --workdir",
   "align": "train a copy of a run on preferences",
@@ -106,11 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_usage())
     return 0 if argv else 2
   name = argv.pop(0)
-  if name == "--version":
-    print(importlib.metadata.version("dllm_jax"))
-    return 0
-  if name not in _COMMANDS:
+  if name not in (*_COMMANDS, "--version"):
     return _fail(f"unknown command {name!r}; legal: {', '.join(_COMMANDS)}", 2)
+  from dllm_jax.cli import installed  # pylint: disable=g-import-not-at-top
+
+  if name == "--version":
+    print(installed.version("dllm_jax"))
+    return 0
   if (problem := installed.problem(name)) is not None:
     return _fail(problem, 2)
   installed.prevent_wrong_products()

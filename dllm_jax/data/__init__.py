@@ -13,12 +13,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   submod_attrs={
     "batches": [
-      "BatchIterator",
       "blank",
       "held_out_batches",
       "HeldOutBatches",
-      "merge_states",
-      "train_iterator",
     ],
     "corpus": ["Corpus", "load"],
     "conversations": [
@@ -30,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
       "Preferences",
     ],
     "dataset": ["Dataset"],
+    "order": ["BatchIterator", "merge_states", "train_iterator"],
     "packing": ["TextSize"],
     "record": ["merge", "prepare"],
     "tokenizer": [

@@ -1,105 +1,39 @@
-"""Batches from rows: the order of training, and that of evaluation.
+"""Batches of rows: those of held-out text, in order, and blank ones.
 
-Batch k is a pure function of (seed, k). It is the same batch whatever the
-number of processes: each holds a contiguous share of its rows. Rows of random
-access are shuffled globally, anew in each epoch: row r of batch k is element
-`k batch_size + r` of that endless order.
+The order of training is in `order`, which reads ahead with Grain; nothing here
+needs it, nor text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
-import hashlib
 import itertools
-from typing import Any
 
-import grain
 import numpy as np
 
+from dllm_jax import data
 from dllm_jax.core.types import Batch
-from dllm_jax.data import packing
-from dllm_jax.data.corpus import Corpus
-from dllm_jax.data.streams import interleaved, Mixture, Stream
-
-_THREADS = 2
-_AHEAD = 4  # Batches that wait, so that the device never does.
+from dllm_jax.data import packing, streams
 
 
-def train_iterator(
-  corpus: Corpus,
-  *,
-  batch_size: int,
-  seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> "BatchIterator":
-  """Returns the endless iterator of training batches.
-
-  Args:
-    corpus: what to train on.
-    batch_size: rows of the whole batch, over all processes.
-    seed: any integer; with the batch's number it determines the batch.
-    process_index: this process among those that hold different rows.
-    process_count: the number of those.
-
-  Raises:
-    ValueError: the processes do not divide the batch.
-  """
-  train, apart = corpus.train, corpus.texts_apart
-  if isinstance(train, Stream | Mixture):
-    _share(batch_size, process_index, process_count)
-    dataset = grain.experimental.ThreadPrefetchIterDataset(
-      interleaved(
-        train,
-        batch_size=batch_size,
-        seed=_seed(seed),
-        process_index=process_index,
-        process_count=process_count,
-      ).map(lambda rows: _batch(rows, apart)),
-      prefetch_buffer_size=_AHEAD,
-    )
-    return BatchIterator(iter(dataset))
-  return shuffled(
-    len(train),
-    lambda numbers: _batch(packing.stack([train[i] for i in numbers]), apart),
-    batch_size=batch_size,
-    seed=seed,
-    process_index=process_index,
-    process_count=process_count,
+def batch_of(rows: packing.Row, texts_apart: bool = False) -> Batch:
+  """Returns the batch of rows that are stacked."""
+  return Batch(
+    tokens=rows.tokens.astype(np.int32),
+    loss_mask=rows.mask,
+    segment_ids=rows.segments.astype(np.int32),
+    positions=packing.positions(rows.segments),
+    texts_apart=texts_apart,
   )
 
 
-def shuffled(
-  count: int,
-  make: Callable[[Sequence[int]], Batch],
-  *,
-  batch_size: int,
-  seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> "BatchIterator":
-  """Returns endless batches of numbered rows, shuffled anew in each epoch.
-
-  Args:
-    count: how many rows there are.
-    make: makes a batch of the rows of some numbers.
-    batch_size: rows of the whole batch, over all processes.
-    seed: any integer; with the batch's number it determines the batch.
-    process_index: this process among those that hold different rows.
-    process_count: the number of those.
-
-  Raises:
-    ValueError: the processes do not divide the batch.
-  """
-  rows = _share(batch_size, process_index, process_count)
-  source = _Batches(count, make, batch_size, rows, _seed(seed))
-  dataset = grain.MapDataset.source(source).to_iter_dataset(
-    grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-  )
-  return BatchIterator(iter(dataset))
+def blank(rows: int, length: int) -> Batch:
+  """Returns a batch of zeros that all count."""
+  zeros = np.zeros((rows, length), np.int32)
+  return batch_of(packing.Row(zeros, np.ones_like(zeros)))
 
 
 def held_out_batches(
-  corpus: Corpus,
+  corpus: "data.Corpus",
   *,
   batch_size: int,
   limit: int | None = None,
@@ -121,126 +55,13 @@ def held_out_batches(
   Raises:
     ValueError: the processes do not divide the batch.
   """
-  rows = _share(batch_size, process_index, process_count)
+  rows = share(batch_size, process_index, process_count)
   return HeldOutBatches(
     corpus=corpus, batch_size=batch_size, rows=rows, limit=limit
   )
 
 
-def blank(rows: int, length: int) -> Batch:
-  """Returns a batch of zeros that all count."""
-  zeros = np.zeros((rows, length), np.int32)
-  return _batch(packing.Row(zeros, np.ones_like(zeros)))
-
-
-def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Returns one state, for any number of processes, from that of each.
-
-  Raises:
-    ValueError: the states are not of the same batch.
-  """
-  batches = sorted({state["batch"] for state in states})
-  if len(batches) != 1:
-    raise ValueError(
-      f"data states of different batches ({batches}) cannot be merged; save "
-      "all processes at the same step"
-    )
-  merged = {"batch": batches[0]}
-  shards = {k: v for s in states for k, v in s.get("shards", {}).items()}
-  return merged | {"shards": shards} if shards else merged
-
-
-class BatchIterator(Iterator[Batch]):
-  """Endless batches with a state that JSON can hold.
-
-  `get_state` is the same on every process, save for streams and mixtures,
-  where each knows its own shards: there, save `merge_states` of all.
-  """
-
-  def __init__(self, iterator: grain.DatasetIterator):
-    self._iterator = iterator
-
-  def __next__(self) -> Batch:
-    return next(self._iterator)
-
-  def get_state(self) -> dict[str, Any]:
-    """Returns where the iterator stands, for any number of processes."""
-    state = self._iterator.get_state()
-    return {"batch": state["next_index"]} if "next_index" in state else state
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    """Continues where a state was taken.
-
-    Raises:
-      ValueError: the state is that of another kind of data.
-    """
-    random_access = "next_index" in self._iterator.get_state()
-    if random_access == ("shards" in state) or "batch" not in state:
-      raise ValueError(
-        "the saved data state is of another kind of data; restore with the "
-        "data settings it was saved with"
-      )
-    if random_access:
-      state = {"next_index": state["batch"]}
-    self._iterator.set_state(state)
-
-  def close(self) -> None:
-    """Ends the threads that read ahead; nothing can follow."""
-    self._iterator.close()
-    # Grain closes again when the object goes, which fails at exit.
-    self._iterator = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HeldOutBatches:
-  """The held-out batches; iterate as often as needed.
-
-  Attributes:
-    corpus: the text.
-    batch_size: rows of the whole batch.
-    rows: the rows of this process.
-    limit: at most so many batches, or None.
-  """
-
-  corpus: Corpus
-  batch_size: int
-  rows: range
-  limit: int | None
-
-  def __iter__(self) -> Iterator[Batch]:
-    return itertools.islice(self._batches(), self.limit)
-
-  def _batches(self) -> Iterator[Batch]:
-    held_out = self.corpus.held_out
-    if held_out is None:
-      return
-    if isinstance(held_out, Stream | Mixture):
-      rows = held_out.rows()
-      while chunk := list(itertools.islice(rows, self.batch_size)):
-        yield self._batch([chunk[r] for r in self.rows if r < len(chunk)])
-      return
-    for start in range(0, len(held_out), self.batch_size):
-      here = range(start + self.rows.start, start + self.rows.stop)
-      yield self._batch([held_out[i] for i in here if i < len(held_out)])
-
-  def _batch(self, rows: list[packing.Row]) -> Batch:
-    zeros = np.zeros((self.corpus.length,), np.int32)
-    rows += [packing.Row(zeros, zeros)] * (len(self.rows) - len(rows))
-    return _batch(packing.stack(rows), self.corpus.texts_apart)
-
-
-def _batch(rows: packing.Row, texts_apart: bool = False) -> Batch:
-  """Returns the batch of rows that are stacked."""
-  return Batch(
-    tokens=rows.tokens.astype(np.int32),
-    loss_mask=rows.mask,
-    segment_ids=rows.segments.astype(np.int32),
-    positions=packing.positions(rows.segments),
-    texts_apart=texts_apart,
-  )
-
-
-def _share(batch_size: int, process_index: int, process_count: int) -> range:
+def share(batch_size: int, process_index: int, process_count: int) -> range:
   """Returns the rows of a process."""
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
@@ -255,29 +76,39 @@ def _share(batch_size: int, process_index: int, process_count: int) -> range:
   return range(process_index * share, (process_index + 1) * share)
 
 
-def _seed(seed: int) -> int:
-  """Returns 32 bits; spread, because epochs count up from it."""
-  digest = hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest()
-  return int.from_bytes(digest)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutBatches:
+  """The held-out batches; iterate as often as needed.
 
+  Attributes:
+    corpus: the text.
+    batch_size: rows of the whole batch.
+    rows: the rows of this process.
+    limit: at most so many batches, or None.
+  """
 
-class _Batches:
-  """One process's rows of batch k, by k."""
+  corpus: "data.Corpus"
+  batch_size: int
+  rows: range
+  limit: int | None
 
-  def __init__(
-    self,
-    count: int,
-    make: Callable[[Sequence[int]], Batch],
-    batch_size: int,
-    own: range,
-    seed: int,
-  ):
-    self._make, self._batch_size, self._own = make, batch_size, own
-    self._order = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+  def __iter__(self) -> Iterator[Batch]:
+    return itertools.islice(self._filledes(), self.limit)
 
-  def __len__(self) -> int:
-    return len(self._order) // self._batch_size
+  def _batches(self) -> Iterator[Batch]:
+    held_out = self.corpus.held_out
+    if held_out is None:
+      return
+    if isinstance(held_out, streams.Stream | streams.Mixture):
+      rows = held_out.rows()
+      while chunk := list(itertools.islice(rows, self.batch_size)):
+        yield self._filled([chunk[r] for r in self.rows if r < len(chunk)])
+      return
+    for start in range(0, len(held_out), self.batch_size):
+      here = range(start + self.rows.start, start + self.rows.stop)
+      yield self._filled([held_out[i] for i in here if i < len(held_out)])
 
-  def __getitem__(self, k: int) -> Batch:
-    first = k * self._batch_size
-    return self._make([self._order[first + r] for r in self._own])
+  def _filled(self, rows: list[packing.Row]) -> Batch:
+    zeros = np.zeros((self.corpus.length,), np.int32)
+    rows += [packing.Row(zeros, zeros)] * (len(self.rows) - len(rows))
+    return batch_of(packing.stack(rows), self.corpus.texts_apart)

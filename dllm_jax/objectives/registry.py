@@ -14,16 +14,22 @@ from dllm_jax.core.paths import Path
 
 
 @functools.cache
+def _files() -> dict[str, str]:
+  """Returns the modules of this folder by name."""
+  package = Path(__file__).parent
+  return {
+    m.name: f"dllm_jax.objectives.{m.name}"
+    for m in pkgutil.iter_modules([str(package)])
+  }
+
+
+@functools.cache
 def objectives() -> dict[str, str]:
   """Returns the objectives by name: files of `objectives/`, then entry points.
 
   Nothing else is ever imported by a name that stands in a file.
   """
-  package = Path(__file__).parent
-  found = {
-    m.name: f"dllm_jax.objectives.{m.name}"
-    for m in pkgutil.iter_modules([str(package)])
-  }
+  found = dict(_files())
   for entry in importlib.metadata.entry_points(group="dllm_jax.objectives"):
     found.setdefault(entry.name, entry.value)
   return {k: v for k, v in sorted(found.items()) if _class_in(k, v)}
@@ -44,7 +50,10 @@ def objective_class(name: str) -> type:
   Raises:
     KeyError: there is no such objective.
   """
-  known = objectives()
-  if name not in known:
-    raise KeyError(f"unknown objective {name!r}; legal: {', '.join(known)}")
-  return _class_in(name, known[name])
+  # One of this folder without a look at the others, or at what is installed.
+  known = _files() if name in _files() else objectives()
+  found = _class_in(name, known[name]) if name in known else None
+  if found is None:
+    legal = ", ".join(objectives())
+    raise KeyError(f"unknown objective {name!r}; legal: {legal}")
+  return found

@@ -31,7 +31,7 @@ def lowered(run: Run, built: Sampler, rows: int):
     built: how it samples.
     rows: rows sampled together, over all devices.
   """
-  state, shape = run.program.served, (rows, built.length)
+  state, shape = run.served.abstract, (rows, built.length)
   ones = lambda kind, dims=shape: jax.ShapeDtypeStruct(dims, kind)
   requests = Requests(
     tokens=ones(np.int32),

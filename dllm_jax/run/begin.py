@@ -140,7 +140,7 @@ def _check_network(run: Run, model: PyTree, source: Path) -> None:
   Raises:
     ValueError: the shape of one is another.
   """
-  served = run.program.served.params["model"]
+  served = run.served.abstract.params["model"]
   wanted = jax.eval_shape(lambda p: merge_adapters(p, run.network), served)
   shapes = dict(jax.tree_util.tree_leaves_with_path(wanted))
   for path, leaf in jax.tree_util.tree_leaves_with_path(model):

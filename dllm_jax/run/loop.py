@@ -5,24 +5,21 @@ from typing import Any
 
 import jax
 
+from dllm_jax import training
 from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Batch
 from dllm_jax.parallel.watch import Watch
-from dllm_jax.training.checkpoint import Checkpoints
-from dllm_jax.training.loop import Hooks, Loop
-from dllm_jax.training.metrics import MetricWriter
-from dllm_jax.training.program import Program
 
 
 def training_loop(
   run: Any,
   workdir: Path,
   *,
-  program: Program,
+  program: "training.Program",
   batches: Iterator[Batch],
-  hooks: Hooks,
+  hooks: "training.Hooks",
   model_flops: Callable[[], int],
-) -> Loop:
+) -> "training.Loop":
   """Returns the loop that trains a run as configured.
 
   Args:
@@ -34,15 +31,15 @@ def training_loop(
     model_flops: () -> FLOPs of a step over all devices, for the log.
   """
   config = run.config
-  return Loop(
+  return training.Loop(
     program=program,
     batches=batches,
-    checkpoints=Checkpoints(
+    checkpoints=training.Checkpoints(
       workdir,
       keep=config.checkpoint.keep,
       keep_first=program.trains is not None,
     ),
-    writer=lambda step: MetricWriter(
+    writer=lambda step: training.MetricWriter(
       workdir,
       config.logging,
       resumed_step=step,

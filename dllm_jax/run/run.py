@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dllm_jax import data
+from dllm_jax import data, training
 from dllm_jax.config import config as configs
 from dllm_jax.core import paths
 from dllm_jax.core.types import Batch
@@ -34,10 +34,7 @@ from dllm_jax.sampling.generator import Generator, Sampled
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import Template
 from dllm_jax.training.checkpoint import Checkpoints
-from dllm_jax.training.held_out import HeldOut
-from dllm_jax.training.loop import Hooks, Loop
-from dllm_jax.training.metrics import latest
-from dllm_jax.training.program import compile_program, Program
+from dllm_jax.training.served import Served, served
 from dllm_jax.training.step import Trainer, TrainState
 
 
@@ -100,12 +97,12 @@ class Run:
     run = cls(
       workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
     )
-    training = run.config.training
+    rows = run.config.training
     check_batches(
       run.mesh,
       {
-        "training.batch_size / training.microbatches": training.batch_size
-        // training.microbatches,
+        "training.batch_size / training.microbatches": rows.batch_size
+        // rows.microbatches,
         "evaluation.batch_size": run.config.evaluation.batch_size,
       },
       run.config.data.length,
@@ -166,15 +163,15 @@ class Run:
   @functools.cached_property
   def trainer(self) -> Trainer:
     """What the train step is made of."""
-    training, optimizer = self.config.training, self.config.optimizer
+    steps, optimizer = self.config.training.steps, self.config.optimizer
     adapter = self.network.adapter
     if adapter.rank and not optimizer.train_only:
       optimizer = dataclasses.replace(optimizer, train_only=r".*/lora_[a-z]+")
     return Trainer(
       objective=self.objective,
       denoiser=self.denoiser,
-      optimizer=optimizer.build(training.steps),
-      training=training,
+      optimizer=optimizer.build(steps),
+      training=self.config.training,
       trains=optimizer.trains if optimizer.train_only else None,
       freeze=(
         functools.partial(freeze, base=adapter.base)
@@ -185,10 +182,23 @@ class Run:
     )
 
   @functools.cached_property
-  def program(self) -> Program:
+  def program(self) -> "training.Program":
     """The train step, jitted over the mesh."""
     with jax.set_mesh(self.mesh):
-      return compile_program(self.trainer, self._blank(), self.mesh, RULES)
+      return training.compile_program(
+        self.trainer, self._blank(), self.mesh, RULES
+      )
+
+  @functools.cached_property
+  def served(self) -> Served:
+    """What is loaded to evaluate and sample, over the mesh."""
+    return self._served()
+
+  def _served(self, *, masters: bool = False) -> Served:
+    with jax.set_mesh(self.mesh):
+      return served(
+        self.trainer, self._blank(), self.mesh, RULES, masters=masters
+      )
 
   def model_flops(self) -> int:
     """Returns the model FLOPs of a train step over all devices."""
@@ -211,29 +221,25 @@ class Run:
     Raises:
       FileNotFoundError: there is no checkpoint.
     """
+    loaded = self._served(masters=True) if masters else self.served
     checkpoints = Checkpoints(self.workdir, writes=False)
     with jax.set_mesh(self.mesh), checkpoints:
-      how = {"to_train": False, "masters": masters}
-      restored = self.program.restore(checkpoints, **how)
+      restored = loaded.restore(checkpoints)
     if restored is None:
       raise FileNotFoundError(
         f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
       )
-    return restored[0]
+    return restored
 
   def start(self) -> None:
     """Makes an untrained network the current state, without an optimiser's."""
     with jax.set_mesh(self.mesh):
-      served = self.program.served.replace(ema_params=None, opt_state=None)
-      fresh = lambda: self.trainer.untrained(self._blank())
-      placed = jax.tree.map(lambda leaf: leaf.sharding, served)
-      make = compilation.jit(fresh, mesh=self.mesh, out_shardings=placed)
-      self.__dict__["state"] = make()
+      self.__dict__["state"] = self.served.untrained()
 
   def train(self) -> dict[str, Any]:
     """Trains, or continues, to the configured step; see `follow`."""
     held_out = self.held_out if self.corpus.held_out else None
-    hooks = Hooks(
+    hooks = training.Hooks(
       evaluate=held_out and held_out.while_training,
       evaluate_every=self.config.evaluation.every_steps,
       adapt=held_out.adapt if held_out and self.objective.adapts else None,
@@ -242,7 +248,7 @@ class Run:
     )
     return self.follow(self.loop(self.workdir, hooks))
 
-  def follow(self, loop: Loop) -> dict[str, Any]:
+  def follow(self, loop: "training.Loop") -> dict[str, Any]:
     """Runs a loop to its end, whose state is then the run's; returns a summary.
 
     Raises:
@@ -253,20 +259,22 @@ class Run:
     self.__dict__["state"] = state
     # A run with nothing left to do, or stopped, still says how it stands.
     says = "loss_nats_per_token", "eval_", "tokens_per_second"
-    return latest(self.workdir, says) | summary
+    return training.latest(self.workdir, says) | summary
 
-  def batches(self) -> data.BatchIterator:
+  def batches(self) -> "data.BatchIterator":
     """Returns this process's rows of the training batches, from the first on."""
-    training, share = self.config.training, row_share(self.mesh)
+    configured, share = self.config.training, row_share(self.mesh)
     return data.train_iterator(
       self.corpus,
-      batch_size=training.batch_size,
-      seed=training.seed,
+      batch_size=configured.batch_size,
+      seed=configured.seed,
       process_index=share.index,
       process_count=share.count,
     )
 
-  def loop(self, workdir: paths.Path, hooks: Hooks) -> Loop:
+  def loop(
+    self, workdir: paths.Path, hooks: "training.Hooks"
+  ) -> "training.Loop":
     """Returns the training loop of this run, writing into a directory."""
     return training_loop(
       self,
@@ -278,9 +286,9 @@ class Run:
     )
 
   @functools.cached_property
-  def held_out(self) -> HeldOut:
+  def held_out(self) -> "training.HeldOut":
     """The held-out text."""
-    return HeldOut(
+    return training.HeldOut(
       corpus=self.corpus,
       objective=self.objective,
       denoiser=self.denoiser,

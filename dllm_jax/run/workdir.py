@@ -49,7 +49,7 @@ def check_same(workdir: Path, resolved: ConfigDict) -> None:
     )
 
 
-def load_corpus(workdir: Path, resolved: ConfigDict) -> data.Corpus:
+def load_corpus(workdir: Path, resolved: ConfigDict) -> "data.Corpus":
   """Returns the text of a run that begins, or goes on, in a directory.
 
   Raises:
@@ -77,7 +77,7 @@ def load_corpus(workdir: Path, resolved: ConfigDict) -> data.Corpus:
 
 def read_corpus(
   config: configs.Config, tokenizer: Tokenizer | None
-) -> data.Corpus:
+) -> "data.Corpus":
   """Returns the text of a configuration, as its objective wants it filled."""
   return data.load(config.data, tokenizer=tokenizer, fill=config.fill)
 

@@ -160,7 +160,7 @@ class Checkpoints:
 
     Args:
       abstract: shapes, types and shardings to restore onto, whatever mesh the
-        checkpoint was written from.
+        checkpoint was written from. Without an optimiser's state, none is read.
       trains: True at the parameters that train; the others come from step 0.
 
     Raises:
@@ -220,14 +220,14 @@ class Checkpoints:
     Each process reads its own shards and waits for no other, so that one which
     cannot read them can say so.
     """
-    with _alone():
-      data = self._load(step, {"data": None})["data"]
-      imported = step == 0 and bool(data.get("imported"))
-      if imported:
-        wanted = _imported(abstract, bool(data.get("adapters")))
-      else:
-        wanted = _saved(abstract, trains)
-      found = self._load(step, {"state": wanted})["state"]
+    data = self._load(step, {"data": None})["data"]
+    imported = step == 0 and bool(data.get("imported"))
+    if imported:
+      wanted = _imported(abstract, bool(data.get("adapters")))
+    else:
+      wanted = _saved(abstract, trains)
+    partial = abstract.opt_state is None
+    found = self._load(step, {"state": wanted}, partial=partial)["state"]
     if not imported and trains is not None:
       first = self._first(split(abstract.params, trains)[1])
       found["params"] = join(found["params"], first)
@@ -239,18 +239,22 @@ class Checkpoints:
     Raises:
       ValueError: it cannot be read.
     """
-    context = _alone()
-    context.pytree.loading.partial_load = True
+    wanted = {"state": {"params": frozen}}
     try:
-      with context:
-        return self._load(0, {"state": {"params": frozen}})["state"]["params"]
+      return self._load(0, wanted, partial=True)["state"]["params"]
     except Exception as error:
       raise ValueError(
         f"step 0, which holds what does not train, cannot be read: {error}"
       ) from error
 
-  def _load(self, step: int, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
-    return self._checkpointer.load_checkpointables(step, wanted)
+  def _load(
+    self, step: int, wanted: dict[str, PyTree], *, partial: bool = False
+  ) -> dict[str, PyTree]:
+    """Returns what is wanted of a step; `partial`: not all that is there."""
+    context = _alone()  # its own: Orbax has left it when the first load is done
+    context.pytree.loading.partial_load = partial
+    with context:
+      return self._checkpointer.load_checkpointables(step, wanted)
 
   def wait(self) -> None:
     """Waits until everything that was started is on disk."""
@@ -293,13 +297,14 @@ def _alone() -> ocp.Context:
 
 def _saved(state: TrainState, trains: PyTree | None) -> dict[str, PyTree]:
   """Returns what goes to disk: constants are rebuilt, never saved."""
-  return {
+  saved = {
     "step": state.step,
     "params": split(state.params, trains)[0],
     "process_state": state.process.state,
     "ema_params": state.ema_params if state.ema_params is not None else {},
     "opt_state": state.opt_state,
   }
+  return {name: part for name, part in saved.items() if part is not None}
 
 
 def _imported(abstract: TrainState, adapted: bool) -> dict[str, PyTree]:

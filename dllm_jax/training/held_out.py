@@ -6,9 +6,9 @@ import functools
 
 import jax
 
+from dllm_jax import data
 from dllm_jax.core import check
 from dllm_jax.core.types import Batch, Denoiser, Objective
-from dllm_jax.data import Corpus, held_out_batches
 from dllm_jax.parallel import compilation
 from dllm_jax.parallel.sharding import global_batch, row_share
 from dllm_jax.training import adaptation, bound
@@ -57,7 +57,7 @@ class HeldOut:
     mesh: the device mesh.
   """
 
-  corpus: Corpus
+  corpus: "data.Corpus"
   objective: Objective
   denoiser: Denoiser
   evaluation: Evaluation
@@ -140,7 +140,7 @@ class HeldOut:
 
   def _batches(self, limit: int | None) -> Iterable[Batch]:
     share = row_share(self.mesh)
-    return held_out_batches(
+    return data.held_out_batches(
       self.corpus,
       batch_size=self.evaluation.batch_size,
       limit=limit,

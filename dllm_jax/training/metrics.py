@@ -7,12 +7,12 @@ resumed run will take again are dropped.
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from dllm_jax.core import check, paths
 from dllm_jax.core.files import keep_lines, Lines, read_lines
@@ -81,7 +81,8 @@ class MetricWriter:
     Raises:
       ValueError: W&B was asked for and is not installed.
     """
-    self._file = self._events = self._wandb = None
+    self._file = self._wandb = None
+    self._tensorboard: tuple[Path, int] | None = None
     self.spent = Spent()
     if not active:
       return
@@ -93,9 +94,7 @@ class MetricWriter:
     )
     self._file = Lines(path)
     if logging.tensorboard:
-      self._events = SummaryWriter(
-        str(path.parent / "tensorboard"), purge_step=resumed_step + 1
-      )
+      self._tensorboard = (path.parent / "tensorboard", resumed_step + 1)
     if logging.wandb:
       try:
         import wandb  # pylint: disable=g-import-not-at-top
@@ -122,14 +121,26 @@ class MetricWriter:
       return
     values = {k: _plain(v) for k, v in values.items()}
     self._file.add(json.dumps({"step": step, **values}) + "\n")
-    for name, value in values.items():
-      if self._events is not None:
+    if self._tensorboard is not None:
+      for name, value in values.items():
         if isinstance(value, str):
           self._events.add_text(name, f"```\n{value}\n```", step)
         elif isinstance(value, (int, float)):
           self._events.add_scalar(name, value, step)
     if self._wandb is not None:
       self._wandb.log(values, step=step)
+
+  @functools.cached_property
+  def _events(self) -> Any:
+    """TensorBoard's events, opened by the first line.
+
+    Where clients of buckets are installed, importing it takes as long as jax:
+    the first step does not wait for it.
+    """
+    from tensorboardX import SummaryWriter  # noqa: PLC0415
+
+    folder, first = self._tensorboard
+    return SummaryWriter(str(folder), purge_step=first)
 
   def flush(self) -> None:
     """Returns when all lines are kept: a checkpoint must not come before them."""
@@ -138,7 +149,7 @@ class MetricWriter:
 
   def close(self) -> None:
     """Flushes and closes everything."""
-    for sink in (self._file, self._events):
+    for sink in (self._file, self.__dict__.get("_events")):
       if sink is not None:
         sink.close()
     if self._wandb is not None:

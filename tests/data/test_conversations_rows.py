@@ -7,8 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from dllm_jax.data import Dataset, load
-from dllm_jax.data.batches import held_out_batches, train_iterator
+from dllm_jax.data import Dataset, held_out_batches, load, train_iterator
 from dllm_jax.data.conversations import ConversationRows, Example, load_examples
 from dllm_jax.data.conversations.rows import pack
 from dllm_jax.data.huggingface import huggingface

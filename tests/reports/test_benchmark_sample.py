@@ -68,7 +68,7 @@ def test_the_published_size_lowers(tmp_path):
   resolved = config.load("benchmark_llada_8b")
   tokenizer = Numbers(vocab_size=126_464, mask_id=126_463)
   run = Run(tmp_path, resolved, tokenizer, devices=jax.devices()[:1])
-  model = run.program.served.params["model"]
+  model = run.served.abstract.params["model"]
   sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(model)]
   assert 15.9e9 < sum(sizes) < 16.1e9
   spec = run.config.sampler.build(run.objective, length=384)

@@ -48,13 +48,13 @@ def call(run: Run, *, rows: int, slots: int, cached: int = 0) -> Traffic:
     slots: slots of a row that are computed.
     cached: slots of the cache; 0 for none.
   """
-  params = run.program.served.params["model"]
+  params = run.served.abstract.params["model"]
   cache = None
   if cached:
     cache = jax.eval_shape(lambda: run.denoiser.cache(rows, cached))
   shape = (rows, slots)
   tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-  process = run.program.abstract.process
+  process = run.served.abstract.process
 
   def logits(params, process, tokens, cache):
     batch = Batch(

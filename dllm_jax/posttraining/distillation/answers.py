@@ -18,7 +18,7 @@ import numpy as np
 from dllm_jax.core.files import keep_lines, Lines, read_lines
 from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
-from dllm_jax.data.batches import shuffled
+from dllm_jax.data.order import shuffled
 from dllm_jax.parallel import distributed
 from dllm_jax.parallel.sharding import RowShare
 from dllm_jax.posttraining.distillation.certainty import Answers

@@ -49,10 +49,10 @@ class Rounds(Program):
   folder: Path
 
   def restore(
-    self, checkpoints: Checkpoints, **how: Any
+    self, checkpoints: Checkpoints
   ) -> tuple[TrainState, dict[str, Any]] | None:
     """Returns the newest saved state, with the teacher of its round."""
-    restored = super().restore(checkpoints, **how)
+    restored = super().restore(checkpoints)
     if restored is None:
       return None
     state, data_state = restored
@@ -132,7 +132,10 @@ def compiled(run: Run, method: DCD, blank: Batch) -> tuple[Taught, Rounds]:
   parts = {
     f.name: getattr(program, f.name) for f in dataclasses.fields(Program)
   }
-  parts["constants"] = lambda: _nothing(program.abstract.process.constants)
+  parts["served"] = dataclasses.replace(
+    program.served,
+    constants=lambda: _nothing(program.abstract.process.constants),
+  )
   folder = run.workdir / "teacher"
   return trainer, Rounds(method=method, folder=folder, **parts)
 
