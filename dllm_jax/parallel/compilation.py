@@ -79,6 +79,10 @@ def _one_cpu():
 @functools.cache
 def _cpu_options() -> Mapping[str, str]:
   """Returns XLA's options for CPUs; warns once if other programs need them."""
+  if all(
+    f"--{name}=" in os.environ.get("XLA_FLAGS", "") for name in _CPU_OPTIONS
+  ):
+    return _CPU_OPTIONS  # known, or XLA had ended the process, and in force
   trial = jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS)
   try:
     with _one_cpu():

@@ -75,7 +75,7 @@ def call(text: str, run: Run, built: Sampler, rows: int) -> dict[str, float]:
     rows: rows sampled together, over all devices.
   """
   found = hlo.innermost(text, rounds=rounds(built))
-  params = dict(run.program.served.params["model"])
+  params = dict(run.served.abstract.params["model"])
   if not run.network.tied and run.network.latent_dim is None:
     params.pop("embed")
   least = {"weights": _bytes(params)}

@@ -77,7 +77,9 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     print(f"wrote {values.trace}")
   return {
     "samples": sampled.texts,
-    "function_evaluations": int(sampled.generation.function_evaluations.max()),
+    "function_evaluations": max(
+      sampled.generation.function_evaluations.tolist()
+    ),
     "tokens_per_second": sampled.new_tokens / sampled.seconds,
     "compile_seconds": sampled.compile_seconds,
   }

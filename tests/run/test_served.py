@@ -1,0 +1,69 @@
+"""What is imported and read to sample a run, and what is not."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dllm_jax.run.run import Run
+from dllm_jax.training.checkpoint import Checkpoints
+from tests import runs
+
+
+def imported(code: str) -> set[str]:
+  """Returns the packages that a new Python has imported after some code."""
+  done = subprocess.run(
+    [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=runs.ROOT,
+  )
+  return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_nothing_that_it_does_not_need():
+  found = imported("from dllm_jax.cli.main import main\nmain(['--help'])")
+  assert not found & {"jax", "numpy", "importlib.metadata"}
+  assert "dllm_jax.cli.main" in found
+
+
+def test_what_samples_a_run_imports_no_data_and_no_log():
+  found = imported("import dllm_jax.run.run, dllm_jax.cli.commands.sample")
+  wrong = {"grain", "tensorboardX", "matplotlib", "jinja2", "safetensors"}
+  wrong |= {"dllm_jax.data.corpus", "dllm_jax.training.loop"}
+  assert "dllm_jax.run.run" in found and not found & wrong
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  run = runs.run(tmp_path_factory.mktemp("served") / "run")
+  run.train()
+  return run
+
+
+def test_no_optimiser_state_is_read(trained, monkeypatch):
+  read, asked = Checkpoints._load, []
+
+  def load(self, step, wanted, **how):
+    asked.extend(wanted.get("state") or ())
+    return read(self, step, wanted, **how)
+
+  monkeypatch.setattr(Checkpoints, "_load", load)
+  state = Run.open(trained.workdir, devices=jax.devices()[:1]).state
+  assert state.opt_state is None and "params" in asked
+  assert "opt_state" not in asked
+  for name in ("params", "ema_params"):
+    ours, theirs = getattr(state, name), getattr(trained.state, name)
+    for a, b in zip(
+      jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
+    ):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_of_the_train_step_is_made_to_sample(trained):
+  run = Run.open(trained.workdir, devices=jax.devices()[:1])
+  run.sample()
+  assert "program" not in run.__dict__ and "served" in run.__dict__
