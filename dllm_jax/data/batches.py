@@ -93,7 +93,7 @@ class HeldOutBatches:
   limit: int | None
 
   def __iter__(self) -> Iterator[Batch]:
-    return itertools.islice(self._filledes(), self.limit)
+    return itertools.islice(self._batches(), self.limit)
 
   def _batches(self) -> Iterator[Batch]:
     held_out = self.corpus.held_out

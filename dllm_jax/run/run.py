@@ -97,12 +97,11 @@ class Run:
     run = cls(
       workdir, resolved, corpus.tokenizer, corpus=corpus, devices=devices
     )
-    rows = run.config.training
+    part = run.config.training.batch_size // run.config.training.microbatches
     check_batches(
       run.mesh,
       {
-        "training.batch_size / training.microbatches": rows.batch_size
-        // rows.microbatches,
+        "training.batch_size / training.microbatches": part,
         "evaluation.batch_size": run.config.evaluation.batch_size,
       },
       run.config.data.length,
@@ -163,14 +162,13 @@ class Run:
   @functools.cached_property
   def trainer(self) -> Trainer:
     """What the train step is made of."""
-    steps, optimizer = self.config.training.steps, self.config.optimizer
-    adapter = self.network.adapter
+    optimizer, adapter = self.config.optimizer, self.network.adapter
     if adapter.rank and not optimizer.train_only:
       optimizer = dataclasses.replace(optimizer, train_only=r".*/lora_[a-z]+")
     return Trainer(
       objective=self.objective,
       denoiser=self.denoiser,
-      optimizer=optimizer.build(steps),
+      optimizer=optimizer.build(self.config.training.steps),
       training=self.config.training,
       trains=optimizer.trains if optimizer.train_only else None,
       freeze=(
@@ -185,20 +183,17 @@ class Run:
   def program(self) -> "training.Program":
     """The train step, jitted over the mesh."""
     with jax.set_mesh(self.mesh):
-      return training.compile_program(
-        self.trainer, self._blank(), self.mesh, RULES
-      )
+      return training.compile_program(*self._made_of)
 
   @functools.cached_property
   def served(self) -> Served:
     """What is loaded to evaluate and sample, over the mesh."""
-    return self._served()
-
-  def _served(self, *, masters: bool = False) -> Served:
     with jax.set_mesh(self.mesh):
-      return served(
-        self.trainer, self._blank(), self.mesh, RULES, masters=masters
-      )
+      return served(*self._made_of)
+
+  @property
+  def _made_of(self) -> tuple:
+    return self.trainer, self._blank(), self.mesh, RULES
 
   def model_flops(self) -> int:
     """Returns the model FLOPs of a train step over all devices."""
@@ -221,10 +216,10 @@ class Run:
     Raises:
       FileNotFoundError: there is no checkpoint.
     """
-    loaded = self._served(masters=True) if masters else self.served
     checkpoints = Checkpoints(self.workdir, writes=False)
     with jax.set_mesh(self.mesh), checkpoints:
-      restored = loaded.restore(checkpoints)
+      own = served(*self._made_of, masters=True) if masters else self.served
+      restored = own.restore(checkpoints)
     if restored is None:
       raise FileNotFoundError(
         f"{self.workdir} has no checkpoint yet; train it with `dllm train`"
@@ -263,18 +258,16 @@ class Run:
 
   def batches(self) -> "data.BatchIterator":
     """Returns this process's rows of the training batches, from the first on."""
-    configured, share = self.config.training, row_share(self.mesh)
+    share = row_share(self.mesh)
     return data.train_iterator(
       self.corpus,
-      batch_size=configured.batch_size,
-      seed=configured.seed,
+      batch_size=self.config.training.batch_size,
+      seed=self.config.training.seed,
       process_index=share.index,
       process_count=share.count,
     )
 
-  def loop(
-    self, workdir: paths.Path, hooks: "training.Hooks"
-  ) -> "training.Loop":
+  def loop(self, workdir: paths.Path, hooks: Any) -> "training.Loop":
     """Returns the training loop of this run, writing into a directory."""
     return training_loop(
       self,
