@@ -250,21 +250,26 @@ def _through(x, changed, a, b):
 
 
 def _through_forward(x, changed, a, b):
-  return _through(x, changed, a, b), (x, changed, a, b)
+  w_trains = (
+    () if changed.perturbed else None
+  )  # of pytrees, both without arrays
+  saved = x.value, changed.value, a.value, b.value
+  return product(*saved[:2], "default"), (*saved, w_trains)
 
 
 def _through_backward(saved, gradient):
-  x, changed, a, b = saved
+  x, changed, a, b, w_trains = saved
   d_x = product(gradient, changed.T, "default")
   x, gradient = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
   # Sums over positions are three times as fast with few rows as with few columns,
   # products of all positions slower. Barriers keep the compiler from turning them.
   low, d_low = lax.optimization_barrier((x @ a, gradient @ b.T))
   d_a = lax.optimization_barrier(d_low.T @ x).T
-  return d_x, x.T @ gradient, d_a, low.T @ gradient
+  d_w = None if w_trains is None else x.T @ gradient
+  return d_x, d_w, d_a, low.T @ gradient
 
 
-_through.defvjp(_through_forward, _through_backward)
+_through.defvjp(_through_forward, _through_backward, symbolic_zeros=True)
 
 
 def column_norms(kernel: Float[Array, "*n D F"]) -> Float[Array, "*n F"]:
