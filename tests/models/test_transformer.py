@@ -387,7 +387,7 @@ def test_bfloat16_activations_stay_near():
     ({"tied": True, "output_dim": 4}, "tied=True needs token inputs"),
     ({"dtype": "float64"}, "dtype 'float64' is unknown; choose one of float32"),
     ({"remat": "half"}, "remat 'half' is unknown; choose one of none, full"),
-    ({"attention": "flash"}, "attention implementation 'flash' is unknown"),
+    ({"attention": "fast"}, "attention implementation 'fast' is unknown"),
 ], ids=str)  # fmt: skip
 def test_bad_configs(change, message):
   with pytest.raises(ValueError, match=message):
