@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def _first(path: str, tokenizer: str) -> None:
 
 def _folder(root: pathlib.Path, args) -> tuple[pathlib.Path, int, int]:
   """Returns a folder, how many files it has and their bytes."""
-  import zstandard
+  import pyarrow
 
   from tests.speed import prepare
 
@@ -46,8 +47,11 @@ def _folder(root: pathlib.Path, args) -> tuple[pathlib.Path, int, int]:
   texts = prepare._documents(args.texts, args.tokenizer)
   prepare._write(plain, texts, args.file_megabytes * 10**6)
   packed = root / "part.jsonl.zst"
-  with plain.open("rb") as source, packed.open("wb") as target:
-    zstandard.ZstdCompressor(level=3).copy_stream(source, target)
+  with (
+    plain.open("rb") as source,
+    pyarrow.CompressedOutputStream(str(packed), "zstd") as target,
+  ):
+    shutil.copyfileobj(source, target)
   plain.unlink()
   folder = root / "corpus"
   folder.mkdir()
