@@ -7,9 +7,8 @@
 # `training.Checkpointer.load_checkpointables` leaves the block's context behind:
 # the next load in the same block has the default options. A training loop that
 # reads first its data's position and then its state in one block reads the state
-# with other options than were written there. With partial loading the second load
-# raises; with options of processes nothing is said. Give each load a context of
-# its own.
+# with other options than were written there; with partial loading it raises. Give each
+# load a context of its own.
 #
 # Seen with orbax-checkpoint 0.12.8, jax 0.10.2, Python 3.11: load_pytree twice
 # `a`, `a`; the Checkpointer `a`, then an error.

@@ -59,6 +59,6 @@ echo "in $folder, $(du -sh "$folder" | cut -f1), for Python $python:"
 (cd "$folder" && printf '  %s\n' *.whl)
 cat <<END
 There, beside this repository, at its top:
-  python3 -m pip install --no-index --no-deps --target=/tmp/site $folder/*.whl
-  PYTHONPATH=/tmp/site python3 launch/device_check.py --minutes=12
+  python3 -m pip install --no-index --no-deps --target=site $folder/*.whl
+  PYTHONPATH=site python3 launch/device_check.py --minutes=12
 END
