@@ -218,19 +218,18 @@ ADAPTERS: Mapping[str, type] = types.MappingProxyType({
 })
 
 
-def one_is_cheaper(x: Float[Array, "B *n D"], fan_out: int) -> bool:
+def one_is_cheaper(x: Float[Array, "*n D"], fan_out: int) -> bool:
   """Returns whether x W + s (x A) B is better computed as x (W + s A B).
 
-  For n positions both passes touch n (D + F) numbers less, and the sum's D F. The
-  n of two rows decide, however many there are: a program of one row then is that
-  of all, which plans rely on. It needs products of full float32: a processor of
-  matrices rounds factors to fewer bits, and with them what A B changes of W.
+  For n positions the thin products and their sum touch n (D + F) numbers, the sum
+  of matrices D F. It needs products of full float32: a processor of matrices
+  rounds factors to fewer bits, and with them what A B changes of W.
 
   Args:
     x: inputs.
     fan_out: F.
   """
-  positions, fan_in = 2 * math.prod(x.shape[1:-1]), x.shape[-1]
+  positions, fan_in = math.prod(x.shape[:-1]), x.shape[-1]
   return (
     x.dtype == jnp.float32
     and platform() == "cpu"
