@@ -21,13 +21,15 @@ def _losses(workdir, steps=4, **fields):
       batch = global_batch(next(batches), run.mesh)
       state, metrics = run.program.step(state, batch)
     losses.append(metrics)
+    # Equal steps of other tests share one cache: what counts is what is added.
+    programs = run.program.step._cache_size()
     for _ in range(steps - 1):
       state, metrics = run.program.step(
         state, global_batch(next(batches), run.mesh)
       )
       losses.append(metrics)
     losses = jax.device_get(losses)
-  assert run.program.step._cache_size() == 1
+  assert run.program.step._cache_size() == programs
   return [m["loss_nats_per_token"] for m in losses], state
 
 
