@@ -29,6 +29,8 @@ _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 # Small programs are many: together they take more than the large ones.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Whole tracebacks at each operation are a tenth of the time that lowering takes.
+os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "false")
 # Tracing makes objects by the million, and next to no cycles of them: looking
 # for those as often as usual took a quarter of the time.
 gc.set_threshold(200_000, 50, 100)

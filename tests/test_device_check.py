@@ -70,6 +70,7 @@ def test_a_part_that_fails_ends_alone(tmp_path):
   assert "of the device" in report["parts"]["raises"]["log"]
 
 
+@pytest.mark.all
 def test_a_part_that_takes_too_long_leaves_the_others_their_time(tmp_path):
   # It starts another process, which must not live on.
   child = tmp_path / "child"
@@ -263,6 +264,7 @@ def test_attention(monkeypatch):
   assert rows("attention")[1]["refused"] == "ValueError: not here"
 
 
+@pytest.mark.all
 def test_tokens_and_that_other_ones_are_noticed(monkeypatch):
   parts = script("device_parts")
   sample, made = parts._sampled, []

@@ -118,6 +118,7 @@ def test_flag_of_affected_versions(monkeypatch, version, given, flags):
   assert os.environ["XLA_FLAGS"] == flags.format(flag=flag)
 
 
+@pytest.mark.all
 def test_the_command_keeps_wrong_products_out():
   code = (
     "from dllm_jax.cli.main import main\n"

@@ -95,6 +95,7 @@ def test_configs_lists_what_is_bundled(capsys):
   assert "shakespeare" in last_line(capsys)["configs"]
 
 
+@pytest.mark.all
 def test_prepare_then_train_on_it(tmp_path, capsys):
   text = tmp_path / "a text.txt"
   text.write_text("To be, or not to be, that is the question.\n" * 60)

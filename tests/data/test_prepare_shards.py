@@ -288,6 +288,7 @@ def test_each_text_is_kept_where_it_comes_first(
   assert tokens[0] == tokens[1]
 
 
+@pytest.mark.all
 def test_duplicates_are_left_out_across_shares(tmp_path, repetitive):
   settings = {"dedup": "exact", "piece_bytes": 500}
   made, whole = _whole(repetitive, tmp_path / "whole", **settings)

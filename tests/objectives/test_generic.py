@@ -43,7 +43,8 @@ def _shows(name):
 
 
 some = pytest.mark.parametrize("name", quick.few(NAMES, _shows))
-resumed = pytest.mark.parametrize(
+# BD3-LM's process has a state that steps read, and others change.
+stateful = pytest.mark.parametrize(
   "name", [name if name == "bd3lm" else quick.long(name) for name in NAMES]
 )
 OBJECTIVES = variants.objectives(SPACE)
@@ -208,7 +209,7 @@ def test_losses_do_not_depend_on_the_mesh(name):
     np.testing.assert_allclose(found[1][key], value, rtol=1e-5, err_msg=key)
 
 
-@resumed
+@stateful
 def test_resumes_bit_for_bit(trained, tmp_path, name):
   """2 k steps are k steps, a new process's worth of objects, and k more."""
   shutil.copytree(trained(name).workdir, tmp_path / "run")
@@ -251,7 +252,7 @@ def test_one_program_each(trained, name):
   assert not np.any(tokens[:, begun:] == run.objective.mask_id)
 
 
-@some
+@stateful
 def test_moving_the_process_recompiles_nothing(trained, name):
   """Constants and state are arguments of the step, never baked into it."""
   run = trained(name)

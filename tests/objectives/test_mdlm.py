@@ -181,6 +181,7 @@ def test_posterior_is_a_distribution_that_copies_what_is_revealed(table):
   np.testing.assert_array_equal(copied[~masked], 1.0)
 
 
+@pytest.mark.all
 def test_many_reverse_steps_reach_the_any_order_law(table):
   # With few steps several positions are revealed at once; 256 leave 0.01.
   process = _OBJECTIVE.init(jax.random.key(0))

@@ -185,6 +185,7 @@ def test_text_and_pictures_show_the_plan(sharded):
   json.dumps(dataclasses.asdict(sharded))
 
 
+@pytest.mark.all
 def test_search_compiles_the_first_and_returns_the_best(machine, reference):
   lines = []
   best, found = search(

@@ -65,6 +65,7 @@ def log_probabilities(model, ids):
 
 # olafurjohannsson/kjarni issue 50: an engine put <|endoftext|> before every
 # prompt of Qwen2.5, because its config.json has a bos_token_id.
+@pytest.mark.all
 def test_a_prompt_has_nothing_before_it(qwen, capsys):
   source, workdir = qwen
   run = Run.open(workdir)

@@ -50,6 +50,7 @@ def test_a_config_names_the_type_of_its_weights(named, asked, said, tmp_path):
   assert stated(tmp_path / "out") == (said, {asked or "float32"})
 
 
+@pytest.mark.all
 def test_a_run_from_scratch_leaves_in_the_type_that_is_asked_for(tmp_path):
   workdir(tmp_path / "run", "llada", {})
   argv = ["convert", f"--workdir={tmp_path / 'run'}"]

@@ -75,9 +75,8 @@ def test_padding_is_not_attended_to(name, tmp_path):
   assert np.abs(seen - alone).max() > 0.1  # What the mask is there for.
 
 
-@pytest.mark.parametrize(
-  "name", ["llada_logits", pytest.param("dream_logits", marks=pytest.mark.all)]
-)
+@pytest.mark.all
+@pytest.mark.parametrize("name", ["llada_logits", "dream_logits"])
 def test_a_loss_does_not_know_its_padding(name, tmp_path):
   model = dllm_jax.load_pretrained(publish(name, tmp_path / "in"))
   objective = model.objective

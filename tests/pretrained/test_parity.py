@@ -135,6 +135,7 @@ def test_bd3lm():
   assert_allclose(ours[:, :length], a["logits"], atol=2e-4)
 
 
+@pytest.mark.all
 def test_over_a_mesh():
   a, alone = loaded("llada2_moe")
   config = alone.config

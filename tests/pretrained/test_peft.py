@@ -94,6 +94,7 @@ def test_there_and_back(name, base, tmp_path):
     assert_allclose(leaf, first[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.all
 def test_fused_matrices(tmp_path):
   """q, k and v of one published matrix: one adapter along a diagonal."""
   model = load_pretrained(publish("llada2_moe", tmp_path / "in"))

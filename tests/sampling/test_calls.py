@@ -33,7 +33,8 @@ class Restless(Ancestral):
   idles = False
 
 
-@pytest.mark.parametrize("block", [8, long(None)])
+@pytest.mark.all
+@pytest.mark.parametrize("block", [8, None])
 def test_an_unchanged_canvas_needs_no_network_call(block):
   requests = ragged(MDLM_)
   spec = lambda policy: Sampler(
@@ -66,6 +67,7 @@ def test_a_prefix_cache_may_reach_as_far_as_the_text(reach, cache):
   np.testing.assert_array_equal(part.tokens, whole.tokens)
 
 
+@pytest.mark.all
 def test_two_shapes_of_the_network_and_what_they_cost():
   """A call on W of T slots takes W / T of the FLOPs of one on the canvas."""
   requests = ragged(BLOCKS)

@@ -100,7 +100,7 @@ ALONE = {
 
 @pytest.mark.parametrize(
   "name",
-  ["dual", "block", *map(long, ("guided", "prefix", "shifted", "remdm"))],
+  ["dual", *map(long, ("block", "guided", "prefix", "shifted", "remdm"))],
 )
 def test_alone_equals_batched_equals_reordered(name):
   spec = ALONE[name]
@@ -171,9 +171,8 @@ def test_meshes_change_a_token_only_on_a_tie(name, sizes):
     assert max(close) < 1e-4
 
 
-@pytest.mark.parametrize(
-  "cache", ["none", *map(long, ("dual", "prefix", "block"))]
-)
+@pytest.mark.all
+@pytest.mark.parametrize("cache", ["none", "dual", "prefix", "block"])
 def test_guidance_of_scale_0_is_none_and_of_another_scale_is_not(cache):
   exactly = cache == "block"
   requests = ragged(BLOCKS if exactly else MDLM_)

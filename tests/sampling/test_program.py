@@ -141,7 +141,7 @@ def test_ancestral_law_is_the_joint_law():
 @pytest.mark.parametrize(
   ("policy", "block", "shift"),
   [
-    (Ancestral, 4, 1),
+    long(Ancestral, 4, 1),
     (Unmasking, None, 1),
     long(Ancestral, None, 0),
     long(Unmasking, 4, 0),

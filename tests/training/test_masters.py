@@ -63,6 +63,7 @@ def test_masters_move_as_float32_does(plain, tmp_path):
   assert opened.sample(length=16).texts
 
 
+@pytest.mark.all
 def test_rounding_to_the_nearest_loses_updates_and_says_so(plain, tmp_path):
   low = {"model__param_dtype": "bfloat16", "optimizer__rounding": "nearest"}
   with pytest.warns(

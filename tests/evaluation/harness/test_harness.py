@@ -37,6 +37,7 @@ def model(workdir):
   return DiffusionLM(str(workdir), batch_size=4, mc_num=8)
 
 
+@pytest.mark.all
 def test_ragged_requests_are_answered_as_if_alone(model):
   pairs = [("To be ", "or not"), ("", "a"), ("x" * 40, "yes"), ("Hi", " you")]
   with pytest.warns(UserWarning, match="is_greedy is reported as False|cut"):

@@ -55,6 +55,7 @@ def test_mauve_between_equal_and_apart():
   assert quality.mauve(p, q, clusters=2) == pytest.approx(by_hand, rel=1e-6)
 
 
+@pytest.mark.all
 def test_the_task(workdir, judge, capsys):
   args = ["evaluate", f"--workdir={workdir}", "--task=generation"]
   few = ["--num_samples=6", "--batch_size=4", "--sampler.steps=4"]

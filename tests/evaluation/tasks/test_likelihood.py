@@ -22,6 +22,7 @@ def evaluate(workdir, capsys, *args):
   return line
 
 
+@pytest.mark.all
 def test_held_out_text_resumes_and_stops_at_the_error(
   workdir, capsys, monkeypatch
 ):

@@ -164,6 +164,7 @@ class Page(HTMLParser):
     self.fetched += [v for k, v in attrs if k in ("src", "href")]
 
 
+@pytest.mark.all
 def test_report(pair, tmp_path):
   workdirs = [str(pair / "mdlm"), str(pair / "autoregressive")]
   content = report.Content(batches=1, num_samples=1, rounds=2)

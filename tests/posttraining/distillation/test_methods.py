@@ -138,6 +138,7 @@ def _bound():
   return lambda inputs: denoiser.apply(params, inputs, None)[0]
 
 
+@pytest.mark.all
 def test_the_law_of_paths():
   """z_t differs from the clean token as often as the integral says."""
   method, vocab = DCD(steps=4), 11
