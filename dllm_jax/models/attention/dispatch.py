@@ -22,8 +22,8 @@ from dllm_jax.core.mask import (
   materialise,
   TwoStream,
 )
+from dllm_jax.models import attention as kernels
 from dllm_jax.models.attention import context as divided
-from dllm_jax.models.attention import flash, splash
 from dllm_jax.models.attention.scores import (
   mix,
   row_max,
@@ -106,13 +106,13 @@ def attention(
       raise ValueError(
         "attention 'splash' takes no cache and no extra mask; use 'xla'"
       )
-    return splash.attention(q, k, v, mask, q_segments, k_segments)
+    return kernels.splash.attention(q, k, v, mask, q_segments, k_segments)
   if whole and implementation in ("cudnn", "flash"):
     one = implementation == "cudnn" and isinstance(mask, Full | Causal)
     if one and not divided.divides(q.shape[1]):
       run = functools.partial(_by_lengths, mask)
       return divided.placed(run)(q, k, v, q_segments, k_segments)
-    return flash.attention(q, k, v, mask, q_segments, k_segments)
+    return kernels.flash.attention(q, k, v, mask, q_segments, k_segments)
   if whole and divided.divides(q.shape[1]):
     return divided.attention(
       q, k, v, mask, q_segments, k_segments, strategy=context
@@ -194,7 +194,7 @@ def _by_lengths(mask, q, k, v, q_segments, k_segments):
       implementation="cudnn",
     )
 
-  several = lambda: flash.here(mask, q, k, v, q_segments, k_segments)
+  several = lambda: kernels.flash.here(mask, q, k, v, q_segments, k_segments)
   return jax.lax.cond(alone, one, several)
 
 
