@@ -10,8 +10,10 @@ at a time. Tables are in `names`, bytes on disk in `files`.
 from collections.abc import Callable, Mapping
 from concurrent import futures
 import dataclasses
+import functools
 import itertools
 import math
+import mmap
 import os
 import re
 import threading
@@ -33,11 +35,10 @@ from dllm_jax.pretrained.table import (
 )
 
 _THREADS = min(os.cpu_count() or 1, 8)
-_CHUNK_BYTES = 2**20  # that a thread reads at once
+_CHUNK_BYTES = 2**21  # that a thread reads at once
 # Of a transposed copy: what stays in the nearest cache (twice as fast as 64).
 _BLOCK_ROWS = 16
 _EXTRA_BYTES = 2**20
-_ALIGNMENT = 64
 _scratch = threading.local()
 
 
@@ -302,11 +303,15 @@ def _region(one: Place, tensors, prefix, dtype) -> Region:
 
 
 def _aligned(shape, dtype: np.dtype) -> np.ndarray:
-  """Returns memory that a CPU device takes over without a copy."""
+  """Returns memory that a CPU device takes over without a copy: whole pages.
+
+  Not numpy's, who asks for huge ones: where memory is in pieces, those are put
+  together first, which took longer than reading and copying do.
+  """
   size = math.prod(shape) * dtype.itemsize
-  memory = np.empty(size + _ALIGNMENT, np.uint8)
-  start = -memory.ctypes.data % _ALIGNMENT
-  return memory[start : start + size].view(dtype).reshape(shape)
+  flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+  memory = mmap.mmap(-1, max(size, 1), flags=flags)
+  return np.frombuffer(memory, np.uint8, size).view(dtype).reshape(shape)
 
 
 def _raw(array: np.ndarray) -> np.ndarray:
@@ -339,19 +344,32 @@ def _copy(one: Place, tensor, out: np.ndarray, spans) -> None:
   real = max(min(last, one.rows // unit), first)
   size = unit * math.prod(one.their_rest) * tensor.dtype.itemsize
   step = max(1, _CHUNK_BYTES // max(size, 1))
-  block = max(1, _BLOCK_ROWS // unit) if count else step
-  same = tensor.dtype == out.dtype
+  back = range(out.ndim - count, out.ndim), range(count)
   for a in range(first, real, step):
     b = min(a + step, real)
     rows = _rows(tensor, one.before + a * unit, one.before + b * unit)
     rows = rows.reshape(b - a, *rest)[:, *columns]
-    for c in range(0, b - a, block):
-      target, part = view[a - first + c :][:block], rows[c : c + block]
-      if same:
-        _raw(target)[: len(part)] = _raw(part)
-      else:
-        target[: len(part)] = part.astype(out.dtype)
+    target = np.moveaxis(view[a - first : b - first], *back)
+    turned = _turned(np.moveaxis(_raw(rows), *back)).view(tensor.dtype)
+    _raw(target)[...] = _raw(turned.astype(out.dtype, copy=False))
   view[real - first :] = 0
+
+
+def _turned(view: np.ndarray) -> np.ndarray:
+  """Returns a transposed view's numbers in their order.
+
+  JAX's own copy to a CPU goes by tiles, at 3 times the rate of numpy's.
+  """
+  cpu = None if view.flags.c_contiguous else _cpu()
+  return view if cpu is None else np.asarray(jax.device_put(view, cpu))
+
+
+@functools.cache
+def _cpu() -> jax.Device | None:
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError:  # JAX_PLATFORMS names others only.
+    return None
 
 
 def _host(leaf, index: tuple[int, ...]) -> np.ndarray:
