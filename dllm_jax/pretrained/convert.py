@@ -10,10 +10,8 @@ at a time. Tables are in `names`, bytes on disk in `files`.
 from collections.abc import Callable, Mapping
 from concurrent import futures
 import dataclasses
-import functools
 import itertools
 import math
-import mmap
 import os
 import re
 import threading
@@ -24,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
-from dllm_jax.pretrained.files import Outgoing, Stored
+from dllm_jax.pretrained.files import fresh, in_order, Outgoing, Stored
 from dllm_jax.pretrained.table import (
   expected,
   flatten,
@@ -286,7 +284,7 @@ def _region(one: Place, tensors, prefix, dtype) -> Region:
 
   def read(index):
     spans = [s.indices(n)[:2] for s, n in zip(index, one.shape, strict=True)]
-    out = _aligned([stop - start for start, stop in spans], dtype)
+    out = fresh([stop - start for start, stop in spans], dtype)
 
     def fill(at):
       target = tuple(i - span[0] for i, span in zip(at, spans, strict=False))
@@ -300,18 +298,6 @@ def _region(one: Place, tensors, prefix, dtype) -> Region:
     return out
 
   return Region(one.path, one.shape, dtype, read)
-
-
-def _aligned(shape, dtype: np.dtype) -> np.ndarray:
-  """Returns memory that a CPU device takes over without a copy: whole pages.
-
-  Not numpy's, who asks for huge ones: where memory is in pieces, those are put
-  together first, which took longer than reading and copying do.
-  """
-  size = math.prod(shape) * dtype.itemsize
-  flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-  memory = mmap.mmap(-1, max(size, 1), flags=flags)
-  return np.frombuffer(memory, np.uint8, size).view(dtype).reshape(shape)
 
 
 def _raw(array: np.ndarray) -> np.ndarray:
@@ -350,26 +336,9 @@ def _copy(one: Place, tensor, out: np.ndarray, spans) -> None:
     rows = _rows(tensor, one.before + a * unit, one.before + b * unit)
     rows = rows.reshape(b - a, *rest)[:, *columns]
     target = np.moveaxis(view[a - first : b - first], *back)
-    turned = _turned(np.moveaxis(_raw(rows), *back)).view(tensor.dtype)
+    turned = in_order(np.moveaxis(_raw(rows), *back)).view(tensor.dtype)
     _raw(target)[...] = _raw(turned.astype(out.dtype, copy=False))
   view[real - first :] = 0
-
-
-def _turned(view: np.ndarray) -> np.ndarray:
-  """Returns a transposed view's numbers in their order.
-
-  JAX's own copy to a CPU goes by tiles, at 3 times the rate of numpy's.
-  """
-  cpu = None if view.flags.c_contiguous else _cpu()
-  return view if cpu is None else np.asarray(jax.device_put(view, cpu))
-
-
-@functools.cache
-def _cpu() -> jax.Device | None:
-  try:
-    return jax.local_devices(backend="cpu")[0]
-  except RuntimeError:  # JAX_PLATFORMS names others only.
-    return None
 
 
 def _host(leaf, index: tuple[int, ...]) -> np.ndarray:
