@@ -28,6 +28,7 @@ ORDER = (
   {"evaluation"},
   {"posttraining"},
   {"planning"},
+  {"serving"},
   {"reports"},
   {"cli"},
   {"__main__"},
