@@ -349,6 +349,8 @@ class Policy(Protocol):
     counts: whether `step` wants to know how often tokens stand in a row.
     forces: whether `step` can be told slots to reveal (`must`).
     idles: whether a step may leave a window as it was.
+    stands: whether a token that a step reveals stays: else a window is final
+      only when it is done.
   """
 
   objective: Objective
@@ -357,6 +359,7 @@ class Policy(Protocol):
   counts: bool
   forces: bool
   idles: bool
+  stands: bool
 
   def least_steps(self, width: int) -> int:
     """Returns the fewest steps that finish a window of so many slots."""

@@ -170,6 +170,18 @@ class Network(NamedTuple):
     t = jnp.zeros((visible.shape[0], 1))
     return self._canvas(z, t, visible, cache)[1]
 
+  def fill(
+    self,
+    z: PyTree,
+    visible: Bool[Array, "B T"],
+    cache: KVCache,
+    start: Int[Array, "B"],
+    width: int,
+  ) -> KVCache:
+    """Returns an exact cache with so many slots more, from a start on, as clean."""
+    t = jnp.zeros((visible.shape[0], 1))
+    return self._from(z, t, start, width, visible, cache)[1]
+
   def _times(self, t, window):
     """Returns t for the block, 0 for clean ones, if blocks have own times."""
     objective = self.objective
@@ -192,21 +204,25 @@ class Network(NamedTuple):
 
   def _part(self, z, t, window, visible, cache):
     """Calls the network on the window alone, or on all slots from it on."""
-    length, width = self.batch.tokens.shape[1], window.slots.shape[1]
+    width = window.slots.shape[1]
     start = jnp.maximum(window.start - self.lead, 0)
-    slots = start[:, None] + jnp.arange(self.wide)
+    out, cache = self._from(z, t, start, self.wide, visible, cache)
+    # Slot j of the window is predicted `shift` before it, 0 at the least.
+    at = jnp.arange(width) - self.objective.shift + self.lead
+    return out.hidden[:, jnp.maximum(at, 0)], cache
+
+  def _from(self, z, t, start, width, visible, cache):
+    """Calls the network on so many slots of each row, from a start on."""
+    slots = start[:, None] + jnp.arange(width)
     batch = gather(self.batch.replace(cond=None), slots)
-    seen = gather(visible, slots) & (slots < length)
+    seen = gather(visible, slots) & (slots < visible.shape[1])
     batch = batch.replace(
       segment_ids=seen.astype(jnp.int32),
       positions=slots,
       cond=self.batch.cond,
     )
     cache = cache.replace(segment_ids=self._rows(visible.astype(jnp.int32)))
-    out, cache = self._apply(gather(z, slots), t, batch, start, cache)
-    # Slot j of the window is predicted `shift` before it, 0 at the least.
-    at = jnp.arange(width) - self.objective.shift + self.lead
-    return out.hidden[:, jnp.maximum(at, 0)], cache
+    return self._apply(gather(z, slots), t, batch, start, cache)
 
   def _apply(self, z, t, batch, start, cache):
     if self.guidance is not None:

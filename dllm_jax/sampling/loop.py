@@ -23,7 +23,7 @@ from dllm_jax.sampling.window import put, take, where, Window
 NoiseAt = Callable[[Int[Array, "B"], Int[Array, "B W"]], Noise]
 """`(each row's own step, slots) -> noise` of a step."""
 
-_IDLE, _STORING, _RUNNING = 0, 1, 2
+IDLE, _STORING, _RUNNING = 0, 1, 2
 
 
 @struct.dataclass
@@ -38,10 +38,13 @@ class Canvas:
     calls: each row's count of network calls.
     stopped: rows that have drawn their end of text.
     stage: what each row does in this block: idle, storing or running.
+    block: the block that each row is in, or comes to next.
+    call: each row's count of network calls since it was entered.
     revealed_at: the step at which each slot took its token; -1 where it has
       taken none.
     cache: kept keys and values, or None.
     state: the policy's, inside a block.
+    sound: rows of whose hidden states all were numbers; None where nobody asks.
   """
 
   z: PyTree
@@ -49,11 +52,14 @@ class Canvas:
   calls: Int[Array, "B"]
   stopped: Bool[Array, "B"]
   stage: Int[Array, "B"]
+  block: Int[Array, "B"]
+  call: Int[Array, "B"]
   revealed_at: Int[Array, "B T"]
   cache: KVCache | None = None
   state: PyTree = None
   hidden: Float[Array, "R T D"] | None = None
   changed: Bool[Array, "B"] | None = None
+  sound: Bool[Array, "B"] | None = None
 
 
 class Run(NamedTuple):
@@ -92,7 +98,7 @@ class Run(NamedTuple):
     """Returns True at slots to be sampled."""
     return self.network.batch.loss_mask
 
-  def first(self, k: Array) -> Int[Array, "B"]:
+  def first(self, k: Int[Array, "B"]) -> Int[Array, "B"]:
     """Returns where block k of each row begins."""
     width = self.sampler.block_length or self.sampler.length
     fixed = self.requests.fixed.astype(jnp.int32)
@@ -101,8 +107,13 @@ class Run(NamedTuple):
       prompt = prompt // width * width
     return prompt + k * width
 
-  def window(self, k: Array) -> Window:
-    """Returns block k of each row, at the row's own pointer."""
+  def window(self, canvas: Canvas) -> Window:
+    """Returns the block of each row, nothing of it active in stopped rows."""
+    window = self._block(canvas.block)
+    active = window.active & ~canvas.stopped[:, None]
+    return window._replace(active=active)
+
+  def _block(self, k: Int[Array, "B"]) -> Window:
     length, width = self.sampler.length, self.sampler.block_length
     shift = self.sampler.objective.shift
     if width is None:
@@ -125,63 +136,100 @@ class Run(NamedTuple):
     return seen
 
 
+def started(run: Run) -> Canvas:
+  """Returns the canvas before the first call: what is given, and the prior."""
+  objective, requests = run.sampler.objective, run.requests
+  shape = requests.tokens.shape
+  zeros = jnp.zeros(shape[:1], jnp.int32)
+  prior = objective.prior(run.noise(zeros, run.network.batch.positions), shape)
+  z = where(run.free, prior, objective.clean(run.process, requests.tokens))
+  window = run._block(zeros)
+  return Canvas(
+    z=z,
+    hidden=run.network.nothing(run.head) if run.keeps else None,
+    changed=zeros == 0 if run.keeps else None,
+    step=zeros,
+    calls=zeros,
+    stopped=zeros > 0,
+    stage=zeros,
+    block=zeros,
+    call=zeros,
+    revealed_at=jnp.full(shape, -1, jnp.int32),
+    cache=run.network.empty(),
+    state=run.sampler.policy.init(run.process, take(z, window), window.active),
+  )
+
+
 def prefilled(run: Run, canvas: Canvas) -> Canvas:
   """Returns the canvas with the prompts in its cache, if that is exact."""
   if run.sampler.cache != "block":
     return canvas
-  known = run.first(jnp.int32(0)) - run.network.lead > 0
+  known = run.first(canvas.block) - run.network.lead > 0
   cache = run.network.prefill(canvas.z, run.requests.valid, canvas.cache)
   return canvas.replace(cache=cache, calls=canvas.calls + known)
 
 
 def blocks(run: Run, canvas: Canvas) -> tuple[Canvas, Frame | None]:
-  """Samples all blocks, one after another."""
+  """Samples all blocks, one after another; rows wait for each other."""
   count = run.sampler.blocks
   if run.trace:
-    ks = jnp.arange(count)
-    return lax.scan(lambda canvas, k: _block(run, canvas, k), canvas, ks)
+    body = lambda canvas, _: _block(run, canvas)
+    return lax.scan(body, canvas, length=count)
   if count == 1:
-    return _block(run, canvas, jnp.int32(0))
-
-  def wanted(carry):
-    k, canvas = carry
-    slots = run.network.batch.positions
-    ahead = run.free & (slots >= run.first(k)[:, None])
-    return (k < count) & jnp.any(ahead & ~canvas.stopped[:, None])
-
-  def body(carry):
-    k, canvas = carry
-    return k + 1, _block(run, canvas, k)[0]
-
-  return lax.while_loop(wanted, body, (jnp.int32(0), canvas))[1], None
+    return _block(run, canvas)
+  more = lambda canvas: jnp.any(wanted(run, canvas))
+  body = lambda canvas: _block(run, canvas)[0]
+  return lax.while_loop(more, body, canvas), None
 
 
-def _block(run: Run, canvas: Canvas, k: Array) -> tuple[Canvas, Frame | None]:
-  """Samples block k of every row; returns the canvas and the traced steps."""
+def wanted(run: Run, canvas: Canvas) -> Bool[Array, "B"]:
+  """Returns the rows in which there is something to sample, from a block on."""
+  slots = run.network.batch.positions
+  ahead = run.free & (slots >= run.first(canvas.block)[:, None])
+  return jnp.any(ahead, axis=1) & ~canvas.stopped
+
+
+def _block(run: Run, canvas: Canvas) -> tuple[Canvas, Frame | None]:
+  """Samples a block of every row; returns the canvas and the traced steps."""
+  every = jnp.ones_like(canvas.stopped)
+  window = run.window(canvas)
+  canvas = entered(run, canvas, window, every)
+  canvas, frames = _calls(run, canvas, window)
+  return left(run, canvas, window, every), frames
+
+
+def entered(
+  run: Run, canvas: Canvas, window: Window, rows: Bool[Array, "B"]
+) -> Canvas:
+  """Returns the canvas with some rows at the first call of their block."""
   policy, network = run.sampler.policy, run.network
-  window = run.window(k)
-  window = window._replace(active=window.active & ~canvas.stopped[:, None])
   z = take(canvas.z, window)
   state = policy.init(run.process, z, window.active)
   todo = jnp.any(window.active, axis=1)
   used = take(run.requests.valid, window) & (window.slots < run.sampler.length)
-  keep = _STORING if network.stores else _IDLE
-  kept = jnp.where(jnp.any(used, axis=1) & ~canvas.stopped, keep, _IDLE)
+  keep = _STORING if network.stores else IDLE
+  kept = jnp.where(jnp.any(used, axis=1) & ~canvas.stopped, keep, IDLE)
   ready = todo & ~policy.done(run.process, z, state, window.active)
-  canvas = canvas.replace(
-    state=state,
-    stage=jnp.where(ready, _RUNNING, kept),
-    changed=jnp.ones_like(ready) if run.keeps else None,
+  stage = jnp.where(ready, _RUNNING, kept)
+  return canvas.replace(
+    state=where(rows, state, canvas.state),
+    stage=jnp.where(rows, stage, canvas.stage),
+    call=jnp.where(rows, 0, canvas.call),
+    changed=canvas.changed | rows if run.keeps else None,
   )
 
-  canvas, frames = _calls(run, canvas, window)
-  canvas = canvas.replace(state=None, changed=None)
+
+def left(
+  run: Run, canvas: Canvas, window: Window, rows: Bool[Array, "B"]
+) -> Canvas:
+  """Returns the canvas with some rows past their block."""
+  canvas = canvas.replace(block=canvas.block + rows)
   if not run.sampler.end_ids:
-    return canvas, frames
+    return canvas
   tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
   ends = jnp.isin(tokens, jnp.asarray(run.sampler.end_ids))
-  ended = jnp.any(ends & window.active, axis=1)
-  return canvas.replace(stopped=canvas.stopped | ended), frames
+  ended = rows & jnp.any(ends & window.active, axis=1)
+  return canvas.replace(stopped=canvas.stopped | ended)
 
 
 def _calls(
@@ -192,58 +240,49 @@ def _calls(
   An approximate cache is made anew by the first of every `refresh` steps. That is
   a loop in a loop, and not a condition: the cache would be copied for both sides.
   """
-  policy, network = run.sampler.policy, run.network
-  most = policy.steps + policy.extra + network.stores
-  most = max(most, run.sampler.least_calls)
-  every = min(network.refresh or most, most)
-  carry = jnp.int32(0), canvas
-  step = lambda fresh: lambda carry: _called(run, window, fresh, carry)
-  if not network.approximate:
-    (_, canvas), frames = _repeat(run, step(False), carry, most)
-    return canvas, frames
+  most, every = run.sampler.most_calls, run.sampler.calls_a_pass
+  call = lambda fresh: lambda canvas: _called(run, window, fresh, canvas)
+  if not run.network.approximate:
+    return _repeat(run, call(False), canvas, most)
 
-  def cycle(carry):
-    carry, first = step(True)(carry)
+  def cycle(canvas):
+    canvas, first = call(True)(canvas)
     if every == 1:
-      return carry, jax.tree.map(lambda x: x[None], first)
-    carry, rest = _repeat(run, step(False), carry, every - 1)
+      return canvas, jax.tree.map(lambda x: x[None], first)
+    canvas, rest = _repeat(run, call(False), canvas, every - 1)
     joined = lambda a, b: jnp.concatenate([a[None], b])
-    return carry, jax.tree.map(joined, first, rest)
+    return canvas, jax.tree.map(joined, first, rest)
 
-  (_, canvas), frames = _repeat(run, cycle, carry, -(-most // every))
+  canvas, frames = _repeat(run, cycle, canvas, -(-most // every))
   flat = lambda x: x.reshape(-1, *x.shape[2:])[:most]
   return canvas, jax.tree.map(flat, frames)
 
 
-def _repeat(run: Run, body: Callable, carry, most: int):
-  """Returns the carry and the frames of steps, of which there are at most some."""
+def _repeat(run: Run, body: Callable, canvas: Canvas, most: int):
+  """Returns the canvas and the frames of steps, of which there are at most some."""
   if run.trace:
-    return lax.scan(lambda carry, _: body(carry), carry, length=most)
-  end = carry[0] + most
-  more = lambda carry: (carry[0] < end) & _busy(carry)
-  return lax.while_loop(more, lambda carry: body(carry)[0], carry), None
+    return lax.scan(lambda canvas, _: body(canvas), canvas, length=most)
+  more = lambda carry: (carry[0] < most) & _busy(carry[1])
+  once = lambda carry: (carry[0] + 1, body(carry[1])[0])
+  return lax.while_loop(more, once, (jnp.int32(0), canvas))[1], None
 
 
-def _busy(carry: tuple[Int[Array, ""], Canvas]) -> Bool[Array, ""]:
-  return jnp.any(carry[1].stage != _IDLE)
+def _busy(canvas: Canvas) -> Bool[Array, ""]:
+  return jnp.any(canvas.stage != IDLE)
 
 
-def _called(run: Run, window: Window, fresh: bool, carry):
-  """Returns (calls, canvas) after one more, and its frame; traced, if needed."""
-
-  def body(carry):
-    call, canvas = carry
-    canvas, frame = _step(run, canvas, window, call, fresh)
-    return (call + 1, canvas), frame
-
+def _called(run: Run, window: Window, fresh: bool, canvas: Canvas):
+  """Returns the canvas after one more call, and its frame; traced, if needed."""
+  every = jnp.ones_like(canvas.stopped)
+  body = lambda canvas: step(run, canvas, window, every, fresh)
   if not run.trace:
-    return body(carry)
-  skip = lambda carry: (carry, _blank(run, carry[1]))
-  return lax.cond(_busy(carry), body, skip, carry)
+    return body(canvas)
+  skip = lambda canvas: (canvas, _blank(run, canvas))
+  return lax.cond(_busy(canvas), body, skip, canvas)
 
 
-def _step(
-  run: Run, canvas: Canvas, window: Window, call: Int[Array, ""], fresh: bool
+def step(
+  run: Run, canvas: Canvas, window: Window, rows: Bool[Array, "B"], fresh: bool
 ) -> tuple[Canvas, Frame | None]:
   """Calls the network once and lets the policy change the window.
 
@@ -251,21 +290,22 @@ def _step(
     run: what stays the same.
     canvas: what goes from step to step.
     window: the block.
-    call: calls since it was entered.
+    rows: those that take part, if they are not idle.
     fresh: whether the call makes an approximate cache anew.
   """
   policy, network = run.sampler.policy, run.network
   z = take(canvas.z, window)
-  running = canvas.stage == _RUNNING
+  running = rows & (canvas.stage == _RUNNING)
   t = jnp.where(running[:, None], policy.time(canvas.state), 0.0)
-  calling, hidden, cache = _look(run, canvas, window, t, fresh)
+  calling = rows & (canvas.stage != IDLE)
+  calling, hidden, cache = _look(run, canvas, window, t, calling, fresh)
   out, index = network.outputs(hidden, window, run.head)
   active, must = window.active & running[:, None], None
   if network.approximate and network.objective.shift:
     # A block's first slot is predicted from outside it: by its entry's pass.
-    first = window.slots == window.start[:, None]
-    active = jnp.where(call == 0, active & first, active)
-    must = active & (call == 0)
+    first, entry = window.slots == window.start[:, None], canvas.call == 0
+    active &= first | ~entry[:, None]
+    must = active & entry[:, None]
   guide = None if network.guidance is None else network.guidance.guide()
   new_z, state, info = policy.step(
     run.process,
@@ -282,18 +322,21 @@ def _step(
   new_z = where(active, new_z, z)
   state = where(running, state, canvas.state)
   done = policy.done(run.process, new_z, state, window.active)
-  done &= call + 1 >= run.sampler.least_calls
-  stage = jnp.where(done, _STORING if network.stores else _IDLE, _RUNNING)
+  done &= canvas.call + 1 >= run.sampler.least_calls
+  stage = jnp.where(done, _STORING if network.stores else IDLE, _RUNNING)
+  stage = jnp.where(running, stage, IDLE)
   after = canvas.replace(
     z=put(canvas.z, window, new_z),
     step=canvas.step + running,
     calls=canvas.calls + calling,
-    stage=jnp.where(running, stage, _IDLE),
+    stage=jnp.where(rows, stage, canvas.stage),
+    call=canvas.call + rows,
     revealed_at=_revealed(run, canvas, window._replace(active=active), new_z),
     cache=cache,
     state=state,
     hidden=hidden if run.keeps else None,
     changed=_differs(new_z, z) if run.keeps else None,
+    sound=_sound(canvas, calling, hidden),
   )
   if not run.trace:
     return after, None
@@ -309,15 +352,28 @@ def _step(
   )
 
 
+def _sound(canvas: Canvas, calling: Bool[Array, "B"], hidden: Array):
+  """Returns the rows that are numbers still, where that is asked for."""
+  if canvas.sound is None:
+    return None
+  branches = hidden.reshape(-1, calling.shape[0], *hidden.shape[1:])
+  finite = jnp.all(~jnp.isnan(branches), axis=(0, 2, 3))
+  return canvas.sound & (finite | ~calling)
+
+
 def _look(
-  run: Run, canvas: Canvas, window: Window, t: Array, fresh: bool
+  run: Run,
+  canvas: Canvas,
+  window: Window,
+  t: Array,
+  calling: Bool[Array, "B"],
+  fresh: bool,
 ) -> tuple[Bool[Array, "B"], Float[Array, "R Q D"], KVCache | None]:
   """Returns which rows need a network call, hidden states and the cache."""
   visible = run.visible(window)
   look = lambda: run.network.look(
     canvas.z, t, window, visible, canvas.cache, fresh
   )
-  calling = canvas.stage != _IDLE
   if not run.keeps:
     return calling, *look()
   calling &= canvas.changed

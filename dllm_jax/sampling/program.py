@@ -21,16 +21,15 @@ from dllm_jax.core.types import Batch, Denoiser, Process
 from dllm_jax.sampling.forward import Network
 from dllm_jax.sampling.loop import (
   blocks,
-  Canvas,
   finished,
   NoiseAt,
   prefilled,
   Run,
+  started,
 )
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.sampling.traces.trace import Trace
-from dllm_jax.sampling.window import where
 
 
 @struct.dataclass
@@ -83,24 +82,13 @@ def generate(
     ValueError: the requests are on canvases of another length, or there is none,
       or the network cannot fill the cache.
   """
-  run = _prepare(
+  params = denoiser.hold(params)
+  run = prepared(
     sampler, denoiser, params, process, key, requests, noise, trace
   )
   objective, requests = sampler.objective, run.requests
-  shape = requests.tokens.shape
-  zeros = jnp.zeros(shape[:1], jnp.int32)
-  prior = objective.prior(run.noise(zeros, run.network.batch.positions), shape)
-  start = where(run.free, prior, objective.clean(process, requests.tokens))
-  canvas = Canvas(
-    z=start,
-    hidden=run.network.nothing(run.head) if run.keeps else None,
-    step=zeros,
-    calls=zeros,
-    stopped=zeros > 0,
-    stage=zeros,
-    revealed_at=jnp.full(shape, -1, jnp.int32),
-    cache=run.network.empty(),
-  )
+  canvas = started(run)
+  start = canvas.z
   canvas, frames = blocks(run, prefilled(run, canvas))
   record = None
   if trace:
@@ -128,17 +116,17 @@ def check_network(sampler: Sampler, denoiser: Denoiser) -> None:
     )
 
 
-def _prepare(
+def prepared(
   sampler: Sampler,
   denoiser: Denoiser,
   params: PyTree,
   process: Process,
   key: Key[Array, ""],
   requests: Requests,
-  noise: NoiseAt | None,
-  trace: bool,
+  noise: NoiseAt | None = None,
+  trace: bool = False,
 ) -> Run:
-  """Returns a run after a look at the shapes."""
+  """Returns a run of held parameters, after a look at the shapes."""
   shape = requests.tokens.shape
   if shape[0] < 1:
     raise ValueError("nothing to sample: the batch of requests is empty")
@@ -164,7 +152,7 @@ def _prepare(
     )
   network = Network(
     denoiser=denoiser,
-    params=denoiser.hold(params),
+    params=params,
     process=process,
     objective=sampler.objective,
     batch=batch,

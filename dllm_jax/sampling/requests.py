@@ -91,6 +91,17 @@ def build(
   )
 
 
+def blank(rows: int, length: int) -> Requests:
+  """Returns requests for nothing: no slot is in use."""
+  no = np.zeros((rows, length), bool)
+  return Requests(
+    tokens=no.astype(np.int32),
+    fixed=no,
+    valid=no,
+    request=np.zeros((rows,), np.int32),
+  )
+
+
 def _check(token: int, objective: Objective, row: int, slot: int) -> None:
   if not 0 <= token < objective.vocab_size:
     raise ValueError(

@@ -116,6 +116,17 @@ class Sampler:
     return self.policy.steps
 
   @property
+  def most_calls(self) -> int:
+    """Network calls for each block, at most, with that of keeping it."""
+    stores = self.cache == "block" and self.objective.shift == 0
+    return max(self.steps + self.policy.extra + stores, self.least_calls)
+
+  @property
+  def calls_a_pass(self) -> int:
+    """Of so many calls in a block, the first makes an approximate cache anew."""
+    return min(self.refresh or self.most_calls, self.most_calls)
+
+  @property
   def blocks(self) -> int:
     """The number of blocks of a row without a prompt, the longest case."""
     return -(-self.length // (self.block_length or self.length))

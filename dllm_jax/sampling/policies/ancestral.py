@@ -54,6 +54,7 @@ class Stepwise:
 
   forces = False
   idles = False
+  stands = False
   extra = 0
   """Calls beyond `steps` that a revision may add."""
 
@@ -186,6 +187,11 @@ class Ancestral(Stepwise):
     if self.objective.replaces:
       return state.step >= self.steps
     return super().done(process, z, state, window)
+
+  @property
+  def stands(self) -> bool:
+    """Whether what is revealed stays: a process that masks is never undone."""
+    return self.objective.mask_id is not None and not self.objective.replaces
 
   def grid(self) -> Float[Array, "steps+1"]:
     """Returns the times, from 1 down."""

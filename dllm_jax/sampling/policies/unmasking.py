@@ -55,6 +55,8 @@ class FirstHitting(Stepwise):
     super().__post_init__()
     check_mask(self)
 
+  stands = True
+
   def least_steps(self, width: int) -> int:
     """Returns the fewest steps that finish a window: one for each slot."""
     return width
@@ -147,6 +149,11 @@ class Unmasking(Stepwise):
         "noise_temperature must be 0 (the best slots) or more, not "
         f"{self.noise_temperature}"
       )
+
+  @property
+  def stands(self) -> bool:
+    """Whether what is revealed stays: it does if nothing revises it."""
+    return self.revision is None
 
   @property
   def extra(self) -> int:
