@@ -40,19 +40,23 @@ class Keyed:
   @classmethod
   def at(
     cls,
-    key: Key[Array, ""],
+    key: Key[Array, "*B"],
     *,
     request: Int[Array, "B"],
     step: Int[Array, "B"],
     position: Int[Array, "B T"],
   ) -> "Keyed":
-    """Returns the noise of each row's step at the given canvas positions."""
+    """Returns the noise of each row's step at the given canvas positions.
 
-    def one_row(request, step, position):
+    Of one key, or of one a row.
+    """
+
+    def one_row(key, request, step, position):
       row = jax.random.fold_in(jax.random.fold_in(key, request), step)
       return jax.vmap(lambda i: jax.random.fold_in(row, i))(position)
 
-    keys = jax.vmap(one_row)(request, step, position)
+    axes = (0 if key.ndim else None, 0, 0, 0)
+    keys = jax.vmap(one_row, in_axes=axes)(key, request, step, position)
     return cls(data=jax.random.key_data(keys))
 
   def _bits(self, tag: int, n: int) -> UInt32[Array, "B T n"]:

@@ -192,6 +192,21 @@ Guide = Callable[..., Float[Array, "B T V"]]
 """
 
 
+class Reading(NamedTuple):
+  """What a policy makes of logits that an objective draws from, and of draws.
+
+  Attributes:
+    rows: what it knows of the rows, cut like the logits.
+    logits: `(logits, z, t, rows) -> logits` to draw from, on a chunk.
+    note: `(logits, z, rows, log_q, token) -> mapping` of what is known of a draw
+      from log_q, given the network's logits.
+  """
+
+  rows: PyTree
+  logits: Callable[..., Float[Array, "B T V"]]
+  note: Callable[..., Mapping[str, Array]]
+
+
 class Objective(Protocol):
   """How one published system corrupts, scores and reverses.
 
@@ -329,12 +344,13 @@ class Objective(Protocol):
     t: Array,
     s: Array,
     *,
-    guide: Guide | None = None,
+    reading: Reading | None = None,
     window: Int[Array, "B W"] | None = None,
-  ) -> PyTree:
+  ) -> Any:
     """Returns z_s given z_t; by default a draw from `posterior`.
 
-    `window` names, for each row, the slots of `out` that predict z, as in
+    With a reading, returns (z_s, what it notes of the draws). `window` names,
+    for each row, the slots of `out` that predict z, as in
     `core.vocabulary.reduce`.
     """
 
@@ -351,6 +367,7 @@ class Policy(Protocol):
     idles: whether a step may leave a window as it was.
     stands: whether a token that a step reveals stays: else a window is final
       only when it is done.
+    top: how many of the likeliest tokens `info` has of each draw.
   """
 
   objective: Objective
@@ -360,6 +377,7 @@ class Policy(Protocol):
   forces: bool
   idles: bool
   stands: bool
+  top: int
 
   def least_steps(self, width: int) -> int:
     """Returns the fewest steps that finish a window of so many slots."""
@@ -391,12 +409,13 @@ class Policy(Protocol):
     *,
     window: Int[Array, "B W"] | None = None,
     guide: Guide | None = None,
-    counts: Int[Array, "B 1 V"] | None = None,
+    rows: Any = None,
     must: Bool[Array, "B W"] | None = None,
   ) -> tuple[PyTree, Any, Mapping[str, Array]]:
     """Returns (z, state, info) after one network evaluation.
 
     `active` is True at slots that may change now, `window` names the slots of
-    `out` that predict z; `guide` joins the logits of several outputs; `must` is
-    True where a token has to be revealed. info feeds the trace.
+    `out` that predict z; `guide` joins the logits of several outputs; `rows` is
+    what the rows chose (`sampling.policies.rows`); `must` is True where a token
+    has to be revealed. info feeds the trace and says how likely draws were.
     """

@@ -27,13 +27,13 @@ from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import (
   Batch,
   Denoise,
-  Guide,
   Loss,
   ModelInputs,
   ModelOutputs,
   Noise,
   Objective,
   Process,
+  Reading,
 )
 from dllm_jax.core.vocabulary import cross_entropy, forbid, reduce
 from dllm_jax.objectives.texts import Fill, unshifted, Weights
@@ -258,18 +258,25 @@ class Discrete(Objective):
     t: Float[Array, "B #T"],
     s: Float[Array, "B #T"],
     *,
-    guide: Guide | None = None,
+    reading: Reading | None = None,
     window: Int[Array, "B T"] | None = None,
-  ) -> Int[Array, "B T"]:
+  ) -> Any:
     """Returns a draw from `posterior`, chunk by chunk."""
 
-    def draw(logits, z, t, s, noise):
-      if guide is not None:
-        logits = guide(logits, z, t)
-      log_p = self.posterior(process, logits, z, t, s)
-      return noise.categorical(Tag.TOKEN, log_p)
+    def draw(logits, z, t, s, noise, rows):
+      seen = logits if reading is None else reading.logits(logits, z, t, rows)
+      log_q = self.posterior(process, seen, z, t, s)
+      token = noise.categorical(Tag.TOKEN, log_q)
+      return token, note(reading, logits, z, rows, log_q, token)
 
-    return reduce(draw, out, z, t, s, noise, window=window)
+    rows = None if reading is None else reading.rows
+    z, noted = reduce(draw, out, z, t, s, noise, rows, window=window)
+    return z if reading is None else (z, noted)
+
+
+def note(reading: Reading | None, *draw: Any) -> Mapping[str, Array]:
+  """Returns what a reading notes of a draw; nothing without one."""
+  return {} if reading is None else reading.note(*draw)
 
 
 def corrupt_to(

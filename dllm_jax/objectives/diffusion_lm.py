@@ -340,8 +340,9 @@ class DiffusionLM(Discrete):
     return mean + spread * draw
 
   def reverse(
-    self, process, noise, out, z, t, s, *, guide=None, window=None
-  ) -> Float[Array, "B T E"]:
-    """Returns z_s. No logits are drawn from, so that a `guide` has no part."""
+    self, process, noise, out, z, t, s, *, reading=None, window=None
+  ) -> Any:
+    """Returns z_s. No logits are drawn from, so that a `reading` has no part."""
     mean, variance = self.step_law(process, out, z, t, s, window=window)
-    return self.perturb(noise, mean, variance, s)
+    z = self.perturb(noise, mean, variance, s)
+    return z if reading is None else (z, {})

@@ -7,10 +7,10 @@ T expm1(gamma(t) - gamma(s)) alpha(s) with gamma = logit alpha (eq. 8, negated).
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.schedule import Linear, Schedule, SCHEDULES
@@ -19,7 +19,7 @@ from dllm_jax.core.types import (
   Loss,
 )
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.objectives.base import check_choice
+from dllm_jax.objectives.base import check_choice, note
 from dllm_jax.objectives.mdlm import MDLM
 
 Draw = Literal["ancestral", "mean"]
@@ -100,19 +100,22 @@ class MD4(MDLM):
     return times.at[-1].set(0.0)
 
   def reverse(
-    self, process, noise, out, z, t, s, *, guide=None, window=None
-  ) -> Int[Array, "B T"]:
+    self, process, noise, out, z, t, s, *, reading=None, window=None
+  ) -> Any:
     """Returns z_s, drawn as `reverse_draw` says."""
     if self.reverse_draw == "ancestral":
       return super().reverse(
-        process, noise, out, z, t, s, guide=guide, window=window
+        process, noise, out, z, t, s, reading=reading, window=window
       )
 
-    def draw(logits, z, t, noise):
-      if guide is not None:
-        logits = guide(logits, z, t)
-      return noise.categorical(Tag.TOKEN, self.log_x0(process, logits, z, t))
+    def draw(logits, z, t, noise, rows):
+      seen = logits if reading is None else reading.logits(logits, z, t, rows)
+      log_q = self.log_x0(process, seen, z, t)
+      token = noise.categorical(Tag.TOKEN, log_q)
+      return token, note(reading, logits, z, rows, log_q, token)
 
-    x0 = reduce(draw, out, z, t, noise, window=window)
+    rows = None if reading is None else reading.rows
+    x0, noted = reduce(draw, out, z, t, noise, rows, window=window)
     revealed = noise.uniform(Tag.TRANSFER, 1)[..., 0] >= self.stay(t, s)
-    return jnp.where((z == self.mask_id) & revealed, x0, z)
+    z = jnp.where((z == self.mask_id) & revealed, x0, z)
+    return z if reading is None else (z, noted)

@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.types import KVCache, ModelOutputs, Noise, Process
 from dllm_jax.sampling.forward import Network
+from dllm_jax.sampling.options import known
+from dllm_jax.sampling.policies.rows import Rows
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.sampling.traces.trace import Frame, observe
@@ -42,6 +44,9 @@ class Canvas:
     call: each row's count of network calls since it was entered.
     revealed_at: the step at which each slot took its token; -1 where it has
       taken none.
+    log_prob: of that token at that step, nats; 0 where it has taken none.
+    top_ids: the likeliest tokens of that step, if they are kept; else None.
+    top_log_probs: how likely they were.
     cache: kept keys and values, or None.
     state: the policy's, inside a block.
     sound: rows of whose hidden states all were numbers; None where nobody asks.
@@ -55,6 +60,9 @@ class Canvas:
   block: Int[Array, "B"]
   call: Int[Array, "B"]
   revealed_at: Int[Array, "B T"]
+  log_prob: Float[Array, "B T"]
+  top_ids: Int[Array, "B T k"] | None = None
+  top_log_probs: Float[Array, "B T k"] | None = None
   cache: KVCache | None = None
   state: PyTree = None
   hidden: Float[Array, "R T D"] | None = None
@@ -98,6 +106,23 @@ class Run(NamedTuple):
     """Returns True at slots to be sampled."""
     return self.network.batch.loss_mask
 
+  @property
+  def ends(self) -> Int[Array, "B E"] | None:
+    """Returns what ends each row; None where nothing does."""
+    if self.requests.options is not None:
+      return self.requests.options.end_ids
+    ends = jnp.asarray(self.sampler.end_ids, jnp.int32)
+    return jnp.tile(ends, (self.free.shape[0], 1)) if ends.size else None
+
+  def ended(self, tokens: Int[Array, "B W"]) -> Bool[Array, "B W"]:
+    """Returns which tokens end their row."""
+    return jnp.any(tokens[..., None] == self.ends[:, None], axis=-1)
+
+  def rows(self, z: PyTree, window: Window) -> Rows:
+    """Returns what the policy gets to know of the rows, in a window."""
+    tokens = self.sampler.objective.decode(self.process, z)
+    return known(self.requests, self.sampler.policy, tokens, self.free, window)
+
   def first(self, k: Int[Array, "B"]) -> Int[Array, "B"]:
     """Returns where block k of each row begins."""
     width = self.sampler.block_length or self.sampler.length
@@ -140,7 +165,7 @@ def started(run: Run) -> Canvas:
   """Returns the canvas before the first call: what is given, and the prior."""
   objective, requests = run.sampler.objective, run.requests
   shape = requests.tokens.shape
-  zeros = jnp.zeros(shape[:1], jnp.int32)
+  zeros, top = jnp.zeros(shape[:1], jnp.int32), run.sampler.policy.top
   prior = objective.prior(run.noise(zeros, run.network.batch.positions), shape)
   z = where(run.free, prior, objective.clean(run.process, requests.tokens))
   window = run._block(zeros)
@@ -155,6 +180,9 @@ def started(run: Run) -> Canvas:
     block=zeros,
     call=zeros,
     revealed_at=jnp.full(shape, -1, jnp.int32),
+    log_prob=jnp.zeros(shape),
+    top_ids=jnp.zeros((*shape, top), jnp.int32) if top else None,
+    top_log_probs=jnp.zeros((*shape, top)) if top else None,
     cache=run.network.empty(),
     state=run.sampler.policy.init(run.process, take(z, window), window.active),
   )
@@ -224,11 +252,10 @@ def left(
 ) -> Canvas:
   """Returns the canvas with some rows past their block."""
   canvas = canvas.replace(block=canvas.block + rows)
-  if not run.sampler.end_ids:
+  if run.ends is None:
     return canvas
   tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
-  ends = jnp.isin(tokens, jnp.asarray(run.sampler.end_ids))
-  ended = rows & jnp.any(ends & window.active, axis=1)
+  ended = rows & jnp.any(run.ended(tokens) & window.active, axis=1)
   return canvas.replace(stopped=canvas.stopped | ended)
 
 
@@ -316,7 +343,7 @@ def step(
     active,
     window=index,
     guide=guide,
-    counts=_counts(run, canvas.z) if policy.counts else None,
+    rows=run.rows(canvas.z, window),
     must=must,
   )
   new_z = where(active, new_z, z)
@@ -331,7 +358,7 @@ def step(
     calls=canvas.calls + calling,
     stage=jnp.where(rows, stage, canvas.stage),
     call=canvas.call + rows,
-    revealed_at=_revealed(run, canvas, window._replace(active=active), new_z),
+    **_noted(run, canvas, window._replace(active=active), new_z, info),
     cache=cache,
     state=state,
     hidden=hidden if run.keeps else None,
@@ -381,22 +408,29 @@ def _look(
   return calling, *lax.cond(jnp.any(calling), look, same)
 
 
-def _revealed(
-  run: Run, canvas: Canvas, window: Window, new_z: PyTree
-) -> Int[Array, "B T"]:
-  """Returns at which step each slot took its token, after one more step.
+def _noted(
+  run: Run,
+  canvas: Canvas,
+  window: Window,
+  new_z: PyTree,
+  info: Mapping[str, Array],
+) -> dict[str, Array]:
+  """Returns when each slot took its token and how likely, after one more step.
 
   Vectors have no tokens before the last step, which all slots take: to decode
-  them at every step would cost as much as calling the network.
+  them at every step would cost as much as calling the network. Nothing is drawn
+  there.
   """
-  old = take(canvas.revealed_at, window)
   taken = window.active
   if isinstance(new_z, jax.Array) and new_z.ndim == 2:
     taken &= new_z != take(canvas.z, window)
     if run.network.objective.mask_id is not None:
       taken &= new_z != run.network.objective.mask_id
-  step = jnp.where(taken, canvas.step[:, None], old)
-  return put(canvas.revealed_at, window, step)
+  names = ("log_prob", "top_ids", "top_log_probs")
+  new = {name: info[name] for name in names if name in info}
+  new["revealed_at"] = jnp.broadcast_to(canvas.step[:, None], taken.shape)
+  old = {name: getattr(canvas, name) for name in new}
+  return put(old, window, where(taken, new, take(old, window)))
 
 
 def _differs(new: PyTree, old: PyTree) -> Bool[Array, "B"]:
@@ -406,21 +440,11 @@ def _differs(new: PyTree, old: PyTree) -> Bool[Array, "B"]:
   return jnp.any(jnp.stack(rows), axis=0)
 
 
-def _counts(run: Run, z: PyTree) -> Int[Array, "B 1 V"]:
-  """Returns how often each token stands in a row, masks left out."""
-  objective = run.network.objective
-  tokens = objective.decode(run.process, z)
-  real = run.requests.valid & (tokens != (objective.mask_id or -1))
-  zeros = jnp.zeros((objective.vocab_size,), jnp.int32)
-  row = lambda tokens, real: zeros.at[tokens].add(real.astype(jnp.int32))
-  return jax.vmap(row)(tokens, real)[:, None]
-
-
 def finished(run: Run, canvas: Canvas) -> Int[Array, "B T"]:
   """Returns the tokens; after what ends a row, that token again."""
   tokens = run.network.objective.decode(run.process, canvas.z)
-  if run.sampler.end_ids:
-    ends = run.free & jnp.isin(tokens, jnp.asarray(run.sampler.end_ids))
+  if run.ends is not None:
+    ends = run.free & run.ended(tokens)
     after = jnp.cumsum(ends, axis=1) - ends > 0
     first = jnp.argmax(ends, axis=1, keepdims=True)
     end = jnp.take_along_axis(tokens, first, axis=1)

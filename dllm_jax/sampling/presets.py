@@ -14,10 +14,12 @@ from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective, Policy
 from dllm_jax.sampling.catalogue import Preset, PRESETS
 from dllm_jax.sampling.forward import CACHES
+from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.policies.guidance import Guidance
 from dllm_jax.sampling.policies.processors import (
   Banned,
   Forced,
+  MinP,
   RepetitionPenalty,
   Temperature,
   TopK,
@@ -50,6 +52,8 @@ class SamplerConfig:
     top_k: draw among the k best tokens; 0 for all.
     top_p: draw among the fewest tokens that hold this probability, in (0, 1];
       None for the preset's.
+    min_p: draw among tokens at least so probable beside the best, in [0, 1]; 0
+      for all.
     threshold: reveal all slots at least so sure, in (0, 1]; None for the
       preset's rule.
     factor: reveal by confidence factor, above 0; None for the preset's rule.
@@ -89,6 +93,7 @@ class SamplerConfig:
   temperature: float = -1.0
   top_k: int = 0
   top_p: float | None = None
+  min_p: float = 0.0
   threshold: float | None = None
   factor: float | None = None
   entropy_bound: float | None = None
@@ -146,6 +151,30 @@ class SamplerConfig:
         _check_owner(name, self.preset, policies)
     self._processors(PRESETS[self.preset], ends=())
 
+  def options(self, end_ids: Sequence[int] = ()) -> RowOptions:
+    """Returns what rows do that choose nothing: `stack` wants it.
+
+    Args:
+      end_ids: the tokens that end a row.
+    """
+    preset = PRESETS[self.preset]
+    rule = preset.fields.get("selection")
+    threshold = None if rule is None else rule.threshold
+    if self.factor is not None or self.entropy_bound is not None:
+      threshold = None
+    stop = preset.stops if self.stop is None else self.stop
+    return RowOptions(
+      temperature=self.temperature
+      if self.temperature >= 0
+      else preset.temperature,
+      top_k=self.top_k,
+      top_p=preset.top_p if self.top_p is None else self.top_p,
+      min_p=self.min_p,
+      threshold=threshold if self.threshold is None else self.threshold,
+      repetition_penalty=self.repetition_penalty,
+      end_ids=tuple(end_ids) if stop else (),
+    )
+
   def canvas(self, objective: Objective, slots: int) -> int:
     """Returns the canvas for rows of so many slots: a bucket of whole blocks."""
     own = PRESETS[self.preset].block_length
@@ -153,7 +182,12 @@ class SamplerConfig:
     return bucket(slots, multiple=block)
 
   def build(
-    self, objective: Objective, *, length: int, end_ids: Sequence[int] = ()
+    self,
+    objective: Objective,
+    *,
+    length: int,
+    end_ids: Sequence[int] = (),
+    top: int = 0,
   ) -> Sampler:
     """Returns the sampler for a canvas.
 
@@ -161,6 +195,7 @@ class SamplerConfig:
       objective: what the network was trained for.
       length: slots of the canvas.
       end_ids: the tokens that end a row.
+      top: how many of the likeliest tokens a generation keeps of each draw.
 
     Raises:
       ValueError: a field does not fit the canvas or the objective.
@@ -174,7 +209,6 @@ class SamplerConfig:
       exact = isinstance(spec, BlockCausal) or left_to_right
       elsewhere = "none" if preset.cache == "block" else preset.cache
       cache = "block" if exact else elsewhere
-    stop = preset.stops if self.stop is None else self.stop
     if (self.stop or self.suppress_end or self.doubt_end) and not end_ids:
       raise ValueError(
         "sampler.stop, sampler.suppress_end and sampler.doubt_end need a "
@@ -182,7 +216,7 @@ class SamplerConfig:
       )
     self._check_tokens(objective, end_ids)
     return Sampler(
-      policy=self._policy(preset, objective, block or length, end_ids),
+      policy=self._policy(preset, objective, block or length, end_ids, top),
       length=length,
       block_length=block,
       blocks_from="start" if isinstance(spec, BlockCausal) else "prompt",
@@ -190,7 +224,7 @@ class SamplerConfig:
       refresh=self.refresh,
       reach=self.reach or None,
       guidance=self._guidance(),
-      end_ids=tuple(end_ids) if stop else (),
+      end_ids=tuple(self.options(end_ids).end_ids),
       extend=self.extend,
       context=self.context or None,
     )
@@ -244,6 +278,7 @@ class SamplerConfig:
     objective: Objective,
     slots: int,
     ends: Sequence[int],
+    top: int,
   ) -> Policy:
     steps = self.steps or preset.steps or slots
     if not self.steps and preset.capped:
@@ -254,7 +289,7 @@ class SamplerConfig:
         "at most one step a slot"
       )
     filters, processors = self._processors(preset, ends=ends)
-    fields = dict(preset.fields)
+    fields = preset.fields | {"sharpens": preset.sharpens, "top": top}
     if self.threshold is not None:
       old = fields.get("selection")
       least = old.least if isinstance(old, Threshold) else None
@@ -296,15 +331,14 @@ class SamplerConfig:
       filters.append(Forced(_ids("forced", self.forced)))
     if self.repetition_penalty != 1.0:
       filters.append(RepetitionPenalty(self.repetition_penalty))
-    temperature = self.temperature
-    if temperature < 0:
-      temperature = preset.temperature
-    top_p = preset.top_p if self.top_p is None else self.top_p
-    shape = []
+    chosen = self.options()
+    temperature, shape = chosen.temperature, []
     if self.top_k:
       shape.append(TopK(self.top_k))
-    if top_p < 1.0:
-      shape.append(TopP(top_p))
+    if chosen.top_p < 1.0:
+      shape.append(TopP(chosen.top_p))
+    if self.min_p:
+      shape.append(MinP(self.min_p))
     if preset.sharpens:
       # Greedy draws leave the confidence that of the filtered network.
       heat = [] if temperature in (0.0, 1.0) else [Temperature(temperature)]
@@ -323,6 +357,7 @@ _OF_TOKENS = (
   "suppress_end",
   "top_k",
   "top_p",
+  "min_p",
   "repetition_penalty",
   "cfg_scale",
 )

@@ -14,7 +14,7 @@ neighbours.
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dllm_jax.core.noise import Keyed
 from dllm_jax.core.types import Batch, Denoiser, Process
@@ -44,12 +44,27 @@ class Generation:
       that it has: the last such step, where tokens are masked again or
       replaced; the last step of all, where latents are vectors; -1 where
       nothing was drawn.
+    log_prob: of that token at that step, in nats: under the distribution that
+      it was drawn from, filters, penalties, temperature, top-k, top-p and min-p
+      included, on the condition that the slot took a token (that a process
+      leaves masks is no choice among tokens). Where nothing is drawn but the
+      best token taken, at temperature 0, the distribution without temperature.
+      This is what a policy gradient on a trajectory needs, and what OpenAI's
+      clients get as `logprob`. 0 where `revealed_at` is -1, and where latents
+      are vectors.
+    top_ids: the likeliest tokens there, best first, as many as `policy.top`;
+      None for 0.
+    top_log_probs: how likely they were, under the same distribution; -inf where
+      it has fewer tokens.
     trace: every step of it, if it was asked for.
   """
 
   tokens: Int[Array, "B T"]
   function_evaluations: Int[Array, "B"]
   revealed_at: Int[Array, "B T"]
+  log_prob: Float[Array, "B T"]
+  top_ids: Int[Array, "B T k"] | None = None
+  top_log_probs: Float[Array, "B T k"] | None = None
   trace: Trace | None = None
 
 
@@ -71,8 +86,9 @@ def generate(
     denoiser: the network.
     params: its parameters.
     process: the arrays of the objective.
-    key: the seed. Noise is a function of (key, request, the row's own step,
-      slot) and the kind of draw, and of nothing else.
+    key: the seed, for rows without their own. Noise is a function of (key,
+      request, the row's own step, slot) and the kind of draw, and of nothing
+      else.
     requests: what is fixed, and what is wanted.
     trace: whether every step is kept.
     noise: where randomness comes from instead, to replay that of another
@@ -103,6 +119,9 @@ def generate(
     tokens=finished(run, canvas),
     function_evaluations=canvas.calls,
     revealed_at=canvas.revealed_at,
+    log_prob=canvas.log_prob,
+    top_ids=canvas.top_ids,
+    top_log_probs=canvas.top_log_probs,
     trace=record,
   )
 
@@ -162,6 +181,9 @@ def prepared(
     reach=sampler.reach,
     guidance=guidance if guidance is not None and guidance.scale else None,
   )
+  options = requests.options
+  if options is not None and options.seed is not None:
+    key = jax.vmap(jax.random.key)(options.seed)
   if noise is None:
     noise = lambda step, slots: Keyed.at(
       key,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 import numpy as np
 
 from dllm_jax.core.types import Objective
+from dllm_jax.sampling.policies.rows import Options
 
 
 @struct.dataclass
@@ -25,6 +26,8 @@ class Requests:
     request: the number of each request. With the seed it decides the noise, so
       that a request gets the same tokens alone and in any batch.
     cond: class labels, one a row, or None.
+    options: what each row chose (`options.stack`); None where the sampler's own
+      numbers hold for all, which are then constants of the program.
   """
 
   tokens: Int[Array, "B T"]
@@ -32,6 +35,7 @@ class Requests:
   valid: Bool[Array, "B T"]
   request: Int[Array, "B"]
   cond: Int[Array, "B"] | None = None
+  options: Options | None = None
 
 
 Template = Sequence[int | None]
@@ -45,6 +49,7 @@ def build(
   length: int,
   request: Sequence[int] | None = None,
   cond: Sequence[int] | None = None,
+  options: Options | None = None,
 ) -> Requests:
   """Returns requests from rows of token ids, None where a token is wanted.
 
@@ -54,6 +59,7 @@ def build(
     length: slots of the canvas (T).
     request: a number for each row; by default 0, 1, 2, ...
     cond: a class label for each row.
+    options: what each row chose, or None.
 
   Raises:
     ValueError: there is no row, a row does not fit on the canvas, a token is
@@ -88,6 +94,7 @@ def build(
     valid=valid,
     request=np.asarray(request, np.int32),
     cond=None if cond is None else np.asarray(cond, np.int32),
+    options=options,
   )
 
 

@@ -101,9 +101,7 @@ class Program:
   def advance(self, most: int = 1) -> View:
     """Returns how all rows are after network calls; see `slots.advance`."""
     with jax.set_mesh(self.mesh):
-      self._state, view = self._advance(
-        self._held, self._state, np.int32(most)
-      )
+      self._state, view = self._advance(self._held, self._state, np.int32(most))
     return jax.tree.map(np.asarray, jax.device_get(view))
 
   def programs(self) -> int:

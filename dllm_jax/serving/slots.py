@@ -134,9 +134,7 @@ def admit(
     clear = lambda x: jnp.where(known, x, 0)  # A row that failed holds NaN.
     kept = kept.replace(key=clear(kept.key), value=clear(kept.value))
     if width:
-      kept = run.network.fill(
-        canvas.z, request.valid, kept, start[None], width
-      )
+      kept = run.network.fill(canvas.z, request.valid, kept, start[None], width)
       canvas = canvas.replace(calls=canvas.calls + 1)
   one = jnp.ones((1,), bool)
   canvas = _put(slots.canvas, canvas.replace(cache=kept), row[None], one)
@@ -220,7 +218,10 @@ def _round(model: Model, run: Run, canvas: Canvas) -> Canvas:
     here = window._replace(slots=at, active=window.active & rows[:, None])
   else:
     here = window
-  once = lambda carry: (jnp.array(False), step(run, carry[1], here, rows, False)[0])
+  once = lambda carry: (
+    jnp.array(False),
+    step(run, carry[1], here, rows, False)[0],
+  )
   some = lambda carry: carry[0]
   _, canvas = lax.while_loop(some, once, (jnp.any(rows), canvas))
   canvas = left(run, canvas, window, busy & (canvas.stage == IDLE))
@@ -270,7 +271,9 @@ def _put(canvas: Canvas, new: Canvas, rows: Int[Array, "R"], here) -> Canvas:
   rest = _set(canvas.replace(cache=None), new.replace(cache=None), rows, here)
   if new.cache is None:
     return rest.replace(cache=canvas.cache)
-  store = lambda kept, new: _stored(kept, new, canvas.stage.shape[0], rows, here)
+  store = lambda kept, new: _stored(
+    kept, new, canvas.stage.shape[0], rows, here
+  )
   cache = canvas.cache.replace(
     key=store(canvas.cache.key, new.cache.key),
     value=store(canvas.cache.value, new.cache.value),

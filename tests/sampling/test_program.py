@@ -47,17 +47,17 @@ class Carrying(MDLM):
     del process
     return z["tokens"] + 0 * z["calls"][..., 0].astype(jnp.int32)
 
-  def reverse(self, process, noise, out, z, t, s, *, guide=None, window=None):
-    tokens = super().reverse(
-      process, noise, out, z["tokens"], t, s, guide=guide, window=window
+  def reverse(self, process, noise, out, z, t, s, *, reading=None, window=None):
+    tokens, noted = super().reverse(
+      process, noise, out, z["tokens"], t, s, reading=reading, window=window
     )
-    return {"tokens": tokens, "calls": z["calls"] + 1}
+    return {"tokens": tokens, "calls": z["calls"] + 1}, noted
 
 
 class Rewriting(MDLM):
   """A process that draws every slot anew at each step."""
 
-  def reverse(self, process, noise, out, z, t, s, *, guide=None, window=None):
+  def reverse(self, process, noise, out, z, t, s, *, reading=None, window=None):
     return super().reverse(
       process,
       noise,
@@ -65,7 +65,7 @@ class Rewriting(MDLM):
       jnp.full_like(z, MASK),
       t,
       0.0 * s,
-      guide=guide,
+      reading=reading,
       window=window,
     )
 

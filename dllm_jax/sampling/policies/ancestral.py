@@ -12,21 +12,32 @@ the process's jumps, `remasking` masks again, `renoising` draws anew.
 import dataclasses
 from typing import Any, Literal
 
+import jax
+from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.noise import Tag
-from dllm_jax.core.types import Guide, ModelOutputs, Noise, Objective, Process
+from dllm_jax.core.types import (
+  Guide,
+  ModelOutputs,
+  Noise,
+  Objective,
+  Process,
+  Reading,
+)
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.policies.processors import (
   Banned,
+  best_only,
   compose,
-  Counts,
   Forced,
   Logits,
   Processor,
   Temperature,
 )
+from dllm_jax.sampling.policies.rows import NONE, Rows
+from dllm_jax.sampling.policies.score import log_prob
 from dllm_jax.sampling.policies.selection import Progress
 
 Outputs = ModelOutputs | tuple[ModelOutputs, ...]
@@ -45,12 +56,17 @@ class Stepwise:
     filters: applied to the network's logits first, in this order; what they
       leave is what scores read.
     processors: applied after them, the mask token forbidden, to draw tokens.
+    sharpens: whether scores read what rows' own temperatures and cuts leave;
+      read where rows have options (`rows`) alone.
+    top: how many of the likeliest tokens are noted of each draw.
   """
 
   objective: Objective
   steps: int
   filters: tuple[Processor, ...] = ()
   processors: tuple[Processor, ...] = ()
+  sharpens: bool = False
+  top: int = 0
 
   forces = False
   idles = False
@@ -117,7 +133,7 @@ class Stepwise:
     return jnp.take(self.grid(), step, mode="clip")[:, None]
 
   def filtered(
-    self, logits: Any, z: PyTree, counts: Counts, guide: Guide | None
+    self, logits: Any, z: PyTree, rows: Rows, guide: Guide | None
   ) -> Logits:
     """Returns what scores read: branches joined, then the filters.
 
@@ -128,36 +144,86 @@ class Stepwise:
       logits = guide(logits, z, None)
       most = jnp.finfo(logits.dtype).max  # of a guidance scale beyond measure
       logits = jnp.clip(logits, -most, most)
-    read = compose(self.filters, logits, z, counts)
-    if not self.filters or self.objective.mask_id is None:
+    filters = rows.fixed(self.filters)
+    read = rows.adjusted(compose(filters, logits, z, rows.counts))
+    sharpened = rows.options is not None and self.sharpens
+    if sharpened:
+      read = rows.shaped(read, greedy=True)
+    if self.objective.mask_id is None or not (filters or sharpened):
       return read
     is_mask = jnp.arange(logits.shape[-1]) == self.objective.mask_id
     alone = ~jnp.any((read > -jnp.inf) & ~is_mask, axis=-1, keepdims=True)
-    rules = [f for f in self.filters if isinstance(f, Banned | Forced)]
-    faint = compose(rules, logits, z, counts) - _FAINT
+    rules = [f for f in filters if isinstance(f, Banned | Forced)]
+    faint = rows.adjusted(compose(rules, logits, z, rows.counts)) - _FAINT
     return jnp.where(alone & ~is_mask, faint, read)
 
-  def drawn(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
-    """Returns what tokens are drawn from, given filtered logits."""
-    if self.objective.mask_id is not None:
-      is_mask = jnp.arange(logits.shape[-1]) == self.objective.mask_id
-      logits = jnp.where(is_mask, -jnp.inf, logits)
-    return compose(self.processors, logits, z, counts)
+  def drawn(self, logits: Logits, z: PyTree, rows: Rows) -> Logits:
+    """Returns what tokens are drawn from, given filtered logits.
+
+    Of rows without temperature only the best token is left.
+    """
+    if rows.options is None:
+      return compose(self.processors, self._legal(logits), z, rows.counts)
+    law, warm = self.law(logits, z, rows), rows.warm
+    return lax.cond(
+      jnp.all(warm),
+      lambda x: x,
+      lambda x: jnp.where(warm[..., None], x, best_only(x)),
+      law,
+    )
+
+  def law(self, logits: Logits, z: PyTree, rows: Rows) -> Logits:
+    """Returns what a draw's log-probability is of, given filtered logits.
+
+    What tokens are drawn from; without temperature, where nothing is drawn, what
+    the best token was the best of.
+    """
+    processors = rows.fixed(self.processors)
+    if rows.options is None and self._greedy:
+      processors = processors[:-1]
+    logits = compose(processors, self._legal(logits), z, rows.counts)
+    if rows.options is None or self.sharpens:
+      return logits
+    return rows.shaped(logits, greedy=False)
+
+  @property
+  def _greedy(self) -> bool:
+    return self.processors[-1:] == (Temperature(0.0),)
+
+  def _legal(self, logits: Logits) -> Logits:
+    if self.objective.mask_id is None:
+      return logits
+    is_mask = jnp.arange(logits.shape[-1]) == self.objective.mask_id
+    return jnp.where(is_mask, -jnp.inf, logits)
 
   def token(
-    self, logits: Logits, z: PyTree, counts: Counts, noise: Noise
-  ) -> Int[Array, "B c"]:
-    """Returns a draw from filtered logits.
+    self, logits: Logits, z: PyTree, rows: Rows, noise: Noise
+  ) -> tuple[Int[Array, "B c"], Logits]:
+    """Returns a draw from filtered logits, and the law for `noted`.
 
-    If the last processor leaves the best token alone, that is it: no need to
-    draw it from a distribution.
+    A batch in which every row takes its best token draws none from a
+    distribution.
     """
-    *others, last = self.processors or (None,)
-    if last != Temperature(0.0):
-      return noise.categorical(Tag.TOKEN, self.drawn(logits, z, counts))
-    legal = dataclasses.replace(self, processors=tuple(others))
-    best = jnp.argmax(legal.drawn(logits, z, counts), axis=-1)
-    return best.astype(jnp.int32)
+    law = self.law(logits, z, rows)
+    best = lambda: jnp.argmax(law, axis=-1).astype(jnp.int32)
+    draw = lambda: noise.categorical(Tag.TOKEN, law)
+    if rows.options is None:
+      token = best() if self._greedy else draw()
+    else:
+      warm = rows.warm
+      mixed = lambda: jnp.where(warm, draw(), best())
+      token = lax.cond(jnp.any(warm), mixed, best)
+    return token, law
+
+  def noted(self, law: Logits, token: Int[Array, "B c"]) -> dict[str, Array]:
+    """Returns what `info` says of draws: how likely they and the best were."""
+    if self.objective.mask_id is not None:
+      law = self._legal(law)
+    noted = {"log_prob": log_prob(law, token)}
+    if self.top:
+      best, ids = lax.top_k(jax.nn.log_softmax(law), self.top)
+      noted |= {"top_ids": ids, "top_log_probs": best}
+    return noted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,7 +278,7 @@ class Ancestral(Stepwise):
     *,
     window: Int[Array, "B W"] | None = None,
     guide: Guide | None = None,
-    counts: Counts = None,
+    rows: Rows = NONE,
     must: Bool[Array, "B W"] | None = None,
   ) -> tuple[PyTree, Progress, dict[str, Array]]:
     """Returns (z, state, info) after one network evaluation."""
@@ -220,39 +286,57 @@ class Ancestral(Stepwise):
     t, s = self.times(state.step), self.times(state.step + 1)
     after = state.replace(step=state.step + 1)
     if guide is not None and self.objective.mask_id is None:
-      z = self._mixed(process, noise, out, z, t, s, window, guide, counts)
-      return z, after, {}
+      z, info = self._mixed(process, noise, out, z, t, s, window, guide, rows)
+      return z, after, info
     plain = guide is None and not (self.filters or self.processors)
+    plain &= rows.options is None
 
-    def guided(logits, z, t):
-      logits = self.filtered(logits, z, counts, guide)
-      return self.drawn(logits, z, counts)
+    def drawn(logits, z, t, rows):
+      if plain:
+        return logits
+      return self.drawn(self.filtered(logits, z, rows, guide), z, rows)
 
-    z = self.objective.reverse(
+    def note(logits, z, rows, log_q, token):
+      return self.noted(self._law_of(log_q, logits, z, rows, guide), token)
+
+    z, info = self.objective.reverse(
       process,
       noise,
       out,
       z,
       t,
       s,
-      guide=None if plain else guided,
+      reading=Reading(rows, drawn, note),
       window=window,
     )
-    return z, after, {}
+    return z, after, info
 
-  def _mixed(self, process, noise, out, z, t, s, window, guide, counts):
-    def draw(logits, z, t, s, noise):
+  def _law_of(self, log_q, logits, z, rows, guide):
+    """Returns what tokens were drawn from: q, but `law` without temperature.
+
+    What replaces tokens draws in any case.
+    """
+    greedy = self._greedy if rows.options is None else ~rows.warm[..., None]
+    if greedy is False or self.objective.replaces:
+      return log_q
+    law = self.law(self.filtered(logits, z, rows, guide), z, rows)
+    return jnp.where(greedy, law, log_q)
+
+  def _mixed(self, process, noise, out, z, t, s, window, guide, rows):
+    def draw(logits, z, t, s, noise, rows):
       logits = tuple(
-        self.drawn(self.filtered(x, z, counts, None), z, counts) for x in logits
+        self.drawn(self.filtered(x, z, rows, None), z, rows) for x in logits
       )
       log_q = tuple(
         self.objective.posterior(process, x, z, t, s) for x in logits
       )
       # -inf - (-inf) has no meaning: what neither branch reaches stays out.
       low = tuple(jnp.maximum(x, -1e9) for x in log_q)
-      return noise.categorical(Tag.TOKEN, guide(low, z, t))
+      mixed = guide(low, z, t)
+      token = noise.categorical(Tag.TOKEN, mixed)
+      return token, self.noted(mixed, token)
 
-    return reduce(draw, out, z, t, s, noise, window=window)
+    return reduce(draw, out, z, t, s, noise, rows, window=window)
 
 
 def check_mask(policy: Stepwise) -> None:

@@ -58,12 +58,7 @@ class Temperature:
       return logits
     if self.value >= _COLD:
       return logits / self.value
-    if self.value > 0.0:  # quotients would overflow, their differences may
-      most = jnp.max(logits, axis=-1, keepdims=True)
-      return (logits - jnp.maximum(most, _LEAST)) / self.value
-    best = jnp.argmax(logits, axis=-1, keepdims=True)
-    ids = jnp.arange(logits.shape[-1])
-    return jnp.where(ids == best, 0.0, -jnp.inf)
+    return heated(logits, self.value) if self.value else best_only(logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +78,7 @@ class TopK:
 
   def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
     """Returns the logits, -inf outside the best k."""
-    if self.k >= logits.shape[-1]:
-      return logits
-    keep = _best(logits, jnp.ones_like(logits), float(self.k))
-    return jnp.where(keep, logits, -jnp.inf)
+    return logits if self.k >= logits.shape[-1] else top_k(logits, self.k)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +105,26 @@ class TopP:
     """Returns the logits, -inf outside the nucleus."""
     if self.p == 1.0:
       return logits
-    p = jax.nn.softmax(logits)
-    keep = _best(logits, p, self.p)
-    if not self.crossing:
-      keep = _without_last(logits, p, keep, self.p)
-    return jnp.where(keep, logits, -jnp.inf)
+    return top_p(logits, self.p, crossing=self.crossing)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinP:
+  """Keeps tokens at least so probable beside the best one (arXiv:2407.01082).
+
+  Attributes:
+    p: a share of the best token's probability, in [0, 1]; 0 keeps all.
+  """
+
+  p: float
+  counts = False
+
+  def __post_init__(self):
+    check.within("min-p", self.p, "[0, 1]")
+
+  def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
+    """Returns the logits, -inf where p(token) < p max p."""
+    return logits if self.p == 0.0 else min_p(logits, self.p)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +150,7 @@ class RepetitionPenalty:
     """Returns the logits, those of known tokens made smaller."""
     if self.value == 1.0 or counts is None:
       return logits
-    smaller = jnp.where(logits > 0, logits / self.value, logits * self.value)
-    known = (counts > 0) & jnp.isfinite(logits)
-    return jnp.where(known, jnp.clip(smaller, _LEAST, -_LEAST), logits)
+    return penalised(logits, counts, repetition=self.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +189,75 @@ class Forced:
     return jnp.where(_among(self.tokens, logits), logits, -jnp.inf)
 
 
+def heated(logits: Logits, value: float | Float[Array, "B 1 1"]) -> Logits:
+  """Returns logits / value, for values above 0; next to 0, less their best."""
+  most = jnp.max(logits, axis=-1, keepdims=True)
+  # Quotients would overflow, their differences may.
+  off = jnp.where(value < _COLD, jnp.maximum(most, _LEAST), 0.0)
+  return (logits - off) / value
+
+
+def best_only(logits: Logits) -> Logits:
+  """Returns 0 at the best token, the lower id among equals, and -inf elsewhere."""
+  best = jnp.argmax(logits, axis=-1, keepdims=True)
+  return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
+
+
+def top_k(logits: Logits, k: int | Int[Array, "B 1 1"]) -> Logits:
+  """Returns the logits, -inf outside the best k; k of 0 keeps all."""
+  k = jnp.where(k > 0, k, logits.shape[-1]).astype(jnp.float32)
+  keep = _best(logits, jnp.ones_like(logits), k)
+  return jnp.where(keep, logits, -jnp.inf)
+
+
+def top_p(
+  logits: Logits, p: float | Float[Array, "B 1 1"], *, crossing: bool = True
+) -> Logits:
+  """Returns the logits, -inf outside the nucleus; p of 1 keeps all."""
+  weight = jax.nn.softmax(logits)
+  keep = _best(logits, weight, p)
+  if not crossing:
+    keep = _without_last(logits, weight, keep, p)
+  return jnp.where(keep | (p >= 1.0), logits, -jnp.inf)
+
+
+def min_p(logits: Logits, p: float | Float[Array, "B 1 1"]) -> Logits:
+  """Returns the logits, -inf where a token's probability is under p max p."""
+  least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p)
+  return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def penalised(
+  logits: Logits,
+  counts: Int[Array, "B 1 V"],
+  written: Counts = None,
+  *,
+  repetition: float | Float[Array, "B 1 1"] = 1.0,
+  presence: float | Float[Array, "B 1 1"] = 0.0,
+  frequency: float | Float[Array, "B 1 1"] = 0.0,
+) -> Logits:
+  """Returns the logits, those of tokens that stand in the row made smaller.
+
+  First l / repetition where l > 0 and l * repetition elsewhere, of all tokens of
+  the row; then l - presence - frequency * count, of those that were written, as
+  OpenAI's interface has it: c = count, l - c frequency - (c > 0) presence.
+
+  Args:
+    logits: of a chunk.
+    counts: how often each token stands in its row.
+    written: the same without what was given; None for no such penalty.
+    repetition: above 0; 1 for none.
+    presence: nats; 0 for none.
+    frequency: nats for each time; 0 for none.
+  """
+  smaller = jnp.where(logits > 0, logits / repetition, logits * repetition)
+  known = (counts > 0) & jnp.isfinite(logits)
+  logits = jnp.where(known, jnp.clip(smaller, _LEAST, -_LEAST), logits)
+  if written is None:
+    return logits
+  return logits - jnp.where(written > 0, presence + frequency * written, 0.0)
+
+
 def _among(tokens: tuple[int, ...], logits: Logits) -> Bool[Array, "V"]:
   ids = jnp.arange(logits.shape[-1])
   return jnp.any(ids[:, None] == jnp.array(tokens, jnp.int32), axis=-1)
@@ -201,7 +275,9 @@ def _without_last(logits, p, keep, target):
 
 
 def _best(
-  logits: Logits, weight: Float[Array, "B c V"], target: float
+  logits: Logits,
+  weight: Float[Array, "B c V"],
+  target: float | Float[Array, "B 1 1"],
 ) -> Bool[Array, "B c V"]:
   """Returns the fewest best tokens whose weights sum to `target` or more.
 

@@ -18,6 +18,7 @@ from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Objective
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
+from dllm_jax.sampling.policies.rows import NONE
 from dllm_jax.sampling.policies.score import confidence
 from dllm_jax.sampling.policies.selection import Progress
 
@@ -293,7 +294,7 @@ class ReMDM(Stepwise):
 
   def step(
     self, process, noise, out, z, state, active, *,
-    window=None, guide=None, counts=None, must=None,
+    window=None, guide=None, rows=NONE, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
     jump = self.rule(self.moment(state))
@@ -301,21 +302,24 @@ class ReMDM(Stepwise):
     reveal = jnp.broadcast_to(jump.reveal, z.shape)
     remask = jnp.broadcast_to(jump.remask, z.shape)
 
-    def draw(logits, z, noise, reveal, remask):
-      logits = self.filtered(logits, z, counts, guide)
-      log_p = jax.nn.log_softmax(self.drawn(logits, z, counts))
+    def draw(logits, z, noise, reveal, remask, rows):
+      read = self.filtered(logits, z, rows, guide)
+      log_p = jax.nn.log_softmax(self.drawn(read, z, rows))
       log_q = posterior(log_p, z, reveal, remask, mask_id)
       token = noise.categorical(Tag.TOKEN, log_q)
-      return token, confidence(log_p, token)
+      info = self.noted(self.law(read, z, rows), token)
+      return token, confidence(log_p, token), info
 
-    token, sure = reduce(draw, out, z, noise, reveal, remask, window=window)
+    token, sure, info = reduce(
+      draw, out, z, noise, reveal, remask, rows, window=window
+    )
     token = jnp.where(active, token, z)
     fresh = (z == mask_id) & (token != mask_id)
     memory = jnp.where(fresh, -sure, state.memory)
     memory = jnp.where(token == mask_id, -jnp.inf, memory)
     # Slots that were given are never among those that remasking picks from.
     state = state.replace(step=state.step + 1, t=jump.s, memory=memory)
-    return token, state, {}
+    return token, state, info
 
 
 def masks(objective: Objective) -> bool:

@@ -16,6 +16,7 @@ from dllm_jax.core.types import Objective
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
 from dllm_jax.sampling.policies.remasking import masks
+from dllm_jax.sampling.policies.rows import NONE
 from dllm_jax.sampling.policies.score import confidence, entropy
 from dllm_jax.sampling.policies.selection import bounded, Progress, rank, sort
 
@@ -60,15 +61,15 @@ class Psi(Stepwise):
 
   def step(
     self, process, noise, out, z, state, active, *,
-    window=None, guide=None, counts=None, must=None,
+    window=None, guide=None, rows=NONE, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
     t, s = self.times(state.step), self.times(state.step + 1)
     mixing = (t <= self.begins) & (t > self.ends) & (s > 0.0)
     kappa = jnp.where(mixing, self.kappa, 1.0)
 
-    def draw(logits, z, t, s, kappa, noise):
-      logits = self.drawn(self.filtered(logits, z, counts, guide), z, counts)
+    def draw(logits, z, t, s, kappa, noise, rows):
+      logits = self.drawn(self.filtered(logits, z, rows, guide), z, rows)
       log_q = self.objective.posterior(process, logits, z, t, s)
       log_p = self.objective.posterior(process, logits, z, t, 0.0 * s)
       q = psi(
@@ -78,10 +79,12 @@ class Psi(Stepwise):
         kappa,
         self.objective.mask_id,
       )
-      return noise.categorical(Tag.TOKEN, jnp.log(q))
+      log_q = jnp.log(q)
+      token = noise.categorical(Tag.TOKEN, log_q)
+      return token, self.noted(log_q, token)
 
-    z = reduce(draw, out, z, t, s, kappa, noise, window=window)
-    return z, state.replace(step=state.step + 1), {}
+    z, info = reduce(draw, out, z, t, s, kappa, noise, rows, window=window)
+    return z, state.replace(step=state.step + 1), info
 
 
 def psi(
@@ -171,20 +174,23 @@ class Renoise(Stepwise):
 
   def step(
     self, process, noise, out, z, state, active, *,
-    window=None, guide=None, counts=None, must=None,
+    window=None, guide=None, rows=NONE, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
     left = 1.0 - state.step / self.steps
     heat = (self.cold + (self.hot - self.cold) * left)[:, None]
 
-    def draw(logits, z, heat, noise):
-      logits = self.filtered(logits, z, counts, guide) / heat[..., None]
-      logits = self.drawn(logits, z, counts)
-      token = noise.categorical(Tag.TOKEN, logits)
+    def draw(logits, z, heat, noise, rows):
+      logits = self.filtered(logits, z, rows, guide) / heat[..., None]
+      token, law = self.token(logits, z, rows, noise)
+      info = self.noted(law, token)
+      logits = self.drawn(logits, z, rows)
       best = jnp.argmax(logits, axis=-1)
-      return token, best, entropy(logits), confidence(logits, token)
+      return token, best, entropy(logits), confidence(logits, token), info
 
-    token, best, h, sure = reduce(draw, out, z, heat, noise, window=window)
+    token, best, h, sure, info = reduce(
+      draw, out, z, heat, noise, rows, window=window
+    )
     order = rank(-h, active)
     ranked = sort(jnp.where(active, h, jnp.inf), order)
     count = jnp.sum(jnp.cumprod(bounded(ranked, self.bound), axis=1), axis=1)
@@ -197,4 +203,8 @@ class Renoise(Stepwise):
     u = noise.uniform(Tag.REMASK, 1)[..., 0]
     random = jnp.floor(u * self.objective.vocab_size).astype(jnp.int32)
     state = state.replace(step=state.step + 1, settled=stable)
-    return jnp.where(keep, token, random), state, {"confidence": sure}
+    # What is drawn anew is uniform: of it too it is said how likely it was.
+    even = -jnp.log(jnp.float32(self.objective.vocab_size))
+    info["log_prob"] = jnp.where(keep, info["log_prob"], even)
+    info["confidence"] = sure
+    return jnp.where(keep, token, random), state, info

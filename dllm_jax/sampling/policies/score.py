@@ -17,6 +17,15 @@ Score = Literal["confidence", "margin", "entropy", "random", "left"]
 SCORES = ("confidence", "margin", "entropy", "random", "left")
 
 
+def log_prob(
+  logits: Float[Array, "B c V"], token: Int[Array, "B c"]
+) -> Float[Array, "B c"]:
+  """Returns log softmax(logits) of a token, nats; 0 where it is not possible."""
+  picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+  found = picked - jax.nn.logsumexp(logits, axis=-1)
+  return jnp.where(picked > -jnp.inf, found, 0.0)
+
+
 def confidence(
   logits: Float[Array, "B c V"], token: Int[Array, "B c"]
 ) -> Float[Array, "B c"]:

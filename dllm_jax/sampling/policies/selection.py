@@ -43,6 +43,8 @@ class Seen:
     confidence: the probability of each drawn token.
     entropy: of the prediction, nats; None unless asked for.
     uniform: one uniform draw a slot; None unless asked for.
+    threshold: each row's own confidence to be revealed by; None for that of the
+      selection.
   """
 
   candidates: Bool[Array, "B W"]
@@ -50,6 +52,7 @@ class Seen:
   confidence: Float[Array, "B W"]
   entropy: Float[Array, "B W"] | None = None
   uniform: Float[Array, "B W"] | None = None
+  threshold: Float[Array, "B 1"] | None = None
 
   @property
   def left(self) -> Int[Array, "B"]:
@@ -98,6 +101,11 @@ class _Selection:
 
   entropy = False
   uniform = False
+
+  @property
+  def threshold(self) -> float | None:
+    """The confidence that it reveals by, which rows may choose; None for none."""
+    return None
 
   def __call__(
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
@@ -255,9 +263,15 @@ class Threshold(_Selection):
   def __post_init__(self):
     check.within("a confidence threshold", self.value, "(0, 1]")
 
+  @property
+  def threshold(self) -> float:
+    """The confidence that it reveals by."""
+    return self.value
+
   def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    sure = seen.candidates & (seen.confidence >= self.value)
+    value = self.value if seen.threshold is None else seen.threshold
+    sure = seen.candidates & (seen.confidence >= value)
     least = seen.due(progress, steps)
     if self.least is not None:
       least = self.least.quota(seen, progress, steps)

@@ -21,6 +21,7 @@ from dllm_jax.sampling.policies.ancestral import (
 )
 from dllm_jax.sampling.policies.processors import compose, Processor
 from dllm_jax.sampling.policies.revision import empty, Memory, Revision, Taken
+from dllm_jax.sampling.policies.rows import NONE
 from dllm_jax.sampling.policies.score import (
   confidence,
   entropy,
@@ -73,17 +74,17 @@ class FirstHitting(Stepwise):
 
   def step(
     self, process, noise, out, z, state, active, *,
-    window=None, guide=None, counts=None, must=None,
+    window=None, guide=None, rows=NONE, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
 
-    def draw(logits, z, noise):
-      logits = self.filtered(logits, z, counts, guide)
-      logits = self.drawn(logits, z, counts)
-      token = noise.categorical(Tag.TOKEN, logits)
-      return token, confidence(logits, token)
+    def draw(logits, z, noise, rows):
+      read = self.filtered(logits, z, rows, guide)
+      token, law = self.token(read, z, rows, noise)
+      return token, self.noted(law, token)
 
-    token, sure = reduce(draw, out, z, noise, window=window)
+    token, info = reduce(draw, out, z, noise, rows, window=window)
+    sure = jnp.exp(info["log_prob"])
     masked = self.masked(process, z, active)
     luck = noise.uniform(Tag.TRANSFER, 1)[..., 0]
     seen = Seen(candidates=masked, score=luck, confidence=sure)
@@ -99,7 +100,7 @@ class FirstHitting(Stepwise):
     t = jnp.where(u > 0, state.t * u ** (1.0 / left), state.t)
     z = jnp.where(chosen, token, z)
     state = state.replace(step=state.step + 1, t=t)
-    return z, state, {"confidence": sure}
+    return z, state, info | {"confidence": sure}
 
 
 @struct.dataclass
@@ -178,24 +179,27 @@ class Unmasking(Stepwise):
 
   def step(
     self, process, noise, out, z, state, active, *,
-    window=None, guide=None, counts=None, must=None,
+    window=None, guide=None, rows=NONE, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
     slot = jnp.broadcast_to(jnp.arange(active.shape[1]), active.shape)
 
-    def draw(logits, z, noise, slot):
-      read = self.filtered(logits, z, counts, guide)
-      token = self.token(read, z, counts, noise)
-      read = compose(self.doubts, read, z, counts)
+    def draw(logits, z, noise, slot, rows):
+      read = self.filtered(logits, z, rows, guide)
+      token, law = self.token(read, z, rows, noise)
+      info = self.noted(law, token)
+      read = compose(self.doubts, read, z, rows.counts)
       sure = confidence(read, token)
       h = entropy(read) if self.selection.entropy else None
       ranks = score(self.score, read, sure, noise, slot)
       if self.doubts:  # Whatever is ranked by: a doubted draw comes last.
         ranks = jnp.where(sure > 0.0, ranks, -jnp.inf)
         h = None if h is None else jnp.where(sure > 0.0, h, jnp.inf)
-      return token, sure, ranks, h
+      return token, sure, ranks, h, info
 
-    token, sure, ranks, h = reduce(draw, out, z, noise, slot, window=window)
+    token, sure, ranks, h, info = reduce(
+      draw, out, z, noise, slot, rows, window=window
+    )
     masked = self.masked(process, z, active)
     seen = Seen(
       candidates=masked,
@@ -205,6 +209,7 @@ class Unmasking(Stepwise):
       uniform=noise.uniform(Tag.TRANSFER, 1)[..., 0]
       if self.selection.uniform
       else None,
+      threshold=rows.threshold,
     )
     chosen = self.selection(seen, state, self.steps, self.objective)
     if must is not None:
@@ -226,7 +231,7 @@ class Unmasking(Stepwise):
       )
       new_z, memory = self.revision(taken, memory)
     state = state.replace(step=state.step + 1, memory=memory)
-    return new_z, state, {"confidence": sure}
+    return new_z, state, info | {"confidence": sure}
 
   def _noised(self, ranks, noise, masked, state):
     """Returns the score with its Gumbel noise."""

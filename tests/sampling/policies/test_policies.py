@@ -10,6 +10,7 @@ from dllm_jax.core.types import ModelOutputs, Process
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.policies.ancestral import Ancestral
 from dllm_jax.sampling.policies.processors import Banned, Temperature
+from dllm_jax.sampling.policies.rows import NONE
 from dllm_jax.sampling.policies.unmasking import Unmasking
 from tests import jaxprs
 
@@ -83,11 +84,11 @@ def test_the_best_token_is_taken_without_a_draw(others):
   )
 
   def drawn(logits, z, noise):
-    read = policy.drawn(logits, z, None)
+    read = policy.drawn(logits, z, NONE)
     return noise.categorical(Tag.TOKEN, read)
 
   def taken(logits, z, noise):
-    return policy.token(logits, z, None, noise)
+    return policy.token(logits, z, NONE, noise)[0]
 
   noise = noise_at(2, 8)
   data, z = normal(6, 2, 8, 6), np.full((2, 8), 5)
