@@ -31,6 +31,7 @@ from dllm_jax.run import samples
 from dllm_jax.run import workdir as workdirs
 from dllm_jax.run.loop import training_loop
 from dllm_jax.sampling.generator import Generator, Sampled
+from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import Template
 from dllm_jax.training.checkpoint import Checkpoints
@@ -322,6 +323,7 @@ class Run:
     new_tokens: int | None = None,
     seed: int = 0,
     sampler: SamplerConfig | None = None,
+    options: Sequence[RowOptions] | None = None,
     state: TrainState | None = None,
     use_ema: bool = True,
     trace: bool = False,
@@ -337,6 +339,7 @@ class Run:
         None fills the canvas.
       seed: the seed; a request's tokens depend on it and the request's number.
       sampler: how to sample; by default as configured.
+      options: what each prompt or infill chooses; None for all as the sampler.
       state: whose parameters; by default the newest checkpoint's.
       use_ema: whether to use averaged parameters where there are any.
       trace: whether to keep every step.
@@ -349,14 +352,16 @@ class Run:
     rows = self.generator.templates(
       prompts, infills, length=length, new_tokens=new_tokens
     )
+    each = lambda values: [x for x in values for _ in range(num_samples)]
     return self.sample_rows(
-      [row for row in rows for _ in range(num_samples)],
+      each(rows),
       length=length,
       seed=seed,
       sampler=sampler,
       state=state,
       use_ema=use_ema,
       trace=trace,
+      options=None if options is None else each(options),
     )
 
   def sample_rows(
@@ -370,27 +375,22 @@ class Run:
     use_ema: bool = True,
     trace: bool = False,
     numbers: Sequence[int] | None = None,
+    options: Sequence[RowOptions] | None = None,
   ) -> Sampled:
     """Returns samples of templates.
 
     Args:
       rows: a template for each sample: token ids, None where one is wanted.
       length: slots of the canvas; None for the bucket of the longest row.
-      seed: this and what follows as in `sample`.
-      sampler: how to sample; by default as configured.
-      state: whose parameters.
-      use_ema: whether to use averages.
-      trace: whether to keep steps.
+      seed: this and what else there is as in `sample`.
       numbers: a request number for each row; by default 0, 1, 2, ...
 
     Raises:
       ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
+    sampler = sampler or self.config.sampler
     plan = self.generator.plan(
-      rows,
-      length=length,
-      sampler=sampler or self.config.sampler,
-      numbers=numbers,
+      rows, length=length, sampler=sampler, numbers=numbers, options=options
     )
     state = self.state if state is None else state
     params = state.eval_params if use_ema else state.params

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "generator": ["Generator", "Sampled"],
     "infill": ["parse"],
     "launch": ["Launcher"],
+    "options": ["RowOptions", "stack"],
     "policies": [
       "Ancestral",
       "FirstHitting",

@@ -13,6 +13,7 @@ from dllm_jax.core.types import Denoiser, Objective, Process
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.sampling import infill, requests
 from dllm_jax.sampling.launch import Launcher
+from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.program import check_network, Generation
 from dllm_jax.sampling.sampler import Sampler
@@ -136,6 +137,7 @@ class Generator:
     length: int | None,
     sampler: SamplerConfig,
     numbers: Sequence[int] | None = None,
+    options: Sequence[RowOptions] | None = None,
   ) -> Plan:
     """Returns what is to be sampled, checked: before parameters are read.
 
@@ -145,9 +147,12 @@ class Generator:
         that rows of many lengths need a handful of programs.
       sampler: how to sample.
       numbers: a request number for each row; by default 0, 1, 2, ...
+      options: what each row chooses; None for the sampler's numbers, which are
+        then constants of the program.
 
     Raises:
-      ValueError: a row does not fit the canvas, or the sampler is illegal.
+      ValueError: a row does not fit the canvas, or the sampler or what a row
+        chooses is illegal.
     """
     canvases = [requests.begun(row, self.objective) for row in rows]
     if length is None:
@@ -156,8 +161,18 @@ class Generator:
     ends = self.tokenizer.end_ids
     built = sampler.build(self.objective, length=length, end_ids=ends)
     check_network(built, self.denoiser)
+    chosen = None
+    if options is not None:
+      _check_as_many(options, rows)
+      chosen = stack(
+        options, defaults=sampler.options(ends), objective=self.objective
+      )
     batch = requests.build(
-      canvases, objective=self.objective, length=length, request=numbers
+      canvases,
+      objective=self.objective,
+      length=length,
+      request=numbers,
+      options=chosen,
     )
     return Plan(sampler=built, rows=rows, canvases=canvases, batch=batch)
 
@@ -176,7 +191,8 @@ class Generator:
       params: the network's parameters.
       process: the process's arrays.
       plan: what is wanted.
-      seed: the seed; tokens depend on it and on the row's number.
+      seed: the seed of rows that chose none; tokens depend on it and on the
+        row's number.
       trace: whether to keep every step.
     """
     built, batch = plan.sampler, plan.batch
@@ -190,10 +206,13 @@ class Generator:
       jax.block_until_ready(generation)
       seconds = time.perf_counter() - start
     tokens = np.asarray(jax.device_get(generation.tokens))
+    ends = [built.end_ids] * len(tokens)
+    if batch.options is not None:
+      ends = np.asarray(batch.options.end_ids).tolist()
     ids = [
-      requests.text_ids(tokens[len(canvas) - len(row) :], row, built.end_ids)
-      for tokens, row, canvas in zip(
-        tokens.tolist(), plan.rows, plan.canvases, strict=True
+      requests.text_ids(tokens[len(canvas) - len(row) :], row, ends)
+      for tokens, row, canvas, ends in zip(
+        tokens.tolist(), plan.rows, plan.canvases, ends, strict=True
       )
     ]
     free = np.asarray(batch.valid) & ~np.asarray(batch.fixed)
@@ -205,4 +224,12 @@ class Generator:
       compile_seconds=compile_seconds,
       dispatch_seconds=dispatched,
       rows=ids,
+    )
+
+
+def _check_as_many(options: Sequence, rows: Sequence) -> None:
+  if len(options) != len(rows):
+    raise ValueError(
+      f"{len(rows)} rows want as many options, not {len(options)}: give each its "
+      "own, RowOptions() for none"
     )
