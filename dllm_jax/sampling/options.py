@@ -8,6 +8,7 @@ canvas and steps. How many tokens are wanted at most is a request's template, or
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import numbers
 
 import jax
 from jax import lax
@@ -64,11 +65,13 @@ class RowOptions:
 
   def __post_init__(self):
     for name, interval in _INTERVALS.items():
-      value = getattr(self, name)
-      if value is not None:
-        check.within(name, value, interval)
-    for name, value in (self.logit_bias or {}).items():
-      check.within(f"logit_bias of token {name}", value, "(-inf, inf)")
+      _check(name, getattr(self, name), interval, whole=name in _WHOLE)
+    _check("seed", self.seed, "(-inf, inf)", whole=True)
+    for token, value in (self.logit_bias or {}).items():
+      _check("a token of logit_bias", token, "[0, inf)", whole=True)
+      _check(f"logit_bias of token {token}", value, "(-inf, inf)")
+    for token in self.end_ids or ():
+      _check("a token of end_ids", token, "[0, inf)", whole=True)
 
   @property
   def given(self) -> dict[str, object]:
@@ -89,6 +92,7 @@ _INTERVALS = {
   "frequency_penalty": "(-inf, inf)",
   "min_tokens": "[0, inf)",
 }
+_WHOLE = ("top_k", "min_tokens")
 _NEUTRAL = {
   "temperature": 1.0,
   "top_k": 0,
@@ -100,8 +104,22 @@ _NEUTRAL = {
   "frequency_penalty": 0.0,
   "min_tokens": 0,
 }
+_NARROW = {float: np.float32, int: np.int32}
 _OF_ANY = ("end_ids", "seed")
 """What processes that draw no tokens heed as well."""
+
+
+def _check(
+  name: str, value: float | None, interval: str, *, whole: bool = False
+) -> None:
+  """Raises ValueError unless a value is None or a number in an interval."""
+  if value is None:
+    return
+  kind = numbers.Integral if whole else numbers.Real
+  if isinstance(value, bool) or not isinstance(value, kind):
+    what = "a whole number" if whole else "a number"
+    raise ValueError(f"{name} must be {what}, not {value!r}")
+  check.within(name, value, interval)
 
 
 def stack(
@@ -132,14 +150,14 @@ def stack(
   if None in seeds and any(seed is not None for seed in seeds):
     raise ValueError("give each row a seed, or none: the others have no number")
   full = [_NEUTRAL | defaults.given | row.given for row in rows]
-  kinds = {name: np.dtype(type(v)) for name, v in _NEUTRAL.items()}
-  numbers = {
-    name: np.asarray([row[name] for row in full], _narrow(kind))
+  kinds = {name: type(value) for name, value in _NEUTRAL.items()}
+  single = {
+    name: np.asarray([row[name] for row in full], _NARROW[kind])
     for name, kind in kinds.items()
   }
   bias = [dict(row.get("logit_bias", {})) for row in full]
   return Options(
-    **numbers,
+    **single,
     bias_ids=_padded("logit_bias", [list(b) for b in bias], -1, biases),
     bias=_padded("logit_bias", [list(b.values()) for b in bias], 0.0, biases),
     end_ids=_padded(
@@ -173,10 +191,6 @@ def check_row(
           f"{name} has token {token}, outside the vocabulary [0, "
           f"{objective.vocab_size}): use ids of the model's tokenizer"
         )
-
-
-def _narrow(kind: np.dtype) -> type:
-  return np.float32 if kind.kind == "f" else np.int32
 
 
 def _padded(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.types import Denoiser, KVCache, ModelOutputs, Process
+from dllm_jax.data.numbers import Numbers
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.dream import Dream
@@ -17,9 +18,13 @@ from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.md4 import MD4
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.udlm import UDLM
+from dllm_jax.parallel import make_mesh
+from dllm_jax.sampling.generator import Generator
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.sampling.program import generate
 from dllm_jax.sampling.requests import build, continuation
+from tests import jaxprs, toys
 from tests.quick import long
 from tests.sampling import published, small
 
@@ -241,6 +246,11 @@ def test_a_row_in_any_mix_is_as_alone_of_one_program(preset, objective, fields):
   np.testing.assert_array_equal(other.log_prob, mixed.log_prob[order])
   same = run([ALONE[1]] * 4, [0, 1, 2, 3])
   np.testing.assert_array_equal(same.tokens[1], mixed.tokens[1])
+  extremes = [RowOptions(threshold=v, seed=0) for v in (1.0, 1e-6, 1.0, 1e-6)]
+  calls = run(extremes, [0, 1, 2, 3]).function_evaluations
+  free = np.sum(requests.valid & ~requests.fixed, axis=1)
+  assert (calls[[0, 2]] >= free[[0, 2]]).all()
+  assert (calls[[1, 3]] < free[[1, 3]]).all()
   program = published.program(spec, denoiser)
   assert program._cache_size() == 1
   for row in (1, 3):
@@ -298,3 +308,52 @@ def test_frequent_tokens_become_rarer_as_they_are_written():
       text.append(int(x.argmax()))
       new.append(text[-1])
     assert found[row].tolist() == text
+
+
+def test_texts_end_where_their_own_rows_do():
+  generator = Generator(
+    OBJECTIVES["llada"],
+    NETWORK,
+    Numbers(vocab_size=VOCAB, mask_id=MASK, end_ids=ENDS),
+    mesh=make_mesh(devices=jax.devices()[:1]),
+  )
+  rows = [continuation([0, 1], new_tokens=6)] * 3
+  config = SamplerConfig(preset="llada", temperature=0.6, top_k=3)
+  numbers = [0, 0, 0]
+  plan = lambda chosen: generator.plan(
+    rows, length=LENGTH, sampler=config, numbers=numbers, options=chosen
+  )
+  whole = generator({}, Process(), plan([RowOptions(end_ids=())] * 3), seed=4)
+  text = whole.rows[0]
+  assert whole.rows == [text] * 3 and len(text) == LENGTH
+  ends = [(text[3],), (), (text[5], text[7])]
+  chosen = [RowOptions(end_ids=end) for end in ends]
+  found = generator({}, Process(), plan(chosen), seed=4).rows
+  cut = lambda end: next((i for i in range(2, 8) if text[i] in end), LENGTH)
+  assert found == [text[: cut(end)] for end in ends]
+  with pytest.raises(ValueError, match="3 rows want as many options, not 1"):
+    plan([RowOptions()])
+  with pytest.raises(ValueError, match="give each row a seed, or none"):
+    plan([RowOptions(seed=1), RowOptions(), RowOptions()])
+
+
+def test_no_value_has_canvas_times_vocabulary():
+  """Options, penalties and biases among them."""
+  rows, length, vocab = 2, 512, 50_000
+  objective = MDLM(vocab_size=vocab, mask_id=vocab - 1)
+  config = SamplerConfig(preset="llada")
+  spec = config.build(objective, length=length, end_ids=(0,), top=5)
+  chosen = [RowOptions(logit_bias={3: 1.0}, presence_penalty=1.0)] * rows
+  made = stack(chosen, defaults=config.options((0,)), objective=objective)
+  requests = build(
+    [[1] + [None] * 511] * rows, objective=objective, length=length
+  )
+  denoiser = toys.mixer(vocab, 8)
+  params = jax.eval_shape(denoiser.init, jax.random.key(0), None)
+  jaxpr = jax.make_jaxpr(
+    lambda params, key, requests: generate(
+      spec, denoiser, params, Process(), key, requests
+    )
+  )(params, jax.random.key(0), requests.replace(options=made))
+  assert not jaxprs.larger_than(jaxpr, length * vocab)
+  assert jaxprs.larger_than(jaxpr, 8 * vocab)

@@ -1,6 +1,8 @@
 """`dllm sample`: samples text from a trained model."""
 
 from collections.abc import Mapping
+import dataclasses
+import json
 from typing import Any
 
 from dllm_jax.cli import command as commands
@@ -13,7 +15,8 @@ def _define(flag: commands.Flags) -> None:
   flag.path(
     "prompts",
     "",
-    "a file with a prompt on each line, which are sampled in one batch",
+    "a file with a prompt on each line, which are sampled in one batch; a .jsonl "
+    'has objects such as {"prompt": "ROMEO:", "temperature": 0.7, "seed": 3}',
   )
   flag.multi_string(
     "infill",
@@ -45,7 +48,9 @@ def _define(flag: commands.Flags) -> None:
 def _run(argv: list[str]) -> Mapping[str, Any]:
   values = commands.parse(COMMAND, argv)
   workdir = commands.required(values, "workdir", "runs/mine")
-  prompts = [*values.prompt, *_lines(values.prompts)]
+  rows = [{"prompt": text} for text in values.prompt]
+  rows += _rows(values.prompts)
+  prompts = [row.pop("prompt") for row in rows]
   if prompts and values.infill:
     raise commands.UsageError("give --prompt or --infill, not both")
 
@@ -55,6 +60,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 
   if values.trace:
     write.check(values.trace)
+  options = [_options(row) for row in rows] if any(rows) else None
 
   run = Run.open(workdir)
   sampled = run.sample(
@@ -65,6 +71,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     new_tokens=values.new_tokens or None,
     seed=values.seed,
     sampler=commands.sampler(values, argv, run.config.sampler),
+    options=options,
     use_ema=values.use_ema,
     trace=bool(values.trace) or values.watch,
   )
@@ -85,8 +92,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   }
 
 
-def _lines(path: str) -> list[str]:
-  """Returns the lines of a file that are not empty; none without a file."""
+def _rows(path: str) -> list[dict[str, Any]]:
+  """Returns the prompts of a file with what each chooses; none without a file."""
   if not path:
     return []
   if not paths.place(path).is_file():
@@ -94,10 +101,46 @@ def _lines(path: str) -> list[str]:
       f"--prompts={path} is no file: write a prompt on each line of one"
     )
   lines = paths.place(path).read_text(encoding="utf-8").splitlines()
-  prompts = [line for line in lines if line.strip()]
-  if not prompts:
+  lines = [line for line in lines if line.strip()]
+  if not lines:
     raise commands.UsageError(f"{path} holds no prompt: write one on each line")
-  return prompts
+  if paths.place(path).suffix != ".jsonl":
+    return [{"prompt": line} for line in lines]
+  return [
+    _object(line, f"line {i + 1} of {path}") for i, line in enumerate(lines)
+  ]
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+  try:
+    row = json.loads(line)
+  except ValueError:
+    row = None
+  if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+    raise commands.UsageError(
+      f'{where} is no object with a prompt, such as {{"prompt": "ROMEO:", '
+      '"temperature": 0.7}'
+    )
+  return row
+
+
+def _options(row: Mapping[str, Any]):
+  """Returns what one prompt chooses."""
+  from dllm_jax.sampling.options import RowOptions  # pylint: disable=g-import-not-at-top
+
+  legal = [field.name for field in dataclasses.fields(RowOptions)]
+  for name in row:
+    if name not in legal:
+      raise commands.UsageError(
+        f"a prompt has no option {name!r}; legal: {', '.join(legal)}"
+      )
+  biases = row.get("logit_bias", {})
+  if not isinstance(biases, dict) or not all(map(str.isdecimal, biases)):
+    raise commands.UsageError(
+      f'logit_bias is an object such as {{"5": 2.0}}, by token id, not {biases}'
+    )
+  biases = {int(token): value for token, value in biases.items()}
+  return RowOptions(**row | ({"logit_bias": biases} if biases else {}))
 
 
 COMMAND = commands.Command(

@@ -188,6 +188,12 @@ def _called(ops, *, branches):
     ({"frequency_penalty": float("inf")}, "frequency_penalty must lie"),
     ({"min_tokens": -1}, "min_tokens must lie"),
     ({"logit_bias": {3: float("nan")}}, "logit_bias of token 3 must lie"),
+    ({"logit_bias": {"a": 1.0}}, "token of logit_bias must be a whole number"),
+    ({"logit_bias": {-1: 1.0}}, "token of logit_bias must lie"),
+    ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+    ({"top_k": 1.5}, "top_k must be a whole number, not 1.5"),
+    ({"seed": True}, "seed must be a whole number"),
+    ({"end_ids": ("a",)}, "token of end_ids must be a whole number"),
   ],
   ids=str,
 )
@@ -200,7 +206,7 @@ def test_a_choice_that_is_illegal_is_refused_by_its_name(fields, said):
   ("fields", "said"),
   [
     ({"end_ids": (VOCAB,)}, r"end_ids has token 23, outside the vocabulary"),
-    ({"logit_bias": {-1: 0.0}}, "logit_bias has token -1, outside"),
+    ({"logit_bias": {VOCAB: 0.0}}, "logit_bias has token 23, outside"),
     ({"end_ids": range(9)}, "end_ids has 9 tokens: there is room for 8"),
     ({"threshold": 0.5}, "threshold means nothing to this sampler"),
   ],
