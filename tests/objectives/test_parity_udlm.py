@@ -231,6 +231,10 @@ def _guided(objective, ends):
     def times(self, step):
       return ends[step]
 
+    def noted(self, law, token):
+      """Returns nothing: what `_Law` draws is a law, and no token."""
+      return {}
+
   policy, start = (
     OneStep(objective=objective, steps=1),
     Progress(step=0, maskable=0),
