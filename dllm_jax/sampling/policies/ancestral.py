@@ -215,11 +215,22 @@ class Stepwise:
       token = lax.cond(jnp.any(warm), mixed, best)
     return token, law
 
-  def noted(self, law: Logits, token: Int[Array, "B c"]) -> dict[str, Array]:
-    """Returns what `info` says of draws: how likely they and the best were."""
+  def noted(
+    self,
+    law: Logits,
+    token: Int[Array, "B c"],
+    likely: Float[Array, "B c"] | None = None,
+  ) -> dict[str, Array]:
+    """Returns what `info` says of draws: how likely they and the best were.
+
+    Args:
+      law: what was drawn from.
+      token: what was drawn.
+      likely: its log-probability, where that is known.
+    """
     if self.objective.mask_id is not None:
       law = self._legal(law)
-    noted = {"log_prob": log_prob(law, token)}
+    noted = {"log_prob": log_prob(law, token) if likely is None else likely}
     if self.top:
       best, ids = lax.top_k(jax.nn.log_softmax(law), self.top)
       noted |= {"top_ids": ids, "top_log_probs": best}

@@ -4,11 +4,12 @@ A score is a function of one position's logits and its drawn token, higher
 means sooner. Computed on chunks of positions, inside `reduce`.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Noise
@@ -24,6 +25,34 @@ def log_prob(
   picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
   found = picked - jax.nn.logsumexp(logits, axis=-1)
   return jnp.where(picked > -jnp.inf, found, 0.0)
+
+
+def log_prob_without(
+  logits: Float[Array, "B c V"],
+  mask_id: int,
+  token: Int[Array, "B c"],
+  plain: bool | Bool[Array, ""],
+  law: Callable[[], Float[Array, "B c V"]],
+) -> Float[Array, "B c"]:
+  """Returns `log_prob(law(), token)`, if it can be from the log-sum of logits.
+
+  With p the probability of the mask, log softmax of the others is that of all
+  less log(1 - p). Where p is large, that would lose digits.
+
+  Args:
+    logits: with the mask.
+    mask_id: the mask.
+    token: another one.
+    plain: whether the law is that of these logits without the mask.
+    law: what the token was drawn from.
+  """
+  p = jnp.exp(logits[..., mask_id] - jax.nn.logsumexp(logits, axis=-1))
+  rest = jnp.log1p(-jnp.minimum(p, 0.5))
+  near = log_prob(logits, token)
+  short = lambda: jnp.minimum(near - rest, 0.0)
+  return jax.lax.cond(
+    plain & jnp.all(p <= 0.5), short, lambda: log_prob(law(), token)
+  )
 
 
 def confidence(

@@ -19,12 +19,17 @@ from dllm_jax.sampling.policies.ancestral import (
   check_mask,
   Stepwise,
 )
-from dllm_jax.sampling.policies.processors import compose, Processor
+from dllm_jax.sampling.policies.processors import (
+  compose,
+  Processor,
+  Temperature,
+)
 from dllm_jax.sampling.policies.revision import empty, Memory, Revision, Taken
 from dllm_jax.sampling.policies.rows import NONE
 from dllm_jax.sampling.policies.score import (
   confidence,
   entropy,
+  log_prob_without,
   Score,
   score,
   SCORES,
@@ -187,7 +192,7 @@ class Unmasking(Stepwise):
     def draw(logits, z, noise, slot, rows):
       read = self.filtered(logits, z, rows, guide)
       token, law = self.token(read, z, rows, noise)
-      info = self.noted(law, token)
+      info = self.noted(law, token, self._likely(read, token, z, rows))
       read = compose(self.doubts, read, z, rows.counts)
       sure = confidence(read, token)
       h = entropy(read) if self.selection.entropy else None
@@ -232,6 +237,22 @@ class Unmasking(Stepwise):
       new_z, memory = self.revision(taken, memory)
     state = state.replace(step=state.step + 1, memory=memory)
     return new_z, state, info | {"confidence": sure}
+
+  def _likely(self, read, token, z, rows):
+    """Returns the log-probability of draws, of sums that scores form anyway.
+
+    Where tokens are drawn from what scores read, less the mask.
+    """
+    if rows.options is None:
+      plain = self.processors in ((), (Temperature(0.0),))
+    elif rows.fixed(self.processors):
+      plain = False
+    else:
+      plain = self.sharpens or ~jnp.any(rows.warm)
+    if plain is False:
+      return None
+    law = lambda: self.law(read, z, rows)
+    return log_prob_without(read, self.objective.mask_id, token, plain, law)
 
   def _noised(self, ranks, noise, masked, state):
     """Returns the score with its Gumbel noise."""
