@@ -10,14 +10,28 @@ A round of the thread: rows that were cancelled leave, those that wait join, one
 `advance` of the slots' program (`slots`), events to the listeners.
 """
 
+import collections
 from collections.abc import Mapping
 import dataclasses
+import logging
+import threading
+import time
 from typing import Any
 
+from dllm_jax.parallel import distributed
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
-from dllm_jax.sampling.sampler import Sampler
-from dllm_jax.serving.requests import Listener, Request
+from dllm_jax.serving.launch import Program
+from dllm_jax.serving.requests import Closed, Full, Listener, Request
+from dllm_jax.serving.scheduler import (
+  arrays_of,
+  canvas_of,
+  Scheduler,
+  Ticket,
+)
+
+_LOG = logging.getLogger(__name__)
+_BEAT_SECONDS = 60.0  # other processes hear of process 0 at least so often
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +46,8 @@ class Stats:
     tokens: that were committed.
     prompt_tokens: that were given.
     cached_tokens: of them, those whose keys and values were there.
-    calls: network calls, each of which serves all rows.
-    row_calls: the same, counted for each row that took part.
+    calls: rounds of network calls, each of which serves all rows.
+    row_calls: network calls, counted for each row that took part.
   """
 
   slots: int
@@ -47,29 +61,29 @@ class Stats:
   row_calls: int
 
 
-class Ticket:
-  """What a caller holds of a request that was taken."""
-
-  def cancel(self) -> None:
-    """Lets the row leave before the next network call; from any thread.
-
-    `Finished(reason="cancelled")` follows, unless the row is over already.
-    """
-    raise NotImplementedError
-
-
 class Engine:
   """Serves requests from a fixed number of slots.
 
   Attributes:
-    sampler: how it samples, on a canvas of `sampler.length` slots.
+    sampler: how text is sampled, on a canvas of `sampler.length` slots.
     slots: rows that run at once.
     queue: requests that may wait.
   """
 
-  sampler: Sampler
-  slots: int
-  queue: int
+  def __init__(self, program: Program, *, queue: int = 64, calls: int = 1):
+    """Makes an engine of compiled programs; see `of`."""
+    if queue < 0 or calls < 1:
+      raise ValueError(
+        "the queue holds 0 requests or more, and rows are looked at after 1 call"
+        f" or more, not {queue} and {calls}"
+      )
+    self.sampler, self.slots, self.queue = program.sampler, program.rows, queue
+    self._program = program
+    self._scheduler = Scheduler(program, calls=calls)
+    self._changed = threading.Condition()
+    self._waiting: collections.deque[Ticket] = collections.deque()
+    self._thread: threading.Thread | None = None
+    self._open, self._compiled, self._until = False, False, None
 
   @classmethod
   def of(
@@ -101,49 +115,91 @@ class Engine:
     Raises:
       ValueError: the sampler is illegal, or there is no slot.
     """
-    raise NotImplementedError
+    built = (sampler or run.config.sampler).build(
+      run.objective,
+      length=length or run.config.data.length,
+      end_ids=run.tokenizer.end_ids,
+    )
+    state = run.state if state is None else state
+    params = state.eval_params if use_ema else state.params
+    program = Program(
+      built,
+      run.denoiser,
+      params["model"],
+      state.process.replace(params=params["process"]),
+      rows=slots,
+      mesh=run.mesh,
+    )
+    return cls(program, queue=queue, calls=calls)
 
   @property
   def ready(self) -> bool:
-    """Whether all programs are compiled and the thread serves."""
-    raise NotImplementedError
+    """Whether all programs are compiled and requests are taken."""
+    return self._open and self._compiled
 
   @property
   def stats(self) -> Stats:
     """What was served so far; from any thread."""
-    raise NotImplementedError
+    scheduler = self._scheduler
+    names = "tokens", "prompt_tokens", "cached_tokens", "calls", "row_calls"
+    return Stats(
+      slots=self.slots,
+      running=len(scheduler.running),
+      waiting=len(self._waiting),
+      finished=dict(scheduler.finished),
+      **{name: scheduler.counts[name] for name in names},
+    )
 
   def compile(self) -> float:
     """Compiles all programs; returns the seconds it took, 0 if they are."""
-    raise NotImplementedError
+    if self._compiled:
+      return 0.0
+    seconds = self._program.compile()
+    self._compiled = True
+    return seconds
 
   def start(self) -> None:
     """Compiles, then starts the thread; returns when it is ready.
 
-    On several processes each calls it; all but process 0 return from `serve`
-    when process 0 stops.
+    On several processes each calls it, and process 0 alone is given requests;
+    the others wait in `join` for its end.
     """
-    raise NotImplementedError
+    if self._thread is not None:
+      raise ValueError("the engine was started before: make a new one")
+    self.compile()
+    self._open = distributed.index() == 0
+    self._thread = threading.Thread(
+      target=self._serve, name="engine", daemon=True
+    )
+    self._thread.start()
 
   def stop(self, deadline: float = 0.0) -> None:
     """Takes no more requests, and ends the thread.
 
-    Those that wait are finished as cancelled, those that run too, unless they
-    are over within the deadline.
+    Requests that were taken go on until the deadline, and are then cancelled.
 
     Args:
       deadline: seconds.
     """
-    raise NotImplementedError
+    with self._changed:
+      self._open, self._until = False, time.monotonic() + deadline
+      self._changed.notify_all()
+    self.join()
+
+  def join(self) -> None:
+    """Waits for the end of the thread."""
+    if self._thread is not None:
+      self._thread.join()
 
   def check(self, request: Request) -> None:
-    """Raises ValueError, for people to read, unless the request can be served.
+    """Says whether a request can be served, before it is.
 
     Raises:
       ValueError: it is longer than the canvas, has nothing to sample, or has a
-        token that is none, or the mask.
+        token that is none, or the mask; for people to read.
     """
-    raise NotImplementedError
+    canvas = canvas_of(request, self.sampler)
+    arrays_of(canvas, self.sampler, number=request.number)
 
   def submit(self, request: Request, listener: Listener) -> Ticket:
     """Takes a request; from any thread.
@@ -157,4 +213,56 @@ class Engine:
       Full: as many as may wait already do.
       Closed: the engine does not serve.
     """
-    raise NotImplementedError
+    self.check(request)
+    ticket = Ticket(request, listener, self._wake)
+    with self._changed:
+      if not self.ready:
+        raise Closed("the engine is not serving")
+      most = self.queue + self.slots - len(self._scheduler.running)
+      if len(self._waiting) >= most:
+        raise Full(f"{len(self._waiting)} requests wait already")
+      self._waiting.append(ticket)
+      self._changed.notify_all()
+    return ticket
+
+  def _wake(self) -> None:
+    with self._changed:
+      self._changed.notify_all()
+
+  def _serve(self) -> None:
+    """Makes plans and follows them, until the last."""
+    scheduler = self._scheduler
+    while True:
+      mine = self._plan() if distributed.index() == 0 else None
+      plan = distributed.exchange(mine)[0]
+      if plan is None:
+        return
+      try:
+        view = scheduler.follow(plan)
+      except Exception:  # pylint: disable=broad-except
+        _LOG.exception("a network call failed; its rows are given up")
+        scheduler.give_up()
+      else:
+        scheduler.tell(view)
+
+  def _plan(self) -> list | None:
+    """Returns what to do next, once there is something; None to end."""
+    scheduler = self._scheduler
+    several = distributed.store() is not None
+    with self._changed:
+      while not (self._waiting or scheduler.running):
+        if self._until is not None:
+          return None
+        if not self._changed.wait(_BEAT_SECONDS if several else None):
+          return []  # so that nobody's patience ends
+      late = self._until is not None and time.monotonic() > self._until
+      gone = [t for t in self._waiting if t.cancelled or late]
+      kept = [t for t in self._waiting if t not in gone]
+      self._waiting = collections.deque(kept)
+    scheduler.cancel(every=late)
+    with self._changed:
+      count = min(len(scheduler.free), len(self._waiting))
+      joining = [self._waiting.popleft() for _ in range(count)]
+    for ticket in gone:
+      scheduler.drop(ticket)
+    return scheduler.plan(joining)

@@ -319,6 +319,7 @@ def _placed(slots: Slots) -> Slots:
     cache = cache.replace(key=heads(cache.key), value=heads(cache.value))
     cache = cache.replace(segment_ids=constrain(cache.segment_ids, BATCH_AXES))
   canvas = slots.canvas.replace(cache=None)
-  rows = lambda x: constrain(x, BATCH_AXES)
+  # A constant's type is weak until then, and the next call another program.
+  rows = lambda x: constrain(x.astype(x.dtype), BATCH_AXES)
   requests, canvas = jax.tree.map(rows, (slots.requests, canvas))
   return Slots(requests, canvas.replace(cache=cache))
