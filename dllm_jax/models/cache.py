@@ -75,11 +75,11 @@ def write(
 def read(
   cache: KVCache, layer: Int[Array, ""], dtype
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
-  """Returns the keys and values of one layer."""
-  slots = cache.segment_ids.shape[1]
+  """Returns the keys and values of one layer, of the rows that have segments."""
+  batch, slots = cache.segment_ids.shape
 
   def one(kept):
-    _, batch, heads, _, width = kept.shape
+    _, _, heads, _, width = kept.shape
     shape = (1, batch, heads, slots, width)
     own = lax.dynamic_slice(kept, (layer, 0, 0, 0, 0), shape)[0]
     return jnp.swapaxes(own, 1, 2).astype(dtype)
@@ -88,13 +88,17 @@ def read(
 
 
 def _write(kept, new, layer, slot):
-  """Returns kept `[N, B, H, S, K]` with new `[B, T, H, K]` in one layer."""
+  """Returns kept `[N, B, H, S, K]` with new `[B, T, H, K]` in one layer.
+
+  Fewer new rows than there are leave the others as they were.
+  """
   new = jnp.swapaxes(new, 1, 2).astype(kept.dtype)
   length, slots = new.shape[2], kept.shape[3]
   if slot is not None and length < slots:
     return _scatter(kept, new, layer, jnp.minimum(slot, slots - length))
   if slot is not None:
     old = lax.dynamic_index_in_dim(kept, layer, 0, keepdims=False)
+    old = old[: new.shape[0]]
     moved = jax.vmap(lambda x, by: jnp.roll(x, by, axis=1))(new, slot)
     after = jnp.arange(slots)[:, None] >= slot[:, None, None, None]
     new = jnp.where(after, moved, old)
@@ -107,7 +111,19 @@ def _scatter(kept, new, layer, start):
   As one operation whose only operand is the cache: compilers copy all of it to
   read what a window held, and to write its rows by way of another layout.
   """
-  at = jnp.stack([jnp.broadcast_to(layer, start.shape), start], axis=1)
+  layer = jnp.broadcast_to(layer, start.shape)
+  if len(start) < kept.shape[1]:
+    at = jnp.stack([layer, jnp.arange(len(start)), start], axis=1)
+    dimensions = lax.ScatterDimensionNumbers(
+      update_window_dims=(1, 2, 3),
+      inserted_window_dims=(0, 1),
+      scatter_dims_to_operand_dims=(0, 1, 3),
+    )
+    return lax.scatter(
+      kept, at, new, dimensions,
+      indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds",
+    )  # fmt: skip
+  at = jnp.stack([layer, start], axis=1)
   dimensions = lax.ScatterDimensionNumbers(
     update_window_dims=(1, 2, 3),
     inserted_window_dims=(0,),

@@ -50,17 +50,25 @@ class Admission:
     """Notes the tokens whose keys and values a row has, from slot 0."""
     self._kept[row] = list(tokens)
 
+  def moved(self, source: int, row: int) -> None:
+    """Notes that what is in a row is in another one now."""
+    self._kept[row], self._used[row] = self._kept[source], self._used[source]
+
   def place(self, canvas: Template, free: Sequence[int]) -> Place:
     """Returns where a request goes, of the free rows.
 
     To the row that has most of it, if that is free; else to the one that was given
-    away longest ago, whose cache is least likely to be wanted again.
+    away longest ago, whose cache is least likely to be wanted again. Without exact
+    caches, to the first.
     """
+    if not self._widths:
+      return Place(row=min(free), source=min(free))
     self._count += 1
     row = min(free, key=lambda row: (self._used[row], row))
     known = self._known(canvas)
-    if not known or not self._widths:
+    if not known:
       self._used[row] = self._count
+      self._kept[row] = []
       return Place(row=row, source=row)
     common = [self._common(canvas[:known], kept) for kept in self._kept]
     source = max(range(len(common)), key=lambda at: (common[at], at in free))

@@ -245,7 +245,7 @@ class Engine:
       else:
         scheduler.tell(view)
 
-  def _plan(self) -> list | None:
+  def _plan(self) -> dict[str, Any] | None:
     """Returns what to do next, once there is something; None to end."""
     scheduler = self._scheduler
     several = distributed.store() is not None
@@ -254,7 +254,7 @@ class Engine:
         if self._until is not None:
           return None
         if not self._changed.wait(_BEAT_SECONDS if several else None):
-          return []  # so that nobody's patience ends
+          break  # so that nobody's patience ends
       late = self._until is not None and time.monotonic() > self._until
       gone = [t for t in self._waiting if t.cancelled or late]
       kept = [t for t in self._waiting if t not in gone]

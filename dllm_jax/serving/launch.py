@@ -8,12 +8,21 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
+from dllm_jax.core.axes import BATCH_AXES
 from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.parallel import compilation
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.program import check_network
 from dllm_jax.sampling.sampler import Sampler
-from dllm_jax.serving.slots import admit, advance, empty, Model, View
+from dllm_jax.serving.slots import (
+  admit,
+  advance,
+  empty,
+  Model,
+  move,
+  renew,
+  View,
+)
 
 _LEAST = 32  # slots of a prompt that are worth a program of their own
 
@@ -25,6 +34,7 @@ class Program:
     sampler: how it samples.
     rows: how many there are.
     widths: of prompts that are put into an exact cache, in ascending order.
+    counts: of rows that take part in network calls, in ascending order.
     mesh: what the rows are divided over.
   """
 
@@ -42,6 +52,7 @@ class Program:
     check_network(sampler, denoiser)
     self.sampler, self.rows, self.mesh = sampler, rows, mesh
     self.widths = _widths(sampler)
+    self.counts = _counts(sampler, rows, mesh)
     self._denoiser, self._state = denoiser, None
     with jax.set_mesh(mesh):
       made = lambda params, process, key: Model(
@@ -54,9 +65,15 @@ class Program:
         static_argnums=0,
         donate_argnums=2,
       )
-      self._advance = launch(
-        lambda held, *rest: advance(made(*held), *rest), donate_argnums=1
+      self._renew = launch(
+        lambda held, slots: renew(made(*held), slots), donate_argnums=1
       )
+      self._advance = launch(
+        lambda rows, held, *rest: advance(made(*held), *rest, rows=rows),
+        static_argnums=0,
+        donate_argnums=2,
+      )
+      self._move = launch(move, donate_argnums=0)
       self._held = _held(denoiser, params), process, jax.random.key(seed)
 
   def compile(self) -> float:
@@ -65,9 +82,16 @@ class Program:
     self.reset()
     for width in (0, *self.widths):
       self.admit(self.blank, row=0, width=width)
-    self.advance()
+    for count in self.counts:
+      self._due = self._approximate
+      self.advance(count)
+    self.move(0, self.rows - 1)
     self.reset()
     return time.perf_counter() - start
+
+  @property
+  def _approximate(self) -> bool:
+    return self.sampler.cache in ("prefix", "dual")
 
   @property
   def blank(self) -> requests.Requests:
@@ -77,6 +101,7 @@ class Program:
   def reset(self) -> None:
     """Frees all rows and forgets them."""
     self._state = None
+    self._due = False
     blank = requests.blank(self.rows, self.sampler.length)
     with jax.set_mesh(self.mesh):
       self._state = self._empty(self._held, blank)
@@ -97,16 +122,33 @@ class Program:
       self._state = self._admit(
         width, self._held, self._state, request, *numbers
       )
+    self._due = self._approximate
 
-  def advance(self, most: int = 1) -> View:
-    """Returns how all rows are after network calls; see `slots.advance`."""
+  def move(self, source: int, row: int) -> None:
+    """Puts what is in a row into another one too; see `slots.move`."""
     with jax.set_mesh(self.mesh):
-      self._state, view = self._advance(self._held, self._state, np.int32(most))
-    return jax.tree.map(np.asarray, jax.device_get(view))
+      self._state = self._move(self._state, np.int32(source), np.int32(row))
+
+  def advance(self, rows: int, most: int = 1) -> View:
+    """Returns how all rows are after network calls.
+
+    Args:
+      rows: how many take part, from the first: one of `counts`.
+      most: calls on blocks, at most; see `slots.advance`.
+    """
+    with jax.set_mesh(self.mesh):
+      if self._due:
+        self._state = self._renew(self._held, self._state)
+      self._state, view = self._advance(
+        rows, self._held, self._state, np.int32(most)
+      )
+    view = jax.tree.map(np.asarray, jax.device_get(view))
+    self._due = bool(view.due.any())
+    return view
 
   def programs(self) -> int:
     """Returns how many programs were compiled and run."""
-    made = self._empty, self._admit, self._advance
+    made = self._empty, self._admit, self._renew, self._advance, self._move
     return sum(program._cache_size() for program in made)
 
 
@@ -127,3 +169,20 @@ def _widths(sampler: Sampler) -> Sequence[int]:
     widths.append(-(-width // block) * block)
     width *= 2
   return (*(w for w in widths if w < sampler.length), sampler.length)
+
+
+def _counts(
+  sampler: Sampler, rows: int, mesh: jax.sharding.Mesh
+) -> Sequence[int]:
+  """Returns numbers of rows that are compiled for: each twice the one before.
+
+  All rows alone where they are divided over devices, or stand twice, as with
+  guidance: the first ones of them would not lie together.
+  """
+  guided = sampler.guidance is not None and sampler.guidance.scale
+  if guided or any(mesh.shape[axis] > 1 for axis in BATCH_AXES):
+    return (rows,)
+  counts = [1]
+  while counts[-1] * 2 < rows:
+    counts.append(counts[-1] * 2)
+  return (*counts, rows) if rows > 1 else (1,)

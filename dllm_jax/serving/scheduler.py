@@ -13,7 +13,7 @@ import numpy as np
 
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.sampler import Sampler
-from dllm_jax.serving.admission import Admission, Place
+from dllm_jax.serving.admission import Admission
 from dllm_jax.serving.launch import Program
 from dllm_jax.serving.requests import (
   Event,
@@ -108,6 +108,7 @@ class Scheduler:
     self._forget()
 
   def _forget(self) -> None:
+    self._total = 0
     self._loose: set[int] = set()  # whose canvas the device would go on with
     self._admission = Admission(
       self._sampler, rows=self._program.rows, widths=self._program.widths
@@ -125,20 +126,32 @@ class Scheduler:
         self._leave(at, "cancelled")
         self._loose.add(at)
 
-  def plan(self, joining: list[Ticket]) -> list:
-    """Returns what the next round does first: rows that are freed, and filled.
+  def plan(self, joining: list[Ticket]) -> dict[str, Any]:
+    """Returns what the next round does, as numbers and lists.
 
     Args:
       joining: requests that get a row, no more than are free.
     """
     joined = [self._join(ticket) for ticket in joining]
-    taken = {place["row"] for place, *_ in joined}
-    freed = [
-      (dataclasses.asdict(Place(row=at, source=at)), None, None)
-      for at in sorted(self._loose - taken)
-    ]
-    self._loose.clear()
-    return [*freed, *joined]
+    self._loose -= {place["row"] for place, *_ in joined}
+    moved = self._moves()
+    freed, self._loose = sorted(self._loose), set()
+    most = max(self.running, default=0)
+    rows = next(count for count in self._program.counts if count > most)
+    return {"joined": joined, "moved": moved, "freed": freed, "rows": rows}
+
+  def _moves(self) -> list[tuple[int, int]]:
+    """Moves rows to the front, where fewer rows can then be computed."""
+    counts, moved = self._program.counts, []
+    enough = next(n for n in counts if n >= max(len(self.running), 1))
+    for row in sorted(r for r in self.running if r >= enough):
+      to = min(self.free)
+      self.running[to] = self.running.pop(row)
+      self._admission.moved(row, to)
+      self._loose.discard(to)
+      self._loose.add(row)
+      moved.append((row, to))
+    return moved
 
   def _join(self, ticket: Ticket) -> tuple:
     request = ticket.request
@@ -154,18 +167,21 @@ class Scheduler:
     self.running[place.row] = ticket, row
     return dataclasses.asdict(place), canvas, {"number": request.number}
 
-  def follow(self, plan: list) -> View:
+  def follow(self, plan: dict[str, Any]) -> View:
     """Does what a plan says, on every process alike, and then network calls."""
-    for place, canvas, told in plan:
-      arrays = self._program.blank
-      if canvas is not None:
-        arrays = arrays_of(canvas, self._sampler, **told)
-      self._program.admit(arrays, **place)
-    return self._program.advance(self._calls)
+    program = self._program
+    for place, canvas, told in plan["joined"]:
+      program.admit(arrays_of(canvas, self._sampler, **told), **place)
+    for source, row in plan["moved"]:
+      program.move(source, row)
+    for row in plan["freed"]:
+      program.admit(program.blank, row=row)
+    return program.advance(plan["rows"], self._calls)
 
   def tell(self, view: View) -> None:
     """Tells what came of network calls, and lets rows go that are over."""
-    self.counts["calls"] += int(view.rounds)
+    self.counts["calls"] += int(view.total) - self._total
+    self._total = int(view.total)
     for at, (ticket, row) in list(self.running.items()):
       if not view.sound[at]:
         self._admission.keeps(at, ())

@@ -2,11 +2,11 @@
 
     admit    a request into one row: its canvas; its prompt into an exact cache,
              less what another row's cache holds of it
-    advance  network calls, until some row has finished a block or a number of
-             calls is used up:
-               rows past a block enter the next
-               rows whose approximate cache is due are passed over the canvas
-               all other rows take a step on their blocks
+    renew    rows whose approximate cache is due take a step with a pass over the
+             canvas
+    advance  all others take steps on their blocks, until some row is past its
+             block or a number of calls is used up
+    move     a row to another place
 
 Pure functions of a state whose shapes never change; blocks, steps and policies are
 those of `sampling.loop`, where the rows of a batch wait for each other at each
@@ -45,10 +45,12 @@ class Slots:
   Attributes:
     requests: what each was asked for; a free one has no slot in use.
     canvas: how far it is.
+    calls: network calls so far, each for all rows that took part.
   """
 
   requests: Requests
   canvas: Canvas
+  calls: Int[Array, ""]
 
 
 @struct.dataclass
@@ -59,19 +61,21 @@ class View:
     tokens: the canvases; masks where nothing is drawn yet.
     final: slots that stay as they are.
     over: rows that have nothing more to sample.
+    due: rows whose approximate cache is to be made anew.
     sound: rows whose network calls all gave numbers.
     calls: network calls of each row.
     kept: slots from the first whose keys and values are exact, and stay.
-    rounds: network calls of this advance.
+    total: network calls so far.
   """
 
   tokens: Int[Array, "B T"]
   final: Bool[Array, "B T"]
   over: Bool[Array, "B"]
+  due: Bool[Array, "B"]
   sound: Bool[Array, "B"]
   calls: Int[Array, "B"]
   kept: Int[Array, "B"]
-  rounds: Int[Array, ""]
+  total: Int[Array, ""]
 
 
 class Model(NamedTuple):
@@ -100,7 +104,7 @@ def empty(model: Model, requests: Requests) -> Slots:
   """Returns rows that are all free; requests are as many blank ones."""
   canvas = started(model.run(requests))
   sound = jnp.ones_like(canvas.stopped)
-  return _placed(Slots(requests, canvas.replace(sound=sound)))
+  return _placed(Slots(requests, canvas.replace(sound=sound), jnp.int32(0)))
 
 
 def admit(
@@ -136,39 +140,110 @@ def admit(
     if width:
       kept = run.network.fill(canvas.z, request.valid, kept, start[None], width)
       canvas = canvas.replace(calls=canvas.calls + 1)
-  one = jnp.ones((1,), bool)
-  canvas = _put(slots.canvas, canvas.replace(cache=kept), row[None], one)
-  requests = _set(slots.requests, request, row[None], one)
-  return _placed(Slots(requests, canvas))
+  here, rows = jnp.ones((1,), bool), row[None]
+  canvas = _ready(run, canvas.replace(cache=kept))
+  return _placed(
+    Slots(
+      _set(slots.requests, request, rows, here),
+      _put(slots.canvas, canvas, rows, here),
+      slots.calls + (width > 0),
+    )
+  )
+
+
+def move(slots: Slots, source: Int[Array, ""], row: Int[Array, ""]) -> Slots:
+  """Returns the slots with what is in one row in another one too."""
+  here, rows = jnp.ones((1,), bool), row[None]
+  canvas = _taken(slots.canvas.replace(cache=None), source[None])
+  if slots.canvas.cache is not None:
+    canvas = canvas.replace(cache=_cached(slots.canvas, source))
+  return _placed(
+    slots.replace(
+      requests=_set(
+        slots.requests, _taken(slots.requests, source[None]), rows, here
+      ),
+      canvas=_put(slots.canvas, canvas, rows, here),
+    )
+  )
+
+
+def renew(model: Model, slots: Slots) -> Slots:
+  """Returns the slots after the steps that make the caches of some rows anew.
+
+  Of those that are due; one row of each shard at a time: a pass over a canvas has
+  work enough, and the others take no part.
+  """
+  run, canvas = model.run(slots.requests), slots.canvas
+  due, calls = _due(run, canvas), slots.calls
+  count, busy, window = due.shape[0], due, run.window(canvas)
+  shards = axis_size(*BATCH_AXES)
+  shards = shards if count % shards == 0 else 1
+
+  def body(carry):
+    due, canvas, calls = carry
+    grid = due.reshape(shards, -1)
+    here = jnp.any(grid, axis=1)
+    rows = jnp.arange(shards) * grid.shape[1] + jnp.argmax(grid, axis=1)
+    part = model.run(_taken(run.requests, rows))._replace(head=run.head)
+    those = _taken(canvas.replace(cache=None), rows)
+    those = those.replace(cache=part.network.empty())
+    after, _ = step(part, those, part.window(those), here, True)
+    due = _set(due, jnp.zeros_like(here), rows, here)
+    return due, _put(canvas, after, rows, here), calls + 1
+
+  more = lambda carry: jnp.any(carry[0])
+  _, canvas, calls = lax.while_loop(more, body, (due, canvas, calls))
+  canvas = left(run, canvas, window, busy & (canvas.stage == IDLE))
+  return _placed(slots.replace(canvas=_ready(run, canvas), calls=calls))
 
 
 def advance(
-  model: Model, slots: Slots, most: Int[Array, ""]
+  model: Model, slots: Slots, most: Int[Array, ""], *, rows: int
 ) -> tuple[Slots, View]:
-  """Returns the rows after some network calls, at most so many, and how they are.
+  """Returns the slots after some network calls, and how their rows are.
 
-  Calls end as soon as a row is past a block.
+  Calls end as soon as a row is past a block, or due.
+
+  Args:
+    model: what stays the same.
+    slots: the rows.
+    most: network calls, at most.
+    rows: how many rows take part, from the first (static).
   """
-  run = model.run(slots.requests)
+  first = lambda x: jax.tree.map(lambda x: x[:rows], x)
+  run = model.run(first(slots.requests))
+  cache = slots.canvas.cache
+  if rows < slots.canvas.stage.shape[0] and cache is not None:
+    cache = cache.replace(segment_ids=first(cache.segment_ids))
+  canvas = first(slots.canvas.replace(cache=None)).replace(cache=cache)
 
   def more(carry):
     count, canvas, gives = carry
-    return (count < most) & ~gives & jnp.any(canvas.stage != IDLE)
+    return (count < most) & ~gives & jnp.any(_steps(run, canvas))
 
   def body(carry):
     count, canvas, _ = carry
-    after = _round(model, run, canvas)
-    gives = jnp.any(after.block != canvas.block)
+    after = _stepped(run, canvas)
+    gives = jnp.any(after.block != canvas.block) | jnp.any(_due(run, after))
     return count + 1, after, gives
 
-  carry = jnp.int32(0), _ready(run, slots.canvas), jnp.array(False)
+  carry = jnp.int32(0), canvas, jnp.array(False)
   count, canvas, _ = lax.while_loop(more, body, carry)
-  view = jax.tree.map(lambda x: constrain(x), _view(run, canvas, count))
-  return _placed(slots.replace(canvas=canvas)), view
+  back = lambda x, new: x.at[:rows].set(new)
+  if (cache := canvas.cache) is not None:
+    cache = cache.replace(segment_ids=slots.canvas.cache.segment_ids)
+  canvas = jax.tree.map(
+    back, slots.canvas.replace(cache=None), canvas.replace(cache=None)
+  )
+  slots = Slots(
+    slots.requests, canvas.replace(cache=cache), slots.calls + count
+  )
+  view = jax.tree.map(constrain, _view(model.run(slots.requests), slots))
+  return _placed(slots), view
 
 
-def _view(run: Run, canvas: Canvas, count: Int[Array, ""]) -> View:
-  objective = run.sampler.objective
+def _view(run: Run, slots: Slots) -> View:
+  objective, canvas = run.sampler.objective, slots.canvas
   tokens = objective.decode(run.process, canvas.z)
   begin = run.first(canvas.block)
   over = (canvas.stage == IDLE) & ~wanted(run, canvas)
@@ -180,11 +255,25 @@ def _view(run: Run, canvas: Canvas, count: Int[Array, ""]) -> View:
     tokens=jnp.where(run.free, tokens, run.requests.tokens),
     final=final,
     over=over,
+    due=_due(run, canvas),
     sound=canvas.sound,
     calls=canvas.calls,
     kept=jnp.minimum(begin - run.network.lead, run.sampler.length),
-    rounds=count,
+    total=slots.calls,
   )
+
+
+def _due(run: Run, canvas: Canvas) -> Bool[Array, "B"]:
+  """Returns the rows whose next call makes an approximate cache anew."""
+  if not run.network.approximate:
+    return jnp.zeros_like(canvas.stopped)
+  first = canvas.call % run.sampler.calls_a_pass == 0
+  return (canvas.stage != IDLE) & first
+
+
+def _steps(run: Run, canvas: Canvas) -> Bool[Array, "B"]:
+  """Returns the rows whose next call is one on their block."""
+  return (canvas.stage != IDLE) & ~_due(run, canvas)
 
 
 def _ready(run: Run, canvas: Canvas) -> Canvas:
@@ -202,57 +291,19 @@ def _ready(run: Run, canvas: Canvas) -> Canvas:
   return lax.while_loop(lambda c: jnp.any(waits(c)), body, canvas)
 
 
-def _round(model: Model, run: Run, canvas: Canvas) -> Canvas:
-  """Returns the canvas after a network call of every row that is in a block."""
-  busy, window = canvas.stage != IDLE, run.window(canvas)
-  rows = busy
-  if run.network.approximate:
-    every = run.sampler.calls_a_pass
-    canvas = _passes(model, run, canvas, busy & (canvas.call % every == 0))
-    rows = (canvas.stage != IDLE) & (canvas.call % every != 0)
+def _stepped(run: Run, canvas: Canvas) -> Canvas:
+  """Returns the canvas after a step of every row that takes one on its block."""
+  rows, window = _steps(run, canvas), run.window(canvas)
+  here = window
   if run.sampler.cache != "none":
-    # What others recompute beside it goes to the room behind the canvas.
+    # What is computed of the other rows goes to the room behind the canvas.
     behind = run.sampler.length + run.network.lead
     behind += jnp.arange(window.slots.shape[1])
     at = jnp.where(rows[:, None], window.slots, behind)
     here = window._replace(slots=at, active=window.active & rows[:, None])
-  else:
-    here = window
-  once = lambda carry: (
-    jnp.array(False),
-    step(run, carry[1], here, rows, False)[0],
-  )
-  some = lambda carry: carry[0]
-  _, canvas = lax.while_loop(some, once, (jnp.any(rows), canvas))
-  canvas = left(run, canvas, window, busy & (canvas.stage == IDLE))
+  canvas, _ = step(run, canvas, here, rows, False)
+  canvas = left(run, canvas, window, rows & (canvas.stage == IDLE))
   return _ready(run, canvas)
-
-
-def _passes(
-  model: Model, run: Run, canvas: Canvas, due: Bool[Array, "B"]
-) -> Canvas:
-  """Returns the canvas after the calls that make the caches of some rows anew.
-
-  One row of each shard at a time: a pass over a canvas has work enough, and rows
-  that are not due take no part.
-  """
-  count = due.shape[0]
-  shards = axis_size(*BATCH_AXES)
-  shards = shards if count % shards == 0 else 1
-
-  def body(carry):
-    due, canvas = carry
-    grid = due.reshape(shards, -1)
-    here = jnp.any(grid, axis=1)
-    rows = jnp.arange(shards) * grid.shape[1] + jnp.argmax(grid, axis=1)
-    part = model.run(_taken(run.requests, rows))._replace(head=run.head)
-    those = _taken(canvas.replace(cache=None), rows)
-    those = those.replace(cache=part.network.empty())
-    after, _ = step(part, those, part.window(those), here, True)
-    due = _set(due, jnp.zeros_like(here), rows, here)
-    return due, _put(canvas, after, rows, here)
-
-  return lax.while_loop(lambda c: jnp.any(c[0]), body, (due, canvas))[1]
 
 
 def _taken(x: PyTree, rows: Int[Array, "R"]) -> PyTree:
@@ -302,7 +353,7 @@ def _stored(kept, new, count: int, rows, here):
 
 def _cached(canvas: Canvas, row: Int[Array, ""]) -> KVCache:
   """Returns what the cache holds of one row, of both branches with guidance."""
-  count, cache = canvas.stage.shape[0], canvas.cache
+  cache, count = canvas.cache, canvas.stage.shape[0]
   rows = row + count * jnp.arange(cache.key.shape[1] // count)
   return KVCache(
     key=cache.key[:, rows],
@@ -322,4 +373,4 @@ def _placed(slots: Slots) -> Slots:
   # A constant's type is weak until then, and the next call another program.
   rows = lambda x: constrain(x.astype(x.dtype), BATCH_AXES)
   requests, canvas = jax.tree.map(rows, (slots.requests, canvas))
-  return Slots(requests, canvas.replace(cache=cache))
+  return slots.replace(requests=requests, canvas=canvas.replace(cache=cache))
