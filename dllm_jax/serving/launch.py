@@ -47,12 +47,31 @@ class Program:
     *,
     rows: int,
     mesh: jax.sharding.Mesh,
+    counts: Sequence[int] | None = None,
     seed: int = 0,
   ):
+    """Makes the programs, which compile when `compile` is called.
+
+    Args:
+      sampler: how to sample.
+      denoiser: the network.
+      params: its parameters.
+      process: the arrays of the objective.
+      rows: how many run at once.
+      mesh: what they are divided over.
+      counts: of rows that programs are compiled for; by default each power of 2,
+        where the first rows lie together.
+      seed: of the noise.
+
+    Raises:
+      ValueError: the network cannot fill the sampler's cache, or there is no row.
+    """
+    if rows < 1:
+      raise ValueError(f"an engine needs at least 1 slot, not {rows}")
     check_network(sampler, denoiser)
     self.sampler, self.rows, self.mesh = sampler, rows, mesh
     self.widths = _widths(sampler)
-    self.counts = _counts(sampler, rows, mesh)
+    self.counts = counts or _counts(sampler, rows, mesh)
     self._denoiser, self._state = denoiser, None
     with jax.set_mesh(mesh):
       made = lambda params, process, key: Model(

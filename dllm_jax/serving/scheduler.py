@@ -174,8 +174,8 @@ class Scheduler:
       program.admit(arrays_of(canvas, self._sampler, **told), **place)
     for source, row in plan["moved"]:
       program.move(source, row)
-    for row in plan["freed"]:
-      program.admit(program.blank, row=row)
+    for row in plan["freed"]:  # and its cache is left as it is
+      program.admit(program.blank, row=row, start=self._sampler.length)
     return program.advance(plan["rows"], self._calls)
 
   def tell(self, view: View) -> None:
