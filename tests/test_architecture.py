@@ -41,6 +41,7 @@ LAUNCHERS = {
   "reports/benchmark.py",
   "reports/benchmark_loss.py",
   "sampling/launch.py",
+  "serving/launch.py",
   "training/held_out.py",
   "training/program.py",
   "training/served.py",

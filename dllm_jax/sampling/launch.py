@@ -8,10 +8,10 @@ from jaxtyping import Array, Key, PyTree
 
 from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.parallel import compilation
-from dllm_jax.sampling.loop import NoiseAt
 from dllm_jax.sampling.program import generate, Generation
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
+from dllm_jax.sampling.step import NoiseAt
 
 
 class Launcher:

@@ -6,9 +6,9 @@
 Block k of a row covers the `block_length` slots at its own pointer, counted
 from the end of its prompt or from slot 0; a block as long as the canvas is
 plain diffusion. Pure functions only: the program is compiled in `launch`, a
-policy decides what is revealed, `loop` has the loops, and `forward` calls the
-network. A row's tokens depend on its own slots, number and noise, never on its
-neighbours.
+policy decides what is revealed, `step` has the steps, `loop` their loops, and
+`forward` calls the network. A row's tokens depend on its own slots, number and
+noise, never on its neighbours.
 """
 
 from flax import struct
@@ -19,16 +19,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dllm_jax.core.noise import Keyed
 from dllm_jax.core.types import Batch, Denoiser, Process
 from dllm_jax.sampling.forward import Network
-from dllm_jax.sampling.loop import (
-  blocks,
-  finished,
-  NoiseAt,
-  prefilled,
-  Run,
-  started,
-)
+from dllm_jax.sampling.loop import blocks, finished, prefilled
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
+from dllm_jax.sampling.step import NoiseAt, Run, started
 from dllm_jax.sampling.traces.trace import Trace
 
 

@@ -98,7 +98,9 @@ def build(
   )
 
 
-def blank(rows: int, length: int) -> Requests:
+def blank(
+  rows: int, length: int, *, options: Options | None = None
+) -> Requests:
   """Returns requests for nothing: no slot is in use."""
   no = np.zeros((rows, length), bool)
   return Requests(
@@ -106,6 +108,7 @@ def blank(rows: int, length: int) -> Requests:
     fixed=no,
     valid=no,
     request=np.zeros((rows,), np.int32),
+    options=options,
   )
 
 

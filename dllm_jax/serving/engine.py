@@ -23,12 +23,7 @@ from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.serving.launch import Program
 from dllm_jax.serving.requests import Closed, Full, Listener, Request
-from dllm_jax.serving.scheduler import (
-  arrays_of,
-  canvas_of,
-  Scheduler,
-  Ticket,
-)
+from dllm_jax.serving.scheduler import canvas_of, Scheduler, Ticket
 
 _LOG = logging.getLogger(__name__)
 _BEAT_SECONDS = 60.0  # other processes hear of process 0 at least so often
@@ -95,6 +90,7 @@ class Engine:
     length: int | None = None,
     queue: int = 64,
     calls: int = 1,
+    top: int = 0,
     state: Any = None,
     use_ema: bool = True,
   ) -> "Engine":
@@ -109,17 +105,16 @@ class Engine:
       queue: requests that may wait; more are refused.
       calls: network calls between two looks at what came of them, at most: 1
         streams, joins and leaves at each call, more spares the host.
+      top: likeliest tokens that are told with each token.
       state: whose parameters; by default the newest checkpoint's.
       use_ema: whether to use averaged parameters where there are any.
 
     Raises:
       ValueError: the sampler is illegal, or there is no slot.
     """
-    built = (sampler or run.config.sampler).build(
-      run.objective,
-      length=length or run.config.data.length,
-      end_ids=run.tokenizer.end_ids,
-    )
+    sampler, ends = sampler or run.config.sampler, run.tokenizer.end_ids
+    length = length or run.config.data.length
+    built = sampler.build(run.objective, length=length, end_ids=ends, top=top)
     state = run.state if state is None else state
     params = state.eval_params if use_ema else state.params
     program = Program(
@@ -127,6 +122,7 @@ class Engine:
       run.denoiser,
       params["model"],
       state.process.replace(params=params["process"]),
+      defaults=sampler.options(ends),
       rows=slots,
       mesh=run.mesh,
     )
@@ -195,11 +191,12 @@ class Engine:
     """Says whether a request can be served, before it is.
 
     Raises:
-      ValueError: it is longer than the canvas, has nothing to sample, or has a
-        token that is none, or the mask; for people to read.
+      ValueError: it is longer than the canvas, has nothing to sample, has a token
+        that is none, or the mask, or chooses what the sampler cannot heed; for
+        people to read.
     """
     canvas = canvas_of(request, self.sampler)
-    arrays_of(canvas, self.sampler, number=request.number)
+    self._program.arrays(canvas, request.number, request.options)
 
   def submit(self, request: Request, listener: Listener) -> Ticket:
     """Takes a request; from any thread.

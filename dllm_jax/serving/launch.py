@@ -1,6 +1,7 @@
 """The programs of an engine, compiled, and the state that they hand on."""
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import time
 
@@ -12,6 +13,8 @@ from dllm_jax.core.axes import BATCH_AXES
 from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.parallel import compilation
 from dllm_jax.sampling import requests
+from dllm_jax.sampling.options import RowOptions, stack
+from dllm_jax.sampling.policies.rows import Options
 from dllm_jax.sampling.program import check_network
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.serving.slots import (
@@ -47,8 +50,8 @@ class Program:
     *,
     rows: int,
     mesh: jax.sharding.Mesh,
+    defaults: RowOptions = RowOptions(),
     counts: Sequence[int] | None = None,
-    seed: int = 0,
   ):
     """Makes the programs, which compile when `compile` is called.
 
@@ -59,9 +62,9 @@ class Program:
       process: the arrays of the objective.
       rows: how many run at once.
       mesh: what they are divided over.
+      defaults: what rows choose that say nothing else, `SamplerConfig.options`.
       counts: of rows that programs are compiled for; by default each power of 2,
         where the first rows lie together.
-      seed: of the noise.
 
     Raises:
       ValueError: the network cannot fill the sampler's cache, or there is no row.
@@ -72,11 +75,9 @@ class Program:
     self.sampler, self.rows, self.mesh = sampler, rows, mesh
     self.widths = _widths(sampler)
     self.counts = counts or _counts(sampler, rows, mesh)
-    self._denoiser, self._state = denoiser, None
+    self._defaults, self._state = defaults, None
     with jax.set_mesh(mesh):
-      made = lambda params, process, key: Model(
-        sampler, denoiser, params, process, key
-      )
+      made = functools.partial(Model, sampler, denoiser)
       launch = functools.partial(compilation.jit, mesh=mesh)
       self._empty = launch(lambda held, blank: empty(made(*held), blank))
       self._admit = launch(
@@ -93,7 +94,7 @@ class Program:
         donate_argnums=2,
       )
       self._move = launch(move, donate_argnums=0)
-      self._held = _held(denoiser, params), process, jax.random.key(seed)
+      self._held = _held(denoiser, params), process
 
   def compile(self) -> float:
     """Compiles everything, by doing everything once; returns the seconds."""
@@ -115,15 +116,51 @@ class Program:
   @property
   def blank(self) -> requests.Requests:
     """A request for nothing, which frees a row."""
-    return requests.blank(1, self.sampler.length)
+    return self._blank(1)
+
+  def _blank(self, rows: int) -> requests.Requests:
+    options = self._stacked([RowOptions()] * rows)
+    return requests.blank(rows, self.sampler.length, options=options)
+
+  def _stacked(self, rows: Sequence[RowOptions]) -> Options:
+    """Returns what rows chose, each with a seed."""
+    seeded = [dataclasses.replace(row, seed=row.seed or 0) for row in rows]
+    objective = self.sampler.objective
+    return stack(seeded, defaults=self._defaults, objective=objective)
+
+  def ends(self, options: RowOptions) -> Sequence[int]:
+    """Returns what ends a row."""
+    ends = options.end_ids
+    return (self._defaults.end_ids or ()) if ends is None else ends
+
+  def arrays(
+    self, canvas: requests.Template, number: int, options: RowOptions
+  ) -> requests.Requests:
+    """Returns a request as the arrays of one row.
+
+    Args:
+      canvas: token ids, None at each slot to be sampled.
+      number: of the request under its seed.
+      options: what it chose.
+
+    Raises:
+      ValueError: a token is not in the vocabulary, or is the mask, or what was
+        chosen cannot be.
+    """
+    return requests.build(
+      [canvas],
+      objective=self.sampler.objective,
+      length=self.sampler.length,
+      request=[number],
+      options=self._stacked([options]),
+    )
 
   def reset(self) -> None:
     """Frees all rows and forgets them."""
     self._state = None
     self._due = False
-    blank = requests.blank(self.rows, self.sampler.length)
     with jax.set_mesh(self.mesh):
-      self._state = self._empty(self._held, blank)
+      self._state = self._empty(self._held, self._blank(self.rows))
 
   def admit(
     self,

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import dataclasses
 from typing import Literal
 
+from dllm_jax.sampling.options import RowOptions
+
 Reason = Literal["stop", "length", "cancelled", "failed"]
 """Why a row is over: an end token; all of its slots are filled; its ticket was
 cancelled; its network call gave no numbers, or the engine stopped."""
@@ -22,16 +24,17 @@ class Request:
   Attributes:
     template: token ids, None at each slot to be sampled: a prompt and then as
       many None as tokens are wanted at most, or given tokens anywhere.
-    seed: with the number it decides the noise: a request has the tokens that
-      `run.sample_rows([template], seed=seed, numbers=[number])` gives it on the
-      engine's canvas with the engine's sampler.
-    number: of the request under this seed.
+    number: with `options.seed`, which is 0 if it is None, this decides the noise:
+      a request has the tokens that `run.sample_rows([template], length=L,
+      sampler=..., numbers=[number], options=[options])` gives it with the engine's
+      sampler and canvas of L slots.
+    options: what it chooses; the engine's sampler has the rest.
     drafts: whether the listener is told the canvas at each network call.
   """
 
   template: tuple[int | None, ...]
-  seed: int = 0
   number: int = 0
+  options: RowOptions = RowOptions()
   drafts: bool = False
 
 
@@ -47,12 +50,15 @@ class Committed:
     slots: where in the template.
     tokens: what stands there.
     log_probs: of each token at the call that committed it, nats; None where the
-      template gave it.
+      template gave it (`Generation.log_prob`).
+    tops: of each the likeliest tokens then and their log-probabilities, best
+      first, as many as the engine's `top`; empty where the template gave it.
   """
 
   slots: tuple[int, ...]
   tokens: tuple[int, ...]
   log_probs: tuple[float | None, ...]
+  tops: tuple[tuple[tuple[int, float], ...], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """What the host knows of one row: what of it is final, and what was told."""
 
 from collections.abc import Sequence
-import math
 
 import numpy as np
 
@@ -65,6 +64,7 @@ class Row:
     tokens: np.ndarray,
     final: np.ndarray,
     log_probs: np.ndarray,
+    tops: tuple[np.ndarray, np.ndarray] | None,
     calls: int,
   ) -> Committed | None:
     """Returns what is final now and was not told, None if nothing is.
@@ -73,6 +73,7 @@ class Row:
       tokens: the canvas after some network calls.
       final: which of its slots stay.
       log_probs: of tokens when they were committed.
+      tops: the likeliest tokens then, and their log-probabilities; or None.
       calls: network calls of this row so far.
     """
     self._calls, found = int(calls), []
@@ -84,13 +85,14 @@ class Row:
       self._ended |= not given and token in self._ends
       if given or not self._ended:
         sure = None if given else float(log_probs[at])
-        found.append((at - self._before, token, sure))
+        top = () if given or tops is None else _top(*(x[at] for x in tops))
+        found.append((at - self._before, token, sure, top))
         self._count += not given
       self._at += 1
     if not found:
       return None
-    slots, run, sure = zip(*found, strict=True)
-    return Committed(slots=slots, tokens=run, log_probs=sure)
+    slots, run, sure, top = zip(*found, strict=True)
+    return Committed(slots=slots, tokens=run, log_probs=sure, tops=top)
 
   def draft(self, tokens: np.ndarray, log_probs: np.ndarray) -> Draft:
     """Returns the canvas as it is; arguments as of `committed`."""
@@ -98,6 +100,12 @@ class Row:
     for at in range(self._first, len(self.canvas)):
       masked = tokens[at] == self._mask_id
       shown.append(None if masked else int(tokens[at]))
-      told = masked or self.canvas[at] is not None or math.isnan(log_probs[at])
+      told = masked or self.canvas[at] is not None
       sure.append(None if told else float(log_probs[at]))
     return Draft(call=self._calls, tokens=tuple(shown), log_probs=tuple(sure))
+
+
+def _top(ids: np.ndarray, log_probs: np.ndarray):
+  """Returns the possible ones of the likeliest tokens, with how likely they are."""
+  pairs = zip(ids.tolist(), log_probs.tolist(), strict=True)
+  return tuple((token, sure) for token, sure in pairs if sure > -np.inf)

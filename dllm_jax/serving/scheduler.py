@@ -5,13 +5,13 @@ and all processes of a job follow. One thread uses a scheduler: the engine's.
 """
 
 import collections
+from collections.abc import Mapping
 import dataclasses
 import logging
 from typing import Any
 
-import numpy as np
-
 from dllm_jax.sampling import requests
+from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.serving.admission import Admission
 from dllm_jax.serving.launch import Program
@@ -75,20 +75,6 @@ def canvas_of(request: Request, sampler: Sampler) -> list[int | None]:
   if None not in canvas:
     raise ValueError("nothing to sample: ask for at least 1 new token")
   return canvas
-
-
-def arrays_of(canvas, sampler: Sampler, *, number: int) -> requests.Requests:
-  """Returns a canvas as the arrays of one row.
-
-  Raises:
-    ValueError: a token is not in the vocabulary, or is the mask.
-  """
-  return requests.build(
-    [canvas],
-    objective=sampler.objective,
-    length=sampler.length,
-    request=[number],
-  )
 
 
 class Scheduler:
@@ -160,18 +146,25 @@ class Scheduler:
     row = Row(
       canvas,
       before=len(canvas) - len(request.template),
-      ends=self._sampler.end_ids,
+      ends=self._program.ends(request.options),
       mask_id=self._sampler.objective.mask_id,
       cached=place.start,
     )
     self.running[place.row] = ticket, row
-    return dataclasses.asdict(place), canvas, {"number": request.number}
+    return (
+      dataclasses.asdict(place),
+      canvas,
+      request.number,
+      request.options.given,
+    )
 
   def follow(self, plan: dict[str, Any]) -> View:
     """Does what a plan says, on every process alike, and then network calls."""
     program = self._program
-    for place, canvas, told in plan["joined"]:
-      program.admit(arrays_of(canvas, self._sampler, **told), **place)
+    for place, canvas, number, given in plan["joined"]:
+      given = {name: _as_given(value) for name, value in given.items()}
+      arrays = program.arrays(canvas, number, RowOptions(**given))
+      program.admit(arrays, **place)
     for source, row in plan["moved"]:
       program.move(source, row)
     for row in plan["freed"]:  # and its cache is left as it is
@@ -188,10 +181,14 @@ class Scheduler:
         self._loose.add(at)
         self._leave(at, "failed")
         continue
-      tokens, log_probs = view.tokens[at], np.zeros(view.tokens.shape[1])
+      tokens, log_probs, tops = view.tokens[at], view.log_prob[at], None
+      if view.top_ids is not None:
+        tops = view.top_ids[at], view.top_log_probs[at]
       self._admission.keeps(at, tokens[: view.kept[at]].tolist())
       before = row.usage
-      found = row.committed(tokens, view.final[at], log_probs, view.calls[at])
+      found = row.committed(
+        tokens, view.final[at], log_probs, tops, view.calls[at]
+      )
       after = row.usage
       self.counts["tokens"] += after.completion - before.completion
       self.counts["row_calls"] += after.calls - before.calls
@@ -225,3 +222,10 @@ class Scheduler:
     self.counts["prompt_tokens"] += usage.prompt
     self.counts["cached_tokens"] += usage.cached
     ticket.tell(Finished(reason=reason, usage=usage))
+
+
+def _as_given(value: Any) -> Any:
+  """Returns what a request chose as it was before it was sent as JSON."""
+  if isinstance(value, Mapping):
+    return {int(token): bias for token, bias in value.items()}
+  return value

@@ -9,7 +9,7 @@
     move     a row to another place
 
 Pure functions of a state whose shapes never change; blocks, steps and policies are
-those of `sampling.loop`, where the rows of a batch wait for each other at each
+those of `sampling.step`, where the rows of a batch wait for each other at each
 block. No row reads another, so that a row has the tokens that it has there.
 """
 
@@ -19,11 +19,14 @@ from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.axes import axis_size, BATCH_AXES, constrain, TENSOR
 from dllm_jax.core.types import Denoiser, KVCache, Process
-from dllm_jax.sampling.loop import (
+from dllm_jax.sampling.program import prepared
+from dllm_jax.sampling.requests import Requests
+from dllm_jax.sampling.sampler import Sampler
+from dllm_jax.sampling.step import (
   Canvas,
   entered,
   IDLE,
@@ -33,9 +36,6 @@ from dllm_jax.sampling.loop import (
   step,
   wanted,
 )
-from dllm_jax.sampling.program import prepared
-from dllm_jax.sampling.requests import Requests
-from dllm_jax.sampling.sampler import Sampler
 
 
 @struct.dataclass
@@ -62,6 +62,9 @@ class View:
     final: slots that stay as they are.
     over: rows that have nothing more to sample.
     due: rows whose approximate cache is to be made anew.
+    log_prob: of each token at the call that committed it, nats.
+    top_ids: the likeliest tokens of that call, or None.
+    top_log_probs: how likely they were.
     sound: rows whose network calls all gave numbers.
     calls: network calls of each row.
     kept: slots from the first whose keys and values are exact, and stay.
@@ -76,6 +79,9 @@ class View:
   calls: Int[Array, "B"]
   kept: Int[Array, "B"]
   total: Int[Array, ""]
+  log_prob: Float[Array, "B T"]
+  top_ids: Int[Array, "B T k"] | None
+  top_log_probs: Float[Array, "B T k"] | None
 
 
 class Model(NamedTuple):
@@ -86,18 +92,16 @@ class Model(NamedTuple):
     denoiser: the network (static).
     params: its parameters, held (`Denoiser.hold`).
     process: the arrays of the objective.
-    key: the seed.
   """
 
   sampler: Sampler
   denoiser: Denoiser
   params: PyTree
   process: Process
-  key: Key[Array, ""]
 
   def run(self, requests: Requests) -> Run:
-    """Returns what the functions of `sampling.loop` want."""
-    return prepared(*self, requests)
+    """Returns what the functions of `sampling.step` want."""
+    return prepared(*self, None, requests)  # Each row has a seed of its own.
 
 
 def empty(model: Model, requests: Requests) -> Slots:
@@ -260,6 +264,9 @@ def _view(run: Run, slots: Slots) -> View:
     calls=canvas.calls,
     kept=jnp.minimum(begin - run.network.lead, run.sampler.length),
     total=slots.calls,
+    log_prob=canvas.log_prob,
+    top_ids=canvas.top_ids,
+    top_log_probs=canvas.top_log_probs,
   )
 
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from dllm_jax.core.types import Process
 from dllm_jax.parallel import make_mesh
+from dllm_jax.sampling.options import RowOptions
+from dllm_jax.sampling.policies.selection import Threshold
 from dllm_jax.sampling.requests import build
 from dllm_jax.serving.launch import Program
 from dllm_jax.serving.requests import Committed, Draft, Finished, Request
@@ -18,6 +20,15 @@ SEED = 5  # of `small.KEY`
 
 def one_device() -> jax.sharding.Mesh:
   return make_mesh({"data": 1}, jax.devices()[:1])
+
+
+def defaults(spec) -> RowOptions:
+  """What a sampler that no configuration made does where rows say nothing."""
+  rule = getattr(spec.policy, "selection", None)
+  return RowOptions(
+    end_ids=spec.end_ids,
+    threshold=rule.value if isinstance(rule, Threshold) else None,
+  )
 
 
 @functools.cache
@@ -32,7 +43,7 @@ def program(spec, *, rows=3, counts=None, conditioned=False, mesh=None):
     rows=rows,
     counts=counts,
     mesh=mesh or one_device(),
-    seed=SEED,
+    defaults=defaults(spec),
   )
   made.compile()
   return made
@@ -101,6 +112,7 @@ class Served:
   def ticket(self, template, number, **fields):
     """Returns the ticket of a request; its events go to `heard[number]`."""
     self.heard[number] = Heard(template)
+    fields = {"options": RowOptions(seed=SEED)} | fields
     request = Request(template=template, number=number, **fields)
     return Ticket(request, self.heard[number].append, lambda: None)
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.requests import text_ids
 from dllm_jax.serving.engine import Engine
 from dllm_jax.serving.requests import Closed, Finished, Full, Request
@@ -17,6 +18,7 @@ from tests.serving.served import (
   Heard,
   offline,
   program,
+  SEED,
   Served,
   templates,
 )
@@ -149,6 +151,12 @@ def test_ends_drafts_and_what_text_is():
     assert heard.tokens == text_ids(want[number], row)
 
 
+def asked(template, number=0):
+  return Request(
+    template=template, number=number, options=RowOptions(seed=SEED)
+  )
+
+
 class Client:
   """A listener with a queue of what it heard."""
 
@@ -177,9 +185,7 @@ def test_an_engine_serves_drains_and_closes(engine):
   spec = SPECS["dual"]
   rows = templates(spec.objective, 5)
   clients = [Client(row) for row in rows]
-  submit = lambda n: engine.submit(
-    Request(template=rows[n], number=n), clients[n]
-  )
+  submit = lambda n: engine.submit(asked(rows[n], n), clients[n])
   with pytest.raises(Closed):
     submit(0)
   assert not engine.ready
@@ -212,11 +218,11 @@ def test_a_full_queue_and_a_deadline(engine):
     first(event)
 
   engine.start()
-  engine.submit(Request(template=row), stuck)
+  engine.submit(asked(row), stuck)
   taken = 0
   with pytest.raises(Full, match="wait already"):
     for client in clients:
-      engine.submit(Request(template=row), client)
+      engine.submit(asked(row), client)
       taken += 1
   assert taken >= 4
   for _ in range(50):
@@ -233,8 +239,8 @@ def test_a_listener_that_raises_is_alone_in_it(engine, caplog):
     raise KeyError("mine")
 
   good = Client(rows[1])
-  engine.submit(Request(template=rows[0], number=0), broken)
-  engine.submit(Request(template=rows[1], number=1), good)
+  engine.submit(asked(rows[0]), broken)
+  engine.submit(asked(rows[1], 1), good)
   assert good.wait() == "length"
   assert good.heard.tokens == offline(SPECS["dual"], rows)[1]
   assert "a listener failed" in caplog.text
@@ -252,7 +258,7 @@ def test_a_call_that_fails_gives_up_its_rows_and_goes_on(engine, monkeypatch):
   monkeypatch.setattr(engine._program, "advance", once)
   for expected in ("failed", "length"):
     client = Client(row)
-    engine.submit(Request(template=row), client)
+    engine.submit(asked(row), client)
     assert client.wait() == expected
 
 
