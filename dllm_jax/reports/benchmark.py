@@ -192,7 +192,7 @@ def sample(
       kind to compare with.
   """
   length = run.config.data.length
-  rows = _prompts(run, length, batch_size, prompt_tokens, ragged)
+  rows = prompts(run, length, batch_size, prompt_tokens, ragged)
   other = {"rows": rows, "sampler": sampler}
   if against == "equal":
     if not ragged:
@@ -200,7 +200,7 @@ def sample(
         "rows of equal length are what ragged ones are compared with: give "
         "--ragged, or another --against"
       )
-    other["rows"] = _prompts(run, length, batch_size, prompt_tokens, False)
+    other["rows"] = prompts(run, length, batch_size, prompt_tokens, False)
   elif against is not None:
     other["sampler"] = _other(run, sampler, against)
 
@@ -302,8 +302,8 @@ def _beside_weights(run: Run, step: float, rounds: int) -> dict[str, Any]:
   }
 
 
-def _prompts(run, length, batch_size, prompt_tokens, ragged):
-  """Returns templates with random prompts."""
+def prompts(run, length, batch_size, prompt_tokens, ragged):
+  """Returns templates with random prompts; arguments as of `sample`."""
   prompt = length // 3 if prompt_tokens is None else prompt_tokens
   if not 0 <= prompt < length:
     raise ValueError(

@@ -1,10 +1,12 @@
-"""The library's sampler, and the parameters and prompts of the other program.
+"""The library's sampler and engine, and the parameters and prompts of the other program.
 
 python tests/speed/decode_library.py EXCHANGE.npz ROWS
 """
 
 import dataclasses
+import functools
 import pathlib
+import queue
 import sys
 import tempfile
 
@@ -14,6 +16,8 @@ import numpy as np
 
 from dllm_jax.config import config as configs
 from dllm_jax.run.run import Run
+from dllm_jax.serving.engine import Engine
+from dllm_jax.serving.requests import Committed, Finished, Request
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/benchmark_sampler.py"
 
@@ -44,7 +48,37 @@ def main(path: str, rows: int) -> None:
     [*prompt.tolist(), *[None] * (length - len(prompt))] for prompt in prompts
   ]
 
+  @functools.cache
+  def engine():
+    dual = dataclasses.replace(sampler, cache="dual")
+    made = Engine.of(run, sampler=dual, slots=rows, queue=rows, length=length)
+    made.start()
+    return made
+
+  def served(count):
+    canvases, over = np.zeros((count, length), np.int32), queue.Queue()
+
+    def listener(row):
+      canvases[row, : prompts.shape[1]] = prompts[row]
+
+      def hear(event):
+        if isinstance(event, Committed):
+          canvases[row, list(event.slots)] = event.tokens
+        elif isinstance(event, Finished):
+          over.put(event)
+
+      return hear
+
+    for row in range(count):
+      request = Request(template=tuple(templates[row]), number=row)
+      engine().submit(request, listener(row))
+    for _ in range(count):
+      over.get()
+    return canvases
+
   def generate(kind, rows):
+    if kind == "engine":
+      return served(rows)
     sampled = run.sample_rows(
       templates[:rows],
       length=length,

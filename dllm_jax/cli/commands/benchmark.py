@@ -1,4 +1,4 @@
-"""`dllm benchmark train` / `sample` / `loss`: measures, compilation apart."""
+"""`dllm benchmark train` / `sample` / `serve` / `loss`: compilation apart."""
 
 from collections.abc import Mapping
 import tempfile
@@ -46,7 +46,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   if not argv or argv[0] not in COMMAND.positional:
     raise commands.UsageError(
       "say what to measure: dllm benchmark train --config=..., "
-      "dllm benchmark sample --config=... or dllm benchmark loss"
+      "dllm benchmark sample --config=..., dllm benchmark serve --config=... "
+      "or dllm benchmark loss"
     )
   what, *rest = argv
   values = commands.parse(COMMAND, rest)
@@ -68,6 +69,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   with tempfile.TemporaryDirectory() as directory:
     run = Run.create(resolved, Path(directory) / "run")
     run.start()
+    if what == "serve":
+      return _serve(run, values, rest)
     results = [
       benchmark.sample(
         run,
@@ -83,6 +86,24 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   for result in results:
     print(_line(result))
   return results[0] if len(results) == 1 else {"rows": results}
+
+
+def _serve(run, values: flags.FlagValues, rest: list[str]) -> Mapping[str, Any]:
+  from dllm_jax.reports import benchmark_serve  # pylint: disable=g-import-not-at-top
+
+  sampler = commands.sampler(values, rest, run.config.sampler)
+  fields = {
+    "slots": values.batch_size[0],
+    "prompt_tokens": values.prompt_tokens,
+  }
+  results = {
+    "saturated": benchmark_serve.saturated(
+      run, sampler, rounds=values.rounds, **fields
+    ),
+    "arrivals": benchmark_serve.arrivals(run, sampler, **fields),
+  }
+  print(benchmark_serve.table(results))
+  return results
 
 
 def _line(result: Mapping[str, Any]) -> str:
@@ -121,9 +142,9 @@ def _loss(values: flags.FlagValues) -> Mapping[str, Any]:
 
 COMMAND = commands.Command(
   name="benchmark",
-  summary="Measures the train step and its loop, the sampler, or the loss.",
+  summary="Measures the train step, the sampler, the engine, or the loss.",
   define=_define,
   run=_run,
   overrides=("config", "sampler"),
-  positional=("train", "sample", "loss"),
+  positional=("train", "sample", "serve", "loss"),
 )
