@@ -63,8 +63,8 @@ class Program:
       rows: how many run at once.
       mesh: what they are divided over.
       defaults: what rows choose that say nothing else, `SamplerConfig.options`.
-      counts: of rows that programs are compiled for; by default each power of 2,
-        where the first rows lie together.
+      counts: of rows that programs are compiled for; by default 1, half and all of
+        them, where the first rows lie together.
 
     Raises:
       ValueError: the network cannot fill the sampler's cache, or there is no row.
@@ -230,15 +230,13 @@ def _widths(sampler: Sampler) -> Sequence[int]:
 def _counts(
   sampler: Sampler, rows: int, mesh: jax.sharding.Mesh
 ) -> Sequence[int]:
-  """Returns numbers of rows that are compiled for: each twice the one before.
+  """Returns numbers of rows that are compiled for.
 
-  All rows alone where they are divided over devices, or stand twice, as with
+  A lone request is not to pay for a batch; each number takes as long to compile as
+  the sampler. All rows alone where they are divided over devices, or stand twice, as with
   guidance: the first ones of them would not lie together.
   """
   guided = sampler.guidance is not None and sampler.guidance.scale
   if guided or any(mesh.shape[axis] > 1 for axis in BATCH_AXES):
     return (rows,)
-  counts = [1]
-  while counts[-1] * 2 < rows:
-    counts.append(counts[-1] * 2)
-  return (*counts, rows) if rows > 1 else (1,)
+  return tuple(sorted({1, (rows + 1) // 2, rows}))
