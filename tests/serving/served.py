@@ -132,7 +132,7 @@ class Served:
     raise AssertionError("rows that never end")
 
 
-def at_random(made, rows, *, seed, cancels=0.1, calls=1):
+def at_random(made, rows, *, seed, cancels=0.1, calls=1, options=None):
   """Serves rows that join when chance has it, and of which some are cancelled.
 
   Returns what was heard, by number; a row that was cancelled is asked for again.
@@ -147,7 +147,8 @@ def at_random(made, rows, *, seed, cancels=0.1, calls=1):
     for _ in served.scheduler.free:
       if waiting and rng.random() < 0.5:
         number, row = waiting.pop()
-        tickets[number] = served.ticket(row, number)
+        chosen = {} if options is None else {"options": options[number]}
+        tickets[number] = served.ticket(row, number, **chosen)
         joining.append(tickets[number])
     served.round(*joining)
     for number, ticket in tickets.items():

@@ -13,7 +13,7 @@ import pytest
 from dllm_jax.core.types import Process
 from dllm_jax.models.transformer import transformer, TransformerConfig
 from dllm_jax.parallel import make_mesh, RULES, shardings
-from dllm_jax.sampling.options import RowOptions
+from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig
 from dllm_jax.sampling.requests import build
 from dllm_jax.serving.launch import Program
@@ -44,11 +44,10 @@ def network(vocab):
 
 
 @pytest.mark.all
-@pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_a_preset_is_served_as_it_samples(name, warm):
+def test_a_preset_is_served_as_it_samples(name):
   objective = objective_of(name, 20, LENGTH)
-  config = SamplerConfig(preset=name, temperature=0.7 if warm else -1.0)
+  config = SamplerConfig(preset=name)
   if name in ("fast_dllm", "fast_dllm_factor"):
     config = SamplerConfig(preset=name, block_length=8)
   spec = config.build(objective, length=LENGTH, end_ids=(3,))
@@ -71,9 +70,14 @@ def test_a_preset_is_served_as_it_samples(name, warm):
     for row in served.templates(small.MDLM_, 6)
   ]
   rows = [row[:LENGTH] for row in rows if None in row[:LENGTH]]
-  requests = build(rows, objective=objective, length=LENGTH)
+  chosen = [
+    RowOptions(seed=served.SEED, temperature=0.7 if number % 2 else None)
+    for number in range(len(rows))
+  ]
+  options = stack(chosen, defaults=config.options((3,)), objective=objective)
+  requests = build(rows, objective=objective, length=LENGTH, options=options)
   want = published.quick(spec, denoiser, params, process, small.KEY, requests)
-  found = served.at_random(made, rows, seed=1)
+  found = served.at_random(made, rows, seed=1, options=chosen)
   for number, row in enumerate(rows):
     heard = found.heard[number]
     for event in heard[:-1]:
