@@ -74,6 +74,12 @@ def canvas_of(request: Request, sampler: Sampler) -> list[int | None]:
     )
   if None not in canvas:
     raise ValueError("nothing to sample: ask for at least 1 new token")
+  gap = any(token is not None for token in canvas[canvas.index(None) :])
+  if gap and sampler.cache == "block" and sampler.objective.shift:
+    raise ValueError(
+      "an autoregressive network does not see what follows a gap, and fills none:"
+      " give a prompt and nothing after it"
+    )
   return canvas
 
 
