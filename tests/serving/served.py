@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 
+from dllm_jax.core.mask import Causal
 from dllm_jax.core.types import Process
 from dllm_jax.parallel import make_mesh
 from dllm_jax.sampling.options import RowOptions
@@ -50,15 +51,21 @@ def program(spec, *, rows=3, counts=None, conditioned=False, mesh=None):
 
 
 def templates(objective, count, *, seed=0):
-  """Returns random prompts with budgets, and tokens given between."""
+  """Returns random prompts with budgets, and tokens given between.
+
+  An autoregressive network gets none of these, which it refuses.
+  """
   requests = small.ragged(objective, seed=seed, rows=count)
+  fixed = requests.fixed
+  if isinstance(objective.mask_spec, Causal):
+    fixed = np.cumprod(fixed, axis=1) > 0
   return [
     tuple(
       int(token) if given else None
       for token, given, used in zip(*row, strict=True)
       if used
     )
-    for row in zip(requests.tokens, requests.fixed, requests.valid, strict=True)
+    for row in zip(requests.tokens, fixed, requests.valid, strict=True)
   ]
 
 

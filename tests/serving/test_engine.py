@@ -10,6 +10,7 @@ from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.requests import text_ids
 from dllm_jax.serving.engine import Engine
 from dllm_jax.serving.requests import Closed, Finished, Full, Request
+from dllm_jax.serving.scheduler import canvas_of
 from tests.quick import long
 from tests.sampling.small import MASK
 from tests.sampling.test_invariance import ALONE, EXACT, exact
@@ -268,6 +269,13 @@ def test_a_call_that_fails_gives_up_its_rows_and_goes_on(engine, monkeypatch):
     ((1, MASK, None), "mask token 19"),
     ((1, 99, None), "outside the vocabulary"),
 ])  # fmt: skip
-def test_requests_that_cannot_be_served(engine, template, words):
+def test_requests_that_no_engine_serves(engine, template, words):
   with pytest.raises(ValueError, match=words):
     engine.check(Request(template=template))
+
+
+def test_an_autoregressive_network_fills_no_gap():
+  request = Request(template=(0, 1, None, 2, None))
+  with pytest.raises(ValueError, match="nothing after it"):
+    canvas_of(request, SPECS["autoregressive"])
+  assert canvas_of(request, SPECS["block"]) == [0, 1, None, 2, None]

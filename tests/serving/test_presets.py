@@ -65,11 +65,9 @@ def test_a_preset_is_served_as_it_samples(name):
   made.compile()
   process = objective.init(jax.random.key(0))
   made._held = (made._held[0], process)
-  rows = [
-    row[:1] + row if objective.begin_id is None else (0, *row[1:])
-    for row in served.templates(small.MDLM_, 6)
-  ]
-  rows = [row[:LENGTH] for row in rows if None in row[:LENGTH]]
+  rows = served.templates(objective, 6)
+  if objective.begin_id is not None:
+    rows = [(objective.begin_id, *row[1:]) for row in rows]
   chosen = [
     RowOptions(seed=served.SEED, temperature=0.7 if number % 2 else None)
     for number in range(len(rows))
