@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dllm_jax.core.noise import Keyed
-from dllm_jax.core.types import Batch, Denoiser, Process
+from dllm_jax.core.types import Batch, Denoiser, ModelOutputs, Process
 from dllm_jax.sampling.forward import Network
 from dllm_jax.sampling.loop import blocks, finished, prefilled
 from dllm_jax.sampling.requests import Requests
@@ -138,8 +138,13 @@ def prepared(
   requests: Requests,
   noise: NoiseAt | None = None,
   trace: bool = False,
+  head: ModelOutputs | None = None,
 ) -> Run:
-  """Returns a run of held parameters, after a look at the shapes."""
+  """Returns a run of held parameters, after a look at the shapes.
+
+  The head is that of another run of the network, if there is one: to find it
+  takes as long to trace as a call.
+  """
   shape = requests.tokens.shape
   if shape[0] < 1:
     raise ValueError("nothing to sample: the batch of requests is empty")
@@ -185,4 +190,5 @@ def prepared(
       step=step,
       position=jnp.minimum(slots, sampler.length - 1),
     )
-  return Run(sampler, network, network.head(), requests, noise, trace)
+  head = network.head() if head is None else head
+  return Run(sampler, network, head, requests, noise, trace)

@@ -99,9 +99,16 @@ class Model(NamedTuple):
   params: PyTree
   process: Process
 
-  def run(self, requests: Requests) -> Run:
-    """Returns what the functions of `sampling.step` want."""
-    return prepared(*self, None, requests)  # Each row has a seed of its own.
+  def run(self, requests: Requests, beside: Run | None = None) -> Run:
+    """Returns what the functions of `sampling.step` want.
+
+    Args:
+      requests: of some rows.
+      beside: a run of other rows in the same program.
+    """
+    head = None if beside is None else beside.head
+    # Each row has a seed of its own.
+    return prepared(*self, None, requests, head=head)
 
 
 def empty(model: Model, requests: Requests) -> Slots:
@@ -188,7 +195,7 @@ def renew(model: Model, slots: Slots) -> Slots:
     grid = due.reshape(shards, -1)
     here = jnp.any(grid, axis=1)
     rows = jnp.arange(shards) * grid.shape[1] + jnp.argmax(grid, axis=1)
-    part = model.run(_taken(run.requests, rows))._replace(head=run.head)
+    part = model.run(_taken(run.requests, rows), run)
     those = _taken(canvas.replace(cache=None), rows)
     those = those.replace(cache=part.network.empty())
     after, _ = step(part, those, part.window(those), here, True)
@@ -242,7 +249,8 @@ def advance(
   slots = Slots(
     slots.requests, canvas.replace(cache=cache), slots.calls + count
   )
-  view = jax.tree.map(constrain, _view(model.run(slots.requests), slots))
+  view = _view(model.run(slots.requests, run), slots)
+  view = jax.tree.map(constrain, view)
   return _placed(slots), view
 
 

@@ -53,19 +53,21 @@ def program(spec, *, rows=3, counts=None, conditioned=False, mesh=None):
 def templates(objective, count, *, seed=0):
   """Returns random prompts with budgets, and tokens given between.
 
-  An autoregressive network gets none of these, which it refuses.
+  An autoregressive network gets none of these, which it refuses, and rows that
+  begin as it wants them to.
   """
   requests = small.ragged(objective, seed=seed, rows=count)
-  fixed = requests.fixed
+  fixed, tokens = requests.fixed, requests.tokens.copy()
   if isinstance(objective.mask_spec, Causal):
     fixed = np.cumprod(fixed, axis=1) > 0
+    tokens[:, 0] = objective.begin_id
   return [
     tuple(
       int(token) if given else None
       for token, given, used in zip(*row, strict=True)
       if used
     )
-    for row in zip(requests.tokens, fixed, requests.valid, strict=True)
+    for row in zip(tokens, fixed, requests.valid, strict=True)
   ]
 
 

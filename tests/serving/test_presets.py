@@ -66,8 +66,6 @@ def test_a_preset_is_served_as_it_samples(name):
   process = objective.init(jax.random.key(0))
   made._held = (made._held[0], process)
   rows = served.templates(objective, 6)
-  if objective.begin_id is not None:
-    rows = [(objective.begin_id, *row[1:]) for row in rows]
   chosen = [
     RowOptions(seed=served.SEED, temperature=0.7 if number % 2 else None)
     for number in range(len(rows))
@@ -91,7 +89,7 @@ def test_a_preset_is_served_as_it_samples(name):
 
 @pytest.mark.all
 @pytest.mark.parametrize("name", ["dual", "block"])
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 2, "tensor": 4}])
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 4, "tensor": 2}])
 def test_rows_over_eight_devices_are_those_of_one(name, sizes):
   spec, mesh = ALONE[name], make_mesh(sizes)
   denoiser, params = small.network()
