@@ -190,7 +190,8 @@ class Scheduler:
       tokens, log_probs, tops = view.tokens[at], view.log_prob[at], None
       if view.top_ids is not None:
         tops = view.top_ids[at], view.top_log_probs[at]
-      self._admission.keeps(at, tokens[: view.kept[at]].tolist())
+      if self._program.widths:
+        self._admission.keeps(at, tokens[: view.kept[at]].tolist())
       before = row.usage
       found = row.committed(
         tokens, view.final[at], log_probs, tops, view.calls[at]
