@@ -245,18 +245,14 @@ class HuggingFace:
     Raises:
       ValueError: there is no template, or it refuses the messages.
     """
-    return self.encode_rendered(self.render(messages, **options))
-
-  def encode_rendered(self, text: str) -> np.ndarray:
-    """Returns the int32 ids of a text of `render`'s, which begins as it says."""
-    return tokenizer_json.encode(self._tokenizer, text)
+    return self.encode(self.render(messages, **options))
 
   def encode_places(
     self, texts: Sequence[str]
   ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns `encode_rendered` of texts, and where each token is in its text.
+    """Returns the ids of texts, and where each token is in its text.
 
-    As in `tokenizer_json.places`.
+    As in `tokenizer_json.places`; the mask's name is the mask here.
     """
     return tokenizer_json.places(self._tokenizer, texts)
 
@@ -288,7 +284,7 @@ class HuggingFace:
     except ValueError:  # There is none, or it wants more than that.
       return None
     _, found, after = text.rpartition("the answer")
-    ids = self.encode_rendered(after).tolist() if found else []
+    ids = self.encode(after).tolist() if found else []
     return next((i for i in ids if i in self.special_ids), None)
 
   @functools.cached_property

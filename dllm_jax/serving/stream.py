@@ -23,12 +23,12 @@ is, an event of its own:
            {"text": null, "p": null}, ...]}
 
 - `index`: the choice; `call`: the network calls of this choice so far, from 1.
-- `slots`: what was asked for, from the left, without the prompt. With `suffix`
-  these are the slots between prompt and suffix; with an `infill` template all
-  slots of it, those of its text with `"p": null`.
+- `slots`: the row from the first slot that is to be filled, without the prompt
+  before it; what was given after it (a suffix, an infill's text) is there too.
 - `text`: of the token in the slot, by itself; null where the slot is still
   masked. It may be replaced in later drafts, where the policy revises.
-- `p`: the probability of that token at the call that committed it, in [0, 1].
+- `p`: the probability of that token at the call that committed it, in [0, 1];
+  null where the slot is masked or was given.
 
 The last draft of a choice shows it whole, or up to what ended it. Drafts are
 what a slow reader misses first: each one is whole, so the next makes up for it.

@@ -57,7 +57,7 @@ def _counted(tokenizer, messages, supervise="all", **fields):
   made = reading._example(written, *places)
   tokens, counts = made.example
   # The tokens are those of the whole text.
-  whole = tokenizer.encode_rendered(written.text)
+  whole = tokenizer.encode(written.text)
   np.testing.assert_array_equal(tokens[: len(whole)], whole)
   edges = np.flatnonzero(np.diff(counts.astype(int), prepend=0, append=0))
   runs = [

@@ -1,1 +1,0 @@
-"""Serving: requests that join and leave one program, by OpenAI's conventions."""

@@ -1,0 +1,211 @@
+"""Bodies of requests, in OpenAI's words, and what is legal in them.
+
+Types are strict, numbers have ranges and unknown fields are errors: nothing is
+accepted and ignored. What depends on the model is checked in `wishes`.
+"""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Field(max_length=4)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+class Body(pydantic.BaseModel):
+  """A JSON object whose fields are all known."""
+
+  model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Body):
+  """What a stream adds."""
+
+  include_usage: bool | None = Field(
+    None, description="A last chunk with `usage` and no choices."
+  )
+
+
+class ResponseFormat(Body):
+  """The form of an answer."""
+
+  type: Literal["text"]
+
+
+class Common(Body):
+  """What completions and chats have in common."""
+
+  model: str = Field(description="The name that `GET /v1/models` lists.")
+  max_tokens: Count | None = Field(
+    None, description="Slots to fill after the prompt, in tokens."
+  )
+  n: Count | None = Field(1, description="Answers to each prompt.")
+  stop: Stop | Stops | None = Field(
+    None,
+    description="Up to 4 strings, of which the first ends the answer and is left "
+    "out of it.",
+  )
+  seed: Seed | None = Field(
+    None,
+    description="Decides the draws: equal requests with equal seeds have equal "
+    "answers. By default a new one each time.",
+  )
+  temperature: Temperature | None = Field(
+    None,
+    description="Divides the logits; 0 takes the best token. By default the "
+    "preset's.",
+  )
+  top_p: Probability | None = Field(
+    None, description="Draw among the fewest tokens of this probability."
+  )
+  top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+    None, description="Draw among the k best tokens; 0 for all."
+  )
+  presence_penalty: Penalty | None = Field(
+    None, description="Taken from the logit of a token that the answer has."
+  )
+  frequency_penalty: Penalty | None = Field(
+    None, description="The same for each time that the answer has it."
+  )
+  logit_bias: (
+    Annotated[dict[TokenId, Bias], Field(max_length=300)] | None
+  ) = Field(None, description="Added to logits, by token id.")
+  stream: bool | None = Field(
+    None, description="Send text as it becomes final, as server-sent events."
+  )
+  stream_options: StreamOptions | None = Field(
+    None, description="Only with `stream`."
+  )
+  stream_drafts: bool | None = Field(
+    None,
+    description="Only with `stream`: send the canvas after each network call, in "
+    "events named `draft`.",
+  )
+  preset: str | None = Field(
+    None, description="A published sampler, of those that the server holds."
+  )
+  steps: Count | None = Field(
+    None, description="Network calls for each block, at most."
+  )
+  threshold: Probability | None = Field(
+    None, description="Reveal all slots at least so sure."
+  )
+  block_length: Count | None = Field(
+    None, description="Slots sampled together, from left to right."
+  )
+
+
+class Completion(Common):
+  """`POST /v1/completions`."""
+
+  prompt: (
+    str
+    | Ids
+    | Annotated[list[str], Field(min_length=1)]
+    | Annotated[list[Ids], Field(min_length=1)]
+    | None
+  ) = Field(
+    None,
+    description="Text to continue, or token ids, or a list of either; empty text "
+    "for one from nothing.",
+  )
+  suffix: str | None = Field(
+    None, description="Text that follows what is written: infilling."
+  )
+  infill: str | None = Field(
+    None,
+    description="Instead of a prompt, a text with gaps such as `[MASK*8]`, in "
+    "tokens; the answer is the whole text.",
+  )
+  echo: bool | None = Field(
+    None, description="Put the prompt (and the suffix) around the answer."
+  )
+  logprobs: Annotated[int, Field(ge=0, le=5)] | None = Field(
+    None,
+    description="Log-probability of each token at the call that committed it, "
+    "and of so many best ones there.",
+  )
+
+
+class Part(Body):
+  """A piece of a message."""
+
+  type: Literal["text"]
+  text: str
+
+
+class Message(Body):
+  """One turn of a conversation."""
+
+  role: Literal["system", "developer", "user", "assistant"] = Field(
+    description="`developer` is what templates call system."
+  )
+  content: str | Annotated[list[Part], Field(min_length=1)]
+
+  def plain(self) -> dict[str, Any]:
+    """Returns the message as chat templates read it."""
+    parts = [self.content] if isinstance(self.content, str) else None
+    parts = parts or [part.text for part in self.content]
+    role = "system" if self.role == "developer" else self.role
+    return {"role": role, "content": "".join(parts)}
+
+
+class Chat(Common):
+  """`POST /v1/chat/completions`."""
+
+  messages: Annotated[list[Message], Field(min_length=1)] = Field(
+    description="The conversation, written out by the model's own template."
+  )
+  max_completion_tokens: Count | None = Field(
+    None, description="The newer name of `max_tokens`."
+  )
+  logprobs: bool | None = Field(
+    None,
+    description="Log-probability of each token at the call that committed it.",
+  )
+  top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+    None, description="And of so many best ones there; wants `logprobs`."
+  )
+  response_format: ResponseFormat | None = None
+
+
+class Tokenize(Body):
+  """`POST /tokenize`: a prompt or messages as token ids."""
+
+  model: str | None = None
+  prompt: str | None = None
+  messages: Annotated[list[Message], Field(min_length=1)] | None = None
+  add_special_tokens: bool | None = Field(
+    True, description="Whether a prompt begins with what texts begin with."
+  )
+
+
+class Detokenize(Body):
+  """`POST /detokenize`: token ids as text."""
+
+  model: str | None = None
+  tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field()]
+
+
+class Problem(pydantic.BaseModel):
+  """What was wrong."""
+
+  message: str
+  type: str
+  param: str | None
+  code: str | None
+
+
+class Failure(pydantic.BaseModel):
+  """The body of every answer whose status is not 200."""
+
+  error: Problem
