@@ -1,0 +1,1 @@
+"""Serving: requests that join and leave one program, by OpenAI's conventions."""
