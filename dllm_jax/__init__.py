@@ -3,7 +3,7 @@
 `Run` is a working directory and what it can do; `load_pretrained` reads a
 published folder. The rooms, from the nouns up: `core`, `objectives`, `models`,
 `parallel`, `data`, `sampling`, `training`, `pretrained`, `config`, `run`,
-`evaluation`, `planning`, `reports`, `cli`; `help(dllm_jax.sampling)` tells what
+`evaluation`, `planning`, `reports`, `serving`, `cli`; `help(dllm_jax.sampling)` tells what
 to call in one. Everything is imported when it is first used.
 """
 
@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "reports",
     "run",
     "sampling",
+    "serving",
     "training",
   ],
   submod_attrs={

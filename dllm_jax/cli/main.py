@@ -25,6 +25,7 @@ _COMMANDS = {
   "train": "train a configuration, or resume what is in --workdir",
   "align": "train a copy of a run on preferences",
   "sample": "sample text from a trained model",
+  "serve": "answer requests over HTTP, by OpenAI's conventions",
   "chat": "talk to a model that has a chat template",
   "evaluate": "evaluate a trained model: likelihood, samples and other tasks",
   "report": "write one HTML page that compares runs",
@@ -40,7 +41,10 @@ _COMMANDS = {
 
 
 # Commands that lie in a folder of `commands`.
-_FOLDERS = {"align": "posttraining.", "distil": "posttraining."}
+_FOLDERS = {
+  **dict.fromkeys(("align", "distil"), "posttraining."),
+  **dict.fromkeys(("benchmark", "compare", "report"), "reports."),
+}
 
 
 def _usage() -> str:

@@ -1,1 +1,19 @@
-"""Serving: requests that join and leave one program, by OpenAI's conventions."""
+"""Serving: requests that join and leave one program, by OpenAI's conventions.
+
+`Engine` fills rows, `Request` is one of them; `Model` is what is served, and
+`serve` answers requests over HTTP until it is told to end.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "engine": ["Engine"],
+    "http": ["application"],
+    "limits": ["Limits", "Refusal"],
+    "requests": ["Committed", "Draft", "Finished", "Request"],
+    "server": ["serve"],
+    "wishes": ["Model"],
+  },
+)

@@ -15,7 +15,9 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Ids = Annotated[
+  list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)
+]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=4)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -76,9 +78,9 @@ class Common(Body):
   frequency_penalty: Penalty | None = Field(
     None, description="The same for each time that the answer has it."
   )
-  logit_bias: (
-    Annotated[dict[TokenId, Bias], Field(max_length=300)] | None
-  ) = Field(None, description="Added to logits, by token id.")
+  logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=300)] | None = (
+    Field(None, description="Added to logits, by token id.")
+  )
   stream: bool | None = Field(
     None, description="Send text as it becomes final, as server-sent events."
   )

@@ -7,16 +7,16 @@ import dllm_jax
 from dllm_jax.cli import command as commands
 from dllm_jax.cli.commands import (
   chat,
-  compare,
   convert,
   evaluate,
   harness,
   plan,
   prepare,
-  report,
   sample,
+  serve,
   train,
 )
+from dllm_jax.cli.commands.reports import compare, report
 from dllm_jax.config import files
 from dllm_jax.core import paths
 from dllm_jax.data import record
@@ -29,6 +29,7 @@ PLACES = {
   train: ["workdir"],
   sample: ["workdir", "prompts", "trace"],
   chat: ["workdir"],
+  serve: ["workdir", "api_key_file"],
   evaluate: ["workdir"],
   convert: ["workdir", "from_hf", "to_hf"],
   prepare: ["input", "output"],

@@ -32,9 +32,10 @@ def with_fallback() -> HuggingFace:
       vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
     )
   )
-  made.normalizer = normalizers.Sequence(
-    [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-  )
+  made.normalizer = normalizers.Sequence([
+    normalizers.Prepend("▁"),
+    normalizers.Replace(" ", "▁"),
+  ])
   made.decoder = decoders.Sequence([
     decoders.Replace("▁", " "),
     decoders.ByteFallback(),

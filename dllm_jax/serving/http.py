@@ -1,0 +1,271 @@
+"""The routes: OpenAI's, those of tokens, and what people and machines look at.
+
+`application(model)` is an ASGI application; `server` runs it. What is legal is
+said by `protocol` and `wishes`, what goes back by `forms` and `stream`.
+"""
+
+import functools
+import json
+import time
+from typing import Any
+
+import fastapi
+from fastapi import exceptions, responses
+from starlette import concurrency
+from starlette.exceptions import HTTPException
+
+from dllm_jax.core.paths import Path
+from dllm_jax.serving import protocol, wishes
+from dllm_jax.serving.forms import Chats, Completions, Form
+from dllm_jax.serving.gate import Gate
+from dllm_jax.serving.limits import Refusal
+from dllm_jax.serving.metrics import Metrics
+from dllm_jax.serving.stream import Answers, attended, EventStream, Gone, whole
+from dllm_jax.serving.wishes import Model, Wishes
+
+_REFUSED = {
+  "4XX": {"model": protocol.Failure, "description": "What was wrong."},
+  "5XX": {"model": protocol.Failure, "description": "Not served, or failed."},
+}
+# The page loads nothing from elsewhere, and nobody else may frame it.
+_PAGE_HEADERS = {
+  "Content-Security-Policy": "default-src 'none'; connect-src 'self'; "
+  "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data:; "
+  "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
+}
+
+
+class Routes:
+  """What answers requests about a model.
+
+  Args:
+    model: what is served.
+    metrics: what counts.
+  """
+
+  def __init__(self, model: Model, metrics: Metrics):
+    self._model, self._metrics = model, metrics
+    self.draining = lambda: False
+
+  async def completions(
+    self, body: protocol.Completion, request: fastapi.Request
+  ):
+    """Continues a prompt, or fills what is left open in a text."""
+    wanted = await self._wanted(body, wishes.completion)
+    form = Completions(self._model, wanted.logprobs)
+    return await self._answer(wanted, form, request)
+
+  async def chats(self, body: protocol.Chat, request: fastapi.Request):
+    """Answers a conversation."""
+    wanted = await self._wanted(body, wishes.chat)
+    form = Chats(self._model, wanted.logprobs)
+    return await self._answer(wanted, form, request)
+
+  async def _wanted(self, body: protocol.Common, read: Any) -> Wishes:
+    wishes.known(body.model, self._model)
+    # Long texts take a while to encode, and others want to be served meanwhile.
+    return await concurrency.run_in_threadpool(read, body, self._model)
+
+  async def _answer(
+    self, wanted: Wishes, form: Form, request: fastapi.Request
+  ) -> responses.Response:
+    since, route = time.monotonic(), request.url.path
+    answers = Answers(wanted, self._model, self._metrics.retry_after)
+    answers.submit()
+    seconds = self._model.limits.seconds
+
+    def ended(status: int) -> None:
+      self._metrics.answered(route, status)
+      if status == 200:
+        self._metrics.took(answers.answers, since)
+
+    if wanted.stream:
+      return EventStream(answers, form, seconds, ended)
+    try:
+      async with attended(answers, request.receive, seconds):
+        made = await whole(answers, form)
+    except Gone:
+      ended(499)
+      return responses.Response(status_code=499)  # nobody reads it
+    ended(200)
+    return responses.JSONResponse(made)
+
+  async def models(self) -> dict[str, Any]:
+    """Lists what is served: one model."""
+    return {"object": "list", "data": [self._described()]}
+
+  async def one_model(self, name: str) -> dict[str, Any]:
+    """Describes the model that is served."""
+    wishes.known(name, self._model)
+    return self._described()
+
+  def _described(self) -> dict[str, Any]:
+    return {
+      "id": self._model.name,
+      "object": "model",
+      "created": self._model.created,
+      "owned_by": "dllm_jax",
+      "max_model_len": self._model.length,
+      "chat": bool(getattr(self._model.tokenizer, "chat_templates", None)),
+      "preset": self._model.sampler.preset,
+    }
+
+  def tokenize(self, body: protocol.Tokenize) -> dict[str, Any]:
+    """Returns the token ids of a prompt, or of messages."""
+    wishes.known(body.model, self._model)
+    if (body.prompt is None) == (body.messages is None):
+      raise Refusal("give prompt or messages, one of them", param="prompt")
+    if body.messages is not None:
+      tokens = wishes.conversation(body.messages, self._model)
+    elif body.add_special_tokens is False:
+      tokens = wishes.text_ids(body.prompt, self._model)
+    else:
+      tokens = wishes.prompt_ids(body.prompt, self._model)
+    length = self._model.length
+    return {"count": len(tokens), "max_model_len": length, "tokens": tokens}
+
+  def detokenize(self, body: protocol.Detokenize) -> dict[str, str]:
+    """Returns the text of token ids."""
+    wishes.known(body.model, self._model)
+    tokens = wishes.checked(body.tokens, self._model, "tokens")
+    return {"prompt": self._model.tokenizer.decode(tokens)}
+
+  async def health(self) -> responses.JSONResponse:
+    """Says whether requests are answered: 200, or 503 while it starts or ends."""
+    if self.draining():
+      return responses.JSONResponse({"status": "draining"}, 503)
+    if not self._model.engine.ready:
+      return responses.JSONResponse({"status": "starting"}, 503)
+    return responses.JSONResponse({"status": "ready"})
+
+  async def metrics(self) -> responses.PlainTextResponse:
+    """Counts and times for Prometheus."""
+    return responses.PlainTextResponse(
+      self._metrics.text(), media_type="text/plain; version=0.0.4"
+    )
+
+  async def page(self) -> responses.HTMLResponse:
+    """A page that talks to the model and shows how its answers come about."""
+    return responses.HTMLResponse(_page(), headers=_PAGE_HEADERS)
+
+
+def application(model: Model, *, key: str | None = None) -> Gate:
+  """Returns the server of a model, as an ASGI application.
+
+  Args:
+    model: what is served.
+    key: what clients have to know; None for nothing.
+  """
+  metrics = Metrics(model.engine)
+  routes = Routes(model, metrics)
+  app = fastapi.FastAPI(
+    title="dllm serve",
+    version="1",
+    description="A diffusion language model behind OpenAI's conventions.",
+    responses=_REFUSED,
+  )
+  post = functools.partial(app.add_api_route, methods=["POST"])
+  get = functools.partial(app.add_api_route, methods=["GET"])
+  post("/v1/completions", routes.completions, response_model=None)
+  post("/v1/chat/completions", routes.chats, response_model=None)
+  get("/v1/models", routes.models)
+  get("/v1/models/{name}", routes.one_model)
+  post("/tokenize", routes.tokenize)
+  post("/detokenize", routes.detokenize)
+  get("/health", routes.health, response_model=None)
+  get("/metrics", routes.metrics, response_model=None)
+  get("/", routes.page, response_class=responses.HTMLResponse,
+      include_in_schema=False)  # fmt: skip
+  refused = functools.partial(_refused, metrics)
+  app.add_exception_handler(Refusal, refused)
+  app.add_exception_handler(exceptions.RequestValidationError, refused)
+  app.add_exception_handler(HTTPException, refused)
+  app.add_exception_handler(Exception, refused)
+  ready = lambda: model.engine.ready
+  gate = Gate(app, model.limits, key=key, ready=ready)
+  routes.draining = lambda: gate.draining
+  return gate
+
+
+async def _refused(
+  metrics: Metrics, request: fastapi.Request, error: Exception
+) -> responses.Response:
+  """Answers what went wrong, without a word of where in the program."""
+  refusal = _as_refusal(error)
+  metrics.answered(
+    request.url.path if refusal.status != 404 else "", refusal.status
+  )
+  return responses.Response(
+    json.dumps(refusal.body()),
+    refusal.status,
+    headers=dict(refusal.headers),
+    media_type="application/json",
+  )
+
+
+def _as_refusal(error: Exception) -> Refusal:
+  if isinstance(error, Refusal):
+    return error
+  if isinstance(error, exceptions.RequestValidationError):
+    return illegal(error.errors())
+  if isinstance(error, HTTPException):
+    text = {404: "there is no such route; GET /openapi.json lists them"}
+    message = text.get(error.status_code, str(error.detail))
+    return Refusal(
+      message, status=error.status_code, headers=error.headers or {}
+    )
+  return Refusal(
+    "something went wrong in the server; its log says what", status=500
+  )
+
+
+def illegal(errors: Any) -> Refusal:
+  """Returns the refusal of a body that is not what it should be.
+
+  Args:
+    errors: pydantic's; the first field that is wrong is told.
+  """
+  first, *_ = errors
+  kind, place = first["type"], first["loc"]
+  if kind == "json_invalid":
+    return Refusal("the body is no JSON: send one JSON object", code="no_json")
+  param = _field(place)
+  if param is None:
+    return Refusal(
+      "the body must be a JSON object, sent with content-type application/json"
+    )
+  if kind == "extra_forbidden":
+    return Refusal(
+      f"unknown field {param!r}: nothing is accepted and ignored; GET /docs "
+      "lists what is known",
+      param=param,
+      code="unknown_parameter",
+    )
+  if kind == "missing":
+    return Refusal(f"{param} must be given", param=param, code="missing")
+  said = [e["msg"] for e in errors if _field(e["loc"]) == param]
+  reasons = " or ".join(
+    dict.fromkeys(text[:1].lower() + text[1:] for text in said)
+  )
+  return Refusal(f"{param}: {reasons}", param=param, code="invalid_value")
+
+
+def _field(place: Any) -> str | None:
+  """Returns the name of a field, as its body has it; None for the whole body."""
+  names = [part for part in place[1:] if not _branch(part)]
+  return ".".join(str(part)[:80] for part in names) or None
+
+
+def _branch(part: Any) -> bool:
+  """Whether a part of a place is one of the types that a field may have."""
+  return isinstance(part, str) and (
+    part in ("str", "int", "bool") or "[" in part or "constrained" in part
+  )
+
+
+@functools.cache
+def _page() -> str:
+  file = Path(__file__).parent / "page.html"
+  return file.read_text(encoding="utf-8")

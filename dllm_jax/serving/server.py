@@ -1,0 +1,118 @@
+"""Running an application: listening, and ending without dropping answers."""
+
+import asyncio
+from collections.abc import Mapping
+import dataclasses
+import threading
+import time
+from typing import Any
+
+import uvicorn
+
+from dllm_jax.serving.gate import Gate
+from dllm_jax.serving.http import application
+from dllm_jax.serving.limits import Limits
+from dllm_jax.serving.wishes import Model
+
+
+class Server(uvicorn.Server):
+  """A server that SIGTERM or Ctrl-C drains, and a second one ends.
+
+  While it drains it still listens, and answers 503, so that a load balancer
+  sends its clients elsewhere; answers under way go on, until they are over or
+  the deadline comes.
+
+  Args:
+    gate: the application.
+    host: the address to listen at.
+    port: 0 for any that is free.
+    limits: of requests.
+  """
+
+  def __init__(self, gate: Gate, *, host: str, port: int, limits: Limits):
+    super().__init__(
+      uvicorn.Config(
+        gate,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 * 1024,
+      )
+    )
+    self._gate, self._limits = gate, limits
+    self._loop: asyncio.AbstractEventLoop | None = None
+    self._draining: asyncio.Task | None = None
+    self.listening = threading.Event()
+
+  async def startup(self, sockets=None) -> None:
+    """Begins to listen."""
+    self._loop = asyncio.get_running_loop()
+    await super().startup(sockets)
+    self.listening.set()
+
+  @property
+  def address(self) -> tuple[str, int]:
+    """Where it listens."""
+    return self.servers[0].sockets[0].getsockname()[:2]
+
+  def handle_exit(self, sig, frame) -> None:
+    """Drains, at the first signal; ends, at the second."""
+    if self._gate.draining or self._loop is None:
+      super().handle_exit(sig, frame)
+    else:
+      self._gate.draining = True
+      self._loop.call_soon_threadsafe(self.drain)
+
+  def drain(self) -> None:
+    """Takes no more requests, and ends when those that it has are over."""
+    self._gate.draining = True
+    self._draining = asyncio.ensure_future(self._drain())
+
+  async def _drain(self) -> None:
+    try:
+      async with asyncio.timeout(self._limits.drain_seconds):
+        await self._gate.idle()
+    except TimeoutError:
+      pass
+    self.should_exit = True
+
+
+def serve(
+  model: Model, *, host: str, port: int, key: str | None = None
+) -> Mapping[str, Any]:
+  """Serves a model until a signal ends it; returns what was served.
+
+  Args:
+    model: what is served; its engine is started, and stopped.
+    host: the address to listen at.
+    port: 0 for any that is free.
+    key: what clients have to know; None for nothing.
+  """
+  gate = application(model, key=key)
+  server = Server(gate, host=host, port=port, limits=model.limits)
+  failed: list[BaseException] = []
+
+  def start() -> None:
+    began = time.monotonic()
+    server.listening.wait()
+    where = "http://{}:{}".format(*server.address)
+    print(f"{model.name} at {where}, compiling", flush=True)
+    try:
+      model.engine.start()
+    except BaseException as error:  # noqa: BLE001  Told by the main thread.
+      failed.append(error)
+      server.should_exit = True
+      return
+    print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
+
+  threading.Thread(target=start, name="start", daemon=True).start()
+  server.run()
+  if failed:
+    raise failed[0]
+  model.engine.stop()
+  stats = dataclasses.asdict(model.engine.stats)
+  return {name: stats[name] for name in ("finished", "tokens", "calls")}

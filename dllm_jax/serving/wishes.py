@@ -1,0 +1,420 @@
+"""From bodies to rows of the engine: tokens, options, and what a model can do.
+
+A body of n answers to each of several prompts becomes as many requests; their
+numbers count up, as `dllm sample --num_samples=n` counts, so that an answer is
+that of the offline sampler for the same seed.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import secrets
+import time
+from typing import Any
+
+from dllm_jax.core.mask import BlockCausal, Causal
+from dllm_jax.core.types import Objective
+from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.run.run import Run
+from dllm_jax.sampling import infill, requests
+from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.serving import protocol
+from dllm_jax.serving.engine import Engine
+from dllm_jax.serving.limits import Limits, Refusal
+from dllm_jax.serving.requests import Request
+
+_COMPLETION = 16  # tokens of a completion where a body does not say: OpenAI's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """What is served.
+
+  Attributes:
+    name: what requests call it.
+    created: when serving began, seconds since 1970.
+    engine: what fills rows.
+    tokenizer: text to tokens.
+    objective: what the network was trained for.
+    sampler: how the engine samples, as it was configured.
+    limits: of a request.
+  """
+
+  name: str
+  created: int
+  engine: Engine
+  tokenizer: Tokenizer
+  objective: Objective
+  sampler: SamplerConfig
+  limits: Limits
+
+  @classmethod
+  def of(
+    cls,
+    run: Run,
+    engine: Engine,
+    *,
+    name: str,
+    sampler: SamplerConfig,
+    limits: Limits,
+  ) -> "Model":
+    """Returns the model of a run, behind an engine."""
+    return cls(
+      name=name,
+      created=int(time.time()),
+      engine=engine,
+      tokenizer=run.tokenizer,
+      objective=run.objective,
+      sampler=sampler,
+      limits=limits,
+    )
+
+  @property
+  def length(self) -> int:
+    """Slots of a row, prompt and answer together."""
+    return self.engine.sampler.length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wish:
+  """One answer that is wanted.
+
+  Attributes:
+    request: the engine's.
+    head: text that is put before what is written.
+    tail: text that is put after it.
+    before: token ids before what is written, of one text with it.
+    last: the last slot whose text belongs to the answer.
+  """
+
+  request: Request
+  head: str = ""
+  tail: str = ""
+  before: Sequence[int] = ()
+  last: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wishes:
+  """What one body asks for.
+
+  Attributes:
+    answers: one for each choice, in order.
+    n: of them, those of one prompt.
+    stops: strings of which the first ends an answer.
+    logprobs: None for none, or how many of the best tokens beside each.
+    stream: whether text is sent as it becomes final.
+    drafts: whether the canvas is sent, too.
+    usage: whether a stream ends with what it cost.
+  """
+
+  answers: Sequence[Wish]
+  n: int = 1
+  stops: Sequence[str] = ()
+  logprobs: int | None = None
+  stream: bool = False
+  drafts: bool = False
+  usage: bool = False
+
+
+def completion(body: protocol.Completion, model: Model) -> Wishes:
+  """Returns what a completion's body asks for.
+
+  Raises:
+    Refusal: the model cannot do it, or a limit is passed.
+  """
+  if body.echo and body.logprobs is not None:
+    raise Refusal(
+      "logprobs are of tokens that are written, not of an echoed prompt: leave "
+      "out echo or logprobs",
+      param="logprobs",
+    )
+  if body.infill is not None:
+    rows = [_infilled(body, model)]
+  else:
+    rows = [_row(body, given, model) for given in _prompts(body.prompt)]
+  return _wishes(body, rows, model, logprobs=body.logprobs)
+
+
+def chat(body: protocol.Chat, model: Model) -> Wishes:
+  """Returns what a chat's body asks for.
+
+  Raises:
+    Refusal: the model has no chat template, or it refuses the messages.
+  """
+  if body.max_tokens is not None and body.max_completion_tokens is not None:
+    raise Refusal(
+      "max_completion_tokens is the newer name of max_tokens: give one",
+      param="max_tokens",
+    )
+  if body.top_logprobs is not None and not body.logprobs:
+    raise Refusal(
+      "top_logprobs wants logprobs: give logprobs=true", param="top_logprobs"
+    )
+  prompt = conversation(body.messages, model)
+  wanted, param = body.max_tokens, "max_tokens"
+  if body.max_completion_tokens is not None:
+    wanted, param = body.max_completion_tokens, "max_completion_tokens"
+  room = _room(prompt, 0, model, "messages")
+  row = _Row(template=_filled(prompt, wanted, room, param, model))
+  logprobs = (body.top_logprobs or 0) if body.logprobs else None
+  return _wishes(body, [row], model, logprobs=logprobs)
+
+
+def conversation(
+  messages: Sequence[protocol.Message], model: Model
+) -> list[int]:
+  """Returns the token ids of messages, by the model's own template.
+
+  Raises:
+    Refusal: there is none, or it refuses them.
+  """
+  if not getattr(model.tokenizer, "chat_templates", None):
+    raise Refusal(
+      f"the model {model.name!r} has no chat template: use /v1/completions",
+      param="messages",
+    )
+  plain = [message.plain() for message in messages]
+  return _encoded(lambda: model.tokenizer.chat(plain), "messages")
+
+
+def prompt_ids(text: str, model: Model) -> list[int]:
+  """Returns the token ids of a prompt, as texts begin.
+
+  Raises:
+    Refusal: the tokenizer knows no such text.
+  """
+  return _encoded(lambda: model.tokenizer.prompt(text), "prompt")
+
+
+def text_ids(text: str, model: Model) -> list[int]:
+  """Returns the token ids of a text by itself.
+
+  Raises:
+    Refusal: the tokenizer knows no such text.
+  """
+  return _encoded(lambda: model.tokenizer.encode(text), "prompt")
+
+
+def known(name: str | None, model: Model) -> None:
+  """Raises Refusal unless a name is the model's."""
+  if name not in (None, model.name):
+    raise Refusal(
+      f"there is no model {name[:80]!r} here; legal: {model.name!r}",
+      status=404,
+      param="model",
+      code="model_not_found",
+    )
+
+
+def checked(ids: Sequence[int], model: Model, param: str) -> list[int]:
+  """Returns token ids that are in the vocabulary.
+
+  Raises:
+    Refusal: one is not.
+  """
+  legal = range(model.tokenizer.vocab_size)
+  for i in ids:
+    if i not in legal:
+      raise Refusal(
+        f"{param} has token {i}, outside the vocabulary [0, {len(legal)})",
+        param=param,
+      )
+  return list(ids)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Row:
+  """A template and what of it is shown."""
+
+  template: Sequence[int | None]
+  head: str = ""
+  tail: str = ""
+  before: Sequence[int] = ()
+  last: int | None = None
+
+
+def _prompts(prompt: Any) -> list[str | list[int]]:
+  """Returns the prompts of a body, one by one."""
+  if prompt is None:
+    return [""]
+  if isinstance(prompt, str) or isinstance(prompt[0], int):
+    return [prompt]
+  return list(prompt)
+
+
+def _row(
+  body: protocol.Completion, given: str | list[int], model: Model
+) -> _Row:
+  """Returns the row of a prompt, with its suffix."""
+  text = isinstance(given, str)
+  prompt = prompt_ids(given, model) if text else checked(given, model, "prompt")
+  if not text and model.tokenizer.mask_id in prompt:
+    raise Refusal(
+      f"prompt has the mask token {model.tokenizer.mask_id}: it is no text; use "
+      "infill, with [MASK*n] where n tokens are wanted",
+      param="prompt",
+    )
+  shown = {"before": prompt}
+  if body.echo:
+    shown["head"] = given if text else model.tokenizer.decode(given)
+  if not body.suffix:
+    room = _room(prompt, 0, model, "prompt")
+    wanted = _COMPLETION if body.max_tokens is None else body.max_tokens
+    wanted = min(wanted, room) if body.max_tokens is None else wanted
+    template = _filled(prompt, wanted, room, "max_tokens", model)
+    return _Row(template=template, **shown)
+  _sees_suffix(model, "suffix")
+  if body.echo:
+    shown["tail"] = body.suffix
+  spans = model.tokenizer.encode_spans
+  parts = [given, 1, body.suffix] if text else [1, body.suffix]
+  around = _encoded(lambda: spans(parts), "suffix")
+  before = around[: around.index(None)] if text else prompt
+  after = around[around.index(None) + 1 :]
+  room = _room(before, len(after), model, "prompt")
+  wanted = _COMPLETION if body.max_tokens is None else body.max_tokens
+  template = _filled(before, wanted, room, "max_tokens", model) + after
+  shown["before"] = before
+  return _Row(template=template, last=len(before) + wanted - 1, **shown)
+
+
+def _infilled(body: protocol.Completion, model: Model) -> _Row:
+  """Returns the row of an infill template, whose answer is the whole text."""
+  for name in ("prompt", "suffix", "max_tokens", "echo"):
+    if getattr(body, name):
+      raise Refusal(
+        f"{name} beside infill: the template says what is given and how much is "
+        "wanted",
+        param=name,
+      )
+  _sees_suffix(model, "infill")
+  template = _encoded(
+    lambda: infill.parse(body.infill, model.tokenizer), "infill"
+  )
+  before = template[: template.index(None)]
+  _room(template, 0, model, "infill", least=0)
+  head = model.tokenizer.decode(before)
+  last = len(template) - 1
+  return _Row(template=template, before=before, head=head, last=last)
+
+
+def _sees_suffix(model: Model, param: str) -> None:
+  if isinstance(model.objective.mask_spec, Causal | BlockCausal):
+    raise Refusal(
+      f"{param}: this model writes from left to right and does not see what "
+      "follows; give a prompt alone",
+      param=param,
+    )
+
+
+def _encoded(encode: Any, param: str) -> list[int | None]:
+  """Returns what an encoder makes of a text, whose mistakes are the caller's."""
+  try:
+    return [None if i is None else int(i) for i in encode()]
+  except ValueError as error:
+    raise Refusal(f"{param}: {error}", param=param) from error
+
+
+def _room(
+  given: Sequence[int | None],
+  after: int,
+  model: Model,
+  param: str,
+  least: int = 1,
+) -> int:
+  """Returns the slots that a prompt, and what follows, leave.
+
+  Raises:
+    Refusal: there is none.
+  """
+  slots = len(requests.begun(given or [None], model.objective)) + after
+  slots -= not given
+  room = model.length - slots
+  if room < least:
+    raise Refusal(
+      f"{param} is too long: {slots} tokens, and at least {least} to write, are "
+      f"{least - room} more than the {model.length} of this model",
+      param=param,
+      code="context_length_exceeded",
+    )
+  return room
+
+
+def _filled(
+  prompt: Sequence[int],
+  wanted: int | None,
+  room: int,
+  param: str,
+  model: Model,
+) -> list[int | None]:
+  """Returns a prompt and the slots after it; all that there are for None."""
+  wanted = room if wanted is None else wanted
+  if wanted > room:
+    raise Refusal(
+      f"{param}={wanted} after {model.length - room} tokens are "
+      f"{wanted - room} more than the {model.length} of this model: shorten the "
+      f"prompt, or lower {param} to {room}",
+      param=param,
+      code="context_length_exceeded",
+    )
+  return [*prompt, *[None] * wanted]
+
+
+def _wishes(
+  body: protocol.Common,
+  rows: Sequence[_Row],
+  model: Model,
+  *,
+  logprobs: int | None,
+) -> Wishes:
+  """Returns the answers that rows and the rest of a body ask for."""
+  _check(body, model)
+  n = body.n or 1
+  count, most = n * len(rows), model.limits.choices
+  if count > most:
+    raise Refusal(
+      f"n={n} answers to {len(rows)} prompts are {count}: at most {most} in one "
+      "request",
+      param="n" if n > 1 else "prompt",
+    )
+  seed = secrets.randbits(32) if body.seed is None else body.seed
+  drafts = bool(body.stream_drafts)
+  answers = [
+    Wish(
+      request=Request(
+        template=tuple(row.template), seed=seed, number=number, drafts=drafts
+      ),
+      head=row.head,
+      tail=row.tail,
+      before=row.before,
+      last=len(row.template) - 1 if row.last is None else row.last,
+    )
+    for number, row in enumerate(row for row in rows for _ in range(n))
+  ]
+  for answer in answers[::n]:
+    _legal(answer.request, model)
+  stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+  return Wishes(
+    answers=answers,
+    n=n,
+    stops=stop,
+    logprobs=logprobs,
+    stream=bool(body.stream),
+    drafts=drafts,
+    usage=bool(body.stream_options and body.stream_options.include_usage),
+  )
+
+
+def _legal(request: Request, model: Model) -> None:
+  """Raises Refusal unless the engine takes a request."""
+  try:
+    model.engine.check(request)
+  except ValueError as error:
+    raise Refusal(str(error), param=None) from error
+
+
+def _check(body: protocol.Common, model: Model) -> None:
+  """Raises Refusal if a body contradicts itself, or wants what is not served."""
+  for name in ("stream_options", "stream_drafts"):
+    if getattr(body, name) and not body.stream:
+      raise Refusal(f"{name} wants a stream: give stream=true", param=name)
