@@ -8,7 +8,7 @@ import uuid
 
 from dllm_jax.serving.answer import Answer, Piece, Token
 from dllm_jax.serving.requests import Draft
-from dllm_jax.serving.text import spelling, Spelling
+from dllm_jax.serving.text import Spelling, spelling
 from dllm_jax.serving.wishes import Model
 
 _LEAST = -9999.0  # what JSON has instead of a logarithm of nothing

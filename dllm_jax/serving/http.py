@@ -27,6 +27,7 @@ _REFUSED = {
   "4XX": {"model": protocol.Failure, "description": "What was wrong."},
   "5XX": {"model": protocol.Failure, "description": "Not served, or failed."},
 }
+_NO_JSON = "the body is no JSON: send one JSON object"
 # The page loads nothing from elsewhere, and nobody else may frame it.
 _PAGE_HEADERS = {
   "Content-Security-Policy": "default-src 'none'; connect-src 'self'; "
@@ -211,7 +212,10 @@ def _as_refusal(error: Exception) -> Refusal:
   if isinstance(error, exceptions.RequestValidationError):
     return illegal(error.errors())
   if isinstance(error, HTTPException):
-    text = {404: "there is no such route; GET /openapi.json lists them"}
+    text = {
+      400: _NO_JSON,
+      404: "there is no such route; GET /openapi.json lists them",
+    }
     message = text.get(error.status_code, str(error.detail))
     return Refusal(
       message, status=error.status_code, headers=error.headers or {}
@@ -227,10 +231,11 @@ def illegal(errors: Any) -> Refusal:
   Args:
     errors: pydantic's; the first field that is wrong is told.
   """
-  first, *_ = errors
+  # Of the types that a part may have, the one that fits best goes deepest.
+  first = max(errors, key=lambda error: len(_field(error["loc"]) or ""))
   kind, place = first["type"], first["loc"]
   if kind == "json_invalid":
-    return Refusal("the body is no JSON: send one JSON object", code="no_json")
+    return Refusal(_NO_JSON)
   param = _field(place)
   if param is None:
     return Refusal(
@@ -253,8 +258,12 @@ def illegal(errors: Any) -> Refusal:
 
 
 def _field(place: Any) -> str | None:
-  """Returns the name of a field, as its body has it; None for the whole body."""
+  """Returns the name of a field, as its body has it; None for the whole body.
+
+  What is wrong inside of messages has a place there.
+  """
   names = [part for part in place[1:] if not _branch(part)]
+  names = names if names[:1] in (["messages"], ["response_format"]) else names[:1]
   return ".".join(str(part)[:80] for part in names) or None
 
 

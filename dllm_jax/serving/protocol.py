@@ -9,6 +9,20 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+
+
+def _whole(text: str) -> str:
+  """Raises ValueError for what is no text: half of a character of two."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise ValueError(
+      "it holds half of a surrogate pair, which is no Unicode character"
+    ) from None
+  return text
+
+
+Text = Annotated[str, pydantic.AfterValidator(_whole)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -18,7 +32,9 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 Ids = Annotated[
   list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)
 ]
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[
+  str, Field(min_length=1, max_length=256), pydantic.AfterValidator(_whole)
+]
 Stops = Annotated[list[Stop], Field(max_length=4)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
@@ -46,7 +62,7 @@ class ResponseFormat(Body):
 class Common(Body):
   """What completions and chats have in common."""
 
-  model: str = Field(description="The name that `GET /v1/models` lists.")
+  model: Text = Field(description="The name that `GET /v1/models` lists.")
   max_tokens: Count | None = Field(
     None, description="Slots to fill after the prompt, in tokens."
   )
@@ -92,7 +108,7 @@ class Common(Body):
     description="Only with `stream`: send the canvas after each network call, in "
     "events named `draft`.",
   )
-  preset: str | None = Field(
+  preset: Text | None = Field(
     None, description="A published sampler, of those that the server holds."
   )
   steps: Count | None = Field(
@@ -110,9 +126,9 @@ class Completion(Common):
   """`POST /v1/completions`."""
 
   prompt: (
-    str
+    Text
     | Ids
-    | Annotated[list[str], Field(min_length=1)]
+    | Annotated[list[Text], Field(min_length=1)]
     | Annotated[list[Ids], Field(min_length=1)]
     | None
   ) = Field(
@@ -120,10 +136,10 @@ class Completion(Common):
     description="Text to continue, or token ids, or a list of either; empty text "
     "for one from nothing.",
   )
-  suffix: str | None = Field(
+  suffix: Text | None = Field(
     None, description="Text that follows what is written: infilling."
   )
-  infill: str | None = Field(
+  infill: Text | None = Field(
     None,
     description="Instead of a prompt, a text with gaps such as `[MASK*8]`, in "
     "tokens; the answer is the whole text.",
@@ -142,7 +158,7 @@ class Part(Body):
   """A piece of a message."""
 
   type: Literal["text"]
-  text: str
+  text: Text
 
 
 class Message(Body):
@@ -151,7 +167,7 @@ class Message(Body):
   role: Literal["system", "developer", "user", "assistant"] = Field(
     description="`developer` is what templates call system."
   )
-  content: str | Annotated[list[Part], Field(min_length=1)]
+  content: Text | Annotated[list[Part], Field(min_length=1)]
 
   def plain(self) -> dict[str, Any]:
     """Returns the message as chat templates read it."""
@@ -183,8 +199,8 @@ class Chat(Common):
 class Tokenize(Body):
   """`POST /tokenize`: a prompt or messages as token ids."""
 
-  model: str | None = None
-  prompt: str | None = None
+  model: Text | None = None
+  prompt: Text | None = None
   messages: Annotated[list[Message], Field(min_length=1)] | None = None
   add_special_tokens: bool | None = Field(
     True, description="Whether a prompt begins with what texts begin with."
@@ -194,7 +210,7 @@ class Tokenize(Body):
 class Detokenize(Body):
   """`POST /detokenize`: token ids as text."""
 
-  model: str | None = None
+  model: Text | None = None
   tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field()]
 
 

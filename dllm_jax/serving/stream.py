@@ -45,6 +45,8 @@ import contextlib
 import json
 from typing import Any
 
+from starlette import responses
+
 from dllm_jax.serving.answer import Answer, Piece
 from dllm_jax.serving.forms import Form, usage
 from dllm_jax.serving.limits import Refusal
@@ -222,8 +224,8 @@ def joined(pieces: Sequence[Piece]) -> Piece:
   )
 
 
-class EventStream:
-  """A response of server-sent events, an ASGI application.
+class EventStream(responses.Response):
+  """A response of server-sent events.
 
   Args:
     answers: what the engine fills.
@@ -239,17 +241,17 @@ class EventStream:
     seconds: float,
     ended: Callable[[int], None],
   ):
+    super().__init__(
+      media_type="text/event-stream",
+      headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+    del self.headers["content-length"]
     self._answers, self._form = answers, form
     self._seconds, self._ended = seconds, ended
     self._first = set(range(len(answers.answers)))
 
   async def __call__(self, scope, receive, send) -> None:
     """Sends the events; a reader that is slow is waited for."""
-    headers = [
-      (b"content-type", b"text/event-stream; charset=utf-8"),
-      (b"cache-control", b"no-cache"),
-      (b"x-accel-buffering", b"no"),
-    ]
     body = lambda data, more=True: send({
       "type": "http.response.body",
       "body": data,
@@ -259,7 +261,7 @@ class EventStream:
     try:
       async with attended(self._answers, receive, self._seconds):
         start = {"type": "http.response.start", "status": 200}
-        await send(start | {"headers": headers})
+        await send(start | {"headers": self.raw_headers})
         async for index, piece in self._answers.pieces():
           await body(self._piece(index, piece))
         await body(self._last(), False)
