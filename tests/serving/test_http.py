@@ -192,7 +192,7 @@ MORE = [
   ("/v1/completions", {"prompt": [[400]]}, "prompt", "outside the vocabulary"),
   ("/v1/completions", {"prompt": [257]}, "prompt", "mask token"),
   ("/v1/completions", {"prompt": "\ud800"}, "prompt", "surrogate"),
-  ("/v1/completions", {"\ud800": 1}, "?", "unknown field"),
+  ("/v1/completions", {"\ud800": 1}, None, "JSON object"),
   ("/v1/completions", {"infill": "[MASK*2] a"}, "prompt", "beside infill"),
   (
     "/v1/completions",
