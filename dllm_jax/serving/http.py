@@ -263,7 +263,9 @@ def _field(place: Any) -> str | None:
   What is wrong inside of messages has a place there.
   """
   names = [part for part in place[1:] if not _branch(part)]
-  names = names if names[:1] in (["messages"], ["response_format"]) else names[:1]
+  names = (
+    names if names[:1] in (["messages"], ["response_format"]) else names[:1]
+  )
   return ".".join(str(part)[:80] for part in names) or None
 
 

@@ -10,7 +10,6 @@ import pydantic
 from pydantic import Field
 
 
-
 def _whole(text: str) -> str:
   """Raises ValueError for what is no text: half of a character of two."""
   try:

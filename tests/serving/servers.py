@@ -13,7 +13,7 @@ from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.serving.server import Server
 
 NAME, KEY = "tiny", "a-key"
-LENGTH, SLOTS = 48, 4
+LENGTH, SLOTS, SEED = 48, 4, 0
 SAMPLER = SamplerConfig(preset="llada", block_length=8, temperature=1.0)
 LIMITS = serving.Limits(
   choices=SLOTS, concurrent=64, body_seconds=2.0, seconds=60.0
@@ -26,7 +26,6 @@ TEMPLATE = (
 
 def letters() -> HuggingFace:
   """A tokenizer of bytes as folders have it, with a chat template and a mask."""
-  import tokenizers
   from tokenizers import models
 
   from dllm_jax.data.byte_pairs import byte_level

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from tests.serving.servers import events, LENGTH, NAME, send, SLOTS
+from tests.serving.servers import events, LENGTH, NAME, SEED, send, SLOTS
 
-COMPLETION = {"model": NAME, "prompt": "ROMEO:", "max_tokens": 16, "seed": 3}
+COMPLETION = {"model": NAME, "prompt": "ROMEO:", "max_tokens": 16, "seed": SEED}
 CHAT = {
   "model": NAME,
   "messages": [{"role": "user", "content": "Who?"}],
   "max_tokens": 12,
-  "seed": 3,
+  "seed": SEED,
 }
 ROUTES = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
 
@@ -28,7 +28,7 @@ def test_a_completion_is_that_of_the_offline_sampler(server):
   for i, (prompt, choice) in enumerate(
     zip(prompts, made["choices"], strict=True)
   ):
-    assert choice["text"] == server.text(prompt, 16, seed=3, number=i)
+    assert choice["text"] == server.text(prompt, 16, seed=SEED, number=i)
     assert choice["finish_reason"] in ("length", "stop")
   used = made["usage"]
   assert used["prompt_tokens"] == 6 + 1
@@ -48,7 +48,7 @@ def test_prompts_are_text_or_ids(server):
 def test_a_suffix_is_infilling(server):
   body = COMPLETION | {"prompt": "To be", "suffix": " not", "max_tokens": 9}
   _, _, made = send(f"{server.url}/v1/completions", body)
-  row = server.offline([*b"To be", *[None] * 9, *b" not"], seed=3)
+  row = server.offline([*b"To be", *[None] * 9, *b" not"], seed=SEED)
   decode = server.run.tokenizer.decode
   assert made["choices"][0]["text"] == decode(row[5:-4])
   body |= {"suffix": None, "prompt": None, "max_tokens": None}
@@ -73,7 +73,7 @@ def test_a_mask_in_a_prompt_is_text(server):
 
 
 def test_a_stop_ends_the_answer_and_is_left_out(server):
-  text = server.text("ROMEO:", 16, seed=3)
+  text = server.text("ROMEO:", 16, seed=SEED)
   for size in (1, 3):  # one that lies across two blocks of 8
     stop = text[7 : 7 + size]
     body = COMPLETION | {"stop": [stop, "never that"]}
@@ -84,16 +84,20 @@ def test_a_stop_ends_the_answer_and_is_left_out(server):
 
 
 def test_log_probabilities_are_those_of_the_tokens(server):
-  stop = server.text("ROMEO:", 16, seed=3)[9:11]
+  stop = server.text("ROMEO:", 16, seed=SEED)[9:11]
   body = COMPLETION | {"logprobs": 0, "stop": stop}
   _, _, made = send(f"{server.url}/v1/completions", body)
   (choice,) = made["choices"]
   told = choice["logprobs"]
-  assert "".join(told["tokens"]).startswith(choice["text"])
+  ids = [*map(ord, server.text("ROMEO:", 16, seed=SEED).partition(stop)[0])]
+  assert choice["finish_reason"] == "stop" and ids
+  assert len(told["tokens"]) == len(told["token_logprobs"]) >= len(ids)
   assert all(p <= 0.0 for p in told["token_logprobs"])
-  assert told["text_offset"][0] == 0
+  assert told["text_offset"] == sorted(told["text_offset"])
   assert all(offset < len(choice["text"]) for offset in told["text_offset"])
-  _, _, made = send(f"{server.url}/v1/chat/completions", CHAT | {"logprobs": True})
+  _, _, made = send(
+    f"{server.url}/v1/chat/completions", CHAT | {"logprobs": True}
+  )
   (choice,) = made["choices"]
   spelled = bytes(b for t in choice["logprobs"]["content"] for b in t["bytes"])
   assert spelled.decode(errors="replace") == choice["message"]["content"]
@@ -119,7 +123,10 @@ def test_a_stream_is_the_answer_in_pieces(server, route):
       text = "".join(c["delta"].get("content", "") for c in own)
       assert text == choice["message"]["content"]
       told = [
-        token for c in own if c["logprobs"] for token in c["logprobs"]["content"]
+        token
+        for c in own
+        if c["logprobs"]
+        for token in c["logprobs"]["content"]
       ]
       assert told == choice["logprobs"]["content"]
     else:
@@ -142,9 +149,16 @@ def test_drafts_show_the_canvas(server):
     assert len(draft["slots"]) == 16
     for slot in draft["slots"]:
       assert (slot["text"] is None) == (slot["p"] is None)
-  shown = "".join(slot["text"] or "" for slot in drafts[-1]["slots"])
+  shown = [sum(s["text"] is not None for s in d["slots"]) for d in drafts]
+  assert shown == sorted(shown)
   _, _, made = send(f"{server.url}/v1/completions", COMPLETION)
-  assert made["choices"][0]["text"] in shown
+  assert shown[-1] == made["usage"]["completion_tokens"]
+  assert calls[-1] == made["usage"]["network_calls"]
+  letters = [c for c in made["choices"][0]["text"] if c != "\ufffd"]
+  spelled = b"".join(
+    (s["text"] or "").encode() for s in drafts[-1]["slots"]
+  ).decode()
+  assert letters[0] in spelled
 
 
 WRONG = {
@@ -297,7 +311,9 @@ def test_other_routes(server):
 def test_metrics_count(server):
   def read():
     _, _, text = send(f"{server.url}/metrics")
-    lines = [line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#"]
+    lines = [
+      line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#"
+    ]
     return {name: float(value) for name, value in lines}
 
   before = read()
@@ -314,7 +330,9 @@ def test_metrics_count(server):
     "dllm_calls_per_token_count",
   ):
     assert after[name] == before.get(name, 0) + 1
-  assert after["dllm_prompt_tokens_total"] == before["dllm_prompt_tokens_total"] + 6
+  assert (
+    after["dllm_prompt_tokens_total"] == before["dllm_prompt_tokens_total"] + 6
+  )
   assert after["dllm_slots"] == SLOTS and after["dllm_slots_running"] == 0
 
 
@@ -331,4 +349,4 @@ def test_curl(server):
     timeout=60,
   )
   made = json.loads(done.stdout)
-  assert made["choices"][0]["text"] == server.text("ROMEO:", 16, seed=3)
+  assert made["choices"][0]["text"] == server.text("ROMEO:", 16, seed=SEED)
