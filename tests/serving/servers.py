@@ -10,7 +10,7 @@ from dllm_jax import serving
 from dllm_jax.data.huggingface import HuggingFace
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
-from dllm_jax.serving.server import Server
+from dllm_jax.serving.http.server import Server
 
 NAME, KEY = "tiny", "a-key"
 LENGTH, SLOTS, SEED = 48, 4, 0
@@ -29,7 +29,7 @@ def letters() -> HuggingFace:
   from tokenizers import models
 
   from dllm_jax.data.byte_pairs import byte_level
-  from dllm_jax.serving.text import _byte_names
+  from dllm_jax.serving.http.text import _byte_names
 
   vocabulary = {name: byte for name, byte in _byte_names().items()}
   made = byte_level(models.BPE(vocabulary, []), None)

@@ -15,13 +15,20 @@ from starlette import concurrency
 from starlette.exceptions import HTTPException
 
 from dllm_jax.core.paths import Path
-from dllm_jax.serving import protocol, wishes
-from dllm_jax.serving.forms import Chats, Completions, Form
-from dllm_jax.serving.gate import Gate
-from dllm_jax.serving.limits import Refusal
-from dllm_jax.serving.metrics import Metrics
-from dllm_jax.serving.stream import Answers, attended, EventStream, Gone, whole
-from dllm_jax.serving.wishes import Model, Wishes
+from dllm_jax.serving.http import protocol, wishes
+from dllm_jax.serving.http.forms import Chats, Completions, Form
+from dllm_jax.serving.http.gate import Gate
+from dllm_jax.serving.http.limits import Refusal
+from dllm_jax.serving.http.metrics import Metrics
+from dllm_jax.serving.http.model import Model
+from dllm_jax.serving.http.stream import (
+  Answers,
+  attended,
+  EventStream,
+  Gone,
+  whole,
+)
+from dllm_jax.serving.http.wishes import Wishes
 
 _REFUSED = {
   "4XX": {"model": protocol.Failure, "description": "What was wrong."},
@@ -278,5 +285,5 @@ def _branch(part: Any) -> bool:
 
 @functools.cache
 def _page() -> str:
-  file = Path(__file__).parent / "page.html"
+  file = Path(__file__).parent.parent / "page.html"
   return file.read_text(encoding="utf-8")

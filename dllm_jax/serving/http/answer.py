@@ -10,6 +10,9 @@ import dataclasses
 import time
 from typing import Literal
 
+from dllm_jax.serving.http.model import Model
+from dllm_jax.serving.http.text import Detokenizer, Stops
+from dllm_jax.serving.http.wishes import Wish, Wishes
 from dllm_jax.serving.requests import (
   Committed,
   Draft,
@@ -17,8 +20,6 @@ from dllm_jax.serving.requests import (
   Finished,
   Usage,
 )
-from dllm_jax.serving.text import Detokenizer, Stops
-from dllm_jax.serving.wishes import Model, Wish, Wishes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

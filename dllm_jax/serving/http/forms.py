@@ -6,10 +6,10 @@ import time
 from typing import Any
 import uuid
 
-from dllm_jax.serving.answer import Answer, Piece, Token
+from dllm_jax.serving.http.answer import Answer, Piece, Token
+from dllm_jax.serving.http.model import Model
+from dllm_jax.serving.http.text import Spelling, spelling
 from dllm_jax.serving.requests import Draft
-from dllm_jax.serving.text import Spelling, spelling
-from dllm_jax.serving.wishes import Model
 
 _LEAST = -9999.0  # what JSON has instead of a logarithm of nothing
 

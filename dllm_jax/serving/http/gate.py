@@ -12,8 +12,8 @@ import hmac
 import json
 from typing import Any
 
-from dllm_jax.serving.limits import Limits, Refusal
-from dllm_jax.serving.stream import closed
+from dllm_jax.serving.http.limits import Limits, Refusal
+from dllm_jax.serving.http.stream import closed
 
 # Times the legal size that is read of a body that is too long: clients that are
 # hung up on while they send do not read why.

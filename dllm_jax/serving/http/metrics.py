@@ -6,8 +6,8 @@ import time
 import prometheus_client
 from prometheus_client import core
 
-from dllm_jax.serving.answer import Answer
 from dllm_jax.serving.engine import Engine
+from dllm_jax.serving.http.answer import Answer
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _CALLS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)

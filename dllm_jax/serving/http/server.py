@@ -9,10 +9,10 @@ from typing import Any
 
 import uvicorn
 
-from dllm_jax.serving.gate import Gate
-from dllm_jax.serving.http import application
-from dllm_jax.serving.limits import Limits
-from dllm_jax.serving.wishes import Model
+from dllm_jax.serving.http.gate import Gate
+from dllm_jax.serving.http.limits import Limits
+from dllm_jax.serving.http.model import Model
+from dllm_jax.serving.http.routes import application
 
 
 class Server(uvicorn.Server):

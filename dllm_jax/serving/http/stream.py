@@ -47,11 +47,12 @@ from typing import Any
 
 from starlette import responses
 
-from dllm_jax.serving.answer import Answer, Piece
-from dllm_jax.serving.forms import Form, usage
-from dllm_jax.serving.limits import Refusal
+from dllm_jax.serving.http.answer import Answer, Piece
+from dllm_jax.serving.http.forms import Form, usage
+from dllm_jax.serving.http.limits import Refusal
+from dllm_jax.serving.http.model import Model
+from dllm_jax.serving.http.wishes import Wishes
 from dllm_jax.serving.requests import Closed, Full
-from dllm_jax.serving.wishes import Model, Wishes
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 FAILED = "the answer failed in the network: try again"

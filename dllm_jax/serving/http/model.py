@@ -1,0 +1,60 @@
+"""What is served: a run behind an engine, by name."""
+
+import dataclasses
+import time
+
+from dllm_jax.core.types import Objective
+from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.run.run import Run
+from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.serving.engine import Engine
+from dllm_jax.serving.http.limits import Limits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """What is served.
+
+  Attributes:
+    name: what requests call it.
+    created: when serving began, seconds since 1970.
+    engine: what fills rows.
+    tokenizer: text to tokens.
+    objective: what the network was trained for.
+    sampler: how the engine samples, as it was configured.
+    limits: of a request.
+  """
+
+  name: str
+  created: int
+  engine: Engine
+  tokenizer: Tokenizer
+  objective: Objective
+  sampler: SamplerConfig
+  limits: Limits
+
+  @classmethod
+  def of(
+    cls,
+    run: Run,
+    engine: Engine,
+    *,
+    name: str,
+    sampler: SamplerConfig,
+    limits: Limits,
+  ) -> "Model":
+    """Returns the model of a run, behind an engine."""
+    return cls(
+      name=name,
+      created=int(time.time()),
+      engine=engine,
+      tokenizer=run.tokenizer,
+      objective=run.objective,
+      sampler=sampler,
+      limits=limits,
+    )
+
+  @property
+  def length(self) -> int:
+    """Slots of a row, prompt and answer together."""
+    return self.engine.sampler.length
