@@ -148,7 +148,7 @@ class Routes:
       return responses.JSONResponse({"status": "starting"}, 503)
     return responses.JSONResponse({"status": "ready"})
 
-  async def metrics(self) -> responses.PlainTextResponse:
+  async def metrics(self):
     """Counts and times for Prometheus."""
     return responses.PlainTextResponse(
       self._metrics.text(), media_type="text/plain; version=0.0.4"
@@ -183,7 +183,7 @@ def application(model: Model, *, key: str | None = None) -> Gate:
   post("/tokenize", routes.tokenize)
   post("/detokenize", routes.detokenize)
   get("/health", routes.health, response_model=None)
-  get("/metrics", routes.metrics, response_model=None)
+  get("/metrics", routes.metrics, response_class=responses.PlainTextResponse)
   get("/", routes.page, response_class=responses.HTMLResponse,
       include_in_schema=False)  # fmt: skip
   refused = functools.partial(_refused, metrics)
