@@ -11,6 +11,8 @@ import sys
 import pytest
 import yaml
 
+from dllm_jax.cli import command as commands
+from dllm_jax.cli.commands import serve
 from dllm_jax.config import config
 from tests.runs import ROOT
 
@@ -133,6 +135,90 @@ def test_jobset():
   assert mesh == replicated["replicas"] * chips
   mounted = {m["name"] for m in container["volumeMounts"]}
   assert mounted == {v["name"] for v in pod["volumes"]}
+
+
+# The fields of apps/v1 and v1 that are used.
+PROBE = {
+  "httpGet": {"path": str, "port": str},
+  "periodSeconds": int,
+  "failureThreshold": int,
+}
+SERVER = {
+  "name": str,
+  "image": str,
+  "command": [str],
+  "env": [
+    {
+      "name": str,
+      "value": str,
+      "valueFrom": {"secretKeyRef": {"name": str, "key": str}},
+    }
+  ],
+  "ports": [{"name": str, "containerPort": int}],
+  "startupProbe": PROBE,
+  "readinessProbe": PROBE,
+  "resources": {"limits": {}},
+  "volumeMounts": [{"name": str, "mountPath": str}],
+}
+DEPLOYMENT = {
+  "apiVersion": str,
+  "kind": str,
+  "metadata": {"name": str},
+  "spec": {
+    "replicas": int,
+    "selector": {"matchLabels": {}},
+    "strategy": {"rollingUpdate": {"maxSurge": int, "maxUnavailable": int}},
+    "template": {
+      "metadata": {"labels": {}},
+      "spec": {
+        "terminationGracePeriodSeconds": int,
+        "nodeSelector": {},
+        "containers": [SERVER],
+        "volumes": POD["volumes"],
+      },
+    },
+  },
+}
+SERVICE = {
+  "apiVersion": str,
+  "kind": str,
+  "metadata": {"name": str},
+  "spec": {
+    "selector": {},
+    "ports": [{"name": str, "port": int, "targetPort": str}],
+  },
+}
+
+
+def test_replicas_of_a_server():
+  text = (LAUNCH / "serve_gke.yaml").read_text()
+  deployment, service = yaml.safe_load_all(text)
+  _legal(deployment, DEPLOYMENT)
+  _legal(service, SERVICE)
+  kind = deployment["apiVersion"], deployment["kind"]
+  assert kind == ("apps/v1", "Deployment")
+  assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
+  template = deployment["spec"]["template"]
+  labels = template["metadata"]["labels"]
+  assert service["spec"]["selector"] == labels
+  assert deployment["spec"]["selector"]["matchLabels"] == labels
+  pod = template["spec"]
+  (container,) = pod["containers"]
+  command = container["command"]
+  assert command[:2] == ["dllm", "serve"]
+  values = commands.parse(serve.COMMAND, command[2:])
+  (port,) = container["ports"]
+  assert port["containerPort"] == values.port and values.host == "0.0.0.0"
+  (target,) = service["spec"]["ports"]
+  assert target["targetPort"] == port["name"]
+  assert pod["terminationGracePeriodSeconds"] > values.drain_seconds
+  for probe in ("startupProbe", "readinessProbe"):
+    assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
+  sides = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+  chips = container["resources"]["limits"]["google.com/tpu"]
+  assert math.prod(map(int, sides)) == chips
+  assert math.prod(values["mesh"].value.to_dict().values()) == chips
+  assert "serve_gke.yaml" in (LAUNCH / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

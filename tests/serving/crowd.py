@@ -122,7 +122,9 @@ class Crowd:
     """Asks for what is to be refused."""
     status, _, made = self._send(body, **given)
     # A server that is full says so first.
-    if status != 429 and (status != 400 or says not in made["error"]["message"]):
+    if status != 429 and (
+      status != 400 or says not in made["error"]["message"]
+    ):
       self._tell(f"{body or given} gave {status} {made}, not {says!r}")
 
   def hangs_up(self, *, reads: int, slowly: bool, **fields) -> None:
@@ -131,6 +133,7 @@ class Crowd:
     data = json.dumps(body).encode()
     given = {
       "Host": "x",
+      "Connection": "close",
       "Content-Type": "application/json",
       "Content-Length": str(len(data)),
     } | self._headers

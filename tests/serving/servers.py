@@ -9,11 +9,12 @@ import urllib.request
 from dllm_jax import serving
 from dllm_jax.data.huggingface import HuggingFace
 from dllm_jax.run.run import Run
+from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.serving.http.server import Server
 
 NAME, KEY = "tiny", "a-key"
-LENGTH, SLOTS, SEED = 48, 4, 0
+LENGTH, SLOTS, SEED = 48, 4, 3
 SAMPLER = SamplerConfig(preset="llada", block_length=8, temperature=1.0)
 LIMITS = serving.Limits(
   choices=SLOTS, concurrent=64, body_seconds=2.0, seconds=60.0
@@ -42,8 +43,38 @@ def letters() -> HuggingFace:
   )
 
 
-class Running:
-  """A server in a thread of its own, and its model.
+class Front:
+  """A server of a model in a thread of its own; its engine is another's.
+
+  Args:
+    model: what is served.
+    key: what clients must know, or None.
+  """
+
+  def __init__(self, model: serving.Model, key: str | None = None):
+    self.model, self.engine = model, model.engine
+    self.gate = serving.application(model, key=key)
+    self.server = Server(
+      self.gate, host="127.0.0.1", port=0, limits=model.limits
+    )
+    self._thread = threading.Thread(target=self.server.run, daemon=True)
+    self._thread.start()
+    assert self.server.listening.wait(30)
+    self.url = "http://{}:{}".format(*self.server.address)
+
+  def ended(self) -> None:
+    """Waits for the server's end."""
+    self._thread.join(30)
+    assert not self._thread.is_alive()
+
+  def stop(self) -> None:
+    """Ends the server."""
+    self.server.should_exit = True
+    self.ended()
+
+
+class Running(Front):
+  """A server and its engine.
 
   Args:
     run: whose network.
@@ -64,42 +95,37 @@ class Running:
   ):
     engine = {"slots": SLOTS, "length": LENGTH, "queue": 256} | engine
     self.run, self.sampler = run, sampler
-    self.engine = serving.Engine.of(run, sampler=sampler, **engine)
-    self.model = serving.Model.of(
-      run, self.engine, name=NAME, sampler=sampler, limits=limits
+    made = serving.Engine.of(run, sampler=sampler, **engine)
+    model = serving.Model.of(
+      run, made, name=NAME, sampler=sampler, limits=limits
     )
-    self.gate = serving.application(self.model, key=key)
-    self.server = Server(self.gate, host="127.0.0.1", port=0, limits=limits)
-    self._thread = threading.Thread(target=self.server.run, daemon=True)
-    self._thread.start()
-    assert self.server.listening.wait(30)
-    self.url = "http://{}:{}".format(*self.server.address)
+    super().__init__(model, key)
 
   def start(self) -> "Running":
+    """Waits until it is ready."""
     self.engine.start()
     return self
 
   def stop(self) -> None:
-    self.server.should_exit = True
-    self._thread.join(30)
+    """Ends the server and its engine."""
+    super().stop()
     self.engine.stop()
-    assert not self._thread.is_alive()
 
-  def offline(self, template, *, seed: int, number: int = 0) -> list[int]:
+  def offline(self, template, *, number: int = 0, **options) -> list[int]:
     """Returns the text's ids that the offline sampler gives a template."""
     (row,) = self.run.sample_rows(
       [template],
       length=LENGTH,
-      seed=seed,
       numbers=[number],
       sampler=self.sampler,
+      options=[RowOptions(**options)],
     ).rows
     return row
 
-  def text(self, prompt: str, new: int, *, seed: int, number: int = 0) -> str:
+  def text(self, prompt: str, new: int, **options) -> str:
     """Returns what the offline sampler writes after a prompt."""
     ids = [int(i) for i in self.run.tokenizer.prompt(prompt)]
-    row = self.offline([*ids, *[None] * new], seed=seed, number=number)
+    row = self.offline([*ids, *[None] * new], **options)
     return self.run.tokenizer.decode(row[len(ids) :])
 
 

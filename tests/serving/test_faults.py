@@ -1,14 +1,16 @@
 """Clients that misbehave: the server goes on, and no other request notices."""
 
+import contextlib
+import dataclasses
+import json
 import signal
 import threading
 import time
 
 import pytest
 
-from tests import runs
 from tests.serving.crowd import bodies, Crowd
-from tests.serving.servers import NAME, Running, send
+from tests.serving.servers import events, Front, send
 
 
 def settled(server, seconds: float = 20.0) -> None:
@@ -20,6 +22,24 @@ def settled(server, seconds: float = 20.0) -> None:
       return
     time.sleep(0.01)
   raise AssertionError(f"{stats}, {server.gate.active} requests")
+
+
+@contextlib.contextmanager
+def held(server):
+  """Lets the engine answer nobody inside: its scheduler waits."""
+  engine, go = server.engine, threading.Event()
+  follow = engine._scheduler.follow
+
+  def waits(plan):
+    go.wait(30)
+    return follow(plan)
+
+  engine._scheduler.follow = waits
+  try:
+    yield
+  finally:
+    go.set()
+    engine._scheduler.follow = follow
 
 
 @pytest.fixture(scope="module")
@@ -50,99 +70,89 @@ def test_a_client_that_goes_frees_its_slots(server):
   assert server.engine.stats.finished["cancelled"] > before
 
 
-def test_a_reader_that_stops_is_hung_up_on(tiny_run, server, limits):
-  """Its answer waits no longer than is allowed, and takes no slot meanwhile."""
-  model, gate = server.model, server.gate
-  # One connection that is never read, and more than its buffers hold.
-  import dataclasses
-
-  from dllm_jax import serving
-
-  quick = dataclasses.replace(model, limits=limits(seconds=0.0))
-  made = serving.application(quick)
-  status = []
-
-  async def send_(message):
-    status.append(message.get("status"))
-
-  async def run():
-    import asyncio
-    import json
-
-    body = json.dumps(bodies()[0]).encode()
-    told = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive():
-      if told:
-        return told.pop()
-      await asyncio.sleep(60)
-
-    scope = {
-      "type": "http",
-      "method": "POST",
-      "path": "/v1/completions",
-      "raw_path": b"/v1/completions",
-      "query_string": b"",
-      "headers": [(b"content-type", b"application/json")],
-      "client": ("127.0.0.1", 1),
-      "server": ("127.0.0.1", 1),
-      "scheme": "http",
-      "http_version": "1.1",
-    }
-    await made(scope, receive, send_)
-
-  import asyncio
-
-  asyncio.run(run())
-  assert status[0] == 408
+def test_an_answer_has_its_time(server, limits):
+  model = dataclasses.replace(server.model, limits=limits(seconds=0.05))
+  front = Front(model)
+  url = f"{front.url}/v1/completions"
+  body = bodies()[0] | {"max_tokens": 40}
+  with held(server):
+    status, headers, made = send(url, body)
+    told = events(url, body | {"stream": True})
+  front.stop()
+  assert status == 408 and headers["x-should-retry"] == "false"
+  ((_, data),) = told
+  assert made == json.loads(data) and "0.05 seconds" in made["error"]["message"]
   settled(server)
 
 
 def test_a_full_queue_is_told_when_to_come_again(server):
-  held = server.engine.queue
-  server.engine.queue = 0
-  try:
-    found = []
-    ask = lambda: found.append(
-      send(f"{server.url}/v1/completions", bodies()[0] | {"n": 4})
-    )
-    threads = [threading.Thread(target=ask) for _ in range(6)]
-    for thread in threads:
-      thread.start()
-    for thread in threads:
-      thread.join()
-  finally:
-    server.engine.queue = held
-  statuses = [status for status, _, _ in found]
-  assert set(statuses) == {200, 429}
-  for status, headers, made in found:
-    if status == 429:
-      assert int(headers["retry-after"]) >= 1
-      assert made["error"]["type"] == "rate_limit_error"
+  url, room = f"{server.url}/v1/completions", server.engine.queue
+  ask = lambda: send(url, bodies()[0] | {"max_tokens": 40})
+  with held(server):
+    server.engine.queue = 0
+    status, headers, made = ask()
+    server.engine.queue = room
+  assert status == 429 and int(headers["retry-after"]) >= 1
+  assert made["error"]["type"] == "rate_limit_error"
+  assert ask()[0] == 200
   settled(server)
 
 
-def test_a_server_drains(tiny_run, limits):
-  running = Running(
-    tiny_run, limits=limits(drain_seconds=20.0), slots=1
-  ).start()
-  found = []
-  ask = lambda: found.append(
-    send(f"{running.url}/v1/completions", bodies()[0] | {"max_tokens": 40})
-  )
-  asking = threading.Thread(target=ask)
-  asking.start()
-  while not running.gate.active:
-    time.sleep(0.001)
-  running.server.handle_exit(signal.SIGTERM, None)
-  while running.gate.active and not running.gate.draining:
-    time.sleep(0.001)
-  late = send(f"{running.url}/v1/completions", bodies()[0])
-  health = send(f"{running.url}/health")
+def test_no_more_at_once_than_is_allowed(server, limits):
+  front = Front(dataclasses.replace(server.model, limits=limits(concurrent=1)))
+  url = f"{front.url}/v1/completions"
+  with held(server):
+    asking = threading.Thread(target=send, args=(url, bodies()[0]))
+    asking.start()
+    while not front.gate.active:
+      time.sleep(0.001)
+    status, headers, made = send(url, bodies()[0])
   asking.join()
-  running.stop()
-  (status, _, made) = found[0]
+  front.stop()
+  assert status == 429 and headers["retry-after"]
+  assert made["error"]["code"] == "too_many_requests"
+
+
+def test_a_server_drains(server, limits):
+  front = Front(
+    dataclasses.replace(server.model, limits=limits(drain_seconds=20.0))
+  )
+  url, found = f"{front.url}/v1/completions", []
+  ask = lambda: found.append(send(url, bodies()[0] | {"max_tokens": 40}))
+  with held(server):
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while not front.gate.active:
+      time.sleep(0.001)
+    front.server.handle_exit(signal.SIGTERM, None)
+    late, health = send(url, bodies()[0]), send(f"{front.url}/health")
+  asking.join()
+  front.ended()
+  status, _, made = found[0]
   assert status == 200 and made["usage"]["completion_tokens"]
   assert late[0] == health[0] == 503
   assert late[2]["error"]["code"] == "unavailable"
   assert int(late[1]["retry-after"]) >= 1
+
+
+def test_a_drain_has_a_deadline(server, limits):
+  front = Front(
+    dataclasses.replace(server.model, limits=limits(drain_seconds=0.1))
+  )
+  told = []
+
+  def ask():
+    with contextlib.suppress(OSError):
+      told.append(send(f"{front.url}/v1/completions", bodies()[0]))
+
+  with held(server):
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while not front.gate.active:
+      time.sleep(0.001)
+    began = time.monotonic()
+    front.server.handle_exit(signal.SIGTERM, None)
+    front.ended()
+    assert time.monotonic() - began < 8
+  asking.join()
+  settled(server)

@@ -103,6 +103,33 @@ def test_log_probabilities_are_those_of_the_tokens(server):
   assert spelled.decode(errors="replace") == choice["message"]["content"]
 
 
+def test_choices_of_a_row_are_heeded(server):
+  for given in (
+    {"temperature": 0},
+    {"temperature": 0.7, "top_p": 0.8, "top_k": 5},
+    {
+      "presence_penalty": 2,
+      "frequency_penalty": 1.5,
+      "logit_bias": {"97": 100},
+    },
+    {"repetition_penalty": 1.5, "min_p": 0.01, "min_tokens": 4},
+  ):
+    body = COMPLETION | given
+    _, _, made = send(f"{server.url}/v1/completions", body)
+    options = given | {"seed": SEED}
+    if "logit_bias" in given:
+      options["logit_bias"] = {97: 100.0}
+    wanted = server.text("ROMEO:", 16, **options)
+    assert made["choices"][0]["text"] == wanted
+  assert "a" in server.text("ROMEO:", 16, logit_bias={97: 100.0}, seed=SEED)
+
+
+def test_without_a_seed_answers_differ(server):
+  body = COMPLETION | {"seed": None}
+  ask = lambda: send(f"{server.url}/v1/completions", body)[2]["choices"]
+  assert ask() != ask()
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_stream_is_the_answer_in_pieces(server, route):
   body = ROUTES[route] | {"logprobs": True if "chat" in route else 0, "n": 2}
@@ -241,6 +268,12 @@ MORE = [
     "max_tokens",
     "newer name",
   ),
+  ("/v1/completions", {"logprobs": 3}, "logprobs", "ask for 0"),
+  ("/v1/completions", {"threshold": 0.5}, "threshold", "fast_dllm"),
+  ("/v1/completions", {"steps": 3}, "steps", "--sampler.steps"),
+  ("/v1/completions", {"preset": "dream"}, "preset", "'llada'"),
+  ("/v1/completions", {"block_length": 9}, "block_length", "as 8"),
+  ("/v1/completions", {"logit_bias": {"999": 1}}, "logit_bias", "vocabulary"),
   ("/tokenize", {}, "prompt", "one of them"),
   ("/detokenize", {"tokens": [999]}, "tokens", "outside the vocabulary"),
 ]

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from dllm_jax.sampling.options import BIASES
+
 
 def _whole(text: str) -> str:
   """Raises ValueError for what is no text: half of a character of two."""
@@ -87,15 +89,26 @@ class Common(Body):
   top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
     None, description="Draw among the k best tokens; 0 for all."
   )
+  min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = (
+    Field(None, description="Draw among tokens so probable beside the best.")
+  )
+  repetition_penalty: (
+    Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None
+  ) = Field(
+    None, description="Above 1 makes tokens that stand in the row rarer."
+  )
+  min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+    None, description="Tokens in which nothing ends the answer."
+  )
   presence_penalty: Penalty | None = Field(
     None, description="Taken from the logit of a token that the answer has."
   )
   frequency_penalty: Penalty | None = Field(
     None, description="The same for each time that the answer has it."
   )
-  logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=300)] | None = (
-    Field(None, description="Added to logits, by token id.")
-  )
+  logit_bias: (
+    Annotated[dict[TokenId, Bias], Field(max_length=BIASES)] | None
+  ) = Field(None, description="Added to logits, by token id.")
   stream: bool | None = Field(
     None, description="Send text as it becomes final, as server-sent events."
   )

@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 
+from dllm_jax.parallel import distributed
 from dllm_jax.serving.http.gate import Gate
 from dllm_jax.serving.http.limits import Limits
 from dllm_jax.serving.http.model import Model
@@ -86,12 +87,18 @@ def serve(
 ) -> Mapping[str, Any]:
   """Serves a model until a signal ends it; returns what was served.
 
+  Of several processes the first takes requests, and all run the program.
+
   Args:
     model: what is served; its engine is started, and stopped.
     host: the address to listen at.
     port: 0 for any that is free.
     key: what clients have to know; None for nothing.
   """
+  if distributed.index():
+    model.engine.start()
+    model.engine.join()
+    return _served(model)
   gate = application(model, key=key)
   server = Server(gate, host=host, port=port, limits=model.limits)
   failed: list[BaseException] = []
@@ -114,5 +121,9 @@ def serve(
   if failed:
     raise failed[0]
   model.engine.stop()
+  return _served(model)
+
+
+def _served(model: Model) -> dict[str, Any]:
   stats = dataclasses.asdict(model.engine.stats)
   return {name: stats[name] for name in ("finished", "tokens", "calls")}

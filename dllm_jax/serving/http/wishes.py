@@ -12,11 +12,25 @@ from typing import Any
 
 from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.sampling import infill, requests
+from dllm_jax.sampling.options import RowOptions
 from dllm_jax.serving.http import protocol
 from dllm_jax.serving.http.limits import Refusal
 from dllm_jax.serving.http.model import Model
 from dllm_jax.serving.requests import Request
 
+# Fields of a body that are choices of its rows.
+_CHOSEN = (
+  "temperature",
+  "top_k",
+  "top_p",
+  "min_p",
+  "threshold",
+  "repetition_penalty",
+  "presence_penalty",
+  "frequency_penalty",
+  "min_tokens",
+  "seed",
+)
 _COMPLETION = 16  # tokens of a completion where a body does not say: OpenAI's
 
 
@@ -315,6 +329,14 @@ def _wishes(
 ) -> Wishes:
   """Returns the answers that rows and the rest of a body ask for."""
   _check(body, model)
+  if logprobs:
+    raise Refusal(
+      "only the token that was committed has a log-probability here, not the "
+      "best ones beside it: ask for 0 of them",
+      param="logprobs"
+      if isinstance(body, protocol.Completion)
+      else "top_logprobs",
+    )
   n = body.n or 1
   count, most = n * len(rows), model.limits.choices
   if count > most:
@@ -323,12 +345,15 @@ def _wishes(
       "request",
       param="n" if n > 1 else "prompt",
     )
-  seed = secrets.randbits(32) if body.seed is None else body.seed
+  options = _options(body)
   drafts = bool(body.stream_drafts)
   answers = [
     Wish(
       request=Request(
-        template=tuple(row.template), seed=seed, number=number, drafts=drafts
+        template=tuple(row.template),
+        options=options,
+        number=number,
+        drafts=drafts,
       ),
       head=row.head,
       tail=row.tail,
@@ -351,12 +376,24 @@ def _wishes(
   )
 
 
+def _options(body: protocol.Common) -> RowOptions:
+  """Returns what a body chooses of how its rows are sampled."""
+  given = {name: getattr(body, name) for name in _CHOSEN}
+  if body.logit_bias:
+    given["logit_bias"] = {int(i): by for i, by in body.logit_bias.items()}
+  if body.seed is None:
+    given["seed"] = secrets.randbits(32)
+  return RowOptions(**given)
+
+
 def _legal(request: Request, model: Model) -> None:
   """Raises Refusal unless the engine takes a request."""
   try:
     model.engine.check(request)
   except ValueError as error:
-    raise Refusal(str(error), param=None) from error
+    name = str(error).partition(" ")[0]
+    param = name if name in (*_CHOSEN, "logit_bias") else None
+    raise Refusal(str(error), param=param) from error
 
 
 def _check(body: protocol.Common, model: Model) -> None:
@@ -364,3 +401,16 @@ def _check(body: protocol.Common, model: Model) -> None:
   for name in ("stream_options", "stream_drafts"):
     if getattr(body, name) and not body.stream:
       raise Refusal(f"{name} wants a stream: give stream=true", param=name)
+  served = model.engine.sampler
+  block = served.block_length or served.length
+  for name, held in (
+    ("preset", model.sampler.preset),
+    ("steps", served.steps),
+    ("block_length", block),
+  ):
+    if getattr(body, name) not in (None, held):
+      raise Refusal(
+        f"{name} is compiled into this server, as {held!r}: leave it out, or "
+        f"start another with --sampler.{name}",
+        param=name,
+      )
