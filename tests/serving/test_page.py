@@ -178,6 +178,29 @@ def test_gaps_are_filled_and_markup_is_text(server, visit):
   assert not page.locator(".said, .masked, img").count()
 
 
+def test_the_page_allows_its_own_script_alone(server):
+  _, headers, text = servers.send(server.url)
+  policy = headers["content-security-policy"]
+  assert "unsafe" not in policy and "default-src 'none'" in policy
+  assert text.count("<script>") == text.count("<style>") == 1
+  assert not re.search(r"""https?:(?!//www\.w3\.org)|src=|\bon\w+=["']""", text)
+  assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(", text)
+
+
+@pytest.mark.all
+def test_the_browser_runs_no_other_script(server, visit):
+  page = visit(server.url)
+  page.evaluate(
+    """() => {
+    const script = document.createElement("script");
+    script.textContent = "document.title = 'run'";
+    document.body.append(script);
+  }"""
+  )
+  assert page.title() != "run"
+  assert len(page.wrong) == 1 and "Content Security Policy" in page.wrong.pop()
+
+
 @pytest.mark.all
 def test_markup_of_a_template_is_text(server, visit):
   page = visit(server.url)
@@ -250,9 +273,9 @@ def test_errors_are_sentences_and_the_text_is_not_lost(server, visit):
   assert page.get_attribute("[name=max_tokens]", "aria-invalid") == "true"
   # What is no number never leaves the page.
   with page.expect_request("**/v1/**") as asked:
-    say(page, "A text", max_tokens=0)
-    say(page, "A text", max_tokens=4)
-  assert asked.value.post_data_json["max_tokens"] == 4
+    say(page, "A text", temperature=-1, max_tokens=4)
+    say(page, "A text", temperature=0.5)
+  assert asked.value.post_data_json["temperature"] == 0.5
   page.wait_for_selector(_DONE)
   page.context.set_offline(True)
   say(page, "A text")

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 
+from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.run.run import Run
@@ -58,3 +59,16 @@ class Model:
   def length(self) -> int:
     """Slots of a row, prompt and answer together."""
     return self.engine.sampler.length
+
+  @property
+  def sees_suffix(self) -> bool:
+    """Whether a gap is filled with what follows it in view."""
+    return not isinstance(self.objective.mask_spec, Causal | BlockCausal)
+
+  @property
+  def settings(self) -> dict[str, float]:
+    """What pages offer to set, as it is where a request does not."""
+    if hasattr(self.objective, "step_law"):
+      return {}  # it draws no tokens
+    given = self.sampler.options().given
+    return {k: given[k] for k in ("temperature", "threshold") if k in given}

@@ -4,7 +4,9 @@
 said by `protocol` and `wishes`, what goes back by `forms` and `stream`.
 """
 
+import base64
 import functools
+import hashlib
 import json
 import time
 from typing import Any
@@ -35,14 +37,12 @@ _REFUSED = {
   "5XX": {"model": protocol.Failure, "description": "Not served, or failed."},
 }
 _NO_JSON = "the body is no JSON: send one JSON object"
-# The page loads nothing from elsewhere, and nobody else may frame it.
-_PAGE_HEADERS = {
-  "Content-Security-Policy": "default-src 'none'; connect-src 'self'; "
-  "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data:; "
-  "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-  "Referrer-Policy": "no-referrer",
-  "X-Content-Type-Options": "nosniff",
-}
+# The page runs its own script and no other, loads nothing from elsewhere, and
+# nobody may frame it.
+_PAGE_POLICY = (
+  "default-src 'none'; connect-src 'self'; script-src {script}; style-src {style}; "
+  "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class Routes:
@@ -117,7 +117,9 @@ class Routes:
       "owned_by": "dllm_jax",
       "max_model_len": self._model.length,
       "chat": bool(getattr(self._model.tokenizer, "chat_templates", None)),
+      "infill": self._model.sees_suffix,
       "preset": self._model.sampler.preset,
+      "sampler": self._model.settings,
     }
 
   def tokenize(self, body: protocol.Tokenize) -> dict[str, Any]:
@@ -156,7 +158,8 @@ class Routes:
 
   async def page(self) -> responses.HTMLResponse:
     """A page that talks to the model and shows how its answers come about."""
-    return responses.HTMLResponse(_page(), headers=_PAGE_HEADERS)
+    text, headers = _page()
+    return responses.HTMLResponse(text, headers=headers)
 
 
 def application(model: Model, *, key: str | None = None) -> Gate:
@@ -284,6 +287,21 @@ def _branch(part: Any) -> bool:
 
 
 @functools.cache
-def _page() -> str:
+def _page() -> tuple[str, dict[str, str]]:
+  """Returns the page and the headers that it is sent with."""
   file = Path(__file__).parent.parent / "page.html"
-  return file.read_text(encoding="utf-8")
+  text = file.read_text(encoding="utf-8")
+  allowed = {tag: _digest(text, tag) for tag in ("script", "style")}
+  return text, {
+    "Content-Security-Policy": _PAGE_POLICY.format(**allowed),
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+  }
+
+
+def _digest(page: str, tag: str) -> str:
+  """Returns by what a policy knows the one element of a tag in a page."""
+  text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+  digest = base64.b64encode(hashlib.sha256(text.encode()).digest())
+  return f"'sha256-{digest.decode()}'"

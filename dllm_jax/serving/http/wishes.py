@@ -10,7 +10,6 @@ import dataclasses
 import secrets
 from typing import Any
 
-from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.sampling import infill, requests
 from dllm_jax.sampling.options import RowOptions
 from dllm_jax.serving.http import protocol
@@ -259,7 +258,7 @@ def _infilled(body: protocol.Completion, model: Model) -> _Row:
 
 
 def _sees_suffix(model: Model, param: str) -> None:
-  if isinstance(model.objective.mask_spec, Causal | BlockCausal):
+  if not model.sees_suffix:
     raise Refusal(
       f"{param}: this model writes from left to right and does not see what "
       "follows; give a prompt alone",
