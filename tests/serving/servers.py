@@ -14,10 +14,10 @@ from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.serving.http.server import Server
 
 NAME, KEY = "tiny", "a-key"
-LENGTH, SLOTS, SEED = 48, 4, 3
+LENGTH, SLOTS, CHOICES, SEED = 48, 2, 4, 3
 SAMPLER = SamplerConfig(preset="llada", block_length=8, temperature=1.0)
 LIMITS = serving.Limits(
-  choices=SLOTS, concurrent=64, body_seconds=2.0, seconds=60.0
+  choices=CHOICES, concurrent=64, body_seconds=1.0, seconds=60.0
 )
 TEMPLATE = (
   "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

@@ -57,7 +57,7 @@ def test_chat_in_a_stream(client, answer):
   chunks = list(stream)
   pieces = [c.choices[0].delta.content for c in chunks if c.choices]
   assert "".join(piece or "" for piece in pieces) == answer
-  assert len(pieces) > 3
+  assert len(pieces) > 2
   assert chunks[-1].usage.total_tokens > 12 and not chunks[-1].choices
 
 
@@ -68,7 +68,7 @@ def test_chat_by_the_stream_helper(client, answer):
     kinds = [event.type for event in stream]
     made = stream.get_final_completion()
   assert made.choices[0].message.content == answer.partition(answer[-2:])[0]
-  assert kinds.count("content.delta") > 2 and kinds[-1] == "content.done"
+  assert kinds.count("content.delta") > 1 and kinds[-1] == "content.done"
   assert made.choices[0].finish_reason == "stop"
 
 

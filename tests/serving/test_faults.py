@@ -89,7 +89,7 @@ def test_a_full_queue_is_told_when_to_come_again(server):
   url, room = f"{server.url}/v1/completions", server.engine.queue
   ask = lambda: send(url, bodies()[0] | {"max_tokens": 40})
   with held(server):
-    server.engine.queue = 0
+    server.engine.queue = -server.engine.slots
     status, headers, made = ask()
     server.engine.queue = room
   assert status == 429 and int(headers["retry-after"]) >= 1

@@ -7,7 +7,15 @@ import time
 
 import pytest
 
-from tests.serving.servers import events, LENGTH, NAME, SEED, send, SLOTS
+from tests.serving.servers import (
+  CHOICES,
+  events,
+  LENGTH,
+  NAME,
+  SEED,
+  send,
+  SLOTS,
+)
 
 COMPLETION = {"model": NAME, "prompt": "ROMEO:", "max_tokens": 16, "seed": SEED}
 CHAT = {
@@ -162,7 +170,6 @@ def test_a_stream_is_the_answer_in_pieces(server, route):
       assert told == choice["logprobs"]["token_logprobs"]
     assert [c["finish_reason"] for c in own[:-1]] == [None] * (len(own) - 1)
     assert own[-1]["finish_reason"] == choice["finish_reason"]
-    assert len(own) > 2
 
 
 def test_drafts_show_the_canvas(server):
@@ -202,7 +209,7 @@ WRONG = {
   "seed": ({"seed": -1}, 400, "seed", "greater than or equal to 0"),
   "stop": ({"stop": ""}, 400, "stop", "at least 1 character"),
   "stops": ({"stop": ["a"] * 5}, 400, "stop", "at most 4"),
-  "n": ({"n": SLOTS + 1}, 400, "n", f"at most {SLOTS}"),
+  "n": ({"n": CHOICES + 1}, 400, "n", f"at most {CHOICES}"),
   "long answer": ({"max_tokens": 4000}, 400, "max_tokens", "more than the"),
   "options": (
     {"stream_options": {"include_usage": True}},

@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=1,  # beyond the time to drain
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 1024,
       )
