@@ -93,7 +93,7 @@ class Running(Front):
     limits: serving.Limits = LIMITS,
     **engine,
   ):
-    engine = {"slots": SLOTS, "length": LENGTH, "queue": 256} | engine
+    engine = {"slots": SLOTS, "length": LENGTH, "queue": 256, "top": 2} | engine
     self.run, self.sampler = run, sampler
     made = serving.Engine.of(run, sampler=sampler, **engine)
     model = serving.Model.of(

@@ -29,7 +29,10 @@ def answer(slots: int, **fields) -> tuple[Answer, Ticket, list]:
 def committed(text: bytes, at: int = 0) -> Committed:
   slots = tuple(range(at, at + len(text)))
   return Committed(
-    slots=slots, tokens=tuple(text), log_probs=(-0.25,) * len(text)
+    slots=slots,
+    tokens=tuple(text),
+    log_probs=(-0.25,) * len(text),
+    tops=((),) * len(text),
   )
 
 

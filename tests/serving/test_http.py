@@ -138,6 +138,19 @@ def test_without_a_seed_answers_differ(server):
   assert ask() != ask()
 
 
+def test_the_best_tokens_stand_beside_each(server):
+  body = COMPLETION | {"logprobs": 2, "temperature": 0}
+  _, _, made = send(f"{server.url}/v1/completions", body)
+  told = made["choices"][0]["logprobs"]
+  for p, best in zip(told["token_logprobs"], told["top_logprobs"], strict=True):
+    assert 1 <= len(best) <= 2 and max(best.values()) >= p
+  body = CHAT | {"logprobs": True, "top_logprobs": 1, "temperature": 0}
+  _, _, made = send(f"{server.url}/v1/chat/completions", body)
+  for token in made["choices"][0]["logprobs"]["content"]:
+    (best,) = token["top_logprobs"]
+    assert best["logprob"] <= 0.0 and best["bytes"]
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_stream_is_the_answer_in_pieces(server, route):
   body = ROUTES[route] | {"logprobs": True if "chat" in route else 0, "n": 2}
@@ -275,7 +288,7 @@ MORE = [
     "max_tokens",
     "newer name",
   ),
-  ("/v1/completions", {"logprobs": 3}, "logprobs", "ask for 0"),
+  ("/v1/completions", {"logprobs": 3}, "logprobs", "--top_logprobs"),
   ("/v1/completions", {"threshold": 0.5}, "threshold", "fast_dllm"),
   ("/v1/completions", {"steps": 3}, "steps", "--sampler.steps"),
   ("/v1/completions", {"preset": "dream"}, "preset", "'llada'"),

@@ -31,6 +31,13 @@ def _define(flag: commands.Flags) -> None:
     "network calls between two looks at what came of them, at most",
     lower_bound=1,
   )
+  flag.integer(
+    "top_logprobs",
+    0,
+    "best tokens that requests may ask for beside each, with their "
+    "log-probabilities; they are found for every token",
+    lower_bound=0,
+  )
   flag.string("name", "", "what requests call the model; the run's by default")
   flag.string(
     "api_key",
@@ -99,6 +106,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     length=values.length or None,
     queue=values.queue,
     calls=values.calls,
+    top=values.top_logprobs,
     use_ema=values.use_ema,
   )
   if values.host not in _HERE and key is None:

@@ -120,16 +120,15 @@ class Answer:
     self._changed()
 
   def _write(self, event: Committed) -> None:
-    best = getattr(event, "best", ()) or ((),) * len(event.tokens)
-    for slot, token, log_prob, others in zip(
-      event.slots, event.tokens, event.log_probs, best, strict=True
+    for slot, token, log_prob, best in zip(
+      event.slots, event.tokens, event.log_probs, event.tops, strict=True
     ):
       if slot > self.wish.last or self._stops.found:
         break
       self.tokens += log_prob is not None
       if self._logprobs:
         self._waiting.append(
-          Token(id=token, log_prob=log_prob, offset=self._decoded, best=others)
+          Token(id=token, log_prob=log_prob, offset=self._decoded, best=best)
         )
       piece = self._detokenizer.add([token])
       self._decoded += len(piece)

@@ -328,13 +328,13 @@ def _wishes(
 ) -> Wishes:
   """Returns the answers that rows and the rest of a body ask for."""
   _check(body, model)
-  if logprobs:
+  most = model.engine.sampler.top
+  if logprobs and logprobs > most:
+    completion_ = isinstance(body, protocol.Completion)
     raise Refusal(
-      "only the token that was committed has a log-probability here, not the "
-      "best ones beside it: ask for 0 of them",
-      param="logprobs"
-      if isinstance(body, protocol.Completion)
-      else "top_logprobs",
+      f"this server keeps the {most} best tokens beside each: ask for no more, "
+      "or start another with a higher --top_logprobs",
+      param="logprobs" if completion_ else "top_logprobs",
     )
   n = body.n or 1
   count, most = n * len(rows), model.limits.choices
