@@ -54,7 +54,7 @@ def answers(server):
 def test_faults_are_noticed_by_no_other(server, answers, seed):
   crowd = Crowd(server.url, answers)
   until = time.monotonic() + 60
-  crowd.all(clients=8, requests=6, seed=seed, until=until)
+  crowd.all(clients=7, requests=5, seed=seed, until=until)
   assert not crowd.wrong
   assert crowd.served >= 5
   assert max(crowd.statuses) < 500

@@ -148,7 +148,7 @@ def closed() -> Refusal:
     "the server is starting or stopping: try again, or elsewhere",
     status=503,
     code="unavailable",
-    headers={"Retry-After": "5"},
+    headers={"Retry-After": "2"},
   )
 
 

@@ -328,7 +328,7 @@ def _wishes(
 ) -> Wishes:
   """Returns the answers that rows and the rest of a body ask for."""
   _check(body, model)
-  most = model.engine.sampler.top
+  most = model.engine.sampler.policy.top
   if logprobs and logprobs > most:
     completion_ = isinstance(body, protocol.Completion)
     raise Refusal(
