@@ -30,6 +30,7 @@ class Gate:
     limits: what is legal.
     key: what a client has to know; None for nothing.
     ready: whether there is anything behind it that answers.
+    refused: told the path and the status of what is not let in.
 
   Attributes:
     draining: whether nobody is let in any more.
@@ -43,8 +44,10 @@ class Gate:
     *,
     key: str | None,
     ready: Callable[[], bool],
+    refused: Callable[[str, int], None],
   ):
-    self._app, self._limits, self._ready = app, limits, ready
+    self._app, self._limits = app, limits
+    self._ready, self._refused = ready, refused
     self._key = None if key is None else _digest(key.encode())
     self._idle = asyncio.Event()
     self._idle.set()
@@ -65,6 +68,7 @@ class Gate:
         body = await self._read(scope, receive)
         await self._app(scope, _replayed(body, receive), send)
     except Refusal as refusal:
+      self._refused(scope["path"], refusal.status)
       await _refuse(refusal, send)
     except ConnectionError:
       pass

@@ -9,6 +9,12 @@ from prometheus_client import core
 from dllm_jax.serving.engine import Engine
 from dllm_jax.serving.http.answer import Answer
 
+ROUTES = (
+  "/v1/completions",
+  "/v1/chat/completions",
+  "/tokenize",
+  "/detokenize",
+)
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _CALLS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 _FORGETS = 0.2  # the share of the newest answer in the mean
@@ -28,7 +34,10 @@ class Metrics:
     self._registry.register(_EngineCounts(engine))
     made = {"registry": self._registry}
     self._requests = prometheus_client.Counter(
-      "dllm_requests", "Requests answered.", ["route", "status"], **made
+      "dllm_requests",
+      "Texts asked for, and whatever was refused.",
+      ["route", "status"],
+      **made,
     )
     self._first = prometheus_client.Histogram(
       "dllm_time_to_first_token_seconds",
@@ -50,7 +59,8 @@ class Metrics:
     )
 
   def answered(self, route: str, status: int) -> None:
-    """Counts a request."""
+    """Counts a request; paths that are none of the routes count together."""
+    route = route if route in ROUTES else "other"
     self._requests.labels(route, status).inc()
 
   def took(self, answers: list[Answer], since: float) -> None:

@@ -195,7 +195,7 @@ def application(model: Model, *, key: str | None = None) -> Gate:
   app.add_exception_handler(HTTPException, refused)
   app.add_exception_handler(Exception, refused)
   ready = lambda: model.engine.ready
-  gate = Gate(app, model.limits, key=key, ready=ready)
+  gate = Gate(app, model.limits, key=key, ready=ready, refused=metrics.answered)
   routes.draining = lambda: gate.draining
   return gate
 
@@ -205,9 +205,7 @@ async def _refused(
 ) -> responses.Response:
   """Answers what went wrong, without a word of where in the program."""
   refusal = _as_refusal(error)
-  metrics.answered(
-    request.url.path if refusal.status != 404 else "", refusal.status
-  )
+  metrics.answered(request.url.path, refusal.status)
   return responses.Response(
     json.dumps(refusal.body()),
     refusal.status,
