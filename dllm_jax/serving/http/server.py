@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 import dataclasses
+import socket
 import threading
 import time
 from typing import Any
@@ -99,6 +100,7 @@ def serve(
     model.engine.start()
     model.engine.join()
     return _served(model)
+  listener = _listening(host, port)
   gate = application(model, key=key)
   server = Server(gate, host=host, port=port, limits=model.limits)
   failed: list[BaseException] = []
@@ -117,11 +119,28 @@ def serve(
     print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
 
   threading.Thread(target=start, name="start", daemon=True).start()
-  server.run()
+  server.run(sockets=[listener])
   if failed:
     raise failed[0]
   model.engine.stop()
   return _served(model)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+  """Returns a socket that listens at an address.
+
+  Raises:
+    ValueError: it is no address of this machine, or taken.
+  """
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  try:
+    return socket.create_server((host, port), family=family, backlog=2048)
+  except (OSError, OverflowError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise ValueError(
+      f"cannot listen at {host}, port {port} ({reason}): choose another --host "
+      "or --port"
+    ) from error
 
 
 def _served(model: Model) -> dict[str, Any]:

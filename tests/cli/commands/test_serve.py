@@ -3,12 +3,13 @@
 import pathlib
 import re
 import shlex
+import socket
 
 import pytest
 
 from dllm_jax.cli import command as commands
 from dllm_jax.cli.commands import serve
-from dllm_jax.serving.http import protocol
+from dllm_jax.serving.http import protocol, server
 
 ROOT = pathlib.Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -33,6 +34,16 @@ def test_a_key_comes_from_one_place(tmp_path, monkeypatch):
   file.write_text("\n")
   with pytest.raises(commands.UsageError, match="printable ASCII"):
     key(f"--api_key_file={file}")
+
+
+def test_a_port_that_is_taken_is_told():
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(ValueError, match=f"port {port} .*choose another"):
+      server._listening("127.0.0.1", port)
+  server._listening("127.0.0.1", 0).close()
+  with pytest.raises(ValueError, match="--host"):
+    server._listening("192.0.2.1", 0)
 
 
 def test_every_field_is_explained():
