@@ -380,7 +380,7 @@ def test_the_keyboard_is_enough(server, visit):
   page.keyboard.press("ArrowRight")
   page.keyboard.press("ArrowRight")
   assert re.search(
-    r"confidence \d+.* %, call \d+", page.locator("#status").text_content()
+    r"confidence \d+.* %, by call \d+", page.locator("#status").text_content()
   )
   assert page.locator("#tip").is_visible()
   page.keyboard.press("Escape")
