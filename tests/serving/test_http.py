@@ -261,6 +261,13 @@ MORE = [
     "infill",
     "no mask span",
   ),
+  (
+    "/v1/completions",
+    {"infill": "[MASK*" + "9" * 5000, "prompt": None, "max_tokens": None},
+    "infill",
+    "999999951 more than the 48",
+  ),
+  ("/v1/completions", {"prompt": ["a"] * 5}, "prompt", "at most 4"),
   ("/v1/completions", {"echo": True, "logprobs": 1}, "logprobs", "echo"),
   ("/v1/chat/completions", {"messages": []}, "messages", "at least 1 item"),
   (

@@ -7,6 +7,7 @@ that of the offline sampler for the same seed.
 
 from collections.abc import Sequence
 import dataclasses
+import re
 import secrets
 from typing import Any
 
@@ -30,6 +31,7 @@ _CHOSEN = (
   "min_tokens",
   "seed",
 )
+_GAPS = re.compile(r"\[MASK\*([0-9]+)")
 _COMPLETION = 16  # tokens of a completion where a body does not say: OpenAI's
 
 
@@ -87,10 +89,12 @@ def completion(body: protocol.Completion, model: Model) -> Wishes:
       "out echo or logprobs",
       param="logprobs",
     )
+  prompts = _prompts(body.prompt)
+  _few(body, len(prompts), model)
   if body.infill is not None:
     rows = [_infilled(body, model)]
   else:
-    rows = [_row(body, given, model) for given in _prompts(body.prompt)]
+    rows = [_row(body, given, model) for given in prompts]
   return _wishes(body, rows, model, logprobs=body.logprobs)
 
 
@@ -109,6 +113,7 @@ def chat(body: protocol.Chat, model: Model) -> Wishes:
     raise Refusal(
       "top_logprobs wants logprobs: give logprobs=true", param="top_logprobs"
     )
+  _few(body, 1, model)
   prompt = conversation(body.messages, model)
   wanted, param = body.max_tokens, "max_tokens"
   if body.max_completion_tokens is not None:
@@ -201,6 +206,17 @@ def _prompts(prompt: Any) -> list[str | list[int]]:
   return list(prompt)
 
 
+def _few(body: protocol.Common, prompts: int, model: Model) -> None:
+  """Raises Refusal if more answers are asked for than one request may have."""
+  n, most = body.n or 1, model.limits.choices
+  if n * prompts > most:
+    raise Refusal(
+      f"n={n} answers to {prompts} prompts are {n * prompts}: at most {most} in "
+      "one request",
+      param="n" if n > 1 else "prompt",
+    )
+
+
 def _row(
   body: protocol.Completion, given: str | list[int], model: Model
 ) -> _Row:
@@ -247,6 +263,15 @@ def _infilled(body: protocol.Completion, model: Model) -> _Row:
         param=name,
       )
   _sees_suffix(model, "infill")
+  # Before as many slots are made: a number may have any length.
+  asked = sum(int(n[:9]) for n in _GAPS.findall(body.infill))
+  if asked > model.length:
+    raise Refusal(
+      f"infill asks for {asked} tokens or more, {asked - model.length} more than "
+      f"the {model.length} of this model",
+      param="infill",
+      code="context_length_exceeded",
+    )
   template = _encoded(
     lambda: infill.parse(body.infill, model.tokenizer), "infill"
   )
@@ -337,13 +362,6 @@ def _wishes(
       param="logprobs" if completion_ else "top_logprobs",
     )
   n = body.n or 1
-  count, most = n * len(rows), model.limits.choices
-  if count > most:
-    raise Refusal(
-      f"n={n} answers to {len(rows)} prompts are {count}: at most {most} in one "
-      "request",
-      param="n" if n > 1 else "prompt",
-    )
   options = _options(body)
   drafts = bool(body.stream_drafts)
   answers = [
