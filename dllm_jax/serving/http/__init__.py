@@ -1,7 +1,7 @@
 """OpenAI's conventions over HTTP: a model's routes, streams and limits.
 
-A request passes `gate` (keys, sizes, times); `protocol` and `wishes` say what it
-asks for; each `answer` hears the engine and makes text of tokens (`text`);
+A request passes `gate` (keys, sizes, times); `protocol`, `prompts` and `wishes`
+say what it asks for; each `answer` hears the engine and makes text of tokens (`text`);
 `forms` and `stream` send it. `routes` puts them together, `server` runs them.
 """
 

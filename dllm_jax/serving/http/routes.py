@@ -17,7 +17,7 @@ from starlette import concurrency
 from starlette.exceptions import HTTPException
 
 from dllm_jax.core.paths import Path
-from dllm_jax.serving.http import protocol, wishes
+from dllm_jax.serving.http import prompts, protocol, wishes
 from dllm_jax.serving.http.forms import Chats, Completions, Form
 from dllm_jax.serving.http.gate import Gate
 from dllm_jax.serving.http.limits import Refusal
@@ -128,18 +128,18 @@ class Routes:
     if (body.prompt is None) == (body.messages is None):
       raise Refusal("give prompt or messages, one of them", param="prompt")
     if body.messages is not None:
-      tokens = wishes.conversation(body.messages, self._model)
+      tokens = prompts.conversation(body.messages, self._model)
     elif body.add_special_tokens is False:
-      tokens = wishes.text_ids(body.prompt, self._model)
+      tokens = prompts.text_ids(body.prompt, self._model)
     else:
-      tokens = wishes.prompt_ids(body.prompt, self._model)
+      tokens = prompts.prompt_ids(body.prompt, self._model)
     length = self._model.length
     return {"count": len(tokens), "max_model_len": length, "tokens": tokens}
 
   def detokenize(self, body: protocol.Detokenize) -> dict[str, str]:
     """Returns the text of token ids."""
     wishes.known(body.model, self._model)
-    tokens = wishes.checked(body.tokens, self._model, "tokens")
+    tokens = prompts.checked(body.tokens, self._model, "tokens")
     return {"prompt": self._model.tokenizer.decode(tokens)}
 
   async def health(self) -> responses.JSONResponse:

@@ -11,11 +11,19 @@ import re
 import secrets
 from typing import Any
 
-from dllm_jax.sampling import infill, requests
+from dllm_jax.sampling import infill
 from dllm_jax.sampling.options import RowOptions
 from dllm_jax.serving.http import protocol
 from dllm_jax.serving.http.limits import Refusal
 from dllm_jax.serving.http.model import Model
+from dllm_jax.serving.http.prompts import (
+  checked,
+  conversation,
+  encoded,
+  filled,
+  prompt_ids,
+  room_after,
+)
 from dllm_jax.serving.requests import Request
 
 # Fields of a body that are choices of its rows.
@@ -118,45 +126,10 @@ def chat(body: protocol.Chat, model: Model) -> Wishes:
   wanted, param = body.max_tokens, "max_tokens"
   if body.max_completion_tokens is not None:
     wanted, param = body.max_completion_tokens, "max_completion_tokens"
-  room = _room(prompt, 0, model, "messages")
-  row = _Row(template=_filled(prompt, wanted, room, param, model))
+  room = room_after(prompt, 0, model, "messages")
+  row = _Row(template=filled(prompt, wanted, room, param, model))
   logprobs = (body.top_logprobs or 0) if body.logprobs else None
   return _wishes(body, [row], model, logprobs=logprobs)
-
-
-def conversation(
-  messages: Sequence[protocol.Message], model: Model
-) -> list[int]:
-  """Returns the token ids of messages, by the model's own template.
-
-  Raises:
-    Refusal: there is none, or it refuses them.
-  """
-  if not getattr(model.tokenizer, "chat_templates", None):
-    raise Refusal(
-      f"the model {model.name!r} has no chat template: use /v1/completions",
-      param="messages",
-    )
-  plain = [message.plain() for message in messages]
-  return _encoded(lambda: model.tokenizer.chat(plain), "messages")
-
-
-def prompt_ids(text: str, model: Model) -> list[int]:
-  """Returns the token ids of a prompt, as texts begin.
-
-  Raises:
-    Refusal: the tokenizer knows no such text.
-  """
-  return _encoded(lambda: model.tokenizer.prompt(text), "prompt")
-
-
-def text_ids(text: str, model: Model) -> list[int]:
-  """Returns the token ids of a text by itself.
-
-  Raises:
-    Refusal: the tokenizer knows no such text.
-  """
-  return _encoded(lambda: model.tokenizer.encode(text), "prompt")
 
 
 def known(name: str | None, model: Model) -> None:
@@ -168,22 +141,6 @@ def known(name: str | None, model: Model) -> None:
       param="model",
       code="model_not_found",
     )
-
-
-def checked(ids: Sequence[int], model: Model, param: str) -> list[int]:
-  """Returns token ids that are in the vocabulary.
-
-  Raises:
-    Refusal: one is not.
-  """
-  legal = range(model.tokenizer.vocab_size)
-  for i in ids:
-    if i not in legal:
-      raise Refusal(
-        f"{param} has token {i}, outside the vocabulary [0, {len(legal)})",
-        param=param,
-      )
-  return list(ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,22 +190,22 @@ def _row(
   if body.echo:
     shown["head"] = given if text else model.tokenizer.decode(given)
   if not body.suffix:
-    room = _room(prompt, 0, model, "prompt")
+    room = room_after(prompt, 0, model, "prompt")
     wanted = _COMPLETION if body.max_tokens is None else body.max_tokens
     wanted = min(wanted, room) if body.max_tokens is None else wanted
-    template = _filled(prompt, wanted, room, "max_tokens", model)
+    template = filled(prompt, wanted, room, "max_tokens", model)
     return _Row(template=template, **shown)
   _sees_suffix(model, "suffix")
   if body.echo:
     shown["tail"] = body.suffix
   spans = model.tokenizer.encode_spans
   parts = [given, 1, body.suffix] if text else [1, body.suffix]
-  around = _encoded(lambda: spans(parts), "suffix")
+  around = encoded(lambda: spans(parts), "suffix")
   before = around[: around.index(None)] if text else prompt
   after = around[around.index(None) + 1 :]
-  room = _room(before, len(after), model, "prompt")
+  room = room_after(before, len(after), model, "prompt")
   wanted = _COMPLETION if body.max_tokens is None else body.max_tokens
-  template = _filled(before, wanted, room, "max_tokens", model) + after
+  template = filled(before, wanted, room, "max_tokens", model) + after
   shown["before"] = before
   return _Row(template=template, last=len(before) + wanted - 1, **shown)
 
@@ -272,11 +229,11 @@ def _infilled(body: protocol.Completion, model: Model) -> _Row:
       param="infill",
       code="context_length_exceeded",
     )
-  template = _encoded(
+  template = encoded(
     lambda: infill.parse(body.infill, model.tokenizer), "infill"
   )
   before = template[: template.index(None)]
-  _room(template, 0, model, "infill", least=0)
+  room_after(template, 0, model, "infill", least=0)
   head = model.tokenizer.decode(before)
   last = len(template) - 1
   return _Row(template=template, before=before, head=head, last=last)
@@ -289,59 +246,6 @@ def _sees_suffix(model: Model, param: str) -> None:
       "follows; give a prompt alone",
       param=param,
     )
-
-
-def _encoded(encode: Any, param: str) -> list[int | None]:
-  """Returns what an encoder makes of a text, whose mistakes are the caller's."""
-  try:
-    return [None if i is None else int(i) for i in encode()]
-  except ValueError as error:
-    raise Refusal(f"{param}: {error}", param=param) from error
-
-
-def _room(
-  given: Sequence[int | None],
-  after: int,
-  model: Model,
-  param: str,
-  least: int = 1,
-) -> int:
-  """Returns the slots that a prompt, and what follows, leave.
-
-  Raises:
-    Refusal: there is none.
-  """
-  slots = len(requests.begun(given or [None], model.objective)) + after
-  slots -= not given
-  room = model.length - slots
-  if room < least:
-    raise Refusal(
-      f"{param} is too long: {slots} tokens, and at least {least} to write, are "
-      f"{least - room} more than the {model.length} of this model",
-      param=param,
-      code="context_length_exceeded",
-    )
-  return room
-
-
-def _filled(
-  prompt: Sequence[int],
-  wanted: int | None,
-  room: int,
-  param: str,
-  model: Model,
-) -> list[int | None]:
-  """Returns a prompt and the slots after it; all that there are for None."""
-  wanted = room if wanted is None else wanted
-  if wanted > room:
-    raise Refusal(
-      f"{param}={wanted} after {model.length - room} tokens are "
-      f"{wanted - room} more than the {model.length} of this model: shorten the "
-      f"prompt, or lower {param} to {room}",
-      param=param,
-      code="context_length_exceeded",
-    )
-  return [*prompt, *[None] * wanted]
 
 
 def _wishes(
