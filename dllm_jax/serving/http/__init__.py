@@ -1,8 +1,9 @@
 """OpenAI's conventions over HTTP: a model's routes, streams and limits.
 
 A request passes `gate` (keys, sizes, times); `protocol`, `prompts` and `wishes`
-say what it asks for; each `answer` hears the engine and makes text of tokens (`text`);
-`forms` and `stream` send it. `routes` puts them together, `server` runs them.
+say what it asks for; each `answer` hears the engine and makes text of tokens
+(`text`); `forms` and `stream` send it. `routes` puts them together, `server` runs
+them.
 """
 
 import lazy_loader
