@@ -50,6 +50,7 @@ def written(run, chat: bool, prompts: list[str]) -> list[str]:
 def test_the_harness_finds_the_same_figures(trained, run, tmp_path, chat):
   os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
   import lm_eval
+  from lm_eval.models import openai_completions  # noqa: F401  registers both
   from lm_eval.tasks import TaskManager
 
   from dllm_jax.evaluation.harness.model import DiffusionLM
