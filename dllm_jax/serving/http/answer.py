@@ -115,7 +115,7 @@ class Answer:
       self._end(event)
     elif isinstance(event, Draft):
       self._draft = event
-    elif not self._stops.found:
+    else:
       self._write(event)
     self._changed()
 
