@@ -11,7 +11,7 @@ NEWEST_PYTHON ?= $(shell for n in $$(seq 40 -1 11); do \
 NEWEST_VENV ?= .venv-newest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-newest lint format clean
+.PHONY: help demo test test-all test-newest docs lint format clean
 
 help:  ## lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -55,6 +55,9 @@ test-newest:  ## runs the tests on the newest Python here, with the newest of ev
 	  print("Python", sys.version.split()[0], \
 	  *(f"{name} {version(name)}" for name in ("jax", "flax", "numpy")))'
 	@$(NEWEST_VENV)/bin/python -m pytest -n 2 --dist=loadfile -m "not all"
+
+docs: $(VENV)/.installed  ## builds the site into build/site
+	@JAX_PLATFORMS=cpu PYTHONPATH=docs/site $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
 
 lint: $(VENV)/.installed  ## checks style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
