@@ -6,8 +6,8 @@
 - MathJax, on pages with formulas, from the package that carries it.
 """
 
-import importlib
 import importlib.metadata
+import logging
 import pathlib
 import posixpath
 import re
@@ -18,6 +18,7 @@ import reference
 
 ROOT = pathlib.Path(__file__).parents[2]
 MATHJAX = "assets/mathjax.js"
+LOG = logging.getLogger("mkdocs.plugins.dllm_jax")
 LINK = re.compile(r"(?<!!)\[((?:`[^`]*`|[^\]`])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^(`{3,}).*?^\1", re.MULTILINE | re.DOTALL)
 
@@ -39,8 +40,7 @@ def on_files(files, config):
   add = lambda uri, text: files.append(
     File.generated(config, uri, content=text)
   )
-  for name in ("site.css",):
-    add(f"assets/{name}", (ROOT / "docs/site/assets" / name).read_text())
+  add("assets/site.css", (ROOT / "docs/site/site.css").read_text())
   add(MATHJAX, _mathjax().read_text(encoding="utf-8"))
   for uri, text in {**reference.written(), "findings.md": findings()}.items():
     add(uri, text)
@@ -75,14 +75,14 @@ def on_page_markdown(markdown, *, page, **_):
     path = _target(uri, target)
     if path is None or not path.is_file():
       return found[0]
-    if path.suffix == ".py" and text.startswith("`"):
+    if is_code(text, path):
       number = line(path, text.strip("`"))
-      anchor = f"#__codelineno-0-{number}" if number else anchor
+      if number is None:
+        LOG.warning("%s: %s does not stand once in %s", uri, text, path.name)
+      anchor = f"#__codelineno-0-{number}"
     place = posixpath.relpath(_place(path), posixpath.dirname(uri) or ".")
     return f"[{text}]({place}{anchor})"
 
-  blocks = FENCE.split(markdown)
-  del blocks
   parts, end = [], 0
   for fence in FENCE.finditer(markdown):
     parts += [LINK.sub(moved, markdown[end : fence.start()]), fence[0]]
@@ -101,6 +101,12 @@ def on_post_page(output, *, page, **_):
     f'<script defer src="{up}"></script>'
   )
   return output.replace("</head>", f"{scripts}</head>")
+
+
+def is_code(text: str, path: pathlib.Path) -> bool:
+  """Whether a link's text is a line of the file, and not its name."""
+  named = path.as_posix().endswith(text.strip("`"))
+  return path.suffix == ".py" and text.startswith("`") and not named
 
 
 def line(path: pathlib.Path, code: str) -> int | None:
@@ -161,7 +167,8 @@ def _target(uri: str, target: str) -> pathlib.Path | None:
   """Returns the repository's file that a page of the site links to."""
   if re.match(r"[a-z]+:", target):
     return None
-  home = ROOT if (ROOT / uri).is_file() else ROOT / "docs"
+  outside = uri.startswith("notebooks/") or (ROOT / uri).is_file()
+  home = ROOT if outside else ROOT / "docs"
   path = (home / posixpath.dirname(uri) / target).resolve()
   return path if path.is_relative_to(ROOT) else None
 
