@@ -172,6 +172,13 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
   Raises:
     FileNotFoundError: there is no such config.
     ValueError: the file has no get_config, or names an unknown field.
+
+  Examples:
+    >>> from dllm_jax import config
+    >>> resolved = config.load("smoke")
+    >>> resolved.objective.name
+    'mdlm'
+    >>> resolved.training.steps = 500  # and any other field
   """
   name, size = files.split(name)
   machines = files.machines(name)

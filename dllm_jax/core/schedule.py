@@ -82,6 +82,10 @@ class Polynomial(Schedule):
 
   Attributes:
     power: the exponent, above 0.
+
+  Examples:
+    >>> float(Polynomial(power=2.0).alpha(0.5))
+    0.75
   """
 
   power: float = 2.0
@@ -102,7 +106,13 @@ class Polynomial(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
-  """f(t) = t: alpha falls linearly; MD4's and LLaDA's "linear"."""
+  """f(t) = t: alpha falls linearly; MD4's and LLaDA's "linear".
+
+  Examples:
+    >>> linear = Linear()
+    >>> float(linear.alpha(0.25)), float(linear.weight(0.25))
+    (0.75, 4.0)
+  """
 
   def curve(self, t: Times) -> Times:
     """Returns f(t)."""
@@ -119,6 +129,11 @@ class LogLinear(Linear):
 
   The same curve as `Linear` with MDLM's floor of 1e-3: alpha(1) stays above 0,
   so that sigma(1) is finite.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> round(float(LogLinear().alpha(jnp.float32(1.0))), 4)
+    0.001
   """
 
   floor: float = 1e-3
@@ -126,7 +141,13 @@ class LogLinear(Linear):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-  r"""alpha(t) = cos(pi t / 2) before clipping (arXiv:2406.07524, app. E.1)."""
+  r"""alpha(t) = cos(pi t / 2) before clipping (arXiv:2406.07524, app. E.1).
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> round(float(Cosine().alpha(jnp.float32(0.5))), 4)  # cos(pi / 4)
+    0.7071
+  """
 
   def curve(self, t: Times) -> Times:
     """Returns f(t)."""
@@ -140,7 +161,13 @@ class Cosine(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CosineSquared(Schedule):
-  r"""alpha(t) = cos^2(pi t / 2) before clipping (arXiv:2406.07524, app. E.1)."""
+  r"""alpha(t) = cos^2(pi t / 2) before clipping (arXiv:2406.07524, app. E.1).
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> round(float(CosineSquared().alpha(jnp.float32(0.5))), 4)
+    0.5
+  """
 
   def curve(self, t: Times) -> Times:
     """Returns f(t)."""
@@ -156,6 +183,11 @@ class Sine(Schedule):
   r"""alpha(t) = 1 - sin(pi t / 2): MD4's "cosine" (arXiv:2406.04329, table 1).
 
   MD4 writes it 1 - cos(pi (1 - t) / 2); MDLM's "cosine" is `Cosine`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> round(float(Sine().alpha(jnp.float32(0.5))), 4)  # 1 - sin(pi / 4)
+    0.2929
   """
 
   def curve(self, t: Times) -> Times:
@@ -169,7 +201,13 @@ class Sine(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logarithmic(Schedule):
-  r"""f(t) = log2(1 + t): BD3-LM's "log" (arXiv:2503.09573, app. C)."""
+  r"""f(t) = log2(1 + t): BD3-LM's "log" (arXiv:2503.09573, app. C).
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> round(float(Logarithmic().masked(jnp.float32(0.5))), 4)  # log2(1.5)
+    0.585
+  """
 
   def curve(self, t: Times) -> Times:
     """Returns f(t)."""
@@ -221,7 +259,14 @@ class _SigmaSchedule(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Geometric(_SigmaSchedule):
-  r"""sigma(t) = sigma_min^(1 - t) sigma_max^t (arXiv:2310.16834, sec. 5.1)."""
+  r"""sigma(t) = sigma_min^(1 - t) sigma_max^t (arXiv:2310.16834, sec. 5.1).
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> noise = Geometric(sigma_min=0.01, sigma_max=1.0)
+    >>> round(float(noise.sigma(jnp.float32(0.5))), 4)
+    0.1
+  """
 
   def sigma(self, t: Times) -> Times:
     """Returns the total noise."""
@@ -234,7 +279,14 @@ class Geometric(_SigmaSchedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SigmaLinear(_SigmaSchedule):
-  r"""sigma(t) = sigma_min + (sigma_max - sigma_min) t: MDLM's "linear"."""
+  r"""sigma(t) = sigma_min + (sigma_max - sigma_min) t: MDLM's "linear".
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> noise = SigmaLinear(sigma_min=0.5, sigma_max=1.5)
+    >>> round(float(noise.alpha(jnp.float32(0.5))), 4)  # exp(-1)
+    0.3679
+  """
 
   def sigma(self, t: Times) -> Times:
     """Returns the total noise."""

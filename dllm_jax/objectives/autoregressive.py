@@ -35,6 +35,11 @@ class Autoregressive(Discrete):
     eos_id: what ends a document, or None.
     begins: whether every row begins so; else only one whose first token is to
       be predicted, not one that is given its first token.
+
+  Examples:
+    >>> ar = Autoregressive(vocab_size=5, mask_id=4, bos_id=0)
+    >>> ar.begin_id, ar.exact
+    (0, True)
   """
 
   bos_id: int | None = None

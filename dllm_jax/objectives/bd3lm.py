@@ -95,6 +95,13 @@ class BD3LM(MDLM):
     resample: whether blocks are drawn again until their masked share lies in
       the clip interval too (an end at time_epsilon or 1 does not bind).
     ignore_bos: whether the first token of a row stays clean and counts nothing.
+
+  Examples:
+    >>> bd3lm = BD3LM(vocab_size=5, mask_id=4, length=8, block_size=4)
+    >>> bd3lm.block_length, bd3lm.exact
+    (4, False)
+    >>> bd3lm.with_blocks(1).exact  # autoregressive
+    True
   """
 
   length: int

@@ -75,6 +75,13 @@ class D3PM(Discrete):
       above 0 the terms are summed over the whole vocabulary.
     time_rule: how steps are drawn over the global batch.
     time_conditioning: whether the network is told n - 1.
+
+  Examples:
+    >>> d3pm = D3PM(vocab_size=4, steps=4)
+    >>> [float(t) for t in d3pm.grid(2)], d3pm.replaces
+    ([1.0, 0.5, 0.0], True)
+    >>> D3PM(vocab_size=5, mask_id=4, transition=Absorbing()).replaces
+    False
   """
 
   transition: Transition = dataclasses.field(

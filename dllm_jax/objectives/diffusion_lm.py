@@ -87,6 +87,11 @@ class DiffusionLM(Discrete):
     readout: log p(w | x): a linear head tied to the embeddings with a bias, or
       minus the "distance" to each.
     time_rule: how steps are drawn over the global batch.
+
+  Examples:
+    >>> lm = DiffusionLM(vocab_size=4, features=2, steps=10)
+    >>> [float(t) for t in lm.grid(2)]
+    [1.0, 0.5, 0.0]
   """
 
   features: int = 16

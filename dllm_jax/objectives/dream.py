@@ -51,6 +51,16 @@ class Dream(LLaDA):
     random_length: as in LLaDA; Dream cuts nothing.
     shift: 1, as published.
     sampling_epsilon: the published grid ends here, its last step reveals all.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> dream = Dream(vocab_size=5, mask_id=4)
+    >>> dream.shift  # slot i predicts the token of slot i + 1
+    1
+    >>> known, segments = jnp.array([[True, False]]), jnp.ones((1, 2), int)
+    >>> w = context_weights(known, dream.cart_decay, segments)
+    >>> round(float(w[0, 1]), 3)  # its neighbour is known: p / 2
+    0.4
   """
 
   token_weights: TokenWeights = "cart"

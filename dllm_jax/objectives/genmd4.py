@@ -50,6 +50,13 @@ class GenMD4(Discrete):
       earlier is the reconstruction term.
     time_rule: how training times are drawn over the global batch.
     time_conditioning: whether the network is told 1000 t.
+
+  Examples:
+    >>> import jax
+    >>> genmd4 = GenMD4(vocab_size=5, mask_id=4, power=2.0)
+    >>> process = genmd4.init(jax.random.key(0))
+    >>> [round(float(w), 3) for w in genmd4.powers(process)]  # to be learned
+    [2.0, 2.0, 2.0, 2.0, 2.0]
   """
 
   epsilon: float = 1e-4

@@ -103,6 +103,12 @@ class GIDD(ContinuousMixture):
     weight_clip: the largest weight w in the training loss, or None for the bound
       itself. The bound that is reported is never clipped.
     time_epsilon: training times lie in [eps, 1 - eps].
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> gidd = GIDD(vocab_size=5, mask_id=4, noise=Bump(uniform=0.1))
+    >>> [round(float(x), 3) for x in gidd.parts(jnp.float32(0.5))]
+    [0.45, 0.1, 0.45]
   """
 
   noise: Bump | Sigmoid = dataclasses.field(

@@ -41,6 +41,12 @@ class LLaDA(MDLM):
     time_rule: "independent" is the published one.
     random_length: the probability that a batch is cut to a length from 1 to L;
       0.01 in pre-training, 0 in fine-tuning.
+
+  Examples:
+    >>> llada = LLaDA(vocab_size=5, mask_id=4)
+    >>> float(llada.masked(0.5)), float(llada.weight(0.5))
+    (0.5, 2.0)
+    >>> tuned = LLaDA(vocab_size=5, mask_id=4, normalisation="sequence")
   """
 
   schedule: Schedule = dataclasses.field(

@@ -40,6 +40,11 @@ class MD4(MDLM):
     reverse_draw: "ancestral" draws z_s at once; "mean" draws x0 for each mask
       and then which ones are revealed: the same law. (The paper's third
       sampler, "topp", is ancestral behind a top-p processor.)
+
+  Examples:
+    >>> md4 = MD4(vocab_size=5, mask_id=4)
+    >>> [round(float(t), 3) for t in md4.grid(2)]  # cos(pi k / 2T)
+    [1.0, 0.707, 0.0]
   """
 
   schedule: Schedule = dataclasses.field(

@@ -90,6 +90,10 @@ class MDLM(Discrete):
       answers do, such tokens that are only seen, or nothing.
     fill_to: the tokens of which a filled conversation has a multiple; 0: it
       fills its row, and a row of several ends where the last one does.
+
+  Examples:
+    >>> float(MDLM(vocab_size=5, mask_id=4, schedule=Linear()).weight(0.25))
+    4.0
   """
 
   schedule: Schedule = dataclasses.field(
@@ -120,7 +124,7 @@ class MDLM(Discrete):
     check.within("time_epsilon", self.time_epsilon, "[0, 1)")
     check.within("sampling_epsilon", self.sampling_epsilon, "[0, 1)")
     check.within("time_limit", self.time_limit, f"({self.time_epsilon}, 1]")
-    check.at_least(self, 0, "autoregressive_weight", "fill_to")
+    check.at_least(self, 0, "autoregressive_weight", "fill_to", "kept_weight")
     check_choice("fill", self.fill, FillKind)
     if self.steps is not None and self.steps < 1:
       raise ValueError(
@@ -129,10 +133,6 @@ class MDLM(Discrete):
       )
     if self.shift not in (0, 1):
       raise ValueError(f"shift must be 0 or 1, not {self.shift}")
-    if self.kept_weight < 0.0:
-      raise ValueError(
-        f"kept_weight must be at least 0, not {self.kept_weight}"
-      )
     check_choice("time rule", self.time_rule, TimeRule)
     check_choice("parameterisation", self.parameterisation, Parameterisation)
     check_choice("weighting", self.weighting, Weighting)

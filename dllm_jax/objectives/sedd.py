@@ -47,6 +47,13 @@ class SEDD(ContinuousMixture):
       "analytic": Tweedie's tau-leaping, which undoes sigma(t) - sigma(s) exactly
       (eq. 19); "denoiser": through p(x0 | z_t). The last step, to time 0, is
       always the denoiser's.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> sedd = SEDD(vocab_size=5, mask_id=4)
+    >>> round(float(sedd.parts(jnp.float32(1.0)).keep), 4)  # exp(-sigma(1))
+    0.001
+    >>> uniform = SEDD(vocab_size=4, graph="uniform", scale_by_sigma=False)
   """
 
   schedule: Schedule = dataclasses.field(

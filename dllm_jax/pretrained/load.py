@@ -20,7 +20,6 @@ import numpy as np
 from dllm_jax.core import paths
 from dllm_jax.core.files import new_folder
 from dllm_jax.core.mask import Full
-from dllm_jax.core.paths import Path
 from dllm_jax.core.types import Denoiser, ModelInputs, Objective
 from dllm_jax.core.vocabulary import reduce
 from dllm_jax.data.tokenizer import HuggingFace, Tokenizer
@@ -38,8 +37,7 @@ _COMPANIONS = (
     "vocab.json", "merges.txt", "generation_config.json",
     "chat_template.jinja", "*.py", "LICENSE*",
 )  # fmt: skip
-Progress = Callable[[int, int], None]
-"""Called with (done, in all)."""
+Progress = Callable[[int, int], None]  # called with (done, in all)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Pretrained:
   source: convert.Source = dataclasses.field(kw_only=True, repr=False)
   used: tuple[str, ...] = dataclasses.field(kw_only=True, repr=False)
   unused: tuple[str, ...] = dataclasses.field(kw_only=True, repr=False)
-  folder: Path | None = dataclasses.field(default=None, kw_only=True)
+  folder: paths.Path | None = dataclasses.field(default=None, kw_only=True)
   mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, kw_only=True)
 
   @property
@@ -178,19 +176,22 @@ def load_pretrained(
   """Returns a published model, read from a folder onto its devices.
 
   Args:
-    path: a folder with `config.json` and safetensors (one file, or an index
-      with shards).
+    path: a folder with `config.json` and safetensors, one file or in shards.
     dtype: "float32" or "bfloat16" for parameters and arithmetic; None for what
       the files have (half precision becomes float32).
     mesh: what to divide the parameters over; None for the first device.
-    mask_id: the mask token, where neither the config nor the tokenizer names
-      the right one.
+    mask_id: the mask token, where the folder does not name the right one.
     progress: called with the parameters that are in place, and all.
 
   Raises:
     FileNotFoundError: the folder, its config or a shard is missing.
-    ValueError: the family is unknown, a file is damaged, or a tensor is
-      missing, unknown or of another shape than the config gives.
+    ValueError: the family is unknown, a file is damaged, or the config and a
+      tensor do not go together.
+
+  Examples:
+    >>> model = load_pretrained(folder)
+    >>> model.logits([[1, 2, 3]]).shape[:2]
+    (1, 3)
   """
   folder = paths.place(path)
   published = files.read_config(folder)
@@ -252,7 +253,7 @@ def _network_config(family: Family, fields: Fields) -> Any:
     raise ValueError(text if path in text else f"{path}: {text}") from error
 
 
-def _warn_of_averages(folder: Path, unused: Sequence[str]) -> None:
+def _warn_of_averages(folder: paths.Path, unused: Sequence[str]) -> None:
   """Says that there are averaged parameters, which nothing names."""
   averages = [key for key in unused if _AVERAGE.search(key)]
   if averages:

@@ -1,7 +1,6 @@
 """A run: everything that a working directory stands for, and what it can do.
 
-`Run.create` begins or continues one from a configuration, `Run.open` finds one on
-disk. The command line and notebooks are thin layers over its methods.
+The command line and notebooks are thin layers over its methods.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,6 +49,13 @@ class Run:
     denoiser: the network.
     mesh: the device mesh; its methods set it while they run.
     generator: samples texts from the network.
+
+  Examples:
+    >>> run = Run.create(resolved, workdir)  # of `config.load`, perhaps changed
+    >>> run.train()["step"] == resolved.training.steps
+    True
+    >>> [text[:6] for text in run.sample(["ROMEO:"]).texts]
+    ['ROMEO:']
   """
 
   def __init__(
@@ -304,8 +310,6 @@ class Run:
     Args:
       state: whose parameters; by default the newest checkpoint's.
       use_ema: this and what follows as in `HeldOut.bound`.
-      limit: at most so many batches.
-      passes: independent passes.
     """
     state = self.state if state is None else state
     with jax.set_mesh(self.mesh):

@@ -85,6 +85,13 @@ class SamplerConfig:
     stop: whether a row stops at what ends it; None for the preset's.
     extend: whether slots after a block are hidden until it is written.
     context: slots that are seen at once; 0 for all.
+
+  Examples:
+    >>> from dllm_jax.objectives import MDLM
+    >>> config = SamplerConfig(preset="fast_dllm", block_length=4, threshold=0.8)
+    >>> sampler = config.build(MDLM(vocab_size=5, mask_id=4), length=8)
+    >>> sampler.length, sampler.policy.selection.value
+    (8, 0.8)
   """
 
   preset: str = "mdlm"

@@ -50,6 +50,13 @@ def choose(objective: Objective, name: Name) -> Name:
 
   Raises:
     ValueError: the name is unknown, or the objective has no such likelihood.
+
+  Examples:
+    >>> from dllm_jax.objectives import Autoregressive, MDLM
+    >>> choose(MDLM(vocab_size=5, mask_id=4), "auto")
+    'counts'
+    >>> choose(Autoregressive(vocab_size=5, mask_id=4), "auto")
+    'exact'
   """
   if name not in get_args(Name):
     raise ValueError(
@@ -84,7 +91,12 @@ def choose(objective: Objective, name: Name) -> Name:
 
 
 def calls(name: Name, targets: int) -> int:
-  """Returns network calls for a row of at most so many supervised tokens."""
+  """Returns network calls for a row of at most so many supervised tokens.
+
+  Examples:
+    >>> calls("counts", 12), calls("confidence", 12)
+    (1, 12)
+  """
   return targets if name in ORDERS else 1
 
 
@@ -105,6 +117,23 @@ def nats(
     denoise: the network with its parameters.
     keys: a key for each group of rows; group g holds rows `g, g + G, ...`.
     batch: the rows.
+
+  Examples:
+    A network that finds 4 tokens equally likely needs log 4 nats for each:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from dllm_jax.core import Batch, ModelOutputs
+    >>> from dllm_jax.objectives import MDLM
+    >>> mdlm, one = MDLM(vocab_size=5, mask_id=4), jnp.ones((1, 3), int)
+    >>> rows = Batch(
+    ...   tokens=one, loss_mask=one > 0, segment_ids=one, positions=one
+    ... )
+    >>> even = lambda inputs: ModelOutputs(hidden=jnp.zeros((1, 3, 5)))
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> process = mdlm.init(jax.random.key(0))
+    >>> found = nats("counts", mdlm, process, even, keys, rows)
+    >>> round(float(found[0]), 4)  # 3 log 4
+    4.1589
   """
   process = objective.unbiased(process)
   if name in ORDERS:

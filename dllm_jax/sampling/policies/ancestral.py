@@ -249,6 +249,13 @@ class Ancestral(Stepwise):
   Attributes:
     spacing: the grid of times: the objective's own, even ones, or
       cos(pi k / 2T), MD4's; the last is 0 in all of them.
+
+  Examples:
+    >>> from dllm_jax.objectives import MDLM
+    >>> mdlm = MDLM(vocab_size=5, mask_id=4)
+    >>> policy = Ancestral(objective=mdlm, steps=2, spacing="uniform")
+    >>> [float(t) for t in policy.grid()]
+    [1.0, 0.5, 0.0]
   """
 
   spacing: Grid = "objective"

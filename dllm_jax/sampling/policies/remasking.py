@@ -248,6 +248,12 @@ class ReMDM(Stepwise):
 
   Attributes:
     rule: how likely slots are revealed and masked at each step.
+
+  Examples:
+    >>> from dllm_jax.objectives import MDLM
+    >>> mdlm = MDLM(vocab_size=5, mask_id=4)
+    >>> ReMDM(objective=mdlm, steps=8, rule=Cap(eta=0.1)).rule
+    Cap(eta=0.1)
   """
 
   rule: Rule = Cap()

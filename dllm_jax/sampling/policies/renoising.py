@@ -33,6 +33,11 @@ class Psi(Stepwise):
     kappa: 1 is ancestral sampling, 0 forgets z_t at each step.
     begins: the time from which noise is mixed in; kappa is 1 before.
     ends: the time at which it stops.
+
+  Examples:
+    >>> from dllm_jax.objectives import UDLM
+    >>> Psi(objective=UDLM(vocab_size=4), steps=8, kappa=0.9).kappa
+    0.9
   """
 
   kappa: float = 0.95
@@ -139,6 +144,11 @@ class Renoise(Stepwise):
     hot: the temperature at the first step.
     cold: the temperature that the last ones approach.
     rest: mean entropy, in nats, at which a stable row stops.
+
+  Examples:
+    >>> from dllm_jax.objectives import UDLM
+    >>> Renoise(objective=UDLM(vocab_size=4), steps=8, bound=0.2).bound
+    0.2
   """
 
   bound: float = 0.1

@@ -55,6 +55,12 @@ class FirstHitting(Stepwise):
   With n masked slots the next jump of a linear schedule is at t u^(1/n): no
   call is spent on a step that changes nothing (arXiv:2409.02908, alg. 1).
   Which slot jumps is uniform among the masked ones.
+
+  Examples:
+    >>> from dllm_jax.objectives import MDLM
+    >>> mdlm = MDLM(vocab_size=5, mask_id=4)
+    >>> FirstHitting(objective=mdlm, steps=8).least_steps(8)
+    8
   """
 
   def __post_init__(self):
@@ -135,6 +141,14 @@ class Unmasking(Stepwise):
       replacement; 0 for the best.
     log_score: whether that noise goes on the score's logarithm, and falls to 0
       with the share of masked slots (MaskGIT).
+
+  Examples:
+    >>> from dllm_jax.objectives import MDLM
+    >>> from dllm_jax.sampling.policies import Threshold
+    >>> mdlm = MDLM(vocab_size=5, mask_id=4)
+    >>> sure = Unmasking(objective=mdlm, steps=8, selection=Threshold(value=0.9))
+    >>> sure.score, sure.least_steps(8)
+    ('confidence', 1)
   """
 
   score: Score = "confidence"
