@@ -28,7 +28,9 @@ def on_config(config):
   named = set(_leaves(config.nav))
   docs = ROOT / "docs"
   pages = {p.relative_to(docs).as_posix() for p in docs.rglob("*.md")}
-  sections = {key: pages for entry in config.nav for key, pages in entry.items()}
+  sections = {
+    key: pages for entry in config.nav for key, pages in entry.items()
+  }
   sections["Guides"] += sorted(pages - named)
   sections["Course"] += [_place(path) for path in notebook.NOTEBOOKS]
   sections["Reference"] += ["reference/README.md", *reference.pages()]

@@ -6,7 +6,9 @@ import pathlib
 import posixpath
 import re
 
-NOTEBOOKS = sorted((pathlib.Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(
+  (pathlib.Path(__file__).parents[2] / "notebooks").glob("*.ipynb")
+)
 
 
 def written(path: pathlib.Path, uri: str) -> dict[str, str | bytes]:
