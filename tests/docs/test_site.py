@@ -93,37 +93,34 @@ def opened(browser, form, address):
   return page, wrong
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_page(browser, site, address, form):
-  page, wrong = opened(browser, form, address)
+WRONG = """() => {
+  const all = selector => [...document.querySelectorAll(selector)];
+  const wrong = {
+    'is too wide': document.documentElement.scrollWidth > innerWidth + 1,
+    'has wrong formulas': all('[data-mjx-error]').length,
+    'has flat formulas': all('mjx-container > svg')
+      .filter(e => e.getBoundingClientRect().width < 3).length,
+    'has formulas that are not set': all('.arithmatex')
+      .filter(e => !e.querySelector('mjx-container')).length,
+    'has pictures that are missing': all('img')
+      .filter(e => e.complete && !e.naturalWidth).length,
+  };
+  return Object.keys(wrong).filter(kind => wrong[kind]);
+}"""
+
+
+def test_every_page_in_every_form(browser, site, address):
+  page, wrong = opened(browser, "light", address)
   paths = sorted(path.relative_to(site) for path in site.rglob("*.html"))
   formulas = 0
   for path in paths:
     page.goto(f"{address}{path.as_posix()}")
     page.evaluate("window.MathJax ? MathJax.startup.promise : 0")
-    wide = page.evaluate(
-      "document.documentElement.scrollWidth > innerWidth + 1"
-    )
-    bad = page.evaluate("document.querySelectorAll('[data-mjx-error]').length")
-    flat = page.evaluate(
-      "[...document.querySelectorAll('mjx-container > svg')]"
-      ".filter(s => s.getBoundingClientRect().width < 3).length"
-    )
-    unset = page.evaluate(
-      "[...document.querySelectorAll('.arithmatex')]"
-      ".filter(e => !e.querySelector('mjx-container')).length"
-    )
-    formulas += page.evaluate(
-      "document.querySelectorAll('mjx-container').length"
-    )
-    for kind, count in {
-      "is too wide": wide,
-      "has wrong formulas": bad,
-      "has flat formulas": flat,
-      "has formulas that are not set": unset,
-    }.items():
-      if count:
-        wrong.append(f"{path} {kind}")
+    formulas += page.locator("mjx-container").count()
+    for form, looks in FORMS.items():
+      page.set_viewport_size(looks["viewport"])
+      page.emulate_media(color_scheme=looks["color_scheme"])
+      wrong += [f"{path}, {form}, {kind}" for kind in page.evaluate(WRONG)]
   assert formulas > 100 and len(paths) > 60
   assert not wrong
 
