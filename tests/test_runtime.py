@@ -64,10 +64,11 @@ class _Kernel:
         language="python",
       )
 
-    self.manager, self._env = Manager(), env
+    self._make, self._env = Manager, env
     self.start()
 
   def start(self):
+    self.manager = self._make()
     self.manager.start_kernel(env=self._env, cwd=self._env["HOME"])
     self.client = self.manager.client()
     self.client.start_channels()
@@ -115,8 +116,7 @@ def test_an_old_jax_is_renewed_with_one_restart(environment):
     assert f"installing, since here are jax {OLD}" in said
     assert "restarting the session, which holds older jax" in said
     assert "run this cell again" in said
-    kernel.manager.provisioner.process.wait(timeout=30)  # it went by itself
-    kernel.manager.cleanup_resources()
+    kernel.manager.provisioner.process.wait(timeout=60)  # it went by itself
     kernel.start()  # as Colab and Jupyter do
     said = kernel.run(CELL)
     assert said.strip().endswith("ready"), said

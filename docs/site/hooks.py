@@ -154,7 +154,12 @@ def head(path: pathlib.Path) -> tuple[str, str]:
   text = "\n".join(lines)
   title, _, body = text.partition("\n\n")
   title = " ".join(title.split())
-  return title.rstrip("."), re.sub(r"([<>*_])", r"\\\1", body)
+  return title.rstrip("."), re.sub(r"(`[^`]*`)|([<>*_])", _literal, body)
+
+
+def _literal(found: re.Match) -> str:
+  """Returns code as it is, and a character without its meaning in Markdown."""
+  return found[1] or f"\\{found[2]}"
 
 
 def _leaves(nav) -> list[str]:
