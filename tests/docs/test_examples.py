@@ -44,6 +44,7 @@ def test_example(thing):
   assert check(thing)
 
 
+@pytest.mark.all  # by .ci/run at every change
 def test_example_of_a_run(tmp_path):
   names = {"workdir": tmp_path / "run", "resolved": runs.tiny(mesh__data=-1)}
   assert check(dllm_jax.Run, **names)
