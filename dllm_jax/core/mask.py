@@ -82,10 +82,13 @@ class TwoStream:
   Attributes:
     length: slots in one stream (L); the network sees 2L.
     block: slots in a block, a divisor of length.
+    clean_block: slots of a block of the clean stream, where they are others: 1
+      reads it causally. None for `block`.
   """
 
   length: int
   block: int
+  clean_block: int | None = None
 
   def __post_init__(self):
     if self.block < 1 or self.length % self.block:
@@ -100,7 +103,9 @@ class TwoStream:
     k_block = (k % self.length) // self.block
     own = (q_block == k_block) & ~q_clean & ~k_clean
     past = (q_block > k_block) & ~q_clean & k_clean
-    clean = (q_block >= k_block) & q_clean & k_clean
+    size = self.clean_block or self.block
+    earlier = q % self.length // size >= k % self.length // size
+    clean = earlier & q_clean & k_clean
     return own | past | clean
 
 
@@ -133,3 +138,20 @@ def materialise(
   mask = jnp.broadcast_to(mask, q_segments.shape + k_segments.shape[-1:])
   mask &= q_segments[:, :, None] == k_segments[:, None, :]
   return mask if extra is None else mask & extra
+
+
+def decided_first(masked: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
+  """Returns a causal mask in the order of decided tokens, then masks.
+
+  Who sees whom is all that an order means to attention where positions are told
+  by rotation: nothing has to be moved. With m for a mask, slots 1 m 3 m:
+
+      1   1 0 0 0
+      m   1 1 1 0
+      3   1 0 1 0
+      m   1 1 1 1
+  """
+  q, k = masked[:, :, None], masked[:, None, :]
+  slots = jnp.arange(masked.shape[1])
+  causal = slots[:, None] >= slots
+  return jnp.where(k, q & causal, q | causal)

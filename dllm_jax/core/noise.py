@@ -24,6 +24,7 @@ class Tag(enum.IntEnum):
   REMASK = 3
   PRIOR = 4
   TIME = 5
+  RESIDUAL = 6
 
 
 @struct.dataclass

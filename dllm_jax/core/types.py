@@ -227,7 +227,8 @@ class Objective(Protocol):
       `restore(process, denoise, z, batch, rate)`, -log p(x0 | z) at the masked
       positions of z, nats, of a network that is told the time of that rate.
     replaces: whether noise replaces tokens, so that reversing it may as well.
-    adapts: whether `adapt` changes the process at evaluations while training.
+    opens: whether a block's first token is that of the pass that stores the last.
+    adapts: whether evaluations while training change the process (`adapt`).
   """
 
   vocab_size: int
@@ -238,6 +239,7 @@ class Objective(Protocol):
   exact: bool = False
   exchangeable: bool = False
   replaces: bool = False
+  opens: bool = False
   adapts: bool = False
 
   @property
@@ -291,10 +293,7 @@ class Objective(Protocol):
     return ()
 
   def adapt(self, process: Process, measured: PyTree) -> Process:
-    """Returns the process with its state as the held-out text would have it.
-
-    Where `adapts`; only `Process.state` may change: nothing compiles again.
-    """
+    """Returns the process as held-out text would have it, in `state` alone."""
     return process
 
   def corruption(

@@ -72,6 +72,7 @@ class Shared:
 
   inputs: ModelInputs
   tables: tuple[Array, Array]
+  query_scale: Float[Array, "B T"] | None
   conditioning: Float[Array, "B #T C"] | None
   slots: Int[Array, "B T"] | None
   key_segments: Int[Array, "B S"]
@@ -141,6 +142,7 @@ def trunk(
       theta=c.rope_theta,
       scaling=c.rope_scaling,
     ),
+    c.rope_scaling.queries(inputs.positions),
     conditioning,
     slots,
     key_segments,
@@ -279,6 +281,8 @@ class Attention(nn.Module):
       q = RMSNorm(c.norm_eps, name="q_norm")(q)
       k = RMSNorm(c.norm_eps, name="k_norm")(k)
     q, k = rotate(q, shared.tables), rotate(k, shared.tables)
+    if shared.query_scale is not None:
+      q *= shared.query_scale[:, :, None, None].astype(q.dtype)
     if cache is not None:
       cache = write(cache, layer, k, v, inputs.slot)
       if inputs.slot is not None:

@@ -64,6 +64,29 @@ def choose(
   return lax.top_k(scores, count)[1]
 
 
+def shortlist(
+  scores: Float[Array, "B T E"],
+  real: Bool[Array, "B T"],
+  *,
+  block: int,
+  capacity: int,
+) -> Float[Array, "B T E"]:
+  """Returns scores with -inf at experts that a block of positions leaves out.
+
+  Each block of neighbours, from a row's first position on, has the `capacity`
+  experts that one of its positions wants most, ties by number (LLaDA2.2).
+  """
+  rows, length, experts = scores.shape
+  pad = ((0, 0), (0, -length % block))
+  wanted = jnp.where(real[..., None], scores, -jnp.inf)
+  wanted = jnp.pad(wanted, (*pad, (0, 0)), constant_values=-jnp.inf)
+  wanted = jnp.max(wanted.reshape(rows, -1, block, experts), axis=2)
+  kept = lax.top_k(wanted, capacity)[1]
+  kept = jnp.any(kept[..., None] == jnp.arange(experts), axis=-2)
+  kept = jnp.repeat(kept, block, axis=1)[:, :length]
+  return jnp.where(kept, scores, -jnp.inf)
+
+
 class Experts(nn.Module):
   """A routed perceptron, called as those of `perceptron` are."""
 
@@ -79,8 +102,13 @@ class Experts(nn.Module):
     """
     c = self.config
     scores, bias = _Router(c, name="router")(x)
+    wanted = lax.stop_gradient(scores) + bias
+    if c.expert_capacity:
+      wanted = shortlist(
+        wanted, real, block=c.expert_block, capacity=c.expert_capacity
+      )
     chosen = choose(
-      lax.stop_gradient(scores) + bias,
+      wanted,
       count=c.experts_per_token,
       groups=c.router_groups,
       top_groups=c.router_top_groups,

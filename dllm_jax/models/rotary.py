@@ -25,6 +25,9 @@ class Scaling(Protocol):
   def magnitude(self) -> float:
     """Returns the factor of cosines and sines."""
 
+  def queries(self, positions: Int[Array, "B T"]) -> Array | None:
+    """Returns the factor of rotated queries, `[B, T]`, or None for 1."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unscaled:
@@ -37,6 +40,10 @@ class Unscaled:
   def magnitude(self) -> float:
     """Returns 1."""
     return 1.0
+
+  def queries(self, positions: Int[Array, "B T"]) -> Array | None:
+    """Returns None: queries stay as they are."""
+    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,12 +107,16 @@ class Yarn(Unscaled):
       f' = f (1 - s + s / factor).
 
   Attributes:
-    factor: how many times the first context, at least 1.
+    factor: how many times the first context; below 1, as Nemotron 3B is
+      published, slow pairs turn faster.
     first_length: tokens of the first context.
     low: turns up to which a wave is slowed down by the whole factor.
     high: turns from which it is left alone.
     whole: whether i(high) is rounded down and i(low) up.
-    scale: factor of cosines and sines; None for 0.1 ln(factor) + 1.
+    scale: factor of cosines and sines; None for 0.1 ln(factor) + 1, at least 1.
+    query_growth: beta of the factor of queries, which sharpens attention far
+      into a text: 1 + beta ln(1 + floor(position / first_length)), as Ministral 3
+      has it; 0 for none.
   """
 
   factor: float
@@ -114,9 +125,10 @@ class Yarn(Unscaled):
   high: float = 32.0
   whole: bool = True
   scale: float | None = None
+  query_growth: float = 0.0
 
   def __post_init__(self):
-    _check_factor(self.factor)
+    _check_factor(self.factor, above=0)
     _check_turns(self.low, self.high)
 
   def slow(self, frequencies, *, dim, theta):
@@ -139,7 +151,14 @@ class Yarn(Unscaled):
     """Returns the factor of cosines and sines."""
     if self.scale is not None:
       return self.scale
-    return 0.1 * math.log(self.factor) + 1.0
+    return max(0.1 * math.log(self.factor) + 1.0, 1.0)
+
+  def queries(self, positions: Int[Array, "B T"]) -> Array | None:
+    """Returns 1 + beta ln(1 + floor(position / first_length))."""
+    if not self.query_growth:
+      return None
+    lengths = (positions // self.first_length).astype(jnp.float32)
+    return 1.0 + self.query_growth * jnp.log1p(lengths)
 
 
 SCALINGS = {
@@ -150,9 +169,10 @@ SCALINGS = {
 }
 
 
-def _check_factor(factor: float) -> None:
-  if not factor >= 1:
-    raise ValueError(f"the factor of rotary scaling is {factor}; at least 1")
+def _check_factor(factor: float, above: float | None = None) -> None:
+  if not (factor >= 1 if above is None else factor > above):
+    legal = "at least 1" if above is None else f"above {above}"
+    raise ValueError(f"the factor of rotary scaling is {factor}; {legal}")
 
 
 def _check_turns(low: float, high: float) -> None:

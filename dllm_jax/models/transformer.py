@@ -93,6 +93,9 @@ class TransformerConfig(Shape):
     dense_layers: layers that keep a plain perceptron, by number from 0.
     router: what turns logits into scores, "softmax" or "sigmoid".
     router_bias: a bias on scores that decides the choice and nothing else.
+    expert_capacity: experts that a block of neighbours may choose from; 0 for
+      all (`moe.shortlist`).
+    expert_block: positions of such a block.
     router_groups: groups of experts.
     router_top_groups: how many of them a position may choose from.
     router_normalised: whether a position's scores are divided by their sum.
@@ -145,6 +148,8 @@ class TransformerConfig(Shape):
   dense_layers: tuple[int, ...] = ()
   router: str = "softmax"
   router_bias: bool = False
+  expert_capacity: int = 0
+  expert_block: int = 1
   router_groups: int = 1
   router_top_groups: int = 1
   router_normalised: bool = False
@@ -203,10 +208,10 @@ class TransformerConfig(Shape):
       object.__setattr__(self, name, value)
 
   def _check_experts(self) -> None:
-    layers.check_at_least(self, 0, "experts", "shared_dim")
+    layers.check_at_least(self, 0, "experts", "shared_dim", "expert_capacity")
     layers.check_at_least(
-        self, 1, "experts_per_token", "expert_dim", "router_groups",
-        "router_top_groups",
+        self, 1, "experts_per_token", "expert_dim", "expert_block",
+        "router_groups", "router_top_groups",
     )  # fmt: skip
     layers.check_choice("router", self.router, moe.ROUTERS)
     if self.experts_implementation not in moe.IMPLEMENTATIONS:
@@ -226,6 +231,12 @@ class TransformerConfig(Shape):
       raise ValueError(
         f"experts_per_token {self.experts_per_token} is more than the"
         f" {self.experts // groups * top} experts a position may choose from"
+      )
+    capacity = self.expert_capacity
+    if capacity and not self.experts_per_token <= capacity <= self.experts:
+      raise ValueError(
+        f"expert_capacity {capacity} must be at least experts_per_token"
+        f" {self.experts_per_token} and at most experts {self.experts}, or 0"
       )
 
   @property

@@ -4,16 +4,25 @@ Blocks of B tokens are diffused one after another, each given the clean ones
 before it. All of them train in one pass over two streams, [z ; x0], under the
 mask `TwoStream`; each block has its own time. Times may be clipped to an
 interval in which the loss varies least, found on held-out text; its ends are
-`Process.state`, so that moving them compiles nothing. Block 1 is autoregressive, block L is MDLM.
+`Process.state`, so that moving them compiles nothing. Block 1 is autoregressive,
+block L is MDLM. Families that came after it differ by fields.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from dllm_jax.core.mask import BlockCausal, MaskSpec, TwoStream
+from dllm_jax.core.mask import (
+  BlockCausal,
+  Causal,
+  decided_first,
+  Full,
+  MaskSpec,
+  TwoStream,
+)
 from dllm_jax.core.schedule import (
   Cosine,
   Linear,
@@ -30,7 +39,12 @@ from dllm_jax.core.types import (
   ModelOutputs,
   Process,
 )
-from dllm_jax.objectives.base import Discrete, Drawn, TokenSpace
+from dllm_jax.objectives.base import (
+  check_choice,
+  Discrete,
+  Drawn,
+  TokenSpace,
+)
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.texts import Fill, with_one_masked
 
@@ -73,6 +87,8 @@ _SCHEDULES = SCHEDULES | {
   "block_cosine": BlockCosine,
 }
 
+Attention = Literal["block_causal", "causal_context", "decided_first"]
+
 _REDRAWS = 32
 """Attempts to draw a block whose masked share lies in the clip interval."""
 
@@ -92,9 +108,16 @@ class BD3LM(MDLM):
       evaluation while training, on held-out text; the one in which the loss
       varies least is then trained in. None: the interval stays.
     clip_search_delta: distance between the starts of those intervals.
-    resample: whether blocks are drawn again until their masked share lies in
-      the clip interval too (an end at time_epsilon or 1 does not bind).
+    resample: whether blocks are drawn again until their masked share is in the
+      clip interval too (an end at time_epsilon or 1 does not bind).
     ignore_bos: whether the first token of a row stays clean and counts nothing.
+    attention: "block_causal": a block sees itself both ways, and earlier ones.
+      "causal_context": but clean tokens read causally (Nemotron).
+      "decided_first": causal, decided tokens before masks (WeDLM).
+    opens: whether a block's first token is that of the pass that stores the last.
+    times_of: whether blocks, or whole rows, have a time of their own.
+    complement: whether rows are trained on again with the other tokens masked.
+    delete_id, split_id: LLaDA2.2's tokens that delete and insert, or None.
 
   Examples:
     >>> bd3lm = BD3LM(vocab_size=5, mask_id=4, length=8, block_size=4)
@@ -115,6 +138,12 @@ class BD3LM(MDLM):
   clip_search_delta: float = 0.05
   resample: bool = False
   ignore_bos: bool = False
+  attention: Attention = "block_causal"
+  opens: bool = False
+  times_of: Literal["block", "row"] = "block"
+  complement: bool = False
+  delete_id: int | None = None
+  split_id: int | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -141,10 +170,13 @@ class BD3LM(MDLM):
         "bd3lm is of continuous, unchanged time: leave steps None and "
         'time_change "none"'
       )
-    if self.shift:
+    if self.shift and not self.opens:
       raise ValueError(
-        "bd3lm predicts each block's tokens from its own slots: leave shift 0"
+        "bd3lm predicts each block's tokens from its own slots: leave shift 0,"
+        " or set opens"
       )
+    check_choice("attention", self.attention, Attention)
+    check_choice("times_of", self.times_of, Literal["block", "row"])
 
   @classmethod
   def over(cls, space: TokenSpace, **fields) -> "BD3LM":
@@ -159,12 +191,21 @@ class BD3LM(MDLM):
   @property
   def mask_spec(self) -> MaskSpec:
     """Clean blocks see themselves and earlier ones: how a canvas is sampled."""
+    if self.attention == "decided_first":
+      return Causal()
+    if self.attention == "causal_context":  # what is stored is read otherwise
+      return Full()
     return BlockCausal(self.block_size)
 
   @property
-  def block_length(self) -> int:
-    """Slots that are sampled together: a block."""
-    return self.block_size
+  def stored_spec(self) -> MaskSpec:
+    """Who sees whom where finished tokens are stored."""
+    return Causal() if self.attention == "causal_context" else self.mask_spec
+
+  @property
+  def block_length(self) -> int | None:
+    """Slots that are sampled together: a block, where windows do not slide."""
+    return None if self.attention == "decided_first" else self.block_size
 
   @property
   def exact(self) -> bool:
@@ -201,10 +242,10 @@ class BD3LM(MDLM):
   ) -> Float[Array, "B L"]:
     """Returns a time for each block, low-discrepancy over batch x blocks."""
     low, high = process.state["clip"]
-    blocks = (shape[0], shape[1] // self.block_size)
-    u = draw_times(key, blocks, self.time_rule)
+    blocks = 1 if self.times_of == "row" else shape[1] // self.block_size
+    u = draw_times(key, (shape[0], blocks), self.time_rule)
     t = (high - low) * u + low
-    return jnp.repeat(t, self.block_size, axis=1)
+    return jnp.repeat(t, shape[1] // blocks, axis=1)
 
   def draw(self, process, key, batch, *, step) -> Drawn:
     """Returns times and corrupted rows; unsupervised tokens stay clean."""
@@ -262,22 +303,33 @@ class BD3LM(MDLM):
     A network that is told the time is told sigma(t) on the noisy half, 0 on the
     clean one.
     """
-
-    def twice(x):
-      return jnp.concatenate([x, x], axis=1)
-
+    twice = lambda x: jnp.concatenate([x, x], axis=1)
     sigma = self.conditioning(t)
     if sigma is not None:
       sigma = jnp.broadcast_to(sigma, z.shape)
       sigma = jnp.concatenate([sigma, jnp.zeros_like(sigma)], axis=1)
+    clean = None if self.attention == "block_causal" else 1
+    extra = None
+    if self.attention == "decided_first":
+      extra = decided_first(twice(z == self.mask_id))
+      extra |= jnp.arange(2 * z.shape[1]) >= z.shape[1]
     return ModelInputs(
       latent=jnp.concatenate([z, batch.tokens], axis=1),
       conditioning=sigma,
       positions=twice(batch.positions),
       segment_ids=twice(batch.segment_ids),
       cond=batch.cond,
-      mask=TwoStream(z.shape[1], self.block_size),
+      mask=TwoStream(z.shape[1], self.block_size, clean),
+      extra_mask=extra,
     )
+
+  def inputs(self, process, z, t, batch) -> ModelInputs:
+    """Returns what the network sees for the latent z at time t."""
+    inputs = super().inputs(process, z, t, batch)
+    if self.attention != "decided_first":
+      return inputs
+    order = decided_first(z == self.mask_id)
+    return inputs.replace(mask=Full(), extra_mask=order)
 
   def emphasis(self, process, z, t, batch) -> Float[Array, "B #L"]:
     """Returns MDLM's factor at each token's time; 1 under heavy masking."""
@@ -291,8 +343,16 @@ class BD3LM(MDLM):
     return out.replace(hidden=out.hidden[:, : drawn.z.shape[1]])
 
   def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
-    """Returns the loss of one pass over two streams."""
+    """Returns the loss of one pass over two streams, or of two."""
     loss = super().loss(process, denoise, drawn, batch, step=step)
+    if self.complement:
+      supervised = self.supervised(batch)
+      left = supervised.loss_mask & (drawn.z != self.mask_id)
+      other = drawn.replace(z=jnp.where(left, self.mask_id, batch.tokens))
+      more = super().loss(process, denoise, other, batch, step=step)
+      loss = loss.replace(
+        total=loss.total + more.total, weight=loss.weight + more.weight
+      )
     low, high = process.state["clip"]
     ends = {"clip_low": low, "clip_high": high}
     return loss.replace(metrics={**loss.metrics, **ends})

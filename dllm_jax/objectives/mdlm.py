@@ -243,7 +243,8 @@ class MDLM(Discrete):
     clean = jnp.zeros((batch.tokens.shape[0], 1))
     inputs = self.inputs(process, batch.tokens, clean, batch)
     out = denoise(inputs.replace(mask=Causal()))
-    more = next_token_loss(out, batch, self.normalisation, self.mask_id)
+    never = self.mask_id if self.parameterisation == "subs" else None
+    more = next_token_loss(out, batch, self.normalisation, never, loss.weight)
     return loss.replace(total=loss.total + self.autoregressive_weight * more)
 
   def corrupt(

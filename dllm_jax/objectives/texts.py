@@ -14,7 +14,7 @@ from dllm_jax.core.types import Batch, ModelOutputs
 from dllm_jax.core.vocabulary import cross_entropy, forbid
 
 Normalisation = Literal[
-  "token", "masked", "sequence", "masked_sequence", "batch"
+  "token", "masked", "weight", "sequence", "masked_sequence", "batch"
 ]
 FillKind = Literal["counted", "seen", "none"]
 
@@ -80,7 +80,8 @@ def normalise(weights: Weights, rule: Normalisation, batch: Batch) -> Weights:
   """Returns weights whose loss is an average of the named kind.
 
   "token": over supervised tokens of the batch. "masked": over those that were
-  masked. "sequence": each text's loss over its supervised tokens (its answer),
+  masked. "weight": over those, by the factors of the loss, which are divided out
+  (WeDLM). "sequence": each text's loss over its supervised tokens (its answer),
   then over texts. "masked_sequence": over its masked ones, then over texts.
   "batch": each text's sum, over texts. A text without a token to average over
   is left out. All are taken over the whole accumulated batch.
@@ -90,6 +91,8 @@ def normalise(weights: Weights, rule: Normalisation, batch: Batch) -> Weights:
     return weights
   if rule == "masked":
     return weights._replace(count=masked)
+  if rule == "weight":
+    return weights._replace(count=weights.loss)
   counted = masked if rule == "masked_sequence" else evenly(batch.loss_mask)
   tokens = jnp.maximum(text_sums(counted, batch), 1.0)
   if rule != "batch":
@@ -127,6 +130,7 @@ def next_token_loss(
   batch: Batch,
   rule: Normalisation,
   mask_id: int | None,
+  weight: Float[Array, ""],
 ) -> Float[Array, ""]:
   """Returns the summed cross-entropy of supervised tokens given those before.
 
@@ -138,10 +142,13 @@ def next_token_loss(
     batch: the rows.
     rule: how the loss is normalised.
     mask_id: a token that is never next, or None.
+    weight: the loss's.
   """
   out = forbid(unshifted(out, batch.segment_ids), mask_id)
   one = evenly(batch.loss_mask & ~begins_segment(batch.segment_ids))
   scale = normalise(Weights(one, one, one), rule, batch).loss
+  if rule == "weight":
+    scale *= weight / jnp.maximum(jnp.sum(one), 1.0)
   if batch.loss_weight is not None:
     scale *= batch.loss_weight[:, None]
   return cross_entropy(out, batch.tokens, scale)[0]

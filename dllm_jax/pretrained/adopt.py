@@ -16,18 +16,20 @@ from jaxtyping import PyTree
 from dllm_jax.data.tokenizer import HuggingFace
 from dllm_jax.pretrained import families
 from dllm_jax.pretrained.families import Fields
+from dllm_jax.pretrained.family import DIFFUSION
 from dllm_jax.pretrained.load import Pretrained
 
 TARGETS = ("dream", "llada", "bd3lm")
-FIELD = "diffusion_objective"
-"""What a config.json says of a network that was adopted."""
+TOLD = ("sdar", "idlm")
+"""Families of one name, which whoever reads a folder may have to tell apart."""
 
 
 def check_target(target: str) -> None:
   """Raises ValueError unless weights can be adopted for an objective."""
-  if target not in TARGETS:
+  if target not in TARGETS + TOLD:
     raise ValueError(
-      f"unknown objective {target!r} to adopt; legal: {', '.join(TARGETS)}"
+      f"unknown objective {target!r} to adopt; legal: {', '.join(TARGETS)}, or"
+      f" {' or '.join(TOLD)} for what a folder named sdar is"
     )
 
 
@@ -52,12 +54,12 @@ def adopt(model: Pretrained, target: str) -> Pretrained:
     **model.published,
     "vocab_size": config.vocab_size,
     "mask_token_id": mask,
-    FIELD: target,
+    DIFFUSION: target,
   }
   if target == "dream" and model.published.get("model_type") == "qwen2":
     # The original's own layout: its code then loads what is written.
     published |= {"model_type": "Dream", "architectures": ["DreamModel"]}
-    del published[FIELD]
+    del published[DIFFUSION]
   fields = Fields(published, "config.json")
   family = families.find(fields)
   ids = model.ids._replace(mask=mask)

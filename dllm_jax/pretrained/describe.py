@@ -15,6 +15,7 @@ from dllm_jax.core.types import Objective
 from dllm_jax.models import DiTConfig, rotary, TransformerConfig
 from dllm_jax.pretrained import families
 from dllm_jax.pretrained.families import Family, Fields, Ids
+from dllm_jax.pretrained.family import DIFFUSION
 
 _PATH = "the config.json to be written"
 # What a network's numbers do not depend on.
@@ -23,7 +24,9 @@ _ARITHMETIC = {
   "adapter", "param_dtype", "remat", "unroll", "vocab_multiple",
   "balance_weight", "cond_dim",
 }  # fmt: skip
-_ROUTED = ("llada_moe", "llada2_moe", "qwen_moe", "mixtral")
+_ROUTED = (
+  "llada_moe", "llada2_moe", "llada22", "qwen_moe", "mixtral", "sdar_moe",
+)  # fmt: skip
 _LENGTHS = {
   "llada": "max_sequence_length",
   "mdlm": "model_length",
@@ -91,6 +94,7 @@ def _scaling(scaling: Any) -> dict[str, Any] | None:
         "beta_fast": scaling.high,
         "truncate": scaling.whole,
         "attention_factor": scaling.scale,
+        "llama_4_scaling_beta": scaling.query_growth or None,
         first: scaling.first_length,
       }
   return None
@@ -148,6 +152,14 @@ def _llada2(c: TransformerConfig) -> dict[str, Any]:
   }
 
 
+def _llada22(c: TransformerConfig) -> dict[str, Any]:
+  return _llada2(c) | {"expert_capacity": c.expert_capacity}
+
+
+def _wedlm(c: TransformerConfig) -> dict[str, Any]:
+  return _llama(c) | {"qk_norm": c.qk_norm, "attention_bias": c.qkv_bias}
+
+
 def _dit(c: DiTConfig) -> dict[str, Any]:
   return {
     "hidden_dim": c.width,
@@ -186,6 +198,15 @@ def _sedd(c: DiTConfig, objective: Any, length: int) -> dict[str, Any]:
 _SHAPES: Mapping[str, Callable[[Any], dict[str, Any]]] = {
   "llada": _llada,
   "dream": _llama,
+  "dream_reasoner": _llama,
+  "fast_dllm_v2": _llama,
+  "idlm": _llama,
+  "illada": _llama,
+  "nemotron": _llama,
+  "sdar_moe": _qwen_moe,
+  "stable_diffcoder": _llama,
+  "wedlm": _wedlm,
+  "llada22": _llada22,
   "sdar": _llama,
   "llada_moe": _llada_moe,
   "llada2_moe": _llada2,
@@ -252,7 +273,8 @@ def retrained(
   if type(objective) is not family.objective:
     return values
   now = {key: getattr(objective, key) for key in settings}
-  values |= {key: now[key] for key in now if now[key] != settings[key]}
+  changed = {key: now[key] for key in now if now[key] != settings[key]}
+  values |= family.said(changed)
   read = family.settings(Fields(values, fields.path))
   for key, value in now.items():
     if read[key] != value:
@@ -278,9 +300,9 @@ def _config(family, objective, network, special, length) -> dict[str, Any]:
     )
   if family.name in _ROUTED and not network.experts:
     raise ValueError(f"the layout of {family.name} has experts")
-  if objective.shift != family.objective.shift:
+  if objective.shift != family.shift:
     raise ValueError(
-      f"outputs of {family.name} predict the token {family.objective.shift}"
+      f"outputs of {family.name} predict the token {family.shift}"
       f" slots on, those of this model {objective.shift}"
     )
   same = type(objective) is family.objective
@@ -289,12 +311,13 @@ def _config(family, objective, network, special, length) -> dict[str, Any]:
       raise ValueError("the layout of sedd holds SEDD's objective alone")
     fields = _sedd(network, objective, length)
   else:
-    fields = _kind(family, network) | _SHAPES[family.name](network)
+    block = objective.block_length or 1
+    fields = _kind(family, network, block) | _SHAPES[family.name](network)
     fields["vocab_size"] = network.vocab_size
     fields[_LENGTHS.get(family.name, "max_position_embeddings")] = length
     if same:
       settings = family.settings(Fields(fields, _PATH))
-      fields |= {key: getattr(objective, key) for key in settings}
+      fields |= family.said({key: getattr(objective, key) for key in settings})
   fields |= {
     "mask_token_id": special.mask,
     "eos_token_id": special.end,
@@ -306,20 +329,34 @@ def _config(family, objective, network, special, length) -> dict[str, Any]:
   return fields
 
 
-def _kind(family: Family, network: Any) -> dict[str, Any]:
+_MODEL_TYPES = {
+  "dream": "Dream",
+  "dream_reasoner": "Dream",
+  "fast_dllm_v2": "Fast_dLLM_Qwen",
+}
+
+
+def _kind(family: Family, network: Any, block: int) -> dict[str, Any]:
   """Returns what the family is found by."""
   if family.name == "qwen" and network.qk_norm:
     return {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
   # The original writes it so.
-  name = "Dream" if family.name == "dream" else family.model_types[0]
-  return {"model_type": name, "architectures": [family.architectures[0]]}
+  named = _MODEL_TYPES.get(family.name, family.model_types[0])
+  kind = {"model_type": named, "architectures": [family.architectures[0]]}
+  # Of two that share both names.
+  if family.name == "idlm" or (family.name == "sdar" and block < 4):
+    kind[DIFFUSION] = family.name
+  return kind
 
 
 def _check_same(family, fields, objective, network) -> None:
   """Raises ValueError unless a config says what the objects say."""
   try:
-    families.find(fields)  # It is not taken for another's.
-    read, settings = family.network(fields), family.settings(fields)
+    found = families.find(fields).name
+    if found != family.name:
+      raise ValueError(f"it would be taken for {found}'s")
+    read = family.network(fields)
+    settings = {**family.fixed, **family.settings(fields)}
     families.check_fields(family, fields)
   except (TypeError, ZeroDivisionError) as error:
     raise ValueError(f"the layout of {family.name}: {error}") from error

@@ -7,9 +7,10 @@ is ever imported: where it has code of its own that is another model than the on
 that it is named after, it is refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
+import os
 from typing import Any
 
 from dllm_jax.core.schedule import Geometric, LogLinear
@@ -22,10 +23,18 @@ from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.sedd import SEDD
 from dllm_jax.pretrained import names, networks
-from dllm_jax.pretrained.family import check_own, classes
+from dllm_jax.pretrained.family import (
+  blocks,
+  check_own,
+  classes,
+  code,
+  DIFFUSION,
+  told,
+)
 from dllm_jax.pretrained.family import Family as Family
 from dllm_jax.pretrained.family import Ids as Ids
 from dllm_jax.pretrained.fields import Fields
+from dllm_jax.pretrained.layouts import blockwise, causal
 
 # ----------------------------------------------------------------- objectives
 
@@ -59,11 +68,7 @@ def _mdlm_settings(f: Fields, **legal: Any) -> dict[str, Any]:
 
 
 def _bd3lm_settings(f: Fields) -> dict[str, Any]:
-  return _blocks(16)(f) | _mdlm_settings(f, cross_attn=True)
-
-
-def _blocks(default: int) -> Callable[[Fields], dict[str, Any]]:
-  return lambda f: {"block_size": f.integer("block_size", default=default)}
+  return blocks(16)(f) | _mdlm_settings(f, cross_attn=True)
 
 
 def _begins(f: Fields) -> dict[str, Any]:
@@ -135,8 +140,9 @@ FAMILIES: tuple[Family, ...] = (
     architectures=("SDARForCausalLM",),
     network=networks.sdar,
     objective=BD3LM,
-    settings=_blocks(4),
+    settings=blocks(4),
     sampler="sdar",
+    chosen=lambda f: not causal.is_idlm(f),
     ids=Ids(mask=151669, end=151643, pad=151643),
     harmless=(  # all of its training code
       "debug",
@@ -165,8 +171,9 @@ FAMILIES: tuple[Family, ...] = (
     architectures=("LLaDA2MoeModelLM",),
     network=networks.llada2,
     objective=BD3LM,
-    settings=_blocks(32),
+    settings=blocks(32),
     sampler="llada2",
+    chosen=lambda f: not f.get("expert_capacity"),
     ids=Ids(mask=156895, end=156892, pad=156892),
     # Its code asks partial_rotary_factor for rotary_dim.
     harmless=("router_dtype", "rotary_dim", "seq_aux"),
@@ -237,6 +244,8 @@ FAMILIES: tuple[Family, ...] = (
     matches=lambda f: "graph" in f.values and "tokens" in f.values,
     output=lambda objective, logits, z, t: objective.log_score(logits, z, t),
   ),
+  *blockwise.FAMILIES,
+  *causal.FAMILIES,
 )
 
 
@@ -248,14 +257,16 @@ def find(fields: Fields) -> Family:
   """
   kind = fields.get("model_type")
   named = classes(fields)
+  written = [name.rpartition(".")[2] for name in code(fields)]
   tests = (
+    lambda one: any(name in one.architectures for name in written),
     lambda one: any(name in one.architectures for name in named),
     lambda one: isinstance(kind, str) and kind.lower() in one.model_types,
     lambda one: kind is None and one.matches(fields),
   )
   for test in tests:
     for family in FAMILIES:
-      if test(family):
+      if test(family) and family.chosen(fields):
         check_own(family, fields)
         return _adopted(family, fields)
   known = dict.fromkeys(t for family in FAMILIES for t in family.model_types)
@@ -265,16 +276,40 @@ def find(fields: Fields) -> Family:
   )
 
 
+def as_told(
+  values: Mapping[str, Any], name: str | None, path: str | os.PathLike
+) -> Fields:
+  """Returns the fields of a config, with the family that a caller says it is.
+
+  Args:
+    values: what the file has.
+    name: the family, or None for what the file says.
+    path: the file, for messages.
+
+  Raises:
+    ValueError: the file is of another family.
+  """
+  if name is None:
+    return Fields(values, path)
+  kind = values.get("model_type")
+  if str(kind).lower() not in by_name(name).model_types:
+    raise ValueError(
+      f"{path} has model_type {kind!r}, and {name}'s is"
+      f" {by_name(name).model_types[0]!r}: leave --as={name} out"
+    )
+  return Fields({**values, DIFFUSION: name}, path)
+
+
 _ADOPTED = {
   "dream": (Dream, lambda fields: {}, "dream"),
   "llada": (LLaDA, lambda fields: {}, "llada"),
-  "bd3lm": (BD3LM, _blocks(16), "bd3lm"),
+  "bd3lm": (BD3LM, blocks(16), "bd3lm"),
 }
 
 
 def _adopted(family: Family, fields: Fields) -> Family:
   """Returns a family with the objective that its weights were adopted for."""
-  target = fields.get("diffusion_objective")
+  target = told(fields)
   if target is None or not family.adopts:
     return family
   if target not in _ADOPTED:
@@ -309,7 +344,7 @@ def objective(
   family: Family, fields: Fields, vocab_size: int, special: Ids
 ) -> Objective:
   """Returns the objective that a family was trained with."""
-  settings = family.settings(fields)
+  settings = {**family.fixed, **family.settings(fields)}
   row = length(fields)
   block = settings.get("block_size", 1)
   if networks.has_uniform_noise(fields):  # every token is a real one

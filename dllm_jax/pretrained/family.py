@@ -7,6 +7,7 @@ that they began with; their code does something else.
 from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
+import warnings
 
 from dllm_jax.pretrained.fields import Fields
 from dllm_jax.pretrained.table import Table
@@ -39,13 +40,16 @@ class Family:
     architectures: `architectures` of its configs.
     network: the network's config.
     objective: the objective's class.
-    settings: its fields.
+    settings: its fields that the config says.
+    fixed: its fields that no config says: the family always has them so.
+    renamed: names that the config has for fields of `settings`.
     finetuning: fields of the objective in its published fine-tuning, which a
       run begins with.
     sampler: the preset that samples as published.
     ids: the published special tokens.
     counts_padding: whether hidden slots take positions, as in LLaDA; else
       positions count visible ones, from 0, and hidden ones have 1 (Dream).
+    chosen: tells the family from those of the same names.
     matches: recognises configs without a `model_type`.
     output: `(objective, logits, tokens, t)` to what the original returns, where
       that is not its logits.
@@ -60,21 +64,42 @@ class Family:
   network: Callable[[Fields], Any]
   objective: type
   settings: Callable[[Fields], dict[str, Any]] = lambda fields: {}
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   finetuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sampler: str
   ids: Ids = Ids(None)
   counts_padding: bool = True
+  chosen: Callable[[Fields], bool] = lambda fields: True
   matches: Callable[[Fields], bool] = lambda fields: False
   output: Callable[..., Any] | None = None
   adopts: bool = False
   harmless: tuple[str, ...] = ()
 
+  @property
+  def shift(self) -> int:
+    """How many slots on its outputs predict."""
+    return self.fixed.get("shift", self.objective.shift)
 
+  def said(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns fields of the objective under their names in the config."""
+    return {self.renamed.get(key, key): one for key, one in values.items()}
+
+
+def blocks(default: int, name: str = "block_size") -> Callable[[Fields], dict]:
+  """Returns what reads the length of blocks from a config."""
+  return lambda f: {"block_size": f.integer(name, default=default)}
+
+
+def told(fields: Fields) -> str | None:
+  """Returns what a config says, in our words, that it diffuses by."""
+  return fields.get(DIFFUSION)
+
+
+DIFFUSION = "diffusion_objective"
+"""What a config.json of ours says where those of its layout do not."""
 _OTHERS = {
-  "StableDiffcoderForCausalLM": "Stable-DiffCoder, which denoises blocks",
-  "SeedDiffcoderForCausalLM": "Stable-DiffCoder, which denoises blocks",
   "SDLMQwen2ForCausalLM": "SDLM, which predicts windows of masks",
-  "DreamForCausalLM": "DreamReasoner, block-causal and unshifted",
   "EfficientDLM": "Efficient-DLM, which denoises blocks",
   "MMadaModelLM": "MMaDA, some of whose tokens are of images",
 }
@@ -87,7 +112,7 @@ def classes(fields: Fields) -> list[str]:
   return [str(one) for one in (value if isinstance(value, list) else [value])]
 
 
-def _code(fields: Fields) -> list[str]:
+def code(fields: Fields) -> list[str]:
   """Returns where networks of a folder's own are, as `file.Class`."""
   value = fields.get("auto_map", default={})
   value = value.items() if isinstance(value, Mapping) else ()
@@ -107,12 +132,12 @@ def check_own(family: Family, fields: Fields) -> None:
     ValueError: it names another network, in its architectures or in code.
   """
   kind, path = fields.get("model_type"), fields.path
-  code = _code(fields)
+  own_code = code(fields)
   own = set(family.architectures)
   # A bare network, without its head, may stand beside the whole.
   for end in ("ForCausalLM", "ModelLM"):
     own |= {name.replace(end, "Model") for name in family.architectures}
-  last = {name.rpartition(".")[2] for name in code} | set(classes(fields))
+  last = {name.rpartition(".")[2] for name in own_code} | set(classes(fields))
   foreign = sorted(last - own)
   if family.architectures and foreign:
     why = next((_OTHERS[one] for one in foreign if one in _OTHERS), None)
@@ -126,15 +151,17 @@ def check_own(family: Family, fields: Fields) -> None:
       f"{path} has model_type {kind!r}, but architectures"
       f" {', '.join(classes(fields))}; mend one of them"
     )
-  if family.adopts and code:
+  if family.adopts and own_code:
     raise ValueError(
       f"{path} has model_type {kind!r}, but code of its own,"
-      f" {', '.join(code)}: another model than {family.name}, which is not"
+      f" {', '.join(own_code)}: another model than {family.name}, which is not"
       " supported; if it is the same, remove auto_map"
     )
-  # The only trace of it in the config; SDAR's begin at 4.
-  if family.name == "sdar" and fields.integer("block_size", default=4) < 4:
-    raise ValueError(
-      f"{path} has model_type 'sdar' with a block_size below 4: it is I-DLM's,"
-      " which is causal and shifted, and not supported"
+  if family.name == "idlm" and told(fields) is None:
+    size = fields.integer("block_size")
+    warnings.warn(
+      f"{path} may be SDAR's (block-causal, unshifted) or I-DLM's (causal,"
+      f" shifted), which have the same fields; block_size {size} is I-DLM's, as"
+      " which it is read. Say so by --as=idlm, or --as=sdar if it is not",
+      stacklevel=4,
     )

@@ -171,16 +171,17 @@ def load_pretrained(
   dtype: str | None = None,
   mesh: jax.sharding.Mesh | None = None,
   mask_id: int | None = None,
+  family: str | None = None,
   progress: Progress | None = None,
 ) -> Pretrained:
   """Returns a published model, read from a folder onto its devices.
 
   Args:
     path: a folder with `config.json` and safetensors, one file or in shards.
-    dtype: "float32" or "bfloat16" for parameters and arithmetic; None for what
-      the files have (half precision becomes float32).
+    dtype: "float32" or "bfloat16"; None for the files' (half becomes float32).
     mesh: what to divide the parameters over; None for the first device.
     mask_id: the mask token, where the folder does not name the right one.
+    family: "sdar" or "idlm", between which a config does not decide.
     progress: called with the parameters that are in place, and all.
 
   Raises:
@@ -195,8 +196,8 @@ def load_pretrained(
   """
   folder = paths.place(path)
   published = files.read_config(folder)
-  fields = Fields(published, folder / "config.json")
-  family = families.find(fields)
+  fields = families.as_told(published, family, folder / "config.json")
+  published, family = fields.values, families.find(fields)
   config = _network_config(family, fields)
   tokenizer = tokens.read(folder)
   ids = tokens.ids(

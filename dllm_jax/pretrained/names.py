@@ -1,5 +1,7 @@
 """The name table of each published family; `convert` reads them both ways."""
 
+import dataclasses
+
 import numpy as np
 
 from dllm_jax.models import dit, DiTConfig, transformer
@@ -122,16 +124,18 @@ def _llama_like(family: str, *more: Name) -> Table:
   return Table(
     family=family,
     network=transformer,
-    names=(
-      *_ENDS,
-      *_NORMS,
-      *_SEPARATE,
-      *_perceptron(_LAYER + "mlp", "layers/mlp"),
-      *more,
-    ),
+    names=(*_DENSE, *more),
     tied=_TIED,
     ignored=(_FREQUENCIES,),
   )
+
+
+_DENSE = (
+  *_ENDS,
+  *_NORMS,
+  *_SEPARATE,
+  *_perceptron(_LAYER + "mlp", "layers/mlp"),
+)
 
 
 DREAM = _llama_like("Dream")
@@ -140,6 +144,19 @@ LLAMA = _llama_like("LLaMA")
 SDAR = _llama_like("SDAR")
 QWEN_MOE = _llama_like(
   "Qwen-MoE", _linear(_LAYER + "mlp.gate", "layers/mlp/router"), *_EXPERTS
+)
+SDAR_MOE = dataclasses.replace(QWEN_MOE, family="SDAR-MoE")
+_NEMOTRON = {"model.": "encoder.", "lm_head.": "diffusion_head."}
+NEMOTRON = Table(
+  family="Nemotron-Labs-Diffusion",
+  network=transformer,
+  names=tuple(
+    dataclasses.replace(one, theirs=one.theirs.replace(*pair))
+    for one in _DENSE
+    for pair in _NEMOTRON.items()
+    if one.theirs.startswith(pair[0])
+  ),
+  ignored=(r"encoder\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
 )
 # Gate, down and up, in this order.
 MIXTRAL = _llama_like(

@@ -171,6 +171,34 @@ def sdar(f: Fields) -> TransformerConfig:
   return llama(f, head_dim=128, qk_norm=True)
 
 
+def dream_reasoner(f: Fields) -> TransformerConfig:
+  """Returns DreamReasoner's network: Qwen 3's, by Dream's config."""
+  f.only(attention_bias=False)
+  return llama(f, qk_norm=True)
+
+
+def wedlm(f: Fields) -> TransformerConfig:
+  """Returns WeDLM's network: Qwen 2's or Qwen 3's, by two fields."""
+  biases = f.flag("attention_bias")
+  return llama(f, qk_norm=f.flag("qk_norm"), qkv_bias=biases)
+
+
+def illada(f: Fields) -> TransformerConfig:
+  """Returns iLLaDA's network: LLaMA's, seen both ways."""
+  f.only(resid_pdrop=0.0, layer_norm_eps=None, rope_scaling=None)
+  return meta(f)
+
+
+def nemotron(f: Fields) -> TransformerConfig:
+  """Returns Nemotron-Labs-Diffusion's network: Ministral 3's."""
+  f.only(
+      attention_bias=False, tie_word_embeddings=False,
+      dlm_paradigm=("bidirectional", "block_diff", "autoregressive"),
+      dlm_loss_weight=1.0, dp_varying_mask_ratio=False,
+  )  # fmt: skip
+  return llama(f, norm_eps=f.number("rms_norm_eps", 1e-5))
+
+
 def llada_moe(f: Fields) -> TransformerConfig:
   """Returns LLaDA-MoE's network."""
   f.only(
@@ -202,11 +230,9 @@ def llada_moe(f: Fields) -> TransformerConfig:
 
 def llada2(f: Fields) -> TransformerConfig:
   """Returns LLaDA2's network."""
-  if f.get("expert_capacity"):
-    raise ValueError(
-      f"{f.path}: expert_capacity is LLaDA2.2's, which chooses experts by blocks"
-      " and inserts and deletes tokens: it is not supported"
-    )
+  capacity = f.integer("expert_capacity", default=0)
+  if capacity:  # LLaDA2.2: no groups, but a choice for each block.
+    f.only(n_group=1, topk_group=1)
   f.only(
       score_function="sigmoid", norm_topk_prob=True, use_rmsnorm=True,
       moe_router_enable_expert_bias=True, num_nextn_predict_layers=0,
@@ -225,6 +251,8 @@ def llada2(f: Fields) -> TransformerConfig:
     shared_dim=f.integer("num_shared_experts", default=0) * expert_dim,
     router="sigmoid",
     router_bias=True,
+    expert_capacity=capacity,
+    expert_block=f.integer("block_size", default=32) if capacity else 1,
     router_groups=f.integer("n_group", default=1),
     router_top_groups=f.integer("topk_group", default=1),
     router_normalised=f.integer("num_experts_per_tok") > 1,

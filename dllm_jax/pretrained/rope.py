@@ -85,6 +85,7 @@ def _agreed(f: Fields, r: Fields, name: str, key: str, default: float) -> float:
 _UNUSED_OF_ROPE = (
   "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
   "mscale", "mscale_all_dim", "original_max_position_embeddings", "finetuned",
+  "max_position_embeddings",
 )  # fmt: skip
 
 
@@ -101,7 +102,8 @@ def _yarn(f: Fields, r: Fields) -> rotary.Yarn:
   factor = r.number("factor")
   scale = r.get("attention_factor")
   if scale is None and r.get("mscale") and r.get("mscale_all_dim"):
-    grown = lambda name: 0.1 * r.number(name) * math.log(factor) + 1.0
+    log = max(math.log(factor), 0.0) if factor > 0 else 0.0
+    grown = lambda name: 0.1 * r.number(name) * log + 1.0
     scale = grown("mscale") / grown("mscale_all_dim")
   first = r.get("original_max_position_embeddings")
   return rotary.Yarn(
@@ -111,6 +113,7 @@ def _yarn(f: Fields, r: Fields) -> rotary.Yarn:
     high=r.number("beta_fast", 32.0),
     whole=r.flag("truncate", True),
     scale=scale,
+    query_growth=r.number("llama_4_scaling_beta", 0.0),
   )
 
 

@@ -25,7 +25,7 @@ from dllm_jax.models import LoRA, merge_adapters
 from dllm_jax.objectives.base import TokenSpace
 from dllm_jax.parallel import make_mesh, shardings
 from dllm_jax.pretrained import families, files
-from dllm_jax.pretrained.adopt import adopt, check_target
+from dllm_jax.pretrained.adopt import adopt, check_target, TOLD
 from dllm_jax.pretrained.convert import Source
 from dllm_jax.pretrained.describe import describe, PREFIXES, retrained
 from dllm_jax.pretrained.load import (
@@ -75,7 +75,8 @@ def import_folder(
     folder: the published folder.
     workdir: a new directory.
     target: "dream", "llada" or "bd3lm" to start diffusion from autoregressive
-      weights; None for what the weights are.
+      weights; "sdar" or "idlm" for which of them a folder named SDAR's holds;
+      None for what the weights are.
     adapter: a folder of PEFT's with an adapter of these weights; None for none.
     dtype: "float32" or "bfloat16"; None for what is in the files.
     mask_id: the mask token, where the folder does not name it.
@@ -89,12 +90,14 @@ def import_folder(
   start = time.perf_counter()
   if target is not None:
     check_target(target)
+  told, target = (target, None) if target in TOLD else (None, target)
   with new_folder(workdir) as temporary:
     model = load_pretrained(
       folder,
       dtype=dtype,
-      mesh=_mesh(folder),
+      mesh=_mesh(folder, told),
       mask_id=mask_id,
+      family=told,
       progress=_Bar("reading", " parameters"),
     )
     names = model.family.table
@@ -222,13 +225,13 @@ def _layout(run: Run, family: str | None) -> Pretrained:
   return _kept(run)
 
 
-def _mesh(folder):
+def _mesh(folder, told):
   """Returns a mesh that divides parameters over all devices, or None."""
   count = jax.device_count()
   if count == 1:
     return None
   path = paths.place(folder) / "config.json"
-  fields = families.Fields(files.read_config(folder), path)
+  fields = families.as_told(files.read_config(folder), told, path)
   family = families.find(fields)
   mesh = make_mesh({"data": 1, "fsdp": count})
   try:
@@ -268,7 +271,7 @@ def _config(
     for f in dataclasses.fields(objective)
     if f.name not in derived
   }
-  block = objective.block_length or 1
+  block = getattr(objective, "masks_ahead", 0) or objective.block_length or 1
   trained = families.length(families.Fields(model.published, "config.json"))
   length = length or max(min(trained, _ROW) // block, 1) * block
   name = type(objective).__module__.rsplit(".", 1)[-1]

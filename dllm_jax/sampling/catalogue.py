@@ -6,6 +6,8 @@ from typing import Any
 
 from dllm_jax.core.types import Policy
 from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.lengths.indel import InDel
+from dllm_jax.sampling.policies.parts import Sliding, SubBlocks
 from dllm_jax.sampling.policies.remasking import (
   Cap,
   Conf,
@@ -28,6 +30,7 @@ from dllm_jax.sampling.policies.selection import (
   Threshold,
   Truncated,
 )
+from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.policies.unmasking import FirstHitting, Unmasking
 
 
@@ -145,5 +148,45 @@ PRESETS: dict[str, Preset] = {
     cache="block",
     stops=True,
   ),
+  "llada2_1": Preset(
+    **_unmasking(
+      selection=Threshold(value=0.7), revision=Edit(threshold=0.5, always=True)
+    ),
+    cache="block",
+    stops=True,
+  ),
+  "llada2_1_speed": Preset(
+    **_unmasking(selection=Threshold(value=0.5)), cache="block", stops=True
+  ),
+  "llada2_2": Preset(policy=InDel, temperature=0.0, cache="block", stops=True),
+  "dream_reasoner": Preset(
+    **_unmasking(selection=Threshold(value=0.95)), cache="block", stops=True
+  ),
+  "fast_dllm_v2": Preset(
+    **_unmasking(selection=SubBlocks(width=8, rule=Threshold(value=0.9))),
+    cache="block",
+    stops=True,
+  ),
+  "wedlm": Preset(
+    policy=Unmasking,
+    fields={"score": "entropy", "selection": Sliding()},
+    temperature=0.2,
+    stops=True,
+  ),
+  "idlm": Preset(policy=Speculation, cache="block", stops=True),
+  "idlm_published": Preset(
+    policy=Speculation,
+    fields={"rule": "published"},
+    cache="block",
+    stops=True,
+  ),
+  "nemotron_speculative": Preset(
+    policy=Speculation,
+    fields={"source": "block", "rule": "best"},
+    temperature=0.0,
+    cache="block",
+    stops=True,
+  ),
+  "nemotron": Preset(**_unmasking(), cache="block", stops=True),
   "diffusion_gemma": Preset(policy=Renoise, steps=48, capped=False),
 }

@@ -8,6 +8,9 @@ at a network call, with S the start of a row's block and W its length:
     dual     block      [S, S + W)             those on both sides are kept
     block    block      [S, S + W)             exact: nothing after it is seen
 
+Where blocks open (`Objective.opens`) a block's first call is that of the block
+before it, [S - W, S), which stores that and has the first token.
+
 Prefix and dual caches (Fast-dLLM, arXiv:2505.22618) are approximations for
 bidirectional networks, refreshed by a pass over the canvas when a block is
 entered, and every `refresh` calls. The block cache is that of block-causal
@@ -27,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.axes import BATCH_AXES, constrain, TENSOR
-from dllm_jax.core.mask import BlockCausal, Causal
+from dllm_jax.core.mask import BlockCausal, Causal, MaskSpec
 from dllm_jax.core.types import (
   Batch,
   Denoiser,
@@ -54,7 +57,7 @@ class Network(NamedTuple):
     cache: what is kept between calls.
     refresh: calls between passes over the canvas inside a block; 0 for one at
       its entry only.
-    block: slots of a block; None for the whole canvas.
+    block: slots of a block, or of a call that drafts; None for the canvas.
     reach: slots from a block's start that a prefix cache recomputes; None for
       as many as the canvas has.
     guidance: how two branches are joined, or None.
@@ -77,14 +80,26 @@ class Network(NamedTuple):
     return self.cache in ("prefix", "dual")
 
   @property
+  def enters(self) -> bool:
+    """Whether a block's first call is another than those that follow."""
+    return self.approximate or self.objective.opens
+
+  @property
+  def first_alone(self) -> bool:
+    """Whether that call fills the block's first slot, and no other."""
+    shifted = self.approximate and self.objective.shift > 0
+    return shifted or self.objective.opens
+
+  @property
   def lead(self) -> int:
     """How far the window of a call lies before its block."""
-    return 0 if self.approximate else self.objective.shift
+    return 0 if self.enters else self.objective.shift
 
   @property
   def stores(self) -> bool:
     """Whether a finished block needs one more call, to be kept."""
-    return self.cache == "block" and self.objective.shift == 0
+    exact = self.cache == "block" and self.objective.shift == 0
+    return exact and not self.objective.opens
 
   @property
   def wide(self) -> int:
@@ -101,7 +116,7 @@ class Network(NamedTuple):
       return None
     rows, slots = self.batch.tokens.shape
     rows *= 1 if self.guidance is None else 2
-    room = self.wide if self.wide < slots else 0
+    room = 0 if self.wide == slots else self.wide
     cache = self.denoiser.cache(rows, slots + room)
     heads = lambda x: constrain(x, None, BATCH_AXES, TENSOR, None, None)
     segments = cache.segment_ids[:, :slots]
@@ -140,11 +155,14 @@ class Network(NamedTuple):
       window: what is worked on.
       visible: slots that may be seen now.
       cache: what was kept.
-      fresh: whether an approximate cache is made anew, by a pass over the canvas.
+      fresh: whether an approximate cache is made anew, by a pass over the canvas,
+        or a block is opened, by one over the block before it.
     """
     if self.cache == "none":
       t = self._times(t, window)
       return self._canvas(z, t, visible, None)[0].hidden, None
+    if fresh and self.objective.opens:
+      return self._opened(z, window, visible, cache)
     if fresh:
       return self._refreshed(z, t, window, visible, cache)
     return self._part(z, t, window, visible, cache)
@@ -168,7 +186,12 @@ class Network(NamedTuple):
   ) -> KVCache:
     """Returns the cache of the canvas as it is, seen as clean."""
     t = jnp.zeros((visible.shape[0], 1))
-    return self._canvas(z, t, visible, cache)[1]
+    return self._canvas(z, t, visible, cache, self._stored)[1]
+
+  @property
+  def _stored(self) -> MaskSpec | None:
+    """Who sees whom where tokens are stored; None for as always."""
+    return self.objective.stored_spec if self.objective.opens else None
 
   def fill(
     self,
@@ -180,7 +203,7 @@ class Network(NamedTuple):
   ) -> KVCache:
     """Returns an exact cache with so many slots more, from a start on, as clean."""
     t = jnp.zeros((visible.shape[0], 1))
-    return self._from(z, t, start, width, visible, cache)[1]
+    return self.at(z, t, start, width, visible, cache, self._stored)[1]
 
   def _times(self, t, window):
     """Returns t for the block, 0 for clean ones, if blocks have own times."""
@@ -193,26 +216,38 @@ class Network(NamedTuple):
     inside = (slots >= window.start[:, None]) & (slots < end)
     return jnp.where(inside, t, 0.0)
 
-  def _canvas(self, z, t, visible, cache):
+  def _canvas(self, z, t, visible, cache, spec=None):
     batch = self.batch.replace(segment_ids=visible.astype(jnp.int32))
-    return self._apply(z, t, batch, None, cache)
+    return self._apply(z, t, batch, None, cache, spec)
 
   def _refreshed(self, z, t, window, visible, cache):
     out, cache = self._canvas(z, t, visible, cache)
     slots = window.slots - self.objective.shift
     return gather(out.hidden, self._rows(slots)), cache
 
+  def _opened(self, z, window, visible, cache):
+    """Stores the block before a window; returns what predicts its first slot."""
+    start = jnp.maximum(window.start - self.wide, 0)
+    t = jnp.zeros((visible.shape[0], 1))
+    spec, wide = self._stored, self.wide
+    out, cache = self.at(z, t, start, wide, visible, cache, spec)
+    at = self._rows(window.slots - 1 - start[:, None])
+    return gather(out.hidden, at), cache
+
   def _part(self, z, t, window, visible, cache):
     """Calls the network on the window alone, or on all slots from it on."""
     width = window.slots.shape[1]
     start = jnp.maximum(window.start - self.lead, 0)
-    out, cache = self._from(z, t, start, self.wide, visible, cache)
+    out, cache = self.at(z, t, start, self.wide, visible, cache)
     # Slot j of the window is predicted `shift` before it, 0 at the least.
     at = jnp.arange(width) - self.objective.shift + self.lead
     return out.hidden[:, jnp.maximum(at, 0)], cache
 
-  def _from(self, z, t, start, width, visible, cache):
-    """Calls the network on so many slots of each row, from a start on."""
+  def at(self, z, t, start, width, visible, cache, spec=None):
+    """Calls the network on so many slots of each row, from a start on.
+
+    `spec` says who sees whom, where that is not as always.
+    """
     slots = start[:, None] + jnp.arange(width)
     batch = gather(self.batch.replace(cond=None), slots)
     seen = gather(visible, slots) & (slots < visible.shape[1])
@@ -222,9 +257,9 @@ class Network(NamedTuple):
       cond=self.batch.cond,
     )
     cache = cache.replace(segment_ids=self._rows(visible.astype(jnp.int32)))
-    return self._apply(gather(z, slots), t, batch, start, cache)
+    return self._apply(gather(z, slots), t, batch, start, cache, spec)
 
-  def _apply(self, z, t, batch, start, cache):
+  def _apply(self, z, t, batch, start, cache, spec=None):
     if self.guidance is not None:
       fixed = (batch.segment_ids > 0) & ~batch.loss_mask
       z = self.guidance.latent(self.objective, z, fixed)
@@ -232,6 +267,8 @@ class Network(NamedTuple):
       batch = jax.tree.map(self._rows, batch.replace(cond=None))
       batch, t = batch.replace(cond=cond), self._rows(t)
     inputs = self.objective.inputs(self.process, z, t, batch)
+    if spec is not None:
+      inputs = inputs.replace(mask=spec)
     if start is not None:
       inputs = inputs.replace(slot=self._rows(start))
     return self.denoiser.apply(self.params, inputs, cache)
@@ -266,9 +303,25 @@ def check_cache(
   """
   if kind not in CACHES:
     raise ValueError(f"unknown cache {kind!r}; legal: {', '.join(CACHES)}")
+  name, spec = type(objective).__name__, objective.mask_spec
+  if objective.opens:
+    own = block_length is not None
+    if isinstance(spec, BlockCausal):
+      own = spec.block == block_length and blocks_from == "start"
+    if kind != "block" or not own:
+      raise ValueError(
+        f"blocks of this {name} open with a token of the pass that stores the"
+        " one before: use cache 'block' and its own blocks, of"
+        f" {objective.block_length} slots"
+      )
+    if not forces:
+      raise ValueError(
+        f"blocks of this {name} open with a token of their own: use a policy"
+        " that reveals by confidence"
+      )
+    return
   if kind == "none":
     return
-  name, spec = type(objective).__name__, objective.mask_spec
   if block_length is None:
     raise ValueError(
       f"cache {kind!r} needs a block_length, shorter than the canvas"

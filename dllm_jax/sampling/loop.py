@@ -65,7 +65,7 @@ def _calls(
   """
   most, every = run.sampler.most_calls, run.sampler.calls_a_pass
   call = lambda fresh: lambda canvas: _called(run, window, fresh, canvas)
-  if not run.network.approximate:
+  if not run.network.enters:
     return _repeat(run, call(False), canvas, most)
 
   def cycle(canvas):

@@ -213,7 +213,7 @@ class SamplerConfig:
     cache = self.cache
     if cache is None:
       left_to_right = isinstance(spec, Causal) and block == 1
-      exact = isinstance(spec, BlockCausal) or left_to_right
+      exact = isinstance(spec, BlockCausal) or left_to_right or objective.opens
       elsewhere = "none" if preset.cache == "block" else preset.cache
       cache = "block" if exact else elsewhere
     if (self.stop or self.suppress_end or self.doubt_end) and not end_ids:

@@ -20,8 +20,10 @@ from dllm_jax.core.noise import Keyed
 from dllm_jax.core.types import Batch, Denoiser, ModelOutputs, Process
 from dllm_jax.sampling.forward import Network
 from dllm_jax.sampling.loop import blocks, finished, prefilled
+from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
+from dllm_jax.sampling.speculation.rounds import speculate
 from dllm_jax.sampling.step import NoiseAt, Run, started
 from dllm_jax.sampling.traces.trace import Trace
 
@@ -99,7 +101,10 @@ def generate(
   objective, requests = sampler.objective, run.requests
   canvas = started(run)
   start = canvas.z
-  canvas, frames = blocks(run, prefilled(run, canvas))
+  if isinstance(sampler.policy, Speculation):
+    canvas, frames = speculate(run, canvas)
+  else:
+    canvas, frames = blocks(run, prefilled(run, canvas))
   record = None
   if trace:
     record = Trace(
@@ -176,7 +181,7 @@ def prepared(
     batch=batch,
     cache=sampler.cache,
     refresh=sampler.refresh,
-    block=sampler.block_length,
+    block=sampler.wide,
     reach=sampler.reach,
     guidance=guidance if guidance is not None and guidance.scale else None,
   )

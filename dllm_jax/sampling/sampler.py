@@ -6,6 +6,7 @@ from typing import Literal
 from dllm_jax.core.types import Objective, Policy
 from dllm_jax.sampling.forward import CacheKind, check_cache
 from dllm_jax.sampling.policies.guidance import Guidance
+from dllm_jax.sampling.policies.speculation import Speculation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,12 @@ class Sampler:
     return self.policy.objective
 
   @property
+  def wide(self) -> int | None:
+    """Slots that a call works on; None for the whole canvas."""
+    drafts = isinstance(self.policy, Speculation)
+    return self.policy.width if drafts else self.block_length
+
+  @property
   def steps(self) -> int:
     """Network calls for each block, at most."""
     return self.policy.steps
@@ -119,6 +126,7 @@ class Sampler:
   def most_calls(self) -> int:
     """Network calls for each block, at most, with that of keeping it."""
     stores = self.cache == "block" and self.objective.shift == 0
+    stores &= not self.objective.opens
     return max(self.steps + self.policy.extra + stores, self.least_calls)
 
   @property

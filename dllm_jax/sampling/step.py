@@ -157,7 +157,7 @@ class Run(NamedTuple):
     seen = self.requests.valid
     slots = self.network.batch.positions
     end = window.start[:, None] + window.slots.shape[1]
-    if self.sampler.extend:
+    if self.sampler.extend or self.sampler.objective.opens:
       seen = seen & (slots < end)
     if self.sampler.context is not None:
       seen = seen & (slots >= end - self.sampler.context)
@@ -251,7 +251,7 @@ def step(
   calling, hidden, cache = _look(run, canvas, window, t, calling, fresh)
   out, index = network.outputs(hidden, window, run.head)
   active, must = window.active & running[:, None], None
-  if network.approximate and network.objective.shift:
+  if network.first_alone:
     # A block's first slot is predicted from outside it: by its entry's pass.
     first, entry = window.slots == window.start[:, None], canvas.call == 0
     active &= first | ~entry[:, None]
@@ -281,7 +281,7 @@ def step(
     calls=canvas.calls + calling,
     stage=jnp.where(rows, stage, canvas.stage),
     call=canvas.call + rows,
-    **_noted(run, canvas, window._replace(active=active), new_z, info),
+    **noted(run, canvas, window._replace(active=active), new_z, info),
     cache=cache,
     state=state,
     hidden=hidden if run.keeps else None,
@@ -331,7 +331,7 @@ def _look(
   return calling, *lax.cond(jnp.any(calling), look, same)
 
 
-def _noted(
+def noted(
   run: Run,
   canvas: Canvas,
   window: Window,

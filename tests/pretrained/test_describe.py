@@ -95,8 +95,10 @@ def test_from_scratch_to_a_published_layout(tmp_path, capsys):
 def test_what_is_described_is_no_other_family():
   sdar = read(CONFIGS["SDAR-8B"])
   small = dataclasses.replace(sdar[2], block_size=2)
-  with pytest.raises(ValueError, match="block_size below 4: it is I-DLM's"):
-    describe(small, sdar[1], sdar[3], length=8, name="sdar")
+  # By its fields it could be I-DLM's: it says what it is.
+  family, fields = describe(small, sdar[1], sdar[3], length=8, name="sdar")
+  assert fields["diffusion_objective"] == family.name == "sdar"
+  assert read(fields)[0] == family and read(fields)[2].block_size == 2
   # A layout's one field for biases is of four, and a network has three.
   biased = dataclasses.replace(sdar[1], qkv_bias=True)
   with pytest.raises(ValueError, match="sdar has qkv_bias False, not True"):

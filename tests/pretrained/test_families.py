@@ -66,16 +66,6 @@ def test_a_bare_network_may_stand_beside_its_own():
   ("base", "changes", "said"),
   [
     (
-      "llama",
-      {"architectures": ["StableDiffcoderForCausalLM"]},
-      "its code is StableDiffcoderForCausalLM",
-    ),
-    (
-      "llama",
-      {"auto_map": auto("modeling_seed_diffcoder.SeedDiffcoderForCausalLM")},
-      "its code is SeedDiffcoderForCausalLM",
-    ),
-    (
       "llama",  # Its own class's name, in a file of another.
       {"auto_map": auto("modeling_stable_diffcoder.LlamaForCausalLM")},
       "code of its own, modeling_stable_diffcoder",
@@ -90,9 +80,6 @@ def test_a_bare_network_may_stand_beside_its_own():
       {"architectures": ["EfficientDLM"], "auto_map": auto("m.EfficientDLM")},
       "its code is EfficientDLM",
     ),
-    ("dream", {"architectures": ["DreamForCausalLM"]}, "DreamForCausalLM"),
-    ("sdar", {"block_size": 1}, "I-DLM's, which is causal and shifted"),
-    ("sdar", {"block_size": 3, "fuse_cross_entropy": True}, "I-DLM's"),
     ("sdar", {"use_regular_causal": True}, "the field use_regular_causal"),
     ("llama", {"model_type": "gemma"}, "'gemma', but architectures LlamaFor"),
     ("qwen3", {"model_type": "qwen2"}, "name Qwen 2 and Qwen 3"),
@@ -101,7 +88,6 @@ def test_a_bare_network_may_stand_beside_its_own():
     ("qwen2", {"text_mask_token_id": 63}, "the field text_mask_token_id"),
     ("llada2_moe", {"split_token_id": 9}, "the field split_token_id"),
     ("llada", {"architectures": ["MMadaModelLM"]}, "MMadaModelLM: MMaDA"),
-    ("llada2_moe", {"expert_capacity": 48}, "expert_capacity is LLaDA2.2's"),
     (
       "llama",
       {"auto_map": {"AutoModelForCausalLM": "someone/x--modeling.OtherLM"}},
@@ -126,6 +112,44 @@ def test_a_model_that_is_named_after_another_is_refused(base, changes, said):
   with pytest.raises(ValueError, match=said) as error:
     read(bases[base] | changes)
   assert "\n" not in str(error.value)
+
+
+# Names that two families share: the code decides, a field, or who asks.
+def test_families_of_one_name_are_told_apart():
+  diffcoder = {"architectures": ["StableDiffcoderForCausalLM"]}
+  seed = {"auto_map": auto("modeling_seed.SeedDiffcoderForCausalLM")}
+  for changes in (diffcoder, seed):
+    assert read(LLAMA | changes)[0].name == "stable_diffcoder"
+  reasoner = published_config(golden_cases.load("dreamreasoner"))
+  assert read(reasoner)[0].name == "dream_reasoner"
+  assert read(reasoner | {"model_type": None})[0].name == "dream_reasoner"
+  dream = published_config(golden_cases.load("dream_logits"))
+  assert read(dream)[0].name == "dream"
+  edits = published_config(golden_cases.load("llada22"))
+  assert read(edits)[0].name == "llada22"
+  none = {"expert_capacity", "delete_token_id", "split_token_id"}
+  plain = {k: v for k, v in edits.items() if k not in none}
+  assert read(plain)[0].name == "llada2_moe"
+  with pytest.raises(ValueError, match="n_group=4 is not supported"):
+    read(edits | {"n_group": 4})
+
+
+def test_idlm_and_sdar_are_told_apart_by_the_caller():
+  sdar = published_config(golden_cases.load("sdar"))
+  assert read(sdar)[0].name == "sdar"
+  said = {"diffusion_objective": "idlm"}
+  assert read(sdar | said)[0].name == "idlm"
+  small = sdar | {"block_size": 3, "fuse_cross_entropy": True}
+  with pytest.warns(UserWarning, match="SDAR's .* or I-DLM's .*--as=idlm"):
+    family, _ = read(small)
+  assert family.name == "idlm"
+  assert read(small | {"diffusion_objective": "sdar"})[0].name == "sdar"
+  for name in ("sdar", "idlm"):  # as --as says
+    told = families.as_told(small, name, "config.json")
+    assert families.find(told).name == name
+  qwen = LLAMA | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+  with pytest.raises(ValueError, match="'qwen3', and idlm's is 'sdar': leave"):
+    families.as_told(qwen, "idlm", "config.json")
 
 
 # yjyddq/DARE issue 13: two masks, and nothing said so.

@@ -169,6 +169,15 @@ def test_over_a_mesh():
 
 # Cases of one layout, of other sizes, are among the long tests.
 _SAME = (
+  "dreamreasoner",
+  "fast_dllm_v2",
+  "idlm",
+  "illada",
+  "llada21",
+  "llada_moe_published",
+  "sdar_moe",
+  "stable_diffcoder",
+  "wedlm",
   "sft",
   "vrpo",
   "distill",

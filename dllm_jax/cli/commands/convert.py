@@ -22,7 +22,8 @@ def _define(flag: commands.Flags) -> None:
     "as",
     "",
     "with --from_hf: the diffusion (dream, llada, bd3lm) to start from"
-    " autoregressive weights; with --to_hf: the family whose layout a run that"
+    " autoregressive weights, or what a folder named SDAR's holds (sdar, idlm);"
+    " with --to_hf: the family whose layout a run that"
     " was trained from scratch is written in",
   )
   flag.enum(

@@ -201,7 +201,7 @@ def _by_lengths(mask, q, k, v, q_segments, k_segments):
 def _two_stream(q, k, v, mask, q_segments, k_segments):
   """Returns attention on [z ; x0] in two parts (arXiv:2503.09573, eq. 6).
 
-  Clean to clean is block-causal. Noisy attends to the noisy keys of its own
+  Clean to clean is block-causal, by its own blocks. Noisy attends to the noisy keys of its own
   block and to the clean keys of earlier blocks under one softmax, whose maximum
   and sum join the two.
   """
@@ -216,7 +216,7 @@ def _two_stream(q, k, v, mask, q_segments, k_segments):
     q[:, clean],
     k[:, clean],
     v[:, clean],
-    mask=BlockCausal(block),
+    mask=BlockCausal(mask.clean_block or block),
     q_segments=q_segments[:, clean],
     k_segments=k_segments[:, clean],
   )

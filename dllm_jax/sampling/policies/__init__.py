@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "ancestral": ["Ancestral", "Stepwise"],
     "control": ["Controlled", "LatentClassifier"],
     "guidance": ["Guidance"],
+    "parts": ["Sliding", "SubBlocks"],
     "processors": [
       "Banned",
       "Forced",
@@ -45,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
       "Threshold",
       "Truncated",
     ],
+    "speculation": ["Speculation"],
     "unmasking": ["FirstHitting", "Unmasking"],
   },
 )

@@ -103,9 +103,11 @@ class Edit:
   changes or `extra` calls are used.
 
   Attributes:
-    threshold: a probability in (0, 1].
+    threshold: a probability in [0, 1]; 0 replaces whatever differs, as the
+      original's 0 does (diffusers' 0 edits nothing: that is no revision here).
     extra: calls on a full window, at most.
-    always: whether tokens are edited while there are masks too.
+    always: whether tokens are edited while there are masks too, by the call that
+      reveals others (LLaDA2.1's joint rule).
   """
 
   threshold: float = 0.9
@@ -113,9 +115,14 @@ class Edit:
   always: bool = False
 
   def __post_init__(self):
-    check.within("the editing threshold", self.threshold, "(0, 1]")
-    if self.extra < 1:
-      raise ValueError(f"editing needs at least 1 call, not {self.extra}")
+    check.within("the editing threshold", self.threshold, "[0, 1]")
+    if self.extra < 0:
+      raise ValueError(f"editing takes 0 calls or more, not {self.extra}")
+    if not (self.extra or self.always):
+      raise ValueError(
+        "editing takes 0 calls on a full window, and none before: give extra"
+        " calls, set always, or leave the revision out"
+      )
 
   def __call__(
     self, taken: Taken, memory: Memory

@@ -96,7 +96,7 @@ def sort(x: Array, order: Int[Array, "B W"]) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Selection:
+class Selection:
   """What selections share; see the module."""
 
   entropy = False
@@ -115,7 +115,7 @@ class _Selection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Even(_Selection):
+class Even(Selection):
   """Of n masked slots, step i reveals n // steps, one more if i < n % steps.
 
   LLaDA's plan (arXiv:2502.09992, alg. 5), made when a window is entered.
@@ -147,7 +147,7 @@ class Even(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Everything(_Selection):
+class Everything(Selection):
   """Reveals every slot: what stays is the revision's choice."""
 
   def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
@@ -156,7 +156,7 @@ class Everything(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Proportional(_Selection):
+class Proportional(Selection):
   """Reveals a share of what is left: round(n (alpha(s) - alpha(t)) / (1 - alpha(t))).
 
   t and s are even times, of which the first is 1 and the last 0; steps that
@@ -200,7 +200,7 @@ class Proportional(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Truncated(_Selection):
+class Truncated(Selection):
   """Reveals floor(n (1 - s / t)) of what is left, all at the last step.
 
   Dream's rule, on the objective's grid of times (arXiv:2508.15487).
@@ -214,7 +214,7 @@ class Truncated(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chance(_Selection):
+class Chance(Selection):
   """Reveals each slot with probability 1 - s / t, whatever its score.
 
   Dream's "origin"; all at the last step.
@@ -230,7 +230,7 @@ class Chance(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CosinePlan(_Selection):
+class CosinePlan(Selection):
   """Leaves floor(N cos(pi/2 (i + 1) / steps)) of N slots masked (MaskGIT).
 
   At least one is revealed, and all at the last step (arXiv:2202.04200).
@@ -245,7 +245,7 @@ class CosinePlan(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Threshold(_Selection):
+class Threshold(Selection):
   """Reveals all that are surer than a threshold, and the plan's at least.
 
   If fewer pass it than are planned, the best of the plan are revealed
@@ -280,7 +280,7 @@ class Threshold(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Factor(_Selection):
+class Factor(Selection):
   """Reveals the first n by score while confidence_n >= 1 - factor / (n + 1).
 
   The more are revealed together, the surer each has to be (Fast-dLLM,
@@ -307,7 +307,7 @@ class Factor(_Selection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EntropyBound(_Selection):
+class EntropyBound(Selection):
   """Reveals the first n by score with sum_n H - max_n H <= bound (EB).
 
   The left side bounds how far joint and product law are apart

@@ -1,0 +1,1 @@
+"""Families by how they denoise; `families` has them in one list."""
