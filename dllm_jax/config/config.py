@@ -35,8 +35,12 @@ from dllm_jax.training.metrics import Logging
 from dllm_jax.training.optimizer import Optimizer
 from dllm_jax.training.step import Training
 
-_NETWORKS = {"transformer": models.TransformerConfig, "dit": models.DiTConfig}
-_BUILDERS = {"transformer": models.transformer, "dit": models.dit}
+# By the names of the functions of `models` that build them.
+_NETWORKS = dict(
+  transformer=models.TransformerConfig,
+  dit=models.DiTConfig,
+  gemma=models.GemmaConfig,
+)
 
 # Filled in from the tokenizer and the objective, never by a config.
 _DERIVED = {
@@ -97,11 +101,7 @@ class Config:
   sampler: SamplerConfig
 
   def build(self, tokenizer: Tokenizer) -> tuple[Objective, Denoiser]:
-    """Returns the objective and the network over a tokenizer's vocabulary.
-
-    Raises:
-      ValueError: a field has an illegal value.
-    """
+    """Returns the objective and the network over a tokenizer's vocabulary."""
     space = TokenSpace(
       vocab_size=tokenizer.vocab_size,
       mask_id=tokenizer.mask_id,
@@ -113,15 +113,14 @@ class Config:
     cls = registry.objective_class(fields.pop("name"))
     fields = {k: _nested("objective", cls, k, v) for k, v in fields.items()}
     objective = cls.over(space, **fields)
-    name = self.model["name"]
-    return objective, _BUILDERS[name](self.network(objective))
+    build = getattr(models, self.model["name"])
+    return objective, build(self.network(objective))
 
   @property
   def fill(self) -> Fill:
     """What conversations have behind them."""
-    return registry.objective_class(self.objective["name"]).filling(
-      self.objective
-    )
+    name = self.objective["name"]
+    return registry.objective_class(name).filling(self.objective)
 
   def network(self, objective: Objective) -> Any:
     """Returns the network's config, with what the objective needs of it.
@@ -135,11 +134,7 @@ class Config:
 
 
 def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:
-  """Returns a network's config, with what the objective needs of it.
-
-  Raises:
-    ValueError: the network cannot be what the objective needs.
-  """
+  """Returns a network's config, with what the objective needs of it."""
   cls, needs = _NETWORKS[name], objective.network_fields()
   legal = {f.name for f in dataclasses.fields(cls)}
   network = cls(**{
@@ -152,7 +147,7 @@ def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:
       raise ValueError(
         f"{type(objective).__name__} needs a network with {field} {value}, "
         f"which config.model ({name}) is not; change its fields, or take "
-        "model.name transformer"
+        f"model.name {_default_network(type(objective))}"
       )
   return network
 
@@ -224,7 +219,8 @@ def resolve(given: Mapping[str, Any]) -> ConfigDict:
       name = {"name": fields.pop("name", "mdlm")}
       cls = registry.objective_class(name["name"])
     elif section == "model":
-      name = {"name": fields.pop("name", "transformer")}
+      objective = registry.objective_class(result["objective"]["name"])
+      name = {"name": fields.pop("name", _default_network(objective))}
       if name["name"] not in _NETWORKS:
         raise ValueError(
           f"unknown network {name['name']!r}; legal: {', '.join(_NETWORKS)}"
@@ -234,6 +230,12 @@ def resolve(given: Mapping[str, Any]) -> ConfigDict:
       cls = _SECTIONS[section]
     result[section] = name | _complete(section, cls, fields)
   return ConfigDict(result)
+
+
+def _default_network(objective: type[Objective]) -> str:
+  """Returns the first network that has as many passes as an objective."""
+  passes = lambda name: getattr(_NETWORKS[name], "two_passes", False)
+  return next(k for k in _NETWORKS if passes(k) == objective.two_passes)
 
 
 def _complete(section: str, cls: type, given: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +271,8 @@ def _optional(hint: Any) -> type | None:
     inner = [t for t in typing.get_args(hint) if t is not type(None)]
     if len(inner) == 1 and len(typing.get_args(hint)) == 2:
       inner = inner[0]
-      return str if typing.get_origin(inner) is typing.Literal else inner
+      origin = typing.get_origin(inner)
+      return str if origin is typing.Literal else origin or inner
   return None
 
 

@@ -1,10 +1,10 @@
 """The nouns and the numerics that every room shares.
 
 `Batch` is what is learned from, `Denoiser` a network, `Process` the arrays of a
-corruption, `Objective` a diffusion, `Policy` a way to sample it, `Noise` where a
-sampler's draws come from. Schedules say how much is kept at time t; mask specs,
-which positions see which; `reduce` and `cross_entropy` read a vocabulary without
-an array of positions times vocabulary.
+corruption, `Objective` a diffusion, `Noise` where a sampler's draws come from.
+Schedules say how much is kept at time t; mask specs, which positions see which;
+`reduce` and `cross_entropy` read a vocabulary without an array of positions times
+vocabulary.
 """
 
 import lazy_loader
@@ -21,7 +21,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
       "ModelOutputs",
       "Noise",
       "Objective",
-      "Policy",
       "Process",
     ],
     "mask": ["BlockCausal", "Causal", "Full", "materialise", "TwoStream"],

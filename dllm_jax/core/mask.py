@@ -42,6 +42,30 @@ class Causal:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sliding:
+  """A slot attends to itself and to the `window - 1` slots before it.
+
+  With window 2:
+
+      1 0 0
+      1 1 0
+      0 1 1
+
+  Attributes:
+    window: slots that a query sees, its own among them.
+  """
+
+  window: int
+
+  def __post_init__(self):
+    check.at_least(self, 1, "window")
+
+  def allowed(self, q: Int[Array, "*n"], k: Int[Array, "*n"]):
+    """Returns True where the query slot may see the key slot."""
+    return (q >= k) & (q - k < self.window)
+
+
+@dataclasses.dataclass(frozen=True)
 class BlockCausal:
   """A slot attends to its own block and to earlier blocks.
 
@@ -109,7 +133,7 @@ class TwoStream:
     return own | past | clean
 
 
-MaskSpec = Full | Causal | BlockCausal | TwoStream
+MaskSpec = Full | Causal | Sliding | BlockCausal | TwoStream
 
 
 def materialise(

@@ -60,6 +60,10 @@ class ModelInputs:
     slot: the cache slot of each row's first position; None for positions that are
       all there is, from slot 0.
     dropout_key: the key of dropout, or None for a deterministic pass.
+    self_conditioning: for each position the mean embedding under what the network
+      last said of it, softmax(logits) @ unembed^T; zeros, or None, for nothing.
+    past: text that was read before, as `ModelOutputs.past` gave it; the first
+      position is then at `slot`, and sees what lies before it.
   """
 
   latent: Int[Array, "B T"] | Float[Array, "B T E"]
@@ -70,6 +74,8 @@ class ModelInputs:
   extra_mask: Bool[Array, "*B T S"] | None = None
   slot: Int[Array, "B"] | None = None
   dropout_key: Key[Array, ""] | None = None
+  self_conditioning: Float[Array, "B T D"] | None = None
+  past: PyTree = None
   mask: MaskSpec = struct.field(pytree_node=False, default=Full())
 
 
@@ -77,7 +83,8 @@ class ModelInputs:
 class ModelOutputs:
   """What a network says, before the vocabulary: logits are never built whole.
 
-  `logits = hidden @ unembed + bias`, formed on chunks of positions by
+  `logits = softcap tanh((hidden @ unembed) / softcap) + bias`, without a cap
+  `hidden @ unembed + bias`, formed on chunks of positions by
   `dllm_jax.core.vocabulary`.
 
   Attributes:
@@ -85,15 +92,23 @@ class ModelOutputs:
     unembed: `[D, V_padded]`, float32 or the type of the parameters.
     bias: `[V_padded]`, or None.
     aux: extra outputs by name: load-balancing loss, router logits, captures.
+    past: keys and values of text, of networks that a canvas reads it in
+      (`models.diffusion_gemma`): for `ModelInputs.past`, with gradients.
     vocab_size: the real vocabulary; columns from it on are padding, sliced off
       before any consumer sees them. None: nothing is padded.
+    softcap: the bound of |logits|, or None.
+    tied: whether `unembed` is the table of embeddings, transposed: products then
+      read it as it is stored.
   """
 
   hidden: Float[Array, "B T D"]
   unembed: Float[Array, "D V"] | None = None
   bias: Float[Array, "V"] | None = None
   aux: Mapping[str, Any] = struct.field(default_factory=dict)
+  past: PyTree = None
   vocab_size: int | None = struct.field(pytree_node=False, default=None)
+  softcap: float | None = struct.field(pytree_node=False, default=None)
+  tied: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass
@@ -102,14 +117,18 @@ class KVCache:
 
   Attributes:
     key: rotated keys, `[layers, B, kv_heads, S + room, head_dim]`, as products
-      read them; behind the S slots is room for windows that end past them.
-    value: values, of the same shape.
+      read them; behind the S slots is room for windows that end past them. A
+      tuple, where layers are of several kinds: one array for each.
+    value: values, of the same shapes.
     segment_ids: the segment of each slot; 0 marks an empty slot, never attended.
+    slots: of layers that keep the last R slots only, which slot is in each of
+      their places, -1 for none; None where each slot has its own.
   """
 
-  key: Float[Array, "N B H P K"]
-  value: Float[Array, "N B H P K"]
+  key: Float[Array, "N B H P K"] | tuple[Float[Array, "N B H P K"], ...]
+  value: Float[Array, "N B H P K"] | tuple[Float[Array, "N B H P K"], ...]
   segment_ids: Int[Array, "B S"]
+  slots: Int[Array, "B R"] | None = None
 
 
 class Denoiser(NamedTuple):
@@ -228,7 +247,10 @@ class Objective(Protocol):
       positions of z, nats, of a network that is told the time of that rate.
     replaces: whether noise replaces tokens, so that reversing it may as well.
     opens: whether a block's first token is that of the pass that stores the last.
-    adapts: whether evaluations while training change the process (`adapt`).
+    two_passes: whether the network reads what lies before a block by a causal
+      pass of its own, of `text_inputs`; a block reads it and is not written.
+    self_conditioned: whether the network is told what it last said of a block.
+    adapts: whether `adapt` changes the process at evaluations while training.
   """
 
   vocab_size: int
@@ -240,6 +262,8 @@ class Objective(Protocol):
   exchangeable: bool = False
   replaces: bool = False
   opens: bool = False
+  two_passes: bool = False
+  self_conditioned: bool = False
   adapts: bool = False
 
   @property
@@ -310,6 +334,11 @@ class Objective(Protocol):
   ) -> ModelInputs:
     """Returns what the network sees for the latent z at time t."""
 
+  def text_inputs(
+    self, process: Process, tokens: Int[Array, "B T"], batch: Batch
+  ) -> ModelInputs:
+    """Returns what the causal pass over clean tokens sees, of `two_passes`."""
+
   def log_x0(
     self, process: Process, logits: Array, z: PyTree, t: Array
   ) -> Float[Array, "B T V"]:
@@ -351,70 +380,4 @@ class Objective(Protocol):
     With a reading, returns (z_s, what it notes of the draws). `window` names,
     for each row, the slots of `out` that predict z, as in
     `core.vocabulary.reduce`.
-    """
-
-
-class Policy(Protocol):
-  """How a window of the canvas is revealed; ancestral is one among others.
-
-  Attributes:
-    objective: the diffusion that the network was trained for.
-    steps: network calls for each window, at most.
-    extra: calls beyond `steps` that may follow on a full window.
-    counts: whether `step` wants to know how often tokens stand in a row.
-    forces: whether `step` can be told slots to reveal (`must`).
-    idles: whether a step may leave a window as it was.
-    stands: whether a token that a step reveals stays: else a window is final
-      only when it is done.
-    top: how many of the likeliest tokens `info` has of each draw.
-  """
-
-  objective: Objective
-  steps: int
-  extra: int
-  counts: bool
-  forces: bool
-  idles: bool
-  stands: bool
-  top: int
-
-  def least_steps(self, width: int) -> int:
-    """Returns the fewest steps that finish a window of so many slots."""
-
-  def init(
-    self, process: Process, z: PyTree, window: Bool[Array, "B W"]
-  ) -> Any:
-    """Returns the state at a window's start, leaves `[B, ...]`.
-
-    `window` is True at the slots that may change.
-    """
-
-  def time(self, state: Any) -> Float[Array, "B 1"]:
-    """Returns the time that the network is told."""
-
-  def done(
-    self, process: Process, z: PyTree, state: Any, window: Bool[Array, "B W"]
-  ) -> Bool[Array, "B"]:
-    """Returns which rows need no further network call for this window."""
-
-  def step(
-    self,
-    process: Process,
-    noise: Noise,
-    out: ModelOutputs | tuple[ModelOutputs, ...],
-    z: PyTree,
-    state: Any,
-    active: Bool[Array, "B W"],
-    *,
-    window: Int[Array, "B W"] | None = None,
-    guide: Guide | None = None,
-    rows: Any = None,
-    must: Bool[Array, "B W"] | None = None,
-  ) -> tuple[PyTree, Any, Mapping[str, Array]]:
-    """Returns (z, state, info) after one network evaluation.
-
-    `active` is True at slots that may change now, `window` names the slots of
-    `out` that predict z; `guide` joins the logits of several outputs; `rows` is
-    what the rows chose (`sampling.policies.rows`); `must` is True where a token
-    has to be revealed. info feeds the trace and says how likely draws were.
     """

@@ -58,18 +58,62 @@ def _wide(x: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _logits(out: ModelOutputs, hidden: Array) -> Float[Array, "*n V"]:
+def _logits(
+  out: ModelOutputs, table: Array | None, hidden: Array
+) -> Float[Array, "*n V"]:
   """Returns logits of some hidden states, float32 at least, padding off."""
   logits = _wide(hidden)
-  if out.unembed is not None:
-    logits = jnp.matmul(
+  if table is not None:
+    logits = jnp.einsum(
+      "...d,vd->...v" if out.tied else "...d,dv->...v",
       hidden,
-      out.unembed.astype(hidden.dtype),
+      table.astype(hidden.dtype),
       preferred_element_type=logits.dtype,
     )
+    logits = _capped(logits, out.softcap)
   if out.bias is not None:
     logits = logits + out.bias.astype(logits.dtype)
   return logits if out.vocab_size is None else logits[..., : out.vocab_size]
+
+
+def _capped(logits: Array, softcap: float | None) -> Array:
+  """Returns softcap tanh(logits / softcap)."""
+  return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def mean_embedding(
+  out: ModelOutputs,
+) -> Callable[[Float[Array, "*n V"]], Float[Array, "*n D"]]:
+  """Returns `logits -> softmax(logits) @ unembed^T`, the mean row of a table.
+
+  What self-conditioning carries in place of probabilities. The gradient reaches
+  the unembedding, not the logits.
+  """
+  table = _table(out)
+
+  def mean(logits):
+    p = lax.stop_gradient(jax.nn.softmax(logits))
+    if table is None:
+      return p
+    # Padding gets no probability: to slice the table would copy it.
+    more = vocab_width(out) - p.shape[-1]
+    p = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, more)])
+    product = "...v,vd->...d" if out.tied else "...v,dv->...d"
+    wide = p.dtype
+    return jnp.einsum(
+      product, p.astype(table.dtype), table, preferred_element_type=wide
+    )
+
+  return mean
+
+
+def _table(out: ModelOutputs) -> Array | None:
+  """Returns the unembedding as it is stored, `[V, D]` if tied.
+
+  Made outside of loops, whose operand would else be a copy laid out the other
+  way, as large as the table.
+  """
+  return out.unembed.T if out.tied else out.unembed
 
 
 def _slices(x: Array, shards: int, start: Array, size: int) -> Array:
@@ -109,7 +153,7 @@ def reduce(
   """
   several = isinstance(outs, tuple)
   outs = outs if several else (outs,)
-  hidden = [out.hidden for out in outs]
+  hidden, tables = [out.hidden for out in outs], [_table(out) for out in outs]
   if window is not None:
     index = jnp.maximum(window, 0)[:, :, None]
     hidden = [jnp.take_along_axis(h, index, axis=1) for h in hidden]
@@ -130,7 +174,8 @@ def reduce(
       return x if whole else _slices(x, shards, start, size)
 
     logits = tuple(
-      _logits(out, cut(h)) for out, h in zip(outs, hidden, strict=True)
+      _logits(out, table, cut(h))
+      for out, table, h in zip(outs, tables, hidden, strict=True)
     )
     args = jax.tree.unflatten(treedef, [cut(x) for x in leaves])
     return fn(logits if several else logits[0], *args)
@@ -191,8 +236,9 @@ def cross_entropy(
     terms = _terms(_wide(out.hidden) + bias, targets, weights)[0]
     total = jnp.sum(weights * terms)
   else:
+    weights = weights.astype(jnp.float32)
     total, terms = _cross_entropy(
-      out.hidden, out.unembed, bias, targets, weights.astype(jnp.float32)
+      out.softcap, out.hidden, out.unembed, bias, targets, weights
     )
   return total, lax.stop_gradient(terms)
 
@@ -206,20 +252,20 @@ def _terms(logits, targets, weights):
   return lse - picked, lse
 
 
-@jax.custom_vjp
-def _cross_entropy(hidden, unembed, bias, targets, weights):
-  return _sharded(hidden, unembed, bias, targets, weights, gradients=False)[:2]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(softcap, *args):
+  return _sharded(*args, softcap=softcap, gradients=False)[:2]
 
 
-def _forward(hidden, unembed, bias, targets, weights):
+def _forward(softcap, hidden, unembed, *rest):
   total, terms, *gradients = _sharded(
-    hidden, unembed, bias, targets, weights, gradients=True
+    hidden, unembed, *rest, softcap=softcap, gradients=True
   )
   gradients[1] = gradients[1].astype(unembed.dtype)
   return (total, terms), (*gradients, terms)
 
 
-def _backward(saved, cotangents):
+def _backward(_, saved, cotangents):
   d_hidden, d_unembed, d_bias, terms = saved
   g = cotangents[0]
   scale = lambda x: (g * x).astype(x.dtype)
@@ -229,10 +275,10 @@ def _backward(saved, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _sharded(hidden, unembed, bias, targets, weights, *, gradients):
+def _sharded(hidden, unembed, bias, targets, weights, *, softcap, gradients):
   """Runs `_local` on each device's own rows and positions, sums once."""
   rows, context = axis_size(*BATCH_AXES), axis_size(CONTEXT)
-  local = functools.partial(_local, gradients=gradients)
+  local = functools.partial(_local, softcap=softcap, gradients=gradients)
   batch, length = targets.shape
   if rows * context == 1 or batch % rows or length % context:
     return local(hidden, unembed, bias, targets, weights)
@@ -256,7 +302,7 @@ def _sharded(hidden, unembed, bias, targets, weights, *, gradients):
   )(hidden, unembed, bias, targets, weights)
 
 
-def _local(hidden, unembed, bias, targets, weights, *, gradients):
+def _local(hidden, unembed, bias, targets, weights, *, softcap, gradients):
   """Returns (total, terms[, d_hidden, d_unembed, d_bias]) of local positions."""
   shape, width = hidden.shape, unembed.shape[-1]
   hidden = hidden.reshape(-1, shape[-1])
@@ -266,7 +312,9 @@ def _local(hidden, unembed, bias, targets, weights, *, gradients):
   size = min(_chunk_rows(width), n)
 
   def chunk(h, target, weight):
-    logits = jnp.matmul(h, matrix, preferred_element_type=jnp.float32) + bias
+    capped = jnp.matmul(h, matrix, preferred_element_type=jnp.float32)
+    capped = _capped(capped, softcap)
+    logits = capped + bias
     term, lse = _terms(logits, target, weight)
     if not gradients:
       return term, None, None, None
@@ -274,6 +322,8 @@ def _local(hidden, unembed, bias, targets, weights, *, gradients):
     delta -= jnp.arange(width) == target[:, None]
     delta *= weight[:, None]
     d_bias = jnp.sum(delta, axis=0)
+    if softcap is not None:
+      delta *= 1.0 - (capped / softcap) ** 2
     delta = delta.astype(h.dtype)
     d_h = jnp.matmul(delta, matrix.T, preferred_element_type=jnp.float32)
     d_w = jnp.matmul(h.T, delta, preferred_element_type=jnp.float32)

@@ -15,6 +15,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "cache": ["empty_cache"],
     "dit": ["dit", "DiTConfig"],
     "adapters": ["DoRA", "LoRA", "merge_adapters", "without_adapters"],
+    "diffusion_gemma.config": ["GemmaConfig"],
+    "diffusion_gemma.network": ["gemma"],
     "transformer": ["transformer", "TransformerConfig"],
   },
 )

@@ -9,7 +9,7 @@ equal layers is a stack of its own, `run0/layers`, `run1/layers`, and so on.
 
 from collections.abc import Sequence
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flax import linen as nn
 from flax import struct
@@ -36,6 +36,7 @@ from dllm_jax.models.layers import (
   RMSNorm,
   scaled_normal,
   stack,
+  unit_rms,
 )
 from dllm_jax.models.rotary import rotary_tables, rotate
 
@@ -86,12 +87,23 @@ class Run(NamedTuple):
     first: the first of these layers.
     layers: how many.
     routed: whether their perceptrons are mixtures of experts.
+    each: how many of them are neighbours; None for all.
+    every: layers from the first of some neighbours to the first of the next.
   """
 
   name: str
   first: int
   layers: int
   routed: bool
+  each: int | None = None
+  every: int = 0
+
+  @property
+  def numbers(self) -> tuple[int, ...]:
+    """The number of each layer of the stack."""
+    each = self.each or self.layers
+    place = lambda i: self.first + i // each * self.every + i % each
+    return tuple(map(place, range(self.layers)))
 
 
 def layer_runs(routed: Sequence[bool]) -> tuple[Run, ...]:
@@ -128,7 +140,7 @@ def trunk(
     experts: the same for the layers of routed runs.
   """
   c = config
-  x = _between(x.astype(c.dtype))
+  x = between(x.astype(c.dtype))
   slots, key_segments = None, inputs.segment_ids
   if cache is not None:
     cache = fill(cache, inputs)
@@ -162,12 +174,12 @@ def trunk(
 
   x = norm(c.norm_eps, name="final_norm")(x)
   if conditioning is not None:
-    change = _within(_modulation(c, 2, "final_modulation")(conditioning))
+    change = within(_modulation(c, 2, "final_modulation")(conditioning))
     x = modulate(x, *jnp.split(change, 2, axis=-1))
-  return _within(x), cache, aux
+  return within(x), cache, aux
 
 
-def _between(x):
+def between(x):
   """Returns activations as they lie between branches: positions over `tensor` too.
 
   Norms, residuals and what is kept for the backward pass are then divided by all
@@ -177,7 +189,7 @@ def _between(x):
   return constrain(x, BATCH_AXES, (CONTEXT, TENSOR), None)
 
 
-def _within(x):
+def within(x):
   """Returns activations as a branch reads them, gathered once for its matrices."""
   return constrain(x, BATCH_AXES, CONTEXT, None)
 
@@ -237,20 +249,20 @@ class Block(nn.Module):
     attention_norm = self.norm(c.norm_eps, name="attention_norm")
     mlp_norm = self.norm(c.norm_eps, name="mlp_norm")
     if shared.conditioning is None:
-      y, cache = attend(_within(attention_norm(x)), shared, cache, layer)
-      x = _between(x + dropout(y))
-      y, aux = mlp(_within(mlp_norm(x)), shared.inputs.segment_ids > 0)
-      return (_between(x + dropout(y)), cache), aux
+      y, cache = attend(within(attention_norm(x)), shared, cache, layer)
+      x = between(x + dropout(y))
+      y, aux = mlp(within(mlp_norm(x)), shared.inputs.segment_ids > 0)
+      return (between(x + dropout(y)), cache), aux
     # Divided by rows, like what it changes; of itself by features, as its kernel.
-    change = _within(_modulation(c, 6, "modulation")(shared.conditioning))
+    change = within(_modulation(c, 6, "modulation")(shared.conditioning))
     shift, scale, gate, *second = jnp.split(change, 6, axis=-1)
-    y = _within(modulate(attention_norm(x), shift, scale))
+    y = within(modulate(attention_norm(x), shift, scale))
     y, cache = attend(y, shared, cache, layer)
-    x = _between(x + gate * dropout(y))
+    x = between(x + gate * dropout(y))
     shift, scale, gate = second
-    y = _within(modulate(mlp_norm(x), shift, scale))
+    y = within(modulate(mlp_norm(x), shift, scale))
     y, aux = mlp(y, shared.inputs.segment_ids > 0)
-    return (_between(x + gate * dropout(y)), cache), aux
+    return (between(x + gate * dropout(y)), cache), aux
 
 
 class Attention(nn.Module):
@@ -263,24 +275,7 @@ class Attention(nn.Module):
     """Returns the mixed values and the cache with this layer written."""
     c = self.config
     inputs = shared.inputs
-
-    def project(name, heads):
-      return Linear(
-        (c.width,),
-        (heads, c.head_dim),
-        bias=c.qkv_bias,
-        dtype=c.dtype,
-        adapter=c.adapter,
-        matmul=c.matmul,
-        name=name,
-      )(x)
-
-    q = project("q", c.heads)
-    k, v = project("k", c.kv_heads), project("v", c.kv_heads)
-    if c.qk_norm:
-      q = RMSNorm(c.norm_eps, name="q_norm")(q)
-      k = RMSNorm(c.norm_eps, name="k_norm")(k)
-    q, k = rotate(q, shared.tables), rotate(k, shared.tables)
+    q, k, v = projected(c, c.kv_heads, c.head_dim, x, shared.tables)
     if shared.query_scale is not None:
       q *= shared.query_scale[:, :, None, None].astype(q.dtype)
     if cache is not None:
@@ -299,13 +294,71 @@ class Attention(nn.Module):
       implementation=c.attention,
       context=c.context,
     )
-    out = Linear(
-      (c.heads, c.head_dim),
+    return projected_back(c, c.head_dim, y), cache
+
+
+def projected(
+  config: Any,
+  kv_heads: int,
+  head_dim: int,
+  x: Float[Array, "B T D"],
+  tables: tuple[Array, Array],
+  *,
+  values: Literal["own", "keys"] = "own",
+  unit_values: bool = False,
+  scaled: bool = True,
+) -> tuple[Array, Array, Array]:
+  """Returns rotated queries and keys, and values, `[B, T, heads, head_dim]`.
+
+  Its submodules are those of the module that calls it.
+
+  Args:
+    config: the network's.
+    kv_heads: key and value heads.
+    head_dim: features of a head.
+    x: normalised hidden states.
+    tables: cosines and sines.
+    values: whether values have a projection of their own, or are the keys before
+      their norm.
+    unit_values: whether values are divided by their root mean square.
+    scaled: whether scores are to be divided by sqrt(head_dim), which `attention`
+      does; else queries are multiplied by it, in their norm.
+  """
+  c = config
+
+  def project(name, heads):
+    return Linear(
       (c.width,),
+      (heads, head_dim),
+      bias=c.qkv_bias,
       dtype=c.dtype,
-      kernel_init=scaled_normal((2 * c.layers) ** -0.5),
       adapter=c.adapter,
       matmul=c.matmul,
-      name="o",
-    )
-    return out(y), cache
+      name=name,
+    )(x)
+
+  q, k = project("q", c.heads), project("k", kv_heads)
+  v = k if values == "keys" else project("v", kv_heads)
+  if unit_values:
+    v = unit_rms(v, c.norm_eps).astype(v.dtype)
+  if c.qk_norm:
+    gain = 1.0 if scaled else head_dim**0.5
+    q = RMSNorm(c.norm_eps, gain, name="q_norm")(q)
+    k = RMSNorm(c.norm_eps, name="k_norm")(k)
+  return rotate(q, tables), rotate(k, tables), v
+
+
+def projected_back(
+  config: Any, head_dim: int, y: Float[Array, "B T H K"]
+) -> Float[Array, "B T D"]:
+  """Returns what attention mixed, in the features of a position."""
+  out = Linear(
+    (config.heads, head_dim),
+    (config.width,),
+    dtype=config.dtype,
+    kernel_init=scaled_normal((2 * config.layers) ** -0.5),
+    adapter=config.adapter,
+    matmul=config.matmul,
+    name="o",
+  )
+  return out(y)

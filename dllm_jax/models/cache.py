@@ -27,8 +27,10 @@ def empty_cache(
 
 
 def query_slots(inputs: ModelInputs) -> Int[Array, "B T"]:
-  """Returns the cache slot of each position: `slot` and those after it."""
-  return inputs.slot[:, None] + jnp.arange(inputs.segment_ids.shape[1])
+  """Returns the cache slot of each position: `slot` (or 0) and those after it."""
+  rows, length = inputs.segment_ids.shape
+  first = jnp.zeros(rows, jnp.int32) if inputs.slot is None else inputs.slot
+  return first[:, None] + jnp.arange(length)
 
 
 def fill(cache: KVCache, inputs: ModelInputs) -> KVCache:
@@ -135,3 +137,50 @@ def _scatter(kept, new, layer, start):
     kept, at, new, dimensions,
     indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds",
   )  # fmt: skip
+
+
+def store(
+  cache: KVCache,
+  keys: tuple[Float[Array, "N B H T K"], ...],
+  values: tuple[Float[Array, "N B H T K"], ...],
+  inputs: ModelInputs,
+) -> KVCache:
+  """Returns a cache of several kinds of layers with all layers of new text.
+
+  Slot s of layers that keep R places is in place s mod R. Positions of segment 0
+  change nothing.
+
+  Args:
+    cache: the cache.
+    keys: new keys of each kind.
+    values: new values.
+    inputs: where they are.
+  """
+  segments, slots = inputs.segment_ids, query_slots(inputs)
+  real = segments > 0
+
+  def source(places):
+    """Returns the position that each place takes, -1 for none."""
+    at = jnp.where(real, slots % places, places)
+    none = jnp.full(places, -1, jnp.int32)
+    order = jnp.arange(slots.shape[1], dtype=jnp.int32)
+    latest = lambda at: none.at[at].max(order, mode="drop")
+    return jax.vmap(latest)(at)
+
+  def put(old, new):
+    position = source(old.shape[3])[None, :, None, :, None]
+    taken = jnp.take_along_axis(new, jnp.maximum(position, 0), axis=3)
+    return jnp.where(position >= 0, taken.astype(old.dtype), old)
+
+  def of_slots(old, new):
+    position = source(old.shape[1])
+    taken = jnp.take_along_axis(new, jnp.maximum(position, 0), axis=1)
+    return jnp.where(position >= 0, taken, old)
+
+  held = cache.slots
+  return cache.replace(
+    slots=None if held is None else of_slots(held, slots),
+    key=tuple(map(put, cache.key, keys)),
+    value=tuple(map(put, cache.value, values)),
+    segment_ids=of_slots(cache.segment_ids, segments),
+  )

@@ -143,18 +143,29 @@ def lookup(
   return constrain(constrain(table, TENSOR, None)[ids], BATCH_AXES, CONTEXT)
 
 
+def unit_rms(x: Float[Array, "*n D"], eps: float) -> Float[Array, "*n D"]:
+  """Returns x / rms(x) over the last axis, in float32."""
+  y = x.astype(jnp.float32)
+  return y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+
+
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale over the last axis, in float32 (arXiv:1910.07467)."""
+  """gain x / rms(x) * scale over the last axis, in float32 (arXiv:1910.07467).
+
+  Attributes:
+    eps: added to mean squares.
+    gain: a constant factor, applied before rounding to the type of x.
+  """
 
   eps: float
+  gain: float = 1.0
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
     """Returns x, normalised, in its own type."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-    y = x.astype(jnp.float32)
-    y *= lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+    y = unit_rms(x, self.eps) * scale.astype(jnp.float32)
+    return (y if self.gain == 1 else y * self.gain).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -15,6 +15,7 @@ The router's balance loss E sum_e f_e P_e (arXiv:2101.03961, eq. 4), f_e choices
 of expert e a position and P_e its mean score, is k where all are used alike.
 """
 
+from collections.abc import Callable
 import functools
 import logging
 from typing import Any
@@ -36,7 +37,7 @@ from dllm_jax.core.axes import (
   TENSOR,
 )
 from dllm_jax.models import tiles
-from dllm_jax.models.layers import PRODUCT, scaled_normal
+from dllm_jax.models.layers import PRODUCT, scaled_normal, unit_rms
 from dllm_jax.models.perceptron import SwiGLU
 
 ROUTERS = ("softmax", "sigmoid")
@@ -88,20 +89,36 @@ def shortlist(
 
 
 class Experts(nn.Module):
-  """A routed perceptron, called as those of `perceptron` are."""
+  """A routed perceptron, called as those of `perceptron` are.
+
+  Attributes:
+    config: the network's.
+    activation: of the experts' gates.
+    scaled: whether the router scales what it sees, x / rms(x) * s / sqrt(D), and
+      each expert's weight by a number of its own (Gemma 4).
+  """
 
   config: Any
+  activation: Callable = nn.silu
+  scaled: bool = False
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"], real: Bool[Array, "B T"]):
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    real: Bool[Array, "B T"],
+    seen: Float[Array, "B T D"] | None = None,
+  ):
     """Returns the mixture, the balance loss and each expert's share of choices.
 
     Args:
       x: normalised hidden states.
       real: False at padding, which counts in neither.
+      seen: what the router sees; None for x.
     """
     c = self.config
-    scores, bias = _Router(c, name="router")(x)
+    seen = x if seen is None else seen
+    scores, bias, scale = _Router(c, self.scaled, name="router")(seen)
     wanted = lax.stop_gradient(scores) + bias
     if c.expert_capacity:
       wanted = shortlist(
@@ -118,31 +135,42 @@ class Experts(nn.Module):
       # As the originals: all scores of a position can underflow to 0.
       weights /= jnp.sum(weights, axis=-1, keepdims=True) + 1e-20
     weights *= c.router_scale
+    if scale is not None:
+      weights *= scale[chosen]
     kernels = _Kernels(c, name="experts")()
-    y = _divided(x.astype(c.dtype), chosen, weights, kernels, c)
+    x = x.astype(c.dtype)
+    y = _divided(x, chosen, weights, kernels, c, self.activation)
     if c.shared_dim:
       y += SwiGLU(c, c.shared_dim, name="shared")(x, real)[0]
     return y, _report(scores, chosen, real)
 
 
 class _Router(nn.Module):
-  """Scores of the experts in float32, and what is added to choose."""
+  """Scores of the experts in float32, what is added to choose, and scales."""
 
   config: Any
+  scaled: bool
 
   @nn.compact
   def __call__(self, x):
     c = self.config
     shape = (c.width, c.experts)
     kernel = self.param("kernel", scaled_normal(), shape)
-    logits = x.astype(jnp.float32) @ kernel.astype(jnp.float32)
+    x, scale = x.astype(jnp.float32), None
+    if self.scaled:
+      ones = nn.initializers.ones
+      features = self.param("scale", ones, (c.width,)).astype(jnp.float32)
+      x = unit_rms(x, c.norm_eps) * features * c.width**-0.5
+      scale = self.param("expert_scale", ones, (c.experts,))
+      scale = scale.astype(jnp.float32)
+    logits = x @ kernel.astype(jnp.float32)
     scores = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[c.router]
     bias = jnp.zeros(())
     if c.router_bias:
       zeros = nn.initializers.zeros
       bias = self.param("expert_bias", zeros, (c.experts,))
       bias = bias.astype(jnp.float32)
-    return scores(logits), bias
+    return scores(logits), bias, scale
 
 
 class _Kernels(nn.Module):
@@ -183,12 +211,13 @@ def _report(scores, chosen, real) -> dict[str, Array]:
   }
 
 
-def _divided(x, chosen, weights, kernels, config):
+def _divided(x, chosen, weights, kernels, config, activation):
   """Returns the mixture, over the mesh if there is one."""
   mesh = jax.sharding.get_abstract_mesh()
   mix = {"ragged": _ragged, "tiled": tiles.mixture, "dense": _dense}[
     _implementation(config)
   ]
+  mix = functools.partial(mix, activation=activation)
   if mesh.empty or mesh.size == 1:
     return mix(x, chosen, weights, kernels, 0)
   rows = tuple(a for a in BATCH_AXES if a in mesh.shape)
@@ -276,20 +305,20 @@ def _product(sizes):
   return product
 
 
-def _dense(x, chosen, weights, kernels, first):
+def _dense(x, chosen, weights, kernels, first, activation=nn.silu):
   """Returns the mixture by running every expert on every position."""
 
   def add(total, expert):
     e, gate, up, down = expert
     weight = jnp.sum(jnp.where(chosen == e, weights, 0.0), axis=-1)
-    y = (nn.silu(x @ gate) * (x @ up)) @ down
+    y = (activation(x @ gate) * (x @ up)) @ down
     return total + y * weight[..., None].astype(y.dtype), None
 
   ids = first + jnp.arange(kernels[0].shape[0])
   return lax.scan(add, jnp.zeros_like(x), (ids, *kernels))[0]
 
 
-def _ragged(x, chosen, weights, kernels, first):
+def _ragged(x, chosen, weights, kernels, first, activation=nn.silu):
   """Returns the mixture by sorting positions by expert."""
   gate, up, down = kernels
   here, count = gate.shape[0], chosen.shape[-1]
@@ -304,7 +333,7 @@ def _ragged(x, chosen, weights, kernels, first):
   # What a kernel leaves in rows of others' experts is anything, forwards and back.
   ours = lambda rows: jnp.where(mine[order, None], rows, 0)
   rows = _spread(flat, order, back, mine.reshape(-1, count))
-  hidden = nn.silu(product(rows, gate)) * product(rows, up)
+  hidden = activation(product(rows, gate)) * product(rows, up)
   # Weights before the last product: their gradient then needs none of it.
   hidden = ours(ours(hidden) * weights[order, None].astype(hidden.dtype))
   y = _collect(product(hidden, down), order, back, mine)

@@ -4,11 +4,15 @@ Each is called `(x, real)` as `moe.Experts` is, and returns `(y, aux)`; these
 report nothing in `aux`.
 """
 
+from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
 
 from dllm_jax.models.layers import Linear, scaled_normal
+
+gelu_tanh = functools.partial(nn.gelu, approximate=True)
 
 
 class SwiGLU(nn.Module):
@@ -17,10 +21,12 @@ class SwiGLU(nn.Module):
   Attributes:
     config: the network's.
     dim: hidden features; None for the config's.
+    activation: of the gate.
   """
 
   config: Any
   dim: int | None = None
+  activation: Callable = nn.silu
 
   @nn.compact
   def __call__(self, x, real):
@@ -44,7 +50,7 @@ class SwiGLU(nn.Module):
       matmul=c.matmul,
       name="down",
     )
-    return down(nn.silu(wide("gate")(x)) * wide("up")(x)), {}
+    return down(self.activation(wide("gate")(x)) * wide("up")(x)), {}
 
 
 class GeluMlp(nn.Module):
@@ -65,5 +71,5 @@ class GeluMlp(nn.Module):
       matmul=c.matmul,
       name=name,
     )
-    x = nn.gelu(linear(c.width, c.mlp_dim, "up")(x), approximate=True)
+    x = gelu_tanh(linear(c.width, c.mlp_dim, "up")(x))
     return linear(c.mlp_dim, c.width, "down")(x), {}

@@ -161,11 +161,38 @@ class Yarn(Unscaled):
     return 1.0 + self.query_growth * jnp.log1p(lengths)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proportional(Unscaled):
+  """Only the fastest pairs turn, at the frequencies of a whole head (Gemma 4).
+
+  Those from int(share dim // 2) on stand still. Pairs are features i and
+  i + dim / 2: what turns is not the first features of a head.
+
+  Attributes:
+    share: of the pairs that turn, in (0, 1].
+  """
+
+  share: float
+
+  def __post_init__(self):
+    if not 0 < self.share <= 1:
+      raise ValueError(
+        f"proportional rotary positions turn a share of {self.share} of the"
+        " pairs; give one above 0 and at most 1"
+      )
+
+  def slow(self, frequencies, *, dim, theta):
+    """Returns the frequencies, 0 for pairs that stand still."""
+    turning = jnp.arange(dim // 2) < int(self.share * dim // 2)
+    return jnp.where(turning, frequencies, 0.0)
+
+
 SCALINGS = {
   "none": Unscaled,
   "linear": Linear,
   "llama3": Llama3,
   "yarn": Yarn,
+  "proportional": Proportional,
 }
 
 

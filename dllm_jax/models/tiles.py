@@ -12,6 +12,7 @@ multiplied too: a quarter more than needed. Nothing is kept for the backward pas
 but the inputs; it runs each tile's perceptron again.
 """
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -29,6 +30,7 @@ def mixture(
   weights: Float[Array, "*n k"],
   kernels: tuple[Float[Array, "E D F"], ...],
   first: Int[Array, ""] | int,
+  activation: Callable = jax.nn.silu,
 ) -> Float[Array, "*n D"]:
   """Returns the weighted sum of the chosen experts that are among these.
 
@@ -38,12 +40,15 @@ def mixture(
     weights: what each expert's output is multiplied by.
     kernels: gate, up `[E, D, F]` and down `[E, F, D]` of the experts at hand.
     first: the number of the first of them.
+    activation: of their gates.
   """
   local = (chosen - first).reshape(-1)
   flat, weights = x.reshape(-1, x.shape[-1]), weights.reshape(-1)
   tiles = _tiles(local, kernels[0].shape[0])
   return (
-    _mixture(flat, weights, kernels, tiles).astype(x.dtype).reshape(x.shape)
+    _mixture(activation, flat, weights, kernels, tiles)
+    .astype(x.dtype)
+    .reshape(x.shape)
   )
 
 
@@ -75,10 +80,10 @@ def _tiles(local, experts: int):
   return at.reshape(*shape, size), expert.reshape(shape)
 
 
-def _perceptron(rows, weight, gate, up, down):
+def _perceptron(activation, rows, weight, gate, up, down):
   """Returns `[t, b, D]` of t tiles, each by its own matrices."""
   product = functools.partial(jnp.einsum, "tbd,tdf->tbf")
-  hidden = jax.nn.silu(product(rows, gate)) * product(rows, up)
+  hidden = activation(product(rows, gate)) * product(rows, up)
   return product(hidden, down) * weight[..., None].astype(rows.dtype)
 
 
@@ -98,18 +103,18 @@ def _taken(flat, weights, kernels, tile):
   )
 
 
-@jax.custom_vjp
-def _mixture(flat, weights, kernels, tiles):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mixture(activation, flat, weights, kernels, tiles):
   def step(total, tile):
     source, arguments = _taken(flat, weights, kernels, tile)
-    y = _perceptron(*arguments).astype(total.dtype)
+    y = _perceptron(activation, *arguments).astype(total.dtype)
     return total.at[source].add(y, mode="drop"), None
 
   return lax.scan(step, jnp.zeros(flat.shape, jnp.float32), tiles)[0]
 
 
-def _forward(flat, weights, kernels, tiles):
-  return _mixture(flat, weights, kernels, tiles), (
+def _forward(activation, flat, weights, kernels, tiles):
+  return _mixture(activation, flat, weights, kernels, tiles), (
     flat,
     weights,
     kernels,
@@ -117,13 +122,14 @@ def _forward(flat, weights, kernels, tiles):
   )
 
 
-def _backward(saved, d_total):
+def _backward(activation, saved, d_total):
   flat, weights, kernels, tiles = saved
+  perceptron = functools.partial(_perceptron, activation)
 
   def step(totals, tile):
     d_flat, d_weights, d_kernels = totals
     source, arguments = _taken(flat, weights, kernels, tile)
-    y, pull = jax.vjp(_perceptron, *arguments)
+    y, pull = jax.vjp(perceptron, *arguments)
     d_y = jnp.take(d_total, source, axis=0, mode="fill", fill_value=0)
     d_rows, d_weight, *d_tiles = pull(d_y.astype(y.dtype))
     wide = lambda x: x.astype(jnp.float32)

@@ -35,9 +35,11 @@ RULES: tuple[Rule, ...] = tuple(
     ("layers/mlp/down/kernel", (None, TENSOR, FSDP)),
     ("layers/mlp/shared/(gate|up)/kernel", (None, FSDP, TENSOR)),
     ("layers/mlp/shared/down/kernel", (None, TENSOR, FSDP)),
-    ("layers/mlp/experts/(gate|up)", (None, EXPERT, FSDP, TENSOR)),
-    ("layers/mlp/experts/down", (None, EXPERT, TENSOR, FSDP)),
-    ("layers/mlp/router/kernel", (None, FSDP, None)),
+    ("layers/(mlp|routed)/experts/(gate|up)", (None, EXPERT, FSDP, TENSOR)),
+    ("layers/(mlp|routed)/experts/down", (None, EXPERT, TENSOR, FSDP)),
+    ("layers/(mlp|routed)/router/kernel", (None, FSDP, None)),
+    ("self_conditioning/mlp/(gate|up)/kernel", (FSDP, TENSOR)),
+    ("self_conditioning/mlp/down/kernel", (TENSOR, FSDP)),
     ("layers/modulation/kernel", (None, None, FSDP)),
     ("final_modulation/kernel", (None, FSDP)),
     (".*/lora_a", (None, FSDP, None)),
@@ -46,7 +48,7 @@ RULES: tuple[Rule, ...] = tuple(
     (".*", ()),
   )
 )
-"""The placement of `models.transformer` and `models.dit`."""
+"""The placement of the networks in `models`."""
 
 _HELD = re.compile(r"(?<=/kernel)/(qvalue|scale)$")
 _LARGE = 4 * 2**20  # bytes

@@ -196,6 +196,7 @@ class _Model:
     devices, network = len(self.machine.devices), self.network
     slices = {getattr(d, "slice_index", 0) or 0 for d in self.machine.devices}
     heads = getattr(network, "kv_heads", network.heads)
+    heads = math.gcd(heads, getattr(network, "full_kv_heads", heads))
     tensors = [n for n in _powers(_MOST_TENSOR) if heads % n == 0]
     contexts = list(_powers(_MOST_CONTEXT))
     experts = (

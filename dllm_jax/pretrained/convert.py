@@ -22,7 +22,13 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
-from dllm_jax.pretrained.files import fresh, in_order, Outgoing, Stored
+from dllm_jax.pretrained.files import (
+  by_rows,
+  fresh,
+  in_order,
+  Outgoing,
+  Stored,
+)
 from dllm_jax.pretrained.table import (
   expected,
   flatten,
@@ -46,13 +52,14 @@ class Source(NamedTuple):
   Attributes:
     prefix: what the names began with.
     dtypes: the type of each tensor by name.
-    extras: small tensors that carry nothing, by name.
+    extras: tensors that go through as they are, by name: small ones that carry
+      nothing, and parts that no parameter holds.
     dtype: the type of all tensors of parameters, whatever they had.
   """
 
   prefix: str = ""
   dtypes: Mapping[str, np.dtype] | None = None
-  extras: Mapping[str, np.ndarray] | None = None
+  extras: Mapping[str, np.ndarray | Stored] | None = None
   dtype: np.dtype | None = None
 
 
@@ -127,9 +134,10 @@ def to_ours(
     for path, one in places.items()
   }
   small = {
-    key: np.asarray(tensors[key])
+    key: tensors[key]
     for key in unused
-    if math.prod(tensors[key].shape) * 8 <= _EXTRA_BYTES
+    if table.carries(key.removeprefix(prefix))
+    or math.prod(tensors[key].shape) * 8 <= _EXTRA_BYTES
   }
   dtypes = {key: np.dtype(tensor.dtype) for key, tensor in tensors.items()}
   return Converted(
@@ -154,9 +162,9 @@ def to_theirs(
   Raises:
     ValueError: if a parameter is absent or has another shape.
   """
-  flat = flatten(params)
+  flat, places = flatten(params), places_of(table, config)
   grouped: dict[str, list[tuple[Place, tuple[int, ...]]]] = {}
-  for path, one in places_of(table, config).items():
+  for path, one in places.items():
     found = flat[path].shape if path in flat else "absent"
     if found != one.shape:
       raise ValueError(
@@ -165,17 +173,18 @@ def to_theirs(
     for key, index in one.keys():
       grouped.setdefault(key, []).append((one, index))
 
-  tensors = {}
+  tensors, whole = {}, expected(places)
   for key, parts in grouped.items():
-    parts.sort(key=lambda part: part[0].before)
-    rows = sum(one.rows for one, _ in parts)
+    parts.sort(key=lambda part: part[0].start(part[1]))
     full = source.prefix + key
     own = np.dtype(flat[parts[0][0].path].dtype)
     dtype = source.dtype or (source.dtypes or {}).get(full, own)
     tensors[full] = Outgoing(
       dtype,
-      (rows, *parts[0][0].their_rest),
-      lambda parts=parts, dtype=dtype: _written(parts, flat, dtype),
+      whole[key],
+      lambda parts=parts, dtype=dtype, shape=whole[key]: _written(
+        parts, flat, dtype
+      ).reshape(shape),
     )
   _add_copies(table, tensors, config, source)
   return dict(sorted(tensors.items()))  # As the owners' tools write them.
@@ -188,6 +197,10 @@ def _add_copies(table, tensors, config, source) -> None:
     copy, original = (prefix + name for name in table.tied)
     if listed is None or copy in listed:
       tensors[copy] = tensors[original]
+  for key in listed or ():
+    original = table.original(key.removeprefix(prefix))
+    if original is not None and key not in tensors:
+      tensors[key] = tensors[prefix + original]
   for key, make in table.derived.items():
     if listed is None:
       array = make(config)
@@ -197,8 +210,8 @@ def _add_copies(table, tensors, config, source) -> None:
       tensors[key] = _ready(array)
 
 
-def _ready(array: np.ndarray) -> Outgoing:
-  return Outgoing(array.dtype, array.shape, lambda: array)
+def _ready(array: np.ndarray | Stored) -> Outgoing:
+  return Outgoing(array.dtype, array.shape, lambda: np.asarray(array))
 
 
 def _prefix(table, tensors) -> str:
@@ -240,13 +253,15 @@ def _check(table, places, tensors, prefix) -> dict[str, None]:
 def _check_unused(table, full, tensors, prefix, config):
   """Raises ValueError unless a tensor that was not read carries nothing new."""
   key, tensor = full.removeprefix(prefix), tensors[full]
-  if table.tied and key == table.tied[0] and config.tied:
-    original = tensors[prefix + table.tied[1]]
-    if not _same(tensor, original):
+  original = table.original(key) if config.tied else None
+  if original is not None and prefix + original in tensors:
+    if not _same(tensor, tensors[prefix + original]):
       raise ValueError(
-        f"{_where(tensor)}tensor {key} differs from {table.tied[1]}, but the"
+        f"{_where(tensor)}tensor {key} differs from {original}, but the"
         " config ties them; set tied=False"
       )
+    return
+  if table.carries(key):
     return
   if key in table.derived:
     right = table.derived[key](config)
@@ -289,7 +304,9 @@ def _region(one: Place, tensors, prefix, dtype) -> Region:
     def fill(at):
       target = tuple(i - span[0] for i, span in zip(at, spans, strict=False))
       tensor = tensors[prefix + one.key(at)]
-      _copy(one, tensor, out[target], spans[stacked:])
+      if one.name.fused:
+        tensor = by_rows(tensor)
+      _copy(one, tensor, one.start(at), out[target], spans[stacked:])
 
     pieces = itertools.product(*(range(*span) for span in spans[:stacked]))
     # Reading and copying both leave the interpreter's lock.
@@ -319,8 +336,8 @@ def _rows(tensor, start: int, stop: int) -> np.ndarray:
   return tensor.read(start, stop, _scratch.memory)
 
 
-def _copy(one: Place, tensor, out: np.ndarray, spans) -> None:
-  """Fills one layer's region from the published tensor, some rows at a time."""
+def _copy(one: Place, tensor, before: int, out: np.ndarray, spans) -> None:
+  """Fills one layer's region from a tensor's rows, which begin after others."""
   count = one.name.contracts
   columns = [slice(*span) for span in (*spans[count + 1 :], *spans[:count])]
   # Rows of theirs first: [outs, ins].
@@ -333,7 +350,7 @@ def _copy(one: Place, tensor, out: np.ndarray, spans) -> None:
   back = range(out.ndim - count, out.ndim), range(count)
   for a in range(first, real, step):
     b = min(a + step, real)
-    rows = _rows(tensor, one.before + a * unit, one.before + b * unit)
+    rows = _rows(tensor, before + a * unit, before + b * unit)
     rows = rows.reshape(b - a, *rest)[:, *columns]
     target = np.moveaxis(view[a - first : b - first], *back)
     turned = in_order(np.moveaxis(_raw(rows), *back)).view(tensor.dtype)
@@ -364,7 +381,7 @@ def _written(parts, flat, dtype) -> np.ndarray:
   out = np.empty((rows, *parts[0][0].their_rest), dtype)
   for one, index in parts:
     array = _host(flat[one.path], index)
-    target = out[one.before : one.before + one.rows]
+    target = out[one.start(index) :][: one.rows]
     if one.name.contracts:
       array = array.reshape(math.prod(one.ins), -1).T
     else:

@@ -12,10 +12,11 @@ import numpy as np
 
 from dllm_jax.core.schedule import Geometric
 from dllm_jax.core.types import Objective
-from dllm_jax.models import DiTConfig, rotary, TransformerConfig
+from dllm_jax.models import DiTConfig, GemmaConfig, rotary, TransformerConfig
 from dllm_jax.pretrained import families
 from dllm_jax.pretrained.families import Family, Fields, Ids
 from dllm_jax.pretrained.family import DIFFUSION
+from dllm_jax.pretrained.layouts import gemma
 
 _PATH = "the config.json to be written"
 # What a network's numbers do not depend on.
@@ -216,7 +217,9 @@ _SHAPES: Mapping[str, Callable[[Any], dict[str, Any]]] = {
   "llama": _llama,
   "mdlm": _dit,
   "bd3lm": _dit,
+  "diffusion_gemma": gemma.described,
 }
+_NETWORKS = {"DiT": DiTConfig, "DiffusionGemma": GemmaConfig}
 
 
 def describe(
@@ -292,11 +295,11 @@ def _names() -> list[str]:
 
 def _config(family, objective, network, special, length) -> dict[str, Any]:
   """Returns a config that is read as this network, or says what is lost."""
-  dit = family.table.family == "DiT"
-  if isinstance(network, DiTConfig) != dit:
+  kind = _NETWORKS.get(family.table.family, TransformerConfig)
+  if not isinstance(network, kind):
+    name = kind.__name__.removesuffix("Config").lower()
     raise ValueError(
-      f"the layout of {family.name} holds a {'dit' if dit else 'transformer'},"
-      " which this network is not"
+      f"the layout of {family.name} holds a {name}, which this network is not"
     )
   if family.name in _ROUTED and not network.experts:
     raise ValueError(f"the layout of {family.name} has experts")
@@ -319,7 +322,7 @@ def _config(family, objective, network, special, length) -> dict[str, Any]:
       settings = family.settings(Fields(fields, _PATH))
       fields |= family.said({key: getattr(objective, key) for key in settings})
   fields |= {
-    "mask_token_id": special.mask,
+    "mask_token_id": special.mask if family.masked else None,
     "eos_token_id": special.end,
     "pad_token_id": special.pad,
     "bos_token_id": special.begin,

@@ -34,7 +34,7 @@ from dllm_jax.pretrained.family import (
 from dllm_jax.pretrained.family import Family as Family
 from dllm_jax.pretrained.family import Ids as Ids
 from dllm_jax.pretrained.fields import Fields
-from dllm_jax.pretrained.layouts import blockwise, causal
+from dllm_jax.pretrained.layouts import blockwise, causal, gemma
 
 # ----------------------------------------------------------------- objectives
 
@@ -246,6 +246,7 @@ FAMILIES: tuple[Family, ...] = (
   ),
   *blockwise.FAMILIES,
   *causal.FAMILIES,
+  *gemma.FAMILIES,
 )
 
 
@@ -269,6 +270,12 @@ def find(fields: Fields) -> Family:
       if test(family) and family.chosen(fields):
         check_own(family, fields)
         return _adopted(family, fields)
+  if str(kind).startswith("gemma"):
+    raise ValueError(
+      f"{fields.path}: model_type {kind!r} is an autoregressive Gemma, which"
+      " writes from left to right; give DiffusionGemma's folder, whose"
+      " model_type is 'diffusion_gemma'"
+    )
   known = dict.fromkeys(t for family in FAMILIES for t in family.model_types)
   raise ValueError(
     f"{fields.path}: model_type {kind!r} with architectures {named} is"
@@ -347,7 +354,7 @@ def objective(
   settings = {**family.fixed, **family.settings(fields)}
   row = length(fields)
   block = settings.get("block_size", 1)
-  if networks.has_uniform_noise(fields):  # every token is a real one
+  if not has_mask(family, fields):
     return family.objective(vocab_size=vocab_size, mask_id=None, **settings)
   space = TokenSpace(
     vocab_size=vocab_size,
@@ -357,6 +364,11 @@ def objective(
     length=max(row // block, 1) * block,
   )
   return family.objective.over(space, **settings)
+
+
+def has_mask(family: Family, fields: Fields) -> bool:
+  """Whether one token of a model is the mask; else every token is a real one."""
+  return family.masked and not networks.has_uniform_noise(fields)
 
 
 def check_fields(family: Family, fields: Fields) -> None:

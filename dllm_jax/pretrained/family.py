@@ -9,7 +9,9 @@ import dataclasses
 from typing import Any, NamedTuple
 import warnings
 
+from dllm_jax.core.paths import Path
 from dllm_jax.pretrained.fields import Fields
+from dllm_jax.pretrained.files import read_json
 from dllm_jax.pretrained.table import Table
 
 
@@ -46,10 +48,13 @@ class Family:
     finetuning: fields of the objective in its published fine-tuning, which a
       run begins with.
     sampler: the preset that samples as published.
+    sampling: fields of a sampler by the names that its `generation_config.json`
+      has for them.
     ids: the published special tokens.
     counts_padding: whether hidden slots take positions, as in LLaDA; else
       positions count visible ones, from 0, and hidden ones have 1 (Dream).
     chosen: tells the family from those of the same names.
+    masked: whether one of its tokens is a mask.
     matches: recognises configs without a `model_type`.
     output: `(objective, logits, tokens, t)` to what the original returns, where
       that is not its logits.
@@ -68,9 +73,11 @@ class Family:
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   finetuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sampler: str
+  sampling: Mapping[str, str] = dataclasses.field(default_factory=dict)
   ids: Ids = Ids(None)
   counts_padding: bool = True
   chosen: Callable[[Fields], bool] = lambda fields: True
+  masked: bool = True
   matches: Callable[[Fields], bool] = lambda fields: False
   output: Callable[..., Any] | None = None
   adopts: bool = False
@@ -98,6 +105,26 @@ def told(fields: Fields) -> str | None:
 
 DIFFUSION = "diffusion_objective"
 """What a config.json of ours says where those of its layout do not."""
+
+
+def sampler_fields(family: Family, folder: Path) -> dict[str, Any]:
+  """Returns fields of the sampler that a folder's `generation_config.json` says.
+
+  One that is null there is the preset's.
+  """
+  path = folder / "generation_config.json"
+  if not family.sampling or not path.is_file():
+    return {}
+  said = read_json(path)
+  # The rule of the draws has a section of its own.
+  said |= said.get("sampler_config") or {}
+  return {
+    ours: said[theirs]
+    for theirs, ours in family.sampling.items()
+    if said.get(theirs) is not None
+  }
+
+
 _OTHERS = {
   "SDLMQwen2ForCausalLM": "SDLM, which predicts windows of masks",
   "EfficientDLM": "Efficient-DLM, which denoises blocks",

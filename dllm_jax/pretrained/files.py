@@ -133,6 +133,14 @@ def _cpu() -> jax.Device | None:
     return None
 
 
+def by_rows(tensor):
+  """Returns a tensor of all experts with the rows of each after the others'."""
+  rows = math.prod(tensor.shape[:2]), *tensor.shape[2:]
+  if isinstance(tensor, Stored):
+    return dataclasses.replace(tensor, shape=rows)
+  return np.asarray(tensor).reshape(rows)
+
+
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
   """Returns the `config.json` of a published folder.
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from dllm_jax.models import dit, DiTConfig, transformer
+from dllm_jax.models import dit, DiTConfig, gemma, transformer
 from dllm_jax.pretrained.table import Name, Table
 
 
@@ -245,3 +245,79 @@ LLADA2_MOE = Table(
   tied=("lm_head.weight", "model.word_embeddings.weight"),
   ignored=(_FREQUENCIES,),
 )
+
+_DECODER = "model.decoder."
+_GEMMA_LAYER = "model.decoder.layers.{i}."
+_TEXT = "model.encoder.language_model."
+
+GEMMA = Table(
+  family="DiffusionGemma",
+  network=gemma,
+  names=(
+    Name(
+      _DECODER + "embed_tokens.weight",
+      "embed/embedding",
+      kept=1,
+      vocabulary=True,
+    ),
+    Name(_DECODER + "norm.weight", "final_norm/scale"),
+    Name(
+      _DECODER + "self_conditioning.pre_norm.weight",
+      "self_conditioning/norm/scale",
+    ),
+    *_perceptron(_DECODER + "self_conditioning", "self_conditioning/mlp"),
+    *(
+      Name(f"{_GEMMA_LAYER}{theirs}.weight", f"layers/{ours}_norm/scale")
+      for theirs, ours in (
+        ("input_layernorm", "attention"),
+        ("post_attention_layernorm", "attention_post"),
+        ("pre_feedforward_layernorm", "mlp"),
+        ("post_feedforward_layernorm_1", "mlp_post"),
+        ("pre_feedforward_layernorm_2", "routed"),
+        ("post_feedforward_layernorm_2", "routed_post"),
+        ("post_feedforward_layernorm", "sum_post"),
+      )
+    ),
+    *(
+      _linear(f"{_GEMMA_LAYER}self_attn.{x}_proj", f"{_ATTENTION}{x}")
+      for x in "qkv"
+    ),
+    *(
+      Name(
+        f"{_GEMMA_LAYER}self_attn.{x}_norm.weight",
+        f"{_ATTENTION}{x}_norm/scale",
+      )
+      for x in "qk"
+    ),
+    _linear(_GEMMA_LAYER + "self_attn.o_proj", _ATTENTION + "o", contracts=2),
+    *_perceptron(_GEMMA_LAYER + "mlp", "layers/mlp"),
+    _linear(_GEMMA_LAYER + "router.proj", "layers/routed/router"),
+    Name(_GEMMA_LAYER + "router.scale", "layers/routed/router/scale"),
+    Name(
+      _GEMMA_LAYER + "router.per_expert_scale",
+      "layers/routed/router/expert_scale",
+    ),
+    Name(
+      _GEMMA_LAYER + "experts.gate_up_proj",
+      ("layers/routed/experts/gate", "layers/routed/experts/up"),
+      contracts=1,
+      fused=True,
+    ),
+    Name(
+      _GEMMA_LAYER + "experts.down_proj",
+      "layers/routed/experts/down",
+      contracts=1,
+      fused=True,
+    ),
+    Name(_GEMMA_LAYER + "layer_scalar", "layers/canvas_scale"),
+    Name(_TEXT + "layers.{i}.layer_scalar", "layers/text_scale"),
+  ),
+  tied=("lm_head.weight", _DECODER + "embed_tokens.weight"),
+  copies=((r"model\.encoder\.language_model\.(.+)", r"model.decoder.\1"),),
+  carried=(r"model\.encoder\.(vision_tower|embed_vision)\..+",),
+)
+"""DiffusionGemma: names of the decoder, which the encoder's repeat, if anything.
+
+All but the number that multiplies a layer's output, which each has of its own.
+What reads images is carried along.
+"""

@@ -5,7 +5,7 @@ Options that our networks do not have are refused by name.
 
 from typing import Any
 
-from dllm_jax.models import DiTConfig, TransformerConfig
+from dllm_jax.models import DiTConfig, GemmaConfig, TransformerConfig
 from dllm_jax.pretrained.fields import Fields
 from dllm_jax.pretrained.rope import rotation
 
@@ -292,3 +292,94 @@ def has_uniform_noise(f: Fields) -> bool:
   graph = f.section("graph")
   graph.only(type=("absorb", "uniform"))
   return graph.get("type") == "uniform"
+
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def gemma(f: Fields) -> GemmaConfig:
+  """Returns DiffusionGemma's network, of either way in which its config is written.
+
+  What differs in full layers stands beside the rest as `global_head_dim` and
+  `num_global_key_value_heads`, or by layer, as transformers 5.24 has it.
+  """
+  f.only(tie_word_embeddings=True)
+  t = f.section("text_config")
+  t.only(
+      attention_bias=False, attention_dropout=0.0, tie_word_embeddings=True,
+      hidden_activation="gelu_pytorch_tanh",
+      use_bidirectional_attention="vision",
+  )  # fmt: skip
+  count = t.integer("num_hidden_layers")
+  kinds = t.get("layer_types", default=_every_sixth(count))
+  others = sorted({str(kind) for kind in kinds} - {_FULL, _SLIDING})
+  if others or len(kinds) != count:
+    raise ValueError(
+      f"{f.path}: layer_types must name {_FULL} or {_SLIDING} for each of {count}"
+      f" layers, not {', '.join(others) or f'{len(kinds)} of them'}"
+    )
+  full = tuple(i for i, kind in enumerate(kinds) if kind == _FULL)
+  own = _of_full_layers(t, full)
+  rope = t.section("rope_parameters")
+  near, far = rope.section(_SLIDING), rope.section(_FULL)
+  near.only(rope_type="default", partial_rotary_factor=1.0)
+  far.only(rope_type="proportional")
+  return GemmaConfig(
+    vocab_size=t.integer("vocab_size"),
+    width=t.integer("hidden_size"),
+    layers=count,
+    heads=t.integer("num_attention_heads"),
+    kv_heads=t.integer("num_key_value_heads"),
+    head_dim=t.integer("head_dim"),
+    full_layers=full,
+    full_kv_heads=own.get("num_key_value_heads"),
+    full_head_dim=own.get("head_dim", 512),
+    window=t.integer("sliding_window"),
+    mlp_dim=t.integer("intermediate_size"),
+    experts=t.integer("num_experts"),
+    experts_per_token=t.integer("top_k_experts"),
+    expert_dim=t.integer("moe_intermediate_size"),
+    norm_eps=t.number("rms_norm_eps", 1e-6),
+    rope_theta=near.number("rope_theta", 1e4),
+    full_rope_theta=far.number("rope_theta", 1e6),
+    full_rotary_share=far.number("partial_rotary_factor", 0.25),
+    softcap=t.number("final_logit_softcapping", 30.0),
+  )
+
+
+def _every_sixth(count: int) -> list[str]:
+  full = lambda i: i % 6 == 5 or i + 1 == count
+  return [_FULL if full(i) else _SLIDING for i in range(count)]
+
+
+def _of_full_layers(t: Fields, full: tuple[int, ...]) -> dict[str, Any]:
+  """Returns what full layers have otherwise, all of them alike.
+
+  Raises:
+    ValueError: they differ, or other layers have something of their own too.
+  """
+  names = {
+    "global_head_dim": "head_dim",
+    "num_global_key_value_heads": "num_key_value_heads",
+  }
+  found = {
+    ours: t.integer(theirs)
+    for theirs, ours in names.items()
+    if t.get(theirs) is not None
+  }
+  layers = t.mapping("per_layer_config")
+  t.get("per_layer_config")
+  each = {int(i): dict(own) for i, own in layers.items()}
+  first = next(iter(each.values()), {})
+  alike = all(own == first for own in each.values()) and set(each) == set(full)
+  if each and not (alike and set(first) <= set(names.values())):
+    raise ValueError(
+      f"{t.path}: per_layer_config must give all full_attention layers one"
+      " head_dim and num_key_value_heads, and no other layer anything"
+    )
+  if any(found.get(name, value) != value for name, value in first.items()):
+    raise ValueError(
+      f"{t.path}: per_layer_config and global_head_dim or"
+      " num_global_key_value_heads disagree; remove the wrong ones"
+    )
+  return found | first

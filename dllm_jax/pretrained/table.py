@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import itertools
 import math
+import re
 from typing import Any
 
 import jax
@@ -35,6 +36,8 @@ class Name:
       out. 0 for what is stored alike, heads apart.
     kept: last axes of ours that stay axes: 1 for an embedding.
     vocabulary: its rows are token ids; ours has padded rows, zero at first.
+    fused: its first axis is the experts', each of which has rows and columns as
+      above; ours is stacked over them.
   """
 
   theirs: str
@@ -42,6 +45,7 @@ class Name:
   contracts: int = 0
   kept: int = 0
   vocabulary: bool = False
+  fused: bool = False
 
   @property
   def paths(self) -> tuple[str, ...]:
@@ -51,7 +55,7 @@ class Name:
   @property
   def stacked(self) -> int:
     """How many first axes of ours are the layer and the expert."""
-    return (LAYER in self.theirs) + (EXPERT in self.theirs)
+    return (LAYER in self.theirs) + (EXPERT in self.theirs or self.fused)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,9 @@ class Table:
     prefixes: what published names may begin with, besides nothing.
     tied: (tensor, tensor) that are equal where embeddings are tied: the first
       is a copy of the second.
+    copies: (regular expression, what its matches are copies of), likewise.
+    carried: regular expressions of tensors that no parameter holds, which are
+      written again as they were.
     derived: tensors that follow from the config, checked and written again.
     ignored: regular expressions of tensors that carry nothing.
   """
@@ -75,10 +82,26 @@ class Table:
   names: tuple[Name, ...]
   prefixes: tuple[str, ...] = ()
   tied: tuple[str, str] | None = None
+  copies: tuple[tuple[str, str], ...] = ()
+  carried: tuple[str, ...] = ()
   derived: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(
     default_factory=dict
   )
   ignored: tuple[str, ...] = ()
+
+  def original(self, name: str) -> str | None:
+    """Returns the tensor that one of this name is a copy of, or None."""
+    if self.tied and name == self.tied[0]:
+      return self.tied[1]
+    for pattern, original in self.copies:
+      found = re.fullmatch(pattern, name)
+      if found:
+        return found.expand(original)
+    return None
+
+  def carries(self, name: str) -> bool:
+    """Whether a tensor goes through as it is."""
+    return any(re.fullmatch(pattern, name) for pattern in self.carried)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +112,19 @@ class Place:
     path: its path.
     shape: its shape.
     name: its entry in the table.
-    first: the first layer of its stack.
-    before: rows of the published tensor before its own.
+    layers: the number of each layer of its stack.
+    before: rows of the published tensor (of an expert) before its own.
     rows: rows of its own; padded rows of ours are not among them.
+    group: rows that each expert has in all, where they are fused.
   """
 
   path: str
   shape: tuple[int, ...]
   name: Name
-  first: int
+  layers: tuple[int, ...]
   before: int
   rows: int
+  group: int = 0
 
   @property
   def inner(self) -> tuple[int, ...]:
@@ -130,9 +155,13 @@ class Place:
     """Returns the published name of one layer (and expert)."""
     marks = [m for m in (LAYER, EXPERT) if m in self.name.theirs]
     key = self.name.theirs
-    for mark, i in zip(marks, index, strict=True):
-      key = key.replace(mark, str(i + self.first * (mark == LAYER)))
+    for mark, i in zip(marks, index, strict=not self.name.fused):
+      key = key.replace(mark, str(self.layers[i] if mark == LAYER else i))
     return key
+
+  def start(self, index: tuple[int, ...]) -> int:
+    """Returns the rows before those of one layer and expert, of all experts'."""
+    return self.before + (index[-1] * self.group if self.name.fused else 0)
 
   def keys(self) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields (published name, index in the stack)."""
@@ -149,21 +178,23 @@ def places_of(table: Table, config: Any) -> dict[str, Place]:
   """
   found = shapes(table, config)
   stacks = [
-    (f"{run.name}/" if run.name else "", run.first) for run in config.runs
+    (f"{run.name}/" if run.name else "", run.numbers) for run in config.runs
   ]
   places = {}
   for name in table.names:
     layered = name.paths[0].startswith("layers/")
-    for stack, first in stacks if layered else [("", 0)]:
+    for stack, numbers in stacks if layered else [("", ())]:
       paths = [stack + path for path in name.paths]
       if not set(paths) <= set(found):
         continue
       before = 0
       for path in paths:
-        one = Place(path, found[path].shape, name, first, before, 0)
+        one = Place(path, found[path].shape, name, numbers, before, 0)
         rows = config.vocab_size if name.vocabulary else math.prod(one.outs)
         places[path] = dataclasses.replace(one, rows=rows)
         before += rows
+      for path in paths if name.fused else ():
+        places[path] = dataclasses.replace(places[path], group=before)
   for path in found:
     if path not in places:
       raise ValueError(f"{table.family}: the name table lacks parameter {path}")
@@ -174,9 +205,13 @@ def expected(places: Mapping[str, Place]) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every published tensor that is read."""
   found: dict[str, tuple[int, ...]] = {}
   for one in places.values():
-    for key, _ in one.keys():
-      rows = found[key][0] if key in found else 0
-      found[key] = (rows + one.rows, *one.their_rest)
+    for key, index in one.keys():
+      shape = (one.rows, *one.their_rest)
+      if one.name.fused:
+        shape = (index[-1] + 1, one.group, *one.their_rest)
+      elif key in found:
+        shape = (found[key][0] + one.rows, *one.their_rest)
+      found[key] = shape
   return found
 
 

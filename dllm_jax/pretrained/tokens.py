@@ -13,8 +13,8 @@ from dllm_jax.core.paths import Path
 from dllm_jax.data.huggingface import has_tokenizer, HuggingFace, huggingface
 from dllm_jax.data.numbers import Numbers
 from dllm_jax.data.tokenizer import Tokenizer
-from dllm_jax.pretrained import files, networks
-from dllm_jax.pretrained.families import Family, Ids
+from dllm_jax.pretrained import files
+from dllm_jax.pretrained.families import Family, has_mask, Ids
 from dllm_jax.pretrained.fields import Fields
 
 _FIELDS = {
@@ -80,8 +80,8 @@ def ids(
 
   if mask is None:
     mask = pick("mask")
-  if networks.has_uniform_noise(fields):  # the mask is no token: one past them
-    return Ids(vocab_size)
+  if not has_mask(family, fields):  # the mask is no token: one past them
+    return Ids(vocab_size, pick("end"), pick("pad"), hint.begin)
   if mask is None:
     mask = vocab_size - 1
   if not isinstance(mask, int) or not 0 <= mask < vocab_size:

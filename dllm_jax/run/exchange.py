@@ -28,6 +28,7 @@ from dllm_jax.pretrained import families, files
 from dllm_jax.pretrained.adopt import adopt, check_target, TOLD
 from dllm_jax.pretrained.convert import Source
 from dllm_jax.pretrained.describe import describe, PREFIXES, retrained
+from dllm_jax.pretrained.family import sampler_fields
 from dllm_jax.pretrained.load import (
   copy_companions,
   load_pretrained,
@@ -289,7 +290,10 @@ def _config(
     "optimizer": {"learning_rate": 1e-5},
     "training": {"batch_size": rows},
     "evaluation": {"batch_size": rows},
-    "sampler": {"preset": model.sampler},
+    "sampler": {
+      "preset": model.sampler,
+      **(sampler_fields(model.family, model.folder) if model.folder else {}),
+    },
   }
 
 
@@ -316,7 +320,7 @@ def _keep(model: Pretrained, folder: Path) -> None:
     },
   )
   extras = {
-    key: files.Outgoing(array.dtype, array.shape, lambda a=array: a)
+    key: files.Outgoing(array.dtype, array.shape, lambda a=array: np.asarray(a))
     for key, array in (source.extras or {}).items()
   }
   if extras:
@@ -331,10 +335,7 @@ def _kept(run: Run) -> Pretrained:
   kept = json.loads((folder / "source.json").read_text(encoding="utf-8"))
   extras = {}
   if (folder / files.SINGLE).is_file():
-    extras = {
-      key: np.asarray(tensor)
-      for key, tensor in files.read_tensors(folder).items()
-    }
+    extras = files.read_tensors(folder)
   network = dataclasses.replace(run.network, adapter=LoRA())
   ids = families.Ids(run.tokenizer.mask_id)
   return Pretrained(

@@ -4,10 +4,8 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
-from dllm_jax.core.types import Policy
 from dllm_jax.sampling.policies.ancestral import Ancestral
-from dllm_jax.sampling.policies.lengths.indel import InDel
-from dllm_jax.sampling.policies.parts import Sliding, SubBlocks
+from dllm_jax.sampling.policies.policy import Policy
 from dllm_jax.sampling.policies.remasking import (
   Cap,
   Conf,
@@ -32,6 +30,8 @@ from dllm_jax.sampling.policies.selection import (
 )
 from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.policies.unmasking import FirstHitting, Unmasking
+from dllm_jax.sampling.policies.windows.indel import InDel
+from dllm_jax.sampling.policies.windows.parts import Sliding, SubBlocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Preset:
     cache: what is kept between calls.
     sharpens: whether confidence is read after temperature, top-k and top-p.
     stops: whether a row stops at its end of text.
+    fills: whether padding stands behind what ends a row, and not that end again.
     capped: whether more steps than slots make no sense.
   """
 
@@ -60,6 +61,7 @@ class Preset:
   cache: str = "none"
   sharpens: bool = False
   stops: bool = False
+  fills: bool = False
   capped: bool = True
 
 
@@ -188,5 +190,40 @@ PRESETS: dict[str, Preset] = {
     stops=True,
   ),
   "nemotron": Preset(**_unmasking(), cache="block", stops=True),
-  "diffusion_gemma": Preset(policy=Renoise, steps=48, capped=False),
+  "diffusion_gemma": Preset(
+    policy=Renoise, steps=48, stops=True, fills=True, capped=False
+  ),
 }
+
+OWNERS: dict[str, tuple[type, ...]] = {
+  "threshold": (Unmasking,),
+  "factor": (Unmasking,),
+  "entropy_bound": (Unmasking, Renoise),
+  "score_temperature": (Unmasking,),
+  "doubted": (Unmasking,),
+  "doubt_end": (Unmasking,),
+  "eta": (ReMDM,),
+  "kappa": (Psi,),
+  "hot": (Renoise,),
+  "cold": (Renoise,),
+  "rest": (Renoise,),
+  "stable": (Renoise,),
+}
+"""Policies that fields of a sampler mean something to, by field."""
+
+
+def check_owner(name: str, preset: str) -> None:
+  """Raises ValueError unless a field means something to a preset."""
+
+  def has(candidate: Preset) -> bool:
+    if candidate.policy not in OWNERS[name]:
+      return False
+    if name in ("doubted", "doubt_end"):  # Chance asks for no score.
+      return not isinstance(candidate.fields.get("selection"), Chance)
+    return name != "eta" or hasattr(candidate.fields["rule"], "eta")
+
+  if not has(PRESETS[preset]):
+    legal = ", ".join(key for key, value in PRESETS.items() if has(value))
+    raise ValueError(
+      f"sampler.{name} means nothing to sampler.preset {preset!r}; legal: {legal}"
+    )

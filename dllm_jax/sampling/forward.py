@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.axes import BATCH_AXES, constrain, TENSOR
-from dllm_jax.core.mask import BlockCausal, Causal, MaskSpec
+from dllm_jax.core.mask import BlockCausal, MaskSpec
 from dllm_jax.core.types import (
   Batch,
   Denoiser,
@@ -99,7 +99,7 @@ class Network(NamedTuple):
   def stores(self) -> bool:
     """Whether a finished block needs one more call, to be kept."""
     exact = self.cache == "block" and self.objective.shift == 0
-    return exact and not self.objective.opens
+    return exact and not (self.objective.opens or self.objective.two_passes)
 
   @property
   def wide(self) -> int:
@@ -120,9 +120,9 @@ class Network(NamedTuple):
     cache = self.denoiser.cache(rows, slots + room)
     heads = lambda x: constrain(x, None, BATCH_AXES, TENSOR, None, None)
     segments = cache.segment_ids[:, :slots]
-    return KVCache(
-      key=heads(cache.key),
-      value=heads(cache.value),
+    return cache.replace(
+      key=jax.tree.map(heads, cache.key),
+      value=jax.tree.map(heads, cache.value),
       segment_ids=constrain(segments, BATCH_AXES, None),
     )
 
@@ -146,6 +146,7 @@ class Network(NamedTuple):
     visible: Bool[Array, "B T"],
     cache: KVCache | None,
     fresh: bool,
+    said: Float[Array, "B W D"] | None = None,
   ) -> tuple[Float[Array, "R Q D"], KVCache | None]:
     """Returns hidden states that predict a window, for `outputs`, and the cache.
 
@@ -157,6 +158,7 @@ class Network(NamedTuple):
       cache: what was kept.
       fresh: whether an approximate cache is made anew, by a pass over the canvas,
         or a block is opened, by one over the block before it.
+      said: what the network last said of the window, where it is told that.
     """
     if self.cache == "none":
       t = self._times(t, window)
@@ -165,7 +167,7 @@ class Network(NamedTuple):
       return self._opened(z, window, visible, cache)
     if fresh:
       return self._refreshed(z, t, window, visible, cache)
-    return self._part(z, t, window, visible, cache)
+    return self._part(z, t, window, visible, cache, said)
 
   def nothing(self, head: ModelOutputs) -> Float[Array, "R T D"]:
     """Returns what `look` gives without a cache, all zeros."""
@@ -185,6 +187,8 @@ class Network(NamedTuple):
     self, z: PyTree, visible: Bool[Array, "B T"], cache: KVCache
   ) -> KVCache:
     """Returns the cache of the canvas as it is, seen as clean."""
+    if self.objective.two_passes:
+      return self.read(z, self.batch.positions, visible & self.given, cache)
     t = jnp.zeros((visible.shape[0], 1))
     return self._canvas(z, t, visible, cache, self._stored)[1]
 
@@ -202,8 +206,52 @@ class Network(NamedTuple):
     width: int,
   ) -> KVCache:
     """Returns an exact cache with so many slots more, from a start on, as clean."""
+    if self.objective.two_passes:
+      slots = start[:, None] + jnp.arange(width)
+      seen = gather(visible & self.given, slots)
+      seen &= slots < visible.shape[1]
+      return self.read(gather(z, slots), slots, seen, cache)
     t = jnp.zeros((visible.shape[0], 1))
     return self.at(z, t, start, width, visible, cache, self._stored)[1]
+
+  @property
+  def given(self) -> Bool[Array, "B T"]:
+    """The slots before the first that is sampled."""
+    return jnp.cumprod(~self.batch.loss_mask, axis=1) > 0
+
+  def read(
+    self,
+    z: PyTree,
+    slots: Int[Array, "B W"],
+    visible: Bool[Array, "B W"],
+    cache: KVCache,
+  ) -> KVCache:
+    """Returns the cache after the causal pass over some finished slots."""
+    batch = gather(self.batch.replace(cond=None), slots)
+    batch = batch.replace(
+      segment_ids=visible.astype(jnp.int32),
+      positions=slots,
+      cond=self.batch.cond,
+    )
+    cache = cache.replace(segment_ids=self._rows(self.batch.segment_ids))
+    return self._apply(z, None, batch, slots[:, 0], cache)[1]
+
+  def finish(
+    self, z: PyTree, window: Window, rows: Bool[Array, "B"], cache: KVCache
+  ) -> KVCache:
+    """Returns the cache after the causal pass over some rows' finished blocks.
+
+    A loop of one round and not a condition, for which the cache would be copied.
+    """
+    seen = gather(self.batch.segment_ids > 0, window.slots) & rows[:, None]
+    seen &= window.slots < self.batch.tokens.shape[1]
+    z = gather(z, window.slots)
+    body = lambda carry: (
+      jnp.array(False),
+      self.read(z, window.slots, seen, carry[1]),
+    )
+    some = jnp.any(rows)
+    return jax.lax.while_loop(lambda carry: carry[0], body, (some, cache))[1]
 
   def _times(self, t, window):
     """Returns t for the block, 0 for clean ones, if blocks have own times."""
@@ -234,19 +282,20 @@ class Network(NamedTuple):
     at = self._rows(window.slots - 1 - start[:, None])
     return gather(out.hidden, at), cache
 
-  def _part(self, z, t, window, visible, cache):
+  def _part(self, z, t, window, visible, cache, said):
     """Calls the network on the window alone, or on all slots from it on."""
     width = window.slots.shape[1]
     start = jnp.maximum(window.start - self.lead, 0)
-    out, cache = self.at(z, t, start, self.wide, visible, cache)
+    wide = self.wide
+    out, cache = self.at(z, t, start, wide, visible, cache, said=said)
     # Slot j of the window is predicted `shift` before it, 0 at the least.
     at = jnp.arange(width) - self.objective.shift + self.lead
     return out.hidden[:, jnp.maximum(at, 0)], cache
 
-  def at(self, z, t, start, width, visible, cache, spec=None):
+  def at(self, z, t, start, width, visible, cache, spec=None, said=None):
     """Calls the network on so many slots of each row, from a start on.
 
-    `spec` says who sees whom, where that is not as always.
+    `spec` says who sees whom, where that is not as always; `said` is as in `look`.
     """
     slots = start[:, None] + jnp.arange(width)
     batch = gather(self.batch.replace(cond=None), slots)
@@ -257,20 +306,27 @@ class Network(NamedTuple):
       cond=self.batch.cond,
     )
     cache = cache.replace(segment_ids=self._rows(visible.astype(jnp.int32)))
-    return self._apply(gather(z, slots), t, batch, start, cache, spec)
+    z = gather(z, slots)
+    return self._apply(z, t, batch, start, cache, spec, said)
 
-  def _apply(self, z, t, batch, start, cache, spec=None):
+  def _apply(self, z, t, batch, start, cache, spec=None, said=None):
+    """Returns outputs and cache; without a time, of a causal pass over text."""
     if self.guidance is not None:
       fixed = (batch.segment_ids > 0) & ~batch.loss_mask
       z = self.guidance.latent(self.objective, z, fixed)
       cond = self.guidance.cond(batch.cond)
       batch = jax.tree.map(self._rows, batch.replace(cond=None))
-      batch, t = batch.replace(cond=cond), self._rows(t)
-    inputs = self.objective.inputs(self.process, z, t, batch)
+      batch, t = batch.replace(cond=cond), jax.tree.map(self._rows, t)
+    if t is None:
+      inputs = self.objective.text_inputs(self.process, z, batch)
+    else:
+      inputs = self.objective.inputs(self.process, z, t, batch)
     if spec is not None:
       inputs = inputs.replace(mask=spec)
     if start is not None:
       inputs = inputs.replace(slot=self._rows(start))
+    if said is not None:
+      inputs = inputs.replace(self_conditioning=self._rows(said))
     return self.denoiser.apply(self.params, inputs, cache)
 
   def _rows(self, x: Array) -> Array:
@@ -282,72 +338,3 @@ class Network(NamedTuple):
     if out.vocab_size is None and vocab_width(out) > self.objective.vocab_size:
       return out.replace(vocab_size=self.objective.vocab_size)
     return out
-
-
-def check_cache(
-  kind: CacheKind,
-  objective: Objective,
-  *,
-  block_length: int | None,
-  blocks_from: str,
-  forces: bool,
-) -> None:
-  """Raises ValueError unless a cache is right for an objective.
-
-  Args:
-    kind: the cache.
-    objective: what the network was trained for.
-    block_length: slots of a block, or None for the whole canvas.
-    blocks_from: where blocks begin, "prompt" or "start".
-    forces: whether the policy can be told to reveal a slot.
-  """
-  if kind not in CACHES:
-    raise ValueError(f"unknown cache {kind!r}; legal: {', '.join(CACHES)}")
-  name, spec = type(objective).__name__, objective.mask_spec
-  if objective.opens:
-    own = block_length is not None
-    if isinstance(spec, BlockCausal):
-      own = spec.block == block_length and blocks_from == "start"
-    if kind != "block" or not own:
-      raise ValueError(
-        f"blocks of this {name} open with a token of the pass that stores the"
-        " one before: use cache 'block' and its own blocks, of"
-        f" {objective.block_length} slots"
-      )
-    if not forces:
-      raise ValueError(
-        f"blocks of this {name} open with a token of their own: use a policy"
-        " that reveals by confidence"
-      )
-    return
-  if kind == "none":
-    return
-  if block_length is None:
-    raise ValueError(
-      f"cache {kind!r} needs a block_length, shorter than the canvas"
-    )
-  if kind != "block":
-    if isinstance(spec, (BlockCausal, Causal)):
-      raise ValueError(
-        f"cache {kind!r} approximates networks that see the whole canvas; "
-        f"{name} does not: use cache 'block', which is exact, or 'none'"
-      )
-    if objective.shift and not forces:
-      raise ValueError(
-        f"cache {kind!r} with the shifted outputs of {name} needs a policy that "
-        "reveals by confidence, or cache 'none'"
-      )
-    return
-  if isinstance(spec, Causal) and objective.shift == 1 and block_length == 1:
-    return
-  if not isinstance(spec, BlockCausal):
-    raise ValueError(
-      f"cache 'block' needs a block-causal network, or an autoregressive one "
-      f"with block_length 1, not {name} with block_length {block_length}: use "
-      "'dual', 'prefix' or 'none'"
-    )
-  if spec.block != block_length or blocks_from != "start" or objective.shift:
-    raise ValueError(
-      f"cache 'block' of {name} needs its own blocks: block_length {spec.block} "
-      f"counted from slot 0, not {block_length} from the {blocks_from}"
-    )

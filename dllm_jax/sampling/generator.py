@@ -49,13 +49,11 @@ class Plan:
   Attributes:
     sampler: how.
     rows: a template for each sample.
-    canvases: the same behind what a canvas begins with.
     batch: the same as arrays.
   """
 
   sampler: Sampler
   rows: Sequence[requests.Template]
-  canvases: Sequence[requests.Template]
   batch: requests.Requests
 
 
@@ -154,12 +152,20 @@ class Generator:
       ValueError: a row does not fit the canvas, or the sampler or what a row
         chooses is illegal.
     """
-    canvases = [requests.begun(row, self.objective) for row in rows]
+    begun = [requests.begun(row, self.objective) for row in rows]
+    canvases = [requests.whole(row, self.objective) for row in begun]
+    longest = max(map(len, canvases), default=1)
     if length is None:
-      longest = max(map(len, canvases), default=1)
       length = sampler.canvas(self.objective, max(longest, 1))
+    if self.objective.two_passes:  # what is asked for may end inside a block
+      length = max(length, longest)
     ends = self.tokenizer.end_ids
-    built = sampler.build(self.objective, length=length, end_ids=ends)
+    built = sampler.build(
+      self.objective,
+      length=length,
+      end_ids=ends,
+      fill_id=self.tokenizer.pad_id,
+    )
     check_network(built, self.denoiser)
     chosen = None
     if options is not None:
@@ -174,7 +180,7 @@ class Generator:
       request=numbers,
       options=chosen,
     )
-    return Plan(sampler=built, rows=rows, canvases=canvases, batch=batch)
+    return Plan(sampler=built, rows=rows, batch=batch)
 
   def __call__(
     self,
@@ -210,9 +216,9 @@ class Generator:
     if batch.options is not None:
       ends = np.asarray(batch.options.end_ids).tolist()
     ids = [
-      requests.text_ids(tokens[len(canvas) - len(row) :], row, ends)
-      for tokens, row, canvas, ends in zip(
-        tokens.tolist(), plan.rows, plan.canvases, ends, strict=True
+      requests.text_ids(tokens[self._before(row) :], row, ends)
+      for tokens, row, ends in zip(
+        tokens.tolist(), plan.rows, ends, strict=True
       )
     ]
     free = np.asarray(batch.valid) & ~np.asarray(batch.fixed)

@@ -105,13 +105,15 @@ def _called(run: Run, window: Window, fresh: bool, canvas: Canvas):
 
 
 def finished(run: Run, canvas: Canvas) -> Int[Array, "B T"]:
-  """Returns the tokens; after what ends a row, that token again."""
+  """Returns the tokens; after what ends a row, that token again, or the fill."""
   tokens = run.network.objective.decode(run.process, canvas.z)
   if run.ends is not None:
     ends = run.free & run.ended(tokens)
     after = jnp.cumsum(ends, axis=1) - ends > 0
     first = jnp.argmax(ends, axis=1, keepdims=True)
     end = jnp.take_along_axis(tokens, first, axis=1)
+    if run.sampler.fill_id is not None:
+      end = run.sampler.fill_id
     tokens = jnp.where(after & canvas.stopped[:, None], end, tokens)
   return jnp.where(run.free, tokens, run.requests.tokens)
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Int
 import numpy as np
 
 from dllm_jax.core import check
-from dllm_jax.core.types import Objective, Policy
+from dllm_jax.core.types import Objective
+from dllm_jax.sampling.policies.policy import Policy
 from dllm_jax.sampling.policies.rows import Options, Rows
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.window import take, Window

@@ -11,11 +11,17 @@ import dataclasses
 import re
 
 from dllm_jax.core.mask import BlockCausal, Causal
-from dllm_jax.core.types import Objective, Policy
-from dllm_jax.sampling.catalogue import Preset, PRESETS
+from dllm_jax.core.types import Objective
+from dllm_jax.sampling.catalogue import (
+  check_owner,
+  OWNERS,
+  Preset,
+  PRESETS,
+)
 from dllm_jax.sampling.forward import CACHES
 from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.policies.guidance import Guidance
+from dllm_jax.sampling.policies.policy import Policy
 from dllm_jax.sampling.policies.processors import (
   Banned,
   Forced,
@@ -25,15 +31,12 @@ from dllm_jax.sampling.policies.processors import (
   TopK,
   TopP,
 )
-from dllm_jax.sampling.policies.remasking import ReMDM
-from dllm_jax.sampling.policies.renoising import Psi, Renoise
+from dllm_jax.sampling.policies.renoising import Renoise
 from dllm_jax.sampling.policies.selection import (
-  Chance,
   EntropyBound,
   Factor,
   Threshold,
 )
-from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.requests import bucket
 from dllm_jax.sampling.sampler import Sampler
 
@@ -61,6 +64,12 @@ class SamplerConfig:
       preset's rule.
     eta: how readily tokens are masked again, in [0, 1]; None for the preset's.
     kappa: share of the posterior in Psi sampling, in [0, 1]; None for the
+      preset's.
+    hot: the temperature of renoising at its first call; None for the preset's.
+    cold: the temperature that its last calls approach; None for the preset's.
+    rest: mean entropy below which a stable canvas is done, nats, 0 for never; None
+      for the preset's.
+    stable: calls before, whose best tokens a stable canvas has; None for the
       preset's.
     score_temperature: of noise on the order of slots (Dream's `alg_temp`); None
       for the preset's.
@@ -106,6 +115,10 @@ class SamplerConfig:
   entropy_bound: float | None = None
   eta: float | None = None
   kappa: float | None = None
+  hot: float | None = None
+  cold: float | None = None
+  rest: float | None = None
+  stable: int | None = None
   score_temperature: float | None = None
   cache: str | None = None
   refresh: int = 0
@@ -152,10 +165,10 @@ class SamplerConfig:
         f"sampler.{rules[0]} and sampler.{rules[1]} are two rules of what is "
         "revealed; give one"
       )
-    for name, policies in _OWNERS.items():
+    for name in OWNERS:
       value = getattr(self, name)
       if not (value is None or value is False or value == ""):
-        _check_owner(name, self.preset, policies)
+        check_owner(name, self.preset)
     self._processors(PRESETS[self.preset], ends=())
 
   def options(self, end_ids: Sequence[int] = ()) -> RowOptions:
@@ -195,6 +208,7 @@ class SamplerConfig:
     length: int,
     end_ids: Sequence[int] = (),
     top: int = 0,
+    fill_id: int | None = None,
   ) -> Sampler:
     """Returns the sampler for a canvas.
 
@@ -203,6 +217,7 @@ class SamplerConfig:
       length: slots of the canvas.
       end_ids: the tokens that end a row.
       top: how many of the likeliest tokens a generation keeps of each draw.
+      fill_id: the padding that stands behind one, where the preset has it so.
 
     Raises:
       ValueError: a field does not fit the canvas or the objective.
@@ -214,6 +229,7 @@ class SamplerConfig:
     if cache is None:
       left_to_right = isinstance(spec, Causal) and block == 1
       exact = isinstance(spec, BlockCausal) or left_to_right or objective.opens
+      exact |= objective.two_passes
       elsewhere = "none" if preset.cache == "block" else preset.cache
       cache = "block" if exact else elsewhere
     if (self.stop or self.suppress_end or self.doubt_end) and not end_ids:
@@ -232,6 +248,7 @@ class SamplerConfig:
       reach=self.reach or None,
       guidance=self._guidance(),
       end_ids=tuple(self.options(end_ids).end_ids),
+      fill_id=fill_id if preset.fills else None,
       extend=self.extend,
       context=self.context or None,
     )
@@ -241,7 +258,7 @@ class SamplerConfig:
   ) -> int | None:
     """Returns the block length; None for the whole canvas."""
     block = self.block_length or objective.block_length or preset.block_length
-    if block and length % block:
+    if block and length % block and not objective.two_passes:
       raise ValueError(
         f"sampler.block_length {block} does not divide the canvas of {length} "
         f"slots; legal: a divisor of {length}"
@@ -310,8 +327,9 @@ class SamplerConfig:
         fields["selection"] = EntropyBound(value=self.entropy_bound)
     if self.eta is not None:
       fields["rule"] = dataclasses.replace(fields["rule"], eta=self.eta)
-    if self.kappa is not None:
-      fields["kappa"] = self.kappa
+    own = ("kappa", "hot", "cold", "rest", "stable")
+    given = {name: getattr(self, name) for name in own}
+    fields |= {name: x for name, x in given.items() if x is not None}
     if self.score_temperature is not None:
       fields["noise_temperature"] = self.score_temperature
     doubted = _ids("doubted", self.doubted)
@@ -369,31 +387,6 @@ _OF_TOKENS = (
   "cfg_scale",
 )
 _RULES = ("threshold", "factor", "entropy_bound")
-_OWNERS: dict[str, tuple[type, ...]] = {
-  "threshold": (Unmasking,),
-  "factor": (Unmasking,),
-  "entropy_bound": (Unmasking, Renoise),
-  "score_temperature": (Unmasking,),
-  "doubted": (Unmasking,),
-  "doubt_end": (Unmasking,),
-  "eta": (ReMDM,),
-  "kappa": (Psi,),
-}
-
-
-def _check_owner(name: str, preset: str, policies: tuple[type, ...]) -> None:
-  def has(candidate: Preset) -> bool:
-    if candidate.policy not in policies:
-      return False
-    if name in ("doubted", "doubt_end"):  # Chance asks for no score.
-      return not isinstance(candidate.fields.get("selection"), Chance)
-    return name != "eta" or hasattr(candidate.fields["rule"], "eta")
-
-  if not has(PRESETS[preset]):
-    legal = ", ".join(key for key, value in PRESETS.items() if has(value))
-    raise ValueError(
-      f"sampler.{name} means nothing to sampler.preset {preset!r}; legal: {legal}"
-    )
 
 
 def _ids(name: str, text: str) -> tuple[int, ...]:

@@ -139,6 +139,19 @@ def begun(row: Template, objective: Objective) -> list[int | None]:
   return [begin, *row]
 
 
+def whole(row: Template, objective: Objective) -> list[int | None]:
+  """Returns a template with free slots behind it, as many as fill its last block.
+
+  Of networks with a pass of its own for finished text, whose blocks are always
+  whole: what was asked for may end inside the last one.
+  """
+  row = list(row)
+  if not objective.two_passes:
+    return row
+  prompt = next((i for i, x in enumerate(row) if x is None), len(row))
+  return row + [None] * ((prompt - len(row)) % objective.block_length)
+
+
 def text_ids(
   tokens: Sequence[int], template: Template, ends: Sequence[int] = ()
 ) -> list[int]:

@@ -3,9 +3,11 @@
 import dataclasses
 from typing import Literal
 
-from dllm_jax.core.types import Objective, Policy
-from dllm_jax.sampling.forward import CacheKind, check_cache
+from dllm_jax.core.mask import BlockCausal, Causal
+from dllm_jax.core.types import Objective
+from dllm_jax.sampling.forward import CacheKind, CACHES
 from dllm_jax.sampling.policies.guidance import Guidance
+from dllm_jax.sampling.policies.policy import Policy
 from dllm_jax.sampling.policies.speculation import Speculation
 
 
@@ -28,6 +30,7 @@ class Sampler:
     guidance: of two branches, or None.
     end_ids: a row stops after the block in which it draws one of these tokens,
       and its free slots after the first hold that too; empty for no such stop.
+    fill_id: what those slots hold instead, or None.
     extend: whether slots after the block are hidden: the text grows block by
       block, and the canvas is only room.
     context: slots that are seen at once, up to the block's end; None for all.
@@ -44,6 +47,7 @@ class Sampler:
   reach: int | None = None
   guidance: Guidance | None = None
   end_ids: tuple[int, ...] = ()
+  fill_id: int | None = None
   extend: bool = False
   context: int | None = None
   least_calls: int = 1
@@ -138,3 +142,90 @@ class Sampler:
   def blocks(self) -> int:
     """The number of blocks of a row without a prompt, the longest case."""
     return -(-self.length // (self.block_length or self.length))
+
+
+def check_cache(
+  kind: CacheKind,
+  objective: Objective,
+  *,
+  block_length: int | None,
+  blocks_from: str,
+  forces: bool,
+) -> None:
+  """Raises ValueError unless a cache is right for an objective.
+
+  Args:
+    kind: the cache.
+    objective: what the network was trained for.
+    block_length: slots of a block, or None for the whole canvas.
+    blocks_from: where blocks begin, "prompt" or "start".
+    forces: whether the policy can be told to reveal a slot.
+  """
+  if kind not in CACHES:
+    raise ValueError(f"unknown cache {kind!r}; legal: {', '.join(CACHES)}")
+  name, spec = type(objective).__name__, objective.mask_spec
+  if objective.opens or objective.two_passes:
+    _check_passes(kind, objective, block_length, blocks_from, forces)
+    return
+  if kind == "none":
+    return
+  if block_length is None:
+    raise ValueError(
+      f"cache {kind!r} needs a block_length, shorter than the canvas"
+    )
+  if kind != "block":
+    if isinstance(spec, (BlockCausal, Causal)):
+      raise ValueError(
+        f"cache {kind!r} approximates networks that see the whole canvas; "
+        f"{name} does not: use cache 'block', which is exact, or 'none'"
+      )
+    if objective.shift and not forces:
+      raise ValueError(
+        f"cache {kind!r} with the shifted outputs of {name} needs a policy that "
+        "reveals by confidence, or cache 'none'"
+      )
+    return
+  if isinstance(spec, Causal) and objective.shift == 1 and block_length == 1:
+    return
+  if not isinstance(spec, BlockCausal):
+    raise ValueError(
+      f"cache 'block' needs a block-causal network, or an autoregressive one "
+      f"with block_length 1, not {name} with block_length {block_length}: use "
+      "'dual', 'prefix' or 'none'"
+    )
+  if spec.block != block_length or blocks_from != "start" or objective.shift:
+    raise ValueError(
+      f"cache 'block' of {name} needs its own blocks: block_length {spec.block} "
+      f"counted from slot 0, not {block_length} from the {blocks_from}"
+    )
+
+
+def _check_passes(kind, objective, block_length, blocks_from, forces) -> None:
+  """Does so for networks that read finished blocks by a pass of another kind."""
+  name, spec = type(objective).__name__, objective.mask_spec
+  if objective.opens:
+    own = block_length is not None
+    if isinstance(spec, BlockCausal):
+      own = spec.block == block_length and blocks_from == "start"
+    if kind != "block" or not own:
+      raise ValueError(
+        f"blocks of this {name} open with a token of the pass that stores the"
+        " one before: use cache 'block' and its own blocks, of"
+        f" {objective.block_length} slots"
+      )
+    if not forces:
+      raise ValueError(
+        f"blocks of this {name} open with a token of their own: use a policy"
+        " that reveals by confidence"
+      )
+    return
+  if (kind, blocks_from) == ("block", "prompt") and (
+    block_length == objective.block_length
+  ):
+    return
+  raise ValueError(
+    f"{name} reads finished text by a pass of its own, whose keys and values "
+    f"are kept, and has canvases of {objective.block_length} slots: it needs "
+    f"cache 'block' and block_length {objective.block_length} counted from "
+    f"the prompt, not cache {kind!r} and {block_length} from the {blocks_from}"
+  )

@@ -52,6 +52,7 @@ class Canvas:
     cache: kept keys and values, or None.
     state: the policy's, inside a block.
     sound: rows of whose hidden states all were numbers; None where nobody asks.
+    said: what the network last said of the block, where it is told that.
   """
 
   z: PyTree
@@ -70,6 +71,7 @@ class Canvas:
   hidden: Float[Array, "R T D"] | None = None
   changed: Bool[Array, "B"] | None = None
   sound: Bool[Array, "B"] | None = None
+  said: Float[Array, "B W D"] | None = None
 
 
 class Run(NamedTuple):
@@ -173,6 +175,7 @@ def started(run: Run) -> Canvas:
   z = where(run.free, prior, objective.clean(run.process, requests.tokens))
   window = run.block(zeros)
   return Canvas(
+    said=_nothing_said(run, window),
     z=z,
     hidden=run.network.nothing(run.head) if run.keeps else None,
     changed=zeros == 0 if run.keeps else None,
@@ -189,6 +192,15 @@ def started(run: Run) -> Canvas:
     cache=run.network.empty(),
     state=run.sampler.policy.init(run.process, take(z, window), window.active),
   )
+
+
+def _nothing_said(run: Run, window: Window) -> Float[Array, "B W D"] | None:
+  """Returns what a block is told at its first call, where it is told anything."""
+  if not run.sampler.policy.conditions:
+    return None
+  out = run.head
+  width = (out.hidden if out.unembed is None else out.unembed.T).shape[-1]
+  return jnp.zeros((*window.slots.shape, width), jnp.float32)
 
 
 def wanted(run: Run, canvas: Canvas) -> Bool[Array, "B"]:
@@ -211,6 +223,9 @@ def entered(
   kept = jnp.where(jnp.any(used, axis=1) & ~canvas.stopped, keep, IDLE)
   ready = todo & ~policy.done(run.process, z, state, window.active)
   stage = jnp.where(ready, _RUNNING, kept)
+  if policy.conditions:
+    said = where(rows, jnp.zeros_like(canvas.said), canvas.said)
+    canvas = canvas.replace(said=said)
   return canvas.replace(
     state=where(rows, state, canvas.state),
     stage=jnp.where(rows, stage, canvas.stage),
@@ -224,11 +239,15 @@ def left(
 ) -> Canvas:
   """Returns the canvas with some rows past their block."""
   canvas = canvas.replace(block=canvas.block + rows)
-  if run.ends is None:
-    return canvas
-  tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
-  ended = rows & jnp.any(run.ended(tokens) & window.active, axis=1)
-  return canvas.replace(stopped=canvas.stopped | ended)
+  if run.ends is not None:
+    tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
+    ended = rows & jnp.any(run.ended(tokens) & window.active, axis=1)
+    canvas = canvas.replace(stopped=canvas.stopped | ended)
+  if run.sampler.objective.two_passes and run.sampler.blocks > 1:
+    rows &= wanted(run, canvas)
+    cache = run.network.finish(canvas.z, window, rows, canvas.cache)
+    canvas = canvas.replace(cache=cache, calls=canvas.calls + rows)
+  return canvas
 
 
 def step(
@@ -285,6 +304,7 @@ def step(
     cache=cache,
     state=state,
     hidden=hidden if run.keeps else None,
+    said=where(running, info.get("said"), canvas.said),
     changed=_differs(new_z, z) if run.keeps else None,
     sound=_sound(canvas, calling, hidden),
   )
@@ -322,7 +342,7 @@ def _look(
   """Returns which rows need a network call, hidden states and the cache."""
   visible = run.visible(window)
   look = lambda: run.network.look(
-    canvas.z, t, window, visible, canvas.cache, fresh
+    canvas.z, t, window, visible, canvas.cache, fresh, canvas.said
   )
   if not run.keeps:
     return calling, *look()

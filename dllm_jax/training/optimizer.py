@@ -180,7 +180,7 @@ _Axes = optax.contrib.MuonDimensionNumbers
 _MATRICES = (
   (r".*layers/attention/[qkv]/kernel", _Axes(1, (2, 3))),
   (r".*layers/attention/o/kernel", _Axes((1, 2), 3)),
-  (r".*layers/mlp/experts/(gate|up|down)", _Axes(2, 3)),
+  (r".*layers/(mlp|routed)/experts/(gate|up|down)", _Axes(2, 3)),
   (r".*layers/.*/(kernel|lora_a|lora_b)", _Axes(1, 2)),
 )
 """Axes in and out of what Muon orthogonalises: each layer, each expert alone.

@@ -9,6 +9,7 @@ import pytest
 from dllm_jax.cli import command as commands
 from dllm_jax.cli.commands import sample
 from dllm_jax.data.tokenizer import Bytes
+from dllm_jax.objectives.diffusion_gemma import DiffusionGemma
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.infill import parse
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig
@@ -29,6 +30,8 @@ def test_examples_are_legal(line):
   values = commands.parse(sample.COMMAND, argv)
   config = commands.sampler(values, argv, SamplerConfig())
   objective = MDLM(vocab_size=66, mask_id=65)
+  if config.preset == "diffusion_gemma":
+    objective = DiffusionGemma(vocab_size=66, canvas=16)
   length = values.length or 128
   config.build(objective, length=length)
   for text in values.infill:

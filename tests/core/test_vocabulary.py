@@ -13,7 +13,12 @@ from dllm_jax.core import vocabulary
 from dllm_jax.core.axes import AXES
 from dllm_jax.core.noise import Keyed, Tag
 from dllm_jax.core.types import ModelOutputs
-from dllm_jax.core.vocabulary import cross_entropy, forbid, reduce
+from dllm_jax.core.vocabulary import (
+  cross_entropy,
+  forbid,
+  mean_embedding,
+  reduce,
+)
 
 _BATCH, _LENGTH, _WIDTH, _VOCAB, _PADDED = 3, 14, 6, 11, 16
 
@@ -329,3 +334,24 @@ def test_no_value_has_positions_times_vocabulary():
     assert len(sizes) > 50
     assert max(sizes) < rows * length * vocab
     assert max(sizes) < length * vocab  # not even of one row
+
+
+def test_a_tied_table_is_read_as_it_is_stored():
+  """A loop over chunks copies no table, whichever product reads it."""
+  rows, length, width, vocab = 4, 256, 1024, 16_384
+
+  def said(hidden, table, tied):
+    out = ModelOutputs(hidden=hidden, unembed=table.T, tied=tied)
+    return reduce(mean_embedding(out), out, live=4)
+
+  array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  args = array(rows, length, width), array(vocab, width)
+  program = jax.jit(said, static_argnums=2).lower(*args, True).compile()
+  table = 4 * vocab * width
+  assert program.memory_analysis().temp_size_in_bytes < table
+  x = jax.random.normal(jax.random.key(0), (1, 3, 8))
+  table = jax.random.normal(jax.random.key(1), (16, 8))
+  found = [jax.jit(said, static_argnums=2)(x, table, t) for t in (True, False)]
+  np.testing.assert_allclose(*found, rtol=1e-5)
+  p = jax.nn.softmax(x @ table.T)
+  np.testing.assert_allclose(found[0], p @ table, rtol=1e-5)

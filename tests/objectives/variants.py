@@ -37,6 +37,10 @@ VARIANTS = {
   },
   "md4": {"T": {"steps": 10}},
   "udlm": {"T": {"steps": 10}},
+  "diffusion_gemma": {
+    "canvases": {"canvas": 8, "without": "mean"},
+    "leave one out": {"canvas": 8, "leave_one_out": True},
+  },
   "bd3lm": {"clipped": {"clip_low": 0.3, "clip_high": 0.8}},
 }
 

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from dllm_jax.sampling.policies.guidance import Guidance
-from dllm_jax.sampling.policies.lengths.indel import InDel
-from dllm_jax.sampling.policies.parts import Sliding, SubBlocks
 from dllm_jax.sampling.policies.processors import (
   Temperature,
   TopK,
@@ -14,6 +12,8 @@ from dllm_jax.sampling.policies.processors import (
 from dllm_jax.sampling.policies.revision import Edit
 from dllm_jax.sampling.policies.selection import Even, Threshold
 from dllm_jax.sampling.policies.unmasking import Unmasking
+from dllm_jax.sampling.policies.windows.indel import InDel
+from dllm_jax.sampling.policies.windows.parts import Sliding, SubBlocks
 from tests import golden_cases, quick
 from tests.sampling import published
 from tests.sampling.test_parity_blocks import blocks_seen, ceil

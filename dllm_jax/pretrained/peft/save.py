@@ -153,7 +153,7 @@ def _targets(
     module = prefix + place.key(parts[0].index).removesuffix(".weight")
     if module in ranks:
       pattern = re.escape(prefix + place.name.theirs.removesuffix(".weight"))
-      number = str(place.first + parts[0].index[0])
+      number = str(place.layers[parts[0].index[0]])
       layers.setdefault(pattern, []).append(number)
   return "|".join(
     pattern.replace(re.escape(LAYER), f"({'|'.join(numbers)})")

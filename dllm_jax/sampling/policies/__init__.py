@@ -1,6 +1,6 @@
 """Which slots of a window a network call reveals, and by which logits.
 
-A policy is a frozen dataclass that meets `core.Policy`. `Ancestral` follows the
+A policy is a frozen dataclass that meets `Policy`. `Ancestral` follows the
 objective's posterior, `FirstHitting` its jumps; `Unmasking` is a score, a selection
 (how many) and a revision (what becomes of tokens that stand); `ReMDM` masks again;
 `Psi` and `Renoise` serve processes that replace tokens. Processors change the
@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "ancestral": ["Ancestral", "Stepwise"],
     "control": ["Controlled", "LatentClassifier"],
     "guidance": ["Guidance"],
-    "parts": ["Sliding", "SubBlocks"],
+    "policy": ["Policy"],
     "processors": [
       "Banned",
       "Forced",

@@ -1,6 +1,6 @@
 """Policies: which slots of a window are revealed after each network call.
 
-Each is a frozen dataclass, static under jit, that meets `core.types.Policy` and
+Each is a frozen dataclass, static under jit, that meets `policy.Policy` and
 knows its objective and the number of steps in a window. State leaves are
 `[B, ...]`: rows never see each other. Logits exist on chunks of positions only,
 inside `reduce`; nothing here loops or clamps, which is the program's work.
@@ -71,6 +71,7 @@ class Stepwise:
   forces = False
   idles = False
   stands = False
+  conditions = False
   extra = 0
   """Calls beyond `steps` that a revision may add."""
 

@@ -5,20 +5,25 @@ what is sure and draws the rest anew.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from flax import struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.core import check
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Objective
-from dllm_jax.core.vocabulary import reduce
+from dllm_jax.core.vocabulary import mean_embedding, reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
 from dllm_jax.sampling.policies.remasking import masks
 from dllm_jax.sampling.policies.rows import NONE
 from dllm_jax.sampling.policies.score import confidence, entropy
 from dllm_jax.sampling.policies.selection import bounded, Progress, rank, sort
+from dllm_jax.sampling.window import where
+
+_LIVE = 3
+"""Arrays as large as a chunk's logits that a look at them keeps at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,25 +130,52 @@ def kept(objective: Objective, t: Float[Array, "B #c"]) -> Array:
 
 @struct.dataclass
 class Settling(Progress):
-  """Progress, and whether a row's canvas has come to rest."""
+  """Progress, and whether a row's canvas has come to rest.
 
+  Attributes:
+    best: the most probable tokens at the last call; -1 before the first.
+    still: calls in a row, before the last, that had the same best tokens.
+    settled: whether the row has stopped.
+  """
+
+  best: Int[Array, "B W"]
+  still: Int[Array, "B"]
   settled: Bool[Array, "B"]
+
+
+class _Seen(NamedTuple):
+  """What a call says of each slot: two tokens, how likely, and their mean."""
+
+  token: Int[Array, "B c"]
+  best: Int[Array, "B c"]
+  entropy: Float[Array, "B c"]
+  of_token: dict[str, Array]
+  of_best: dict[str, Array]
+  said: Float[Array, "B c D"] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Renoise(Stepwise):
-  """Keeps the surest tokens of each step and draws all others anew.
+  r"""Keeps the surest drawn tokens of each call and draws all others anew.
 
-  Slots in order of entropy are accepted while the entropies before a slot sum
-  to no more than the bound; every other slot gets a uniform token
-  (DiffusionGemma, for uniform processes). The temperature falls with the time.
-  A row stops when its best tokens stand already and its mean entropy is small.
+  DiffusionGemma's sampler, as transformers 5.24.0 has it, for uniform processes.
+  Of N calls the n-th divides the logits by
+
+      T = cold + (hot - cold) (N - n + 1) / N,
+
+  draws a token for each slot, and accepts those slots, in order of entropy, before
+  which the entropies sum to no more than the bound. All others become uniform
+  tokens. A row stops after N calls, or when its most probable tokens are those of
+  the `stable` calls before and its mean entropy is below `rest`; what it then
+  has are the most probable tokens of that call, and no drawn one. The next call is
+  told what this one said (`Objective.self_conditioned`).
 
   Attributes:
     bound: nats.
-    hot: the temperature at the first step.
+    hot: the temperature at the first call.
     cold: the temperature that the last ones approach.
-    rest: mean entropy, in nats, at which a stable row stops.
+    rest: mean entropy, in nats, below which a stable row stops; 0 for never.
+    stable: calls before, whose most probable tokens are compared; 0 for none.
 
   Examples:
     >>> from dllm_jax.objectives import UDLM
@@ -155,13 +187,15 @@ class Renoise(Stepwise):
   hot: float = 0.8
   cold: float = 0.4
   rest: float = 0.005
+  stable: int = 1
 
   def __post_init__(self):
     super().__post_init__()
     vectors = hasattr(self.objective, "step_law")
     if self.objective.mask_id is not None or vectors:
       raise ValueError(
-        "renoising draws uniform tokens: it needs a uniform process (udlm), not "
+        "renoising draws uniform tokens: it needs a uniform process "
+        "(diffusion_gemma, udlm), not "
         f"{type(self.objective).__name__}, which "
         f"{'moves vectors' if vectors else 'masks'}"
       )
@@ -169,13 +203,22 @@ class Renoise(Stepwise):
       raise ValueError(
         f"temperatures need 0 < cold <= hot, not {self.cold} and {self.hot}"
       )
+    check.at_least(self, 0, "bound", "rest", "stable")
+
+  @property
+  def conditions(self) -> bool:
+    """Whether a call is told what the one before it said."""
+    return self.objective.self_conditioned
 
   def init(self, process, z, window) -> Settling:
     """Returns the state at a window's start."""
     base = super().init(process, z, window)
+    rows = window.shape[:1]
     return Settling(
       **vars(base),
-      settled=jnp.zeros(window.shape[:1], bool),
+      best=jnp.full(window.shape, -1, jnp.int32),
+      still=jnp.zeros(rows, jnp.int32),
+      settled=jnp.zeros(rows, bool),
     )
 
   def done(self, process, z, state, window) -> Bool[Array, "B"]:
@@ -187,34 +230,49 @@ class Renoise(Stepwise):
     window=None, guide=None, rows=NONE, must=None,
   ):  # fmt: skip
     """Returns (z, state, info) after one network evaluation."""
-    left = 1.0 - state.step / self.steps
-    heat = (self.cold + (self.hot - self.cold) * left)[:, None]
-
-    def draw(logits, z, heat, noise, rows):
-      logits = self.filtered(logits, z, rows, guide) / heat[..., None]
-      token, law = self.token(logits, z, rows, noise)
-      info = self.noted(law, token)
-      logits = self.drawn(logits, z, rows)
-      best = jnp.argmax(logits, axis=-1)
-      return token, best, entropy(logits), confidence(logits, token), info
-
-    token, best, h, sure, info = reduce(
-      draw, out, z, heat, noise, rows, window=window
-    )
-    order = rank(-h, active)
-    ranked = sort(jnp.where(active, h, jnp.inf), order)
+    seen = self._seen(noise, out, z, state, window, guide, rows)
+    order = rank(-seen.entropy, active)
+    ranked = sort(jnp.where(active, seen.entropy, jnp.inf), order)
     count = jnp.sum(jnp.cumprod(bounded(ranked, self.bound), axis=1), axis=1)
     keep = active & (order < count[:, None])
-    total = jnp.sum(jnp.where(active, h, 0.0), axis=1)
-    mean = total / jnp.maximum(jnp.sum(active, axis=1), 1)
-    stable = jnp.all((best == z) | ~active, axis=1) & (mean <= self.rest)
-    # Deviates: a row's last step keeps every draw, the original random tokens.
-    keep |= (stable | (state.step + 1 >= self.steps))[:, None]
     u = noise.uniform(Tag.REMASK, 1)[..., 0]
     random = jnp.floor(u * self.objective.vocab_size).astype(jnp.int32)
-    state = state.replace(step=state.step + 1, settled=stable)
+
+    same = jnp.all((seen.best == state.best) | ~active, axis=1)
+    still = jnp.where(same, state.still + 1, 0)
+    total = jnp.sum(jnp.where(active, seen.entropy, 0.0), axis=1)
+    mean = total / jnp.maximum(jnp.sum(active, axis=1), 1)
+    settled = (still >= self.stable) & (mean < self.rest)
+    state = state.replace(
+      step=state.step + 1, best=seen.best, still=still, settled=settled
+    )
+    over = self.done(process, z, state, active)[:, None]
+    z = jnp.where(over, seen.best, jnp.where(keep, seen.token, random))
+    info = where(over[:, 0], seen.of_best, seen.of_token)
     # What is drawn anew is uniform: of it too it is said how likely it was.
     even = -jnp.log(jnp.float32(self.objective.vocab_size))
-    info["log_prob"] = jnp.where(keep, info["log_prob"], even)
-    info["confidence"] = sure
-    return jnp.where(keep, token, random), state, info
+    info["log_prob"] = jnp.where(over | keep, info["log_prob"], even)
+    return z, state, info | ({"said": seen.said} if self.conditions else {})
+
+  def _seen(self, noise, out, z, state, window, guide, rows) -> _Seen:
+    left = (self.steps - state.step) / self.steps
+    heat = (self.cold + (self.hot - self.cold) * left)[:, None]
+    mean = mean_embedding(out[0] if isinstance(out, tuple) else out)
+
+    def look(logits, z, heat, noise, rows):
+      logits = self.filtered(logits, z, rows, guide) / heat[..., None]
+      token, law = self.token(logits, z, rows, noise)
+      best = jnp.argmax(law, axis=-1).astype(jnp.int32)
+      of = lambda token: (
+        self.noted(law, token) | {"confidence": confidence(law, token)}
+      )
+      return _Seen(
+        token=token,
+        best=best,
+        entropy=entropy(law),
+        of_token=of(token),
+        of_best=of(best),
+        said=mean(law) if self.conditions else None,
+      )
+
+    return reduce(look, out, z, heat, noise, rows, window=window, live=_LIVE)

@@ -181,7 +181,7 @@ def test_edits_wait_for_a_full_window_and_settle():
     (lambda: Threshold(value=1.1), r"\(0, 1\]"),
     (lambda: Factor(value=0.0), "above 0"),
     (lambda: EntropyBound(value=-1.0), "0 or more"),
-    (lambda: revision.Edit(threshold=0.0), r"\(0, 1\]"),
+    (lambda: revision.Edit(threshold=-0.1), r"\[0, 1\]"),
   ],
 )
 def test_bad_values(make, message):

@@ -1,0 +1,83 @@
+"""What a policy is to the sampling program."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from dllm_jax.core.types import (
+  Guide,
+  ModelOutputs,
+  Noise,
+  Objective,
+  Process,
+)
+
+
+class Policy(Protocol):
+  """How a window of the canvas is revealed; ancestral is one among others.
+
+  Attributes:
+    objective: the diffusion that the network was trained for.
+    steps: network calls for each window, at most.
+    extra: calls beyond `steps` that may follow on a full window.
+    counts: whether `step` wants to know how often tokens stand in a row.
+    forces: whether `step` can be told slots to reveal (`must`).
+    idles: whether a step may leave a window as it was.
+    stands: whether a token that a step reveals stays: else a window is final
+      only when it is done.
+    top: how many of the likeliest tokens `info` has of each draw.
+    conditions: whether the network's next call is told what `step` says it said,
+      `info["said"]`.
+  """
+
+  objective: Objective
+  steps: int
+  extra: int
+  counts: bool
+  forces: bool
+  idles: bool
+  stands: bool
+  top: int
+  conditions: bool
+
+  def least_steps(self, width: int) -> int:
+    """Returns the fewest steps that finish a window of so many slots."""
+
+  def init(
+    self, process: Process, z: PyTree, window: Bool[Array, "B W"]
+  ) -> Any:
+    """Returns the state at a window's start, leaves `[B, ...]`.
+
+    `window` is True at the slots that may change.
+    """
+
+  def time(self, state: Any) -> Float[Array, "B 1"]:
+    """Returns the time that the network is told."""
+
+  def done(
+    self, process: Process, z: PyTree, state: Any, window: Bool[Array, "B W"]
+  ) -> Bool[Array, "B"]:
+    """Returns which rows need no further network call for this window."""
+
+  def step(
+    self,
+    process: Process,
+    noise: Noise,
+    out: ModelOutputs | tuple[ModelOutputs, ...],
+    z: PyTree,
+    state: Any,
+    active: Bool[Array, "B W"],
+    *,
+    window: Int[Array, "B W"] | None = None,
+    guide: Guide | None = None,
+    rows: Any = None,
+    must: Bool[Array, "B W"] | None = None,
+  ) -> tuple[PyTree, Any, Mapping[str, Array]]:
+    """Returns (z, state, info) after one network evaluation.
+
+    `active` is True at slots that may change now, `window` names the slots of
+    `out` that predict z; `guide` joins the logits of several outputs; `rows` is
+    what the rows chose (`sampling.policies.rows`); `must` is True where a token
+    has to be revealed. info feeds the trace and says how likely draws were.
+    """
