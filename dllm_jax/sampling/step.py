@@ -214,14 +214,15 @@ def entered(
   run: Run, canvas: Canvas, window: Window, rows: Bool[Array, "B"]
 ) -> Canvas:
   """Returns the canvas with some rows at the first call of their block."""
-  policy, network = run.sampler.policy, run.network
+  policy = run.sampler.policy
   z = take(canvas.z, window)
   state = policy.init(run.process, z, window.active)
   todo = jnp.any(window.active, axis=1)
-  used = take(run.requests.valid, window) & (window.slots < run.sampler.length)
-  keep = _STORING if network.stores else IDLE
-  kept = jnp.where(jnp.any(used, axis=1) & ~canvas.stopped, keep, IDLE)
   ready = todo & ~policy.done(run.process, z, state, window.active)
+  # What is given is kept for what follows it, and what lies before it with it
+  # where a call does that only at the next slot, or block.
+  keep = _STORING if run.sampler.cache == "block" else IDLE
+  kept = jnp.where(wanted(run, canvas), keep, IDLE)
   stage = jnp.where(ready, _RUNNING, kept)
   if policy.conditions:
     said = where(rows, jnp.zeros_like(canvas.said), canvas.said)

@@ -19,6 +19,7 @@ from dllm_jax.objectives.md4 import MD4
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.objectives.udlm import UDLM
 from dllm_jax.parallel import make_mesh
+from dllm_jax.sampling.catalogue import PRESETS
 from dllm_jax.sampling.generator import Generator
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.presets import SamplerConfig
@@ -80,12 +81,18 @@ def predicted(tokens, objective):
   return TABLE[((slots - objective.shift) * 7 + seen) % 64]
 
 
-def law(logits, *, temperature=1.0, top_k=VOCAB, penalty=0.0):
-  """Returns log-probabilities of all but the mask, in float64."""
+def law(logits, *, temperature=1.0, top_k=VOCAB, sharpens=False):
+  """Returns log-probabilities of all but the mask, in float64.
+
+  Samplers that sharpen cut what the network says, where the mask takes a place
+  among the best, and rule it out afterwards, as Dream and SDAR do.
+  """
   x = np.array(logits, np.float64) / (temperature or 1.0)
-  x[..., MASK] = -np.inf
+  if not sharpens:
+    x[..., MASK] = -np.inf
   least = np.sort(x, axis=-1)[..., VOCAB - top_k, None]
   x = np.where(x >= least, x, -np.inf)
+  x[..., MASK] = -np.inf
   x = x - x.max(axis=-1, keepdims=True)
   return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
@@ -125,7 +132,7 @@ def test_log_prob_is_of_the_distribution_that_each_row_drew_from(
   new = np.asarray(found.tokens)[:, 2:]
   log_p = predicted(np.asarray(found.tokens), objective)
   for row, shape in enumerate(LAWS):
-    want = law(log_p[row], **shape)
+    want = law(log_p[row], **shape, sharpens=PRESETS[preset].sharpens)
     picked = np.take_along_axis(want, new[row][:, None], -1)[:, 0]
     got = found.log_prob[row]
     np.testing.assert_allclose(got[2:], picked, atol=2e-6)
@@ -243,14 +250,19 @@ def test_a_row_in_any_mix_is_as_alone_of_one_program(preset, objective, fields):
   # Noise is the row's own: another key of the call changes nothing.
   other = run([ALONE[i] for i in order], order, key=6)
   np.testing.assert_array_equal(other.tokens, mixed.tokens[order])
-  np.testing.assert_array_equal(other.log_prob, mixed.log_prob[order])
+  # Where two branches are joined, places in a batch may round another way.
+  last = 2e-6 if spec.guidance else 0.0  # two units of logits up to 16
+  np.testing.assert_allclose(
+    other.log_prob, mixed.log_prob[order], rtol=0.0, atol=last
+  )
   same = run([ALONE[1]] * 4, [0, 1, 2, 3])
   np.testing.assert_array_equal(same.tokens[1], mixed.tokens[1])
-  extremes = [RowOptions(threshold=v, seed=0) for v in (1.0, 1e-6, 1.0, 1e-6)]
+  extremes = [RowOptions(threshold=v, seed=0) for v in (1.0, 1e-6) * 2]
   calls = run(extremes, [0, 1, 2, 3]).function_evaluations
+  other = run(extremes[1:] + extremes[:1], [0, 1, 2, 3]).function_evaluations
   free = np.sum(requests.valid & ~requests.fixed, axis=1)
-  assert (calls[[0, 2]] >= free[[0, 2]]).all()
-  assert (calls[[1, 3]] < free[[1, 3]]).all()
+  each, at_once = np.where([True, False] * 2, (calls, other), (other, calls))
+  assert (each >= free).all() and (at_once < each).all()
   program = published.program(spec, denoiser)
   assert program._cache_size() == 1
   for row in (1, 3):
