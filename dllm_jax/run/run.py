@@ -339,8 +339,7 @@ class Run:
       infills: texts with spans such as "[MASK*8]" to fill in, instead of prompts.
       num_samples: samples of each prompt or infill.
       length: slots of the canvas; by default the training length.
-      new_tokens: tokens after each prompt, on a canvas for the longest of them;
-        None fills the canvas.
+      new_tokens: tokens after each prompt, on a canvas for the longest; None fills.
       seed: the seed; a request's tokens depend on it and the request's number.
       sampler: how to sample; by default as configured.
       options: what each prompt or infill chooses; None for all as the sampler.
@@ -386,11 +385,8 @@ class Run:
     Args:
       rows: a template for each sample: token ids, None where one is wanted.
       length: slots of the canvas; None for the bucket of the longest row.
-      seed: this and what else there is as in `sample`.
+      seed: this and what else there is, errors too, as in `sample`.
       numbers: a request number for each row; by default 0, 1, 2, ...
-
-    Raises:
-      ValueError: a row does not fit the canvas, or the sampler is illegal.
     """
     sampler = sampler or self.config.sampler
     plan = self.generator.plan(
