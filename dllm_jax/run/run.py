@@ -159,11 +159,10 @@ class Run:
     """Returns one line on what is trained where."""
     shapes = jax.tree.leaves(self.program.abstract.params)
     parameters = sum(leaf.size for leaf in shapes)
-    devices = self.mesh.devices
     return (
       f"{self.resolved.objective.name} on {self.resolved.data.path}: "
       f"{parameters:,} parameters, vocabulary {self.objective.vocab_size}, "
-      f"{devices.size} x {devices.flat[0].device_kind}"
+      f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
     )
 
   @functools.cached_property
@@ -172,17 +171,14 @@ class Run:
     optimizer, adapter = self.config.optimizer, self.network.adapter
     if adapter.rank and not optimizer.train_only:
       optimizer = dataclasses.replace(optimizer, train_only=r".*/lora_[a-z]+")
+    frozen = functools.partial(freeze, base=adapter.base)
     return Trainer(
       objective=self.objective,
       denoiser=self.denoiser,
       optimizer=optimizer.build(self.config.training.steps),
       training=self.config.training,
       trains=optimizer.trains if optimizer.train_only else None,
-      freeze=(
-        functools.partial(freeze, base=adapter.base)
-        if adapter.base != "default"
-        else None
-      ),
+      freeze=frozen if adapter.base != "default" else None,
       rounding=optimizer.rounding,
     )
 

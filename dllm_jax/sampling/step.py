@@ -220,8 +220,10 @@ def entered(
   todo = jnp.any(window.active, axis=1)
   ready = todo & ~policy.done(run.process, z, state, window.active)
   # What is given is kept for what follows it, and what lies before it with it
-  # where a call does that only at the next slot, or block.
-  keep = _STORING if run.sampler.cache == "block" else IDLE
+  # where a call does that only at the next slot, or block; two passes have one
+  # of their own for it (`left`).
+  keep = run.sampler.cache == "block" and not run.sampler.objective.two_passes
+  keep = _STORING if keep else IDLE
   kept = jnp.where(wanted(run, canvas), keep, IDLE)
   stage = jnp.where(ready, _RUNNING, kept)
   if policy.conditions:
