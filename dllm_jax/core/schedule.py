@@ -63,6 +63,15 @@ class Schedule(abc.ABC):
     """Returns the total noise sigma(t) = -log alpha(t)."""
     return -jnp.log1p(-self.masked(t))
 
+  def told(self, t: Times) -> Times:
+    """Returns sigma(t) as networks are told it: a number at every time.
+
+    Where alpha reaches 0, sigma has no bound; networks are told at most that of
+    MDLM's floor, -log 1e-3, as by the code of BD3-LM (arXiv:2503.09573).
+    """
+    most = -math.log(self.floor or LogLinear.floor)
+    return jnp.minimum(self.sigma(t), most)
+
   def dsigma(self, t: Times) -> Times:
     """Returns the noise rate sigma'(t) = -alpha'(t) / alpha(t)."""
     return -self.dalpha(t) / self.alpha(t)
@@ -235,6 +244,10 @@ class _SigmaSchedule(abc.ABC):
   @abc.abstractmethod
   def sigma(self, t: Times) -> Times:
     """Returns the total noise sigma(t)."""
+
+  def told(self, t: Times) -> Times:
+    """Returns sigma(t), which has a bound here."""
+    return self.sigma(t)
 
   @abc.abstractmethod
   def dsigma(self, t: Times) -> Times:

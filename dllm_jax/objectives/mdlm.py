@@ -162,7 +162,7 @@ class MDLM(Discrete):
     if not self.time_conditioning:
       return None
     changed = self.time_change == "change_of_variables"
-    return t if changed else self.schedule.sigma(t)
+    return t if changed else self.schedule.told(t)
 
   def _log_masked_ends(self) -> tuple[Array, Array]:
     """Returns f at the ends of a time change: log mask probabilities."""

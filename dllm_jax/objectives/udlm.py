@@ -90,7 +90,7 @@ class UDLM(ContinuousMixture):
 
   def conditioning(self, t: Float[Array, "B #T"]) -> Array | None:
     """Returns sigma(t) if the network is told the time."""
-    return self.schedule.sigma(t) if self.time_conditioning else None
+    return self.schedule.told(t) if self.time_conditioning else None
 
   def parts(self, t: Float[Array, "*n"]) -> Parts:
     """Returns the fate of a token: kept or replaced."""

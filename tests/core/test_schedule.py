@@ -64,6 +64,14 @@ def test_small_times_do_not_cancel(schedule):
   np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", _ALL, ids=repr)
+def test_networks_are_told_a_number_at_every_time(schedule):
+  t = jnp.linspace(0.0, 1.0, 101)
+  told = np.asarray(schedule.told(t))
+  assert np.isfinite(told).all() and (np.diff(told) >= 0).all()
+  np.testing.assert_allclose(told[:95], schedule.sigma(t)[:95], rtol=1e-6)
+
+
 def test_weight_of_linear_masks_is_one_over_t():
   t = jnp.array([1e-3, 0.1, 0.5, 1.0])
   for schedule in (Linear(), LogLinear(), Linear(floor=0.2)):
