@@ -8,7 +8,6 @@ parts, the last of which is written again.
 
 from collections.abc import Callable, Iterator
 import contextlib
-import errno
 import os
 import tempfile
 import threading
@@ -21,7 +20,6 @@ UNFINISHED = "unfinished"
 
 _PART_BYTES = 2**20
 _SECONDS = 1.0  # between writes of one object, of which stores allow so many
-_WAITS = (0.0, 0.01, 0.1, 0.3, 1.0)  # for an object to stay as it is
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -213,16 +211,11 @@ def read_lines(path: Path) -> list[str]:
 def _text(path: Path) -> str:
   """Returns a text, which a run that is not over may be writing again.
 
-  s3fs asks for what an object is, and then for no other: one that has been
-  written again meanwhile is busy, as it says, and is asked for anew.
+  A bucket is asked once: files of s3fs ask for what an object is, and then for no
+  other, which fails where it has been written again meanwhile.
   """
-  for wait in _WAITS:
-    try:
-      return path.read_text(encoding="utf-8")
-    except OSError as error:
-      if error.errno != errno.EBUSY:
-        raise
-    time.sleep(wait)
+  if in_bucket(path):
+    return file_system(path).cat_file(os.fspath(path)).decode("utf-8")
   return path.read_text(encoding="utf-8")
 
 

@@ -316,8 +316,10 @@ def _config(family, objective, network, special, length) -> dict[str, Any]:
   else:
     block = objective.block_length or 1
     fields = _kind(family, network, block) | _SHAPES[family.name](network)
-    fields["vocab_size"] = network.vocab_size
-    fields[_LENGTHS.get(family.name, "max_position_embeddings")] = length
+    network_fields = fields.get("text_config", fields)
+    network_fields["vocab_size"] = network.vocab_size
+    longest = _LENGTHS.get(family.name, "max_position_embeddings")
+    network_fields[longest] = length
     if same:
       settings = family.settings(Fields(fields, _PATH))
       fields |= family.said({key: getattr(objective, key) for key in settings})

@@ -44,9 +44,8 @@ def _hidden(denoiser, params):
   return jax.jit(lambda p: denoiser.apply(p, INPUTS, None)[0].hidden)(params)
 
 
-@pytest.mark.parametrize(
-  "kind", [DoRA, pytest.param(LoRA, marks=pytest.mark.all)]
-)
+@pytest.mark.all
+@pytest.mark.parametrize("kind", [DoRA, LoRA])
 def test_a_fresh_adapter_is_the_network_and_merging_is_what_was_learned(kind):
   config, denoiser = _network(kind=kind, rank=3, scaling="root")
   params = denoiser.init(jax.random.key(0), INPUTS)

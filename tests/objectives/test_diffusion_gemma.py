@@ -131,7 +131,9 @@ def nats(hidden, targets):
   return -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
 
 
-@pytest.mark.parametrize("without", ["zero", "mean"])
+@pytest.mark.parametrize(
+  "without", ["zero", pytest.param("mean", marks=pytest.mark.all)]
+)
 def test_both_passes_and_what_the_second_is_told(without):
   batch = answers()
   objective = dataclasses.replace(OBJECTIVE, without=without)
@@ -214,6 +216,7 @@ def joint():
   return sequences, p
 
 
+@pytest.mark.all
 def test_leave_one_out_is_bayes_rule():
   """log p(x_i | z), less what z_i says, is log p(x_i | z without z_i)."""
   sequences, p = joint()

@@ -188,6 +188,7 @@ def test_idlm_trains_drafts_beside_the_next_token(j):
     np.testing.assert_allclose(values[weight], value, rtol=1e-5)
 
 
+@pytest.mark.all
 def test_wedlm_trains_masks_behind_decided_tokens():
   case = golden_cases.load("wedlm")
   a, train = case.arrays, case.config["train"]

@@ -32,6 +32,7 @@ def _run(tmp_path_factory):
   return run
 
 
+@pytest.mark.all
 def test_ragged_rows_are_the_program_and_the_calls_of_equal_ones(run):
   result = benchmark.sample(
     run, DUAL, batch_size=4, rounds=1, ragged=True, against="equal"

@@ -99,6 +99,7 @@ def costs(spec, requests):
   return seen
 
 
+@pytest.mark.all
 def test_layers_that_are_unrolled_are_read_where_they_lie():
   """CPUs would copy a layer's matrices out of the stack at every call."""
   requests = ragged(MDLM_)

@@ -252,6 +252,7 @@ def test_remdm_without_remasking_is_mdlm(rule):
     long(Factor(value=1e-6), Factor(value=1e6)),
   ],
 )
+@pytest.mark.all
 def test_limits_are_one_a_step_and_all_at_once(low, high):
   requests = ragged(MDLM_)
   free = np.asarray(requests.valid & ~requests.fixed).sum(axis=1)

@@ -36,7 +36,7 @@ def of(name):
 
 
 @pytest.mark.parametrize(
-  "name", ["dual", "block", *(long(n) for n in SPECS if n not in QUICK)]
+  "name", ["dual", *(long(n) for n in SPECS if n != "dual")]
 )
 def test_rows_that_come_and_go_have_the_tokens_of_one_batch(name):
   spec, made = of(name)
