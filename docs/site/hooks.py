@@ -51,7 +51,7 @@ def on_files(files, config):
       add(uri, content)
   todo = [f.content_string for f in files.documentation_pages()]
   here = [f.src_uri for f in files.documentation_pages()]
-  done = set(here)
+  done = {f.src_uri for f in files}  # pictures and tables too
   while todo:
     text, page = todo.pop(), here.pop()
     for found in LINK.finditer(FENCE.sub("", text)):
