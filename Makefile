@@ -43,7 +43,7 @@ demo: $(VENV)/.installed  ## trains on Shakespeare for some minutes, evaluates, 
 	@$(BIN)/dllm sample --workdir=$(DEMO) --num_samples=2 --trace=$(DEMO)/unmasking.html
 	@$(BIN)/dllm evaluate --workdir=$(DEMO)
 
-test: $(VENV)/.installed  ## runs the tests, under 8 minutes on 2 cores
+test: $(VENV)/.installed  ## runs the tests
 	@$(BIN)/python -m pytest -n 2 --dist=loadfile -m "not all"
 
 test-all: $(VENV)/.installed  ## runs every test, the long ones too

@@ -1,5 +1,6 @@
 """Responses as OpenAI's clients read them: whole, and in chunks."""
 
+import abc
 from collections.abc import Sequence
 import math
 import time
@@ -14,7 +15,7 @@ from dllm_jax.serving.requests import Draft
 _LEAST = -9999.0  # what JSON has instead of a logarithm of nothing
 
 
-class Form:
+class Form(abc.ABC):
   """What a response looks like; one for each request.
 
   Args:
@@ -63,13 +64,13 @@ class Form:
     choices = [self.choice(i, piece) for i, piece in enumerate(pieces)]
     return self._named(self.kind, choices=choices, usage=usage)
 
+  @abc.abstractmethod
   def choice(self, index: int, piece: Piece) -> dict[str, Any]:
     """Returns a whole choice."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def part(self, index: int, piece: Piece, *, first: bool) -> dict[str, Any]:
     """Returns a choice of a chunk."""
-    raise NotImplementedError
 
 
 class Completions(Form):
