@@ -92,16 +92,13 @@ def _serve(run, values: flags.FlagValues, rest: list[str]) -> Mapping[str, Any]:
   from dllm_jax.reports import benchmark_serve  # pylint: disable=g-import-not-at-top
 
   sampler = commands.sampler(values, rest, run.config.sampler)
-  fields = {
-    "slots": values.batch_size[0],
-    "prompt_tokens": values.prompt_tokens,
-  }
-  results = {
-    "saturated": benchmark_serve.saturated(
-      run, sampler, rounds=values.rounds, **fields
-    ),
-    "arrivals": benchmark_serve.arrivals(run, sampler, **fields),
-  }
+  results = benchmark_serve.serve(
+    run,
+    sampler,
+    slots=values.batch_size[0],
+    rounds=values.rounds,
+    prompt_tokens=values.prompt_tokens,
+  )
   print(benchmark_serve.table(results))
   return results
 
