@@ -44,9 +44,7 @@ def _shows(name):
 
 some = pytest.mark.parametrize("name", quick.few(NAMES, _shows))
 # BD3-LM's process has a state that steps read, and others change.
-stateful = pytest.mark.parametrize(
-  "name", [name if name == "bd3lm" else quick.long(name) for name in NAMES]
-)
+stateful = pytest.mark.parametrize("name", [quick.long(name) for name in NAMES])
 OBJECTIVES = variants.objectives(SPACE)
 each_variant = pytest.mark.parametrize(
   "objective",

@@ -28,10 +28,7 @@ ALONE = [{axis: 8} for axis in AXES]
 PAIRS = [{a: 2, b: 4} for a, b in itertools.combinations(AXES, 2)]
 # What meets most often, each axis in one at least, `data` in the tests of
 # objectives; the others are among the long tests.
-USUAL = [
-  {"tensor", "context"},
-  {"fsdp", "expert"},
-]
+USUAL = [{"fsdp", "expert"}]
 MESHES = [
   sizes if set(sizes) in USUAL else pytest.param(sizes, marks=pytest.mark.all)
   for sizes in ALONE + PAIRS

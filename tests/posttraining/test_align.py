@@ -88,6 +88,7 @@ def _lines(output, name="reference.jsonl"):
   return (output / name).read_text().splitlines()
 
 
+@pytest.mark.all
 def test_learns_what_is_preferred(aligned):
   logged = [json.loads(line) for line in _lines(aligned, "metrics.jsonl")]
   first = next(m for m in logged if m["step"] == 1)
@@ -99,11 +100,13 @@ def test_learns_what_is_preferred(aligned):
   assert held_out["eval_accuracy"] == 1.0 and held_out["eval_score"] > 0.1
 
 
+@pytest.mark.all
 def test_what_was_aligned_is_evaluated_on_chosen_answers(aligned):
   figures = runs.Run.open(aligned).evaluate(limit=1)
   assert figures["bits_per_token"] > 0
 
 
+@pytest.mark.all
 def test_a_second_run_has_nothing_to_do(source, aligned, capsys):
   status, found = _align(capsys, source, aligned)
   assert status == 0 and found["step"] == 6 and not found["interrupted"]
@@ -124,6 +127,7 @@ def test_resumes_bit_for_bit(source, aligned, tmp_path, capsys):
   assert said(aligned) <= said(output)
 
 
+@pytest.mark.all
 def test_other_pairs_and_other_references_are_told(
   source, aligned, tmp_path, capsys
 ):

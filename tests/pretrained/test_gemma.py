@@ -103,6 +103,7 @@ def test_logits_of_every_pass():
   assert_allclose(second, a["logits2"], atol=1e-4)
 
 
+@pytest.mark.all
 def test_logits_told_what_was_said():
   a = case().arrays
   real = np.ones(a["prompt_ids"].shape, np.int32)

@@ -23,7 +23,7 @@ PROMPTS = ["10", "20 21 22 23 24 25 26"]
 @pytest.mark.parametrize(
   ("name", "fields"),
   [
-    ("llada_logits", {"block_length": 8, "cache": "dual"}),
+    long("llada_logits", {"block_length": 8, "cache": "dual"}),
     long("llada_logits", {}),
     long("llada_logits", {"block_length": 8, "cache": "prefix"}),
     long("sdar", {"temperature": 0.0}),

@@ -169,6 +169,8 @@ def test_over_a_mesh():
 
 # Cases of one layout, of other sizes, are among the long tests.
 _SAME = (
+  "diffusion_gemma_logits",
+  "diffusion_gemma_loss",
   "dreamreasoner",
   "fast_dllm_v2",
   "idlm",

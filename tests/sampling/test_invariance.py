@@ -145,7 +145,7 @@ def test_alone_equals_batched_equals_reordered(name):
     assert alone.function_evaluations[0] == batched.function_evaluations[row]
 
 
-@pytest.mark.parametrize("dtype", ["float32", long("bfloat16")])
+@pytest.mark.parametrize("dtype", [long("float32"), long("bfloat16")])
 def test_more_padding_changes_a_token_only_on_a_tie(dtype):
   net = network(dtype=dtype)
   spec = Sampler(policy=confidence(MDLM_, 6), length=LENGTH)
@@ -173,7 +173,7 @@ def test_more_padding_changes_a_token_only_on_a_tie(dtype):
 @pytest.mark.parametrize(
   ("name", "sizes"),
   [
-    ("dual", {"data": 2, "fsdp": 2, "tensor": 2}),
+    long("dual", {"data": 2, "fsdp": 2, "tensor": 2}),
     long("block", {"fsdp": 4, "tensor": 2}),
     long("none", {"fsdp": 4, "tensor": 2}),
   ],
@@ -312,7 +312,7 @@ def test_a_sliding_window_forgets_what_is_left_of_it(cache):
   assert (tokens[0, 12:] != tokens[1, 12:]).any()
 
 
-@pytest.mark.parametrize("name", ["dual", long("block"), long("guided")])
+@pytest.mark.parametrize("name", [long("dual"), long("block"), long("guided")])
 def test_one_dispatch_for_several_blocks(name):
   spec = ALONE[name]
   denoiser, params = network()

@@ -226,6 +226,7 @@ def chi_square(counts, law):
   return (terms.sum() - freedom) / np.sqrt(2 * freedom)
 
 
+@pytest.mark.all
 def test_which_rule_has_the_autoregressive_law():
   arrays = golden_cases.load("idlm").arrays
   gap = np.abs(arrays["law_published"] - arrays["run4_verify_p"][:, 0]).max(1)

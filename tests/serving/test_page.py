@@ -141,6 +141,7 @@ def canvas(page):
   return page.locator(".turn:last-child .canvas")
 
 
+@pytest.mark.all
 def test_an_answer_unmasks_and_is_the_servers(server, slowed, visit):
   page = visit(slowed(server).url)
   page.evaluate(_WATCH)

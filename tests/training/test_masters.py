@@ -76,6 +76,7 @@ def test_rounding_to_the_nearest_loses_updates_and_says_so(plain, tmp_path):
   assert first["lost_updates"] > 0.5
 
 
+@pytest.mark.all
 def test_stochastic_rounding_moves_on_average(plain, tmp_path):
   low = {"model__param_dtype": "bfloat16", "optimizer__rounding": "stochastic"}
   run, moved = _trained(tmp_path / "run", **low)

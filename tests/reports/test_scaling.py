@@ -1,0 +1,165 @@
+"""Scaling: laws on points that obey one, and a grid that is trained."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from dllm_jax.cli import main
+from dllm_jax.reports import scaling
+from dllm_jax.reports.scaling import fit
+from tests.reports.test_compare import files  # noqa: F401  a fixture
+
+BUDGETS = (1e12, 3e12, 1e13)
+
+
+def _points(config="one", *, shift=1.0, budgets=BUDGETS, noise=0.0):
+  """Points on log L = 1 - 0.05 log(C / shift) + 0.02 (log N - log N*)^2."""
+  rng, points = np.random.default_rng(0), []
+  for budget in budgets:
+    best = 1e4 * (budget / 1e12) ** 0.5
+    for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
+      n = best * factor
+      loss = math.exp(1.0 - 0.05 * math.log(budget / shift))
+      loss += 0.02 * math.log(factor) ** 2 + noise * rng.normal()
+      points.append(
+        fit.Point(
+          config=config,
+          budget=budget,
+          parameters=round(n),
+          tokens=round(budget / (6 * n)),
+          flops=budget,
+          loss=loss,
+          error=noise,
+        )
+      )
+  return points
+
+
+def test_parabolas_and_their_frontier_are_found():
+  found = fit.law(_points())
+  assert not found.missing and all(o.inside for o in found.optima)
+  best = [o.parameters for o in found.optima]
+  np.testing.assert_allclose(
+    best, [1e4, 1e4 * 3**0.5, 1e4 * 10**0.5], rtol=1e-3
+  )
+  assert found.slope == pytest.approx(0.05, rel=1e-4)
+  assert found.budget(found.loss(2e12)) == pytest.approx(2e12)
+
+
+def test_the_multiplier_of_two_laws_is_that_of_their_budgets():
+  found = fit.multiplier(_points(), _points("two", shift=3.0))
+  assert found["times"] == pytest.approx(3.0, rel=1e-3)
+  # The better law had this loss at a third of the other's last budget.
+  assert found["extrapolated"] == pytest.approx(1.0, rel=1e-4)
+  far = fit.multiplier(_points(), _points("two", shift=30.0))
+  assert far["times"] == pytest.approx(30.0, rel=1e-3)
+  assert far["extrapolated"] == pytest.approx(3.0, rel=1e-3)
+
+
+def test_the_interval_covers_what_noise_hides():
+  noisy = _points(noise=0.002), _points("two", shift=3.0, noise=0.002)
+  found = fit.multiplier(*noisy)
+  assert found["low"] < 3.0 < found["high"]
+  assert 1.05 < found["high"] / found["low"] < 3.0
+
+
+def test_the_parametric_law_is_found():
+  truth = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.4}
+  points = []
+  for n in (1e4, 3e4, 1e5, 3e5):
+    for d in (1e5, 1e6, 1e7):
+      loss = truth["E"] + truth["A"] / n ** truth["alpha"]
+      loss += truth["B"] / d ** truth["beta"]
+      points.append(
+        fit.Point(
+          config="one",
+          budget=6 * n * d,
+          parameters=round(n),
+          tokens=round(d),
+          flops=6 * n * d,
+          loss=loss,
+          error=0.0,
+        )
+      )
+  found = fit.parametric(points)
+  assert found == pytest.approx(truth, rel=0.02)
+  assert fit.parametric(points[:5]) is None
+
+
+def test_what_cannot_be_fitted_is_said():
+  few = [p for p in _points() if p.parameters < 1e4]  # two sizes, then more
+  found = fit.law(few)
+  assert "2 sizes, and a parabola has 3 parameters" in found.missing[0]
+  assert fit.multiplier(_points(budgets=(1e12,)), _points()) is None
+  assert (
+    "a line has 2 parameters" in fit.law(_points(budgets=(1e12,))).missing[0]
+  )
+
+
+def test_a_grid_spends_its_budgets():
+  grid, left_out = scaling.cells(
+    ["shakespeare:smoke", "shakespeare_bd3lm:smoke"],
+    (1e10, 3e11),
+    ("32x1", "64x2"),
+    seeds=(0, 1),
+    least_steps=20,
+  )
+  for cell in grid:
+    assert cell.steps * cell.flops == pytest.approx(cell.budget, rel=0.03)
+    assert cell.resolved.optimizer.warmup_steps <= cell.steps / 10
+  assert any("64x2 at 1e+10" in line for line in left_out)
+  at = {(c.config.split(":")[0], c.size): c for c in grid}
+  small, large = at["shakespeare", "32x1"], at["shakespeare", "64x2"]
+  assert small.parameters < large.parameters and small.flops < large.flops
+  # A row that is doubled costs twice, but for its unembedding.
+  doubled = at["shakespeare_bd3lm", "64x2"].flops / large.flops
+  assert 1.6 < doubled < 2.2
+  assert len({cell.place for cell in grid}) == len(grid)
+
+
+@pytest.mark.parametrize(
+  "line, says",
+  [
+    (["--flops=1e12,x"], "numbers with commas"),
+    ([], "--flops must be given"),
+    (["--flops=-1"], "above 0"),
+    (["--flops=1e12", "--sizes=33x2"], "multiple of"),
+    (["--flops=1e12", "--sizes=wide"], "WIDTHxLAYERS"),
+    (["--flops=1e12", "--seeds=1,1"], "given twice"),
+    (["--flops=1"], "no run of the grid"),
+  ],
+)
+def test_a_bad_grid_is_one_line(line, says, capsys):
+  assert main.main(["scaling", "--configs=shakespeare:smoke", *line]) == 2
+  assert says in capsys.readouterr().err
+
+
+@pytest.mark.all
+def test_a_grid_is_trained_and_goes_on(files, tmp_path, capsys):  # noqa: F811
+  names = [files("one"), files("two", objective={"name": "autoregressive"})]
+  line = [
+    "scaling",
+    f"--configs={','.join(names)}",
+    "--flops=2e8,4e8",
+    "--sizes=16x1,32x1,32x2",
+    "--least_steps=2",
+    f"--output={tmp_path / 'a grid'}",
+  ]
+  assert main.main([*line, "--max_hours=1e-6"]) == 2
+  assert "more than --max_hours" in capsys.readouterr().err
+  assert main.main(line) == 0
+  shown = capsys.readouterr().out
+  result = json.loads(shown.splitlines()[-1])
+  assert result["runs"] == result["of"] == len(result["points"])
+  assert "runs are to be trained: about" in shown
+  place = tmp_path / "a grid"
+  assert (place / "isoflop.svg").exists()
+  assert "| one | 2e+08 |" in (place / "scaling.md").read_text()
+  assert main.main(line) == 0  # nothing is left
+  again = capsys.readouterr().out
+  assert "to be trained" not in again
+  assert json.loads(again.splitlines()[-1])["points"] == result["points"]
+  assert jax.device_count() == 8
