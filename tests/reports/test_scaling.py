@@ -99,10 +99,11 @@ def test_what_cannot_be_fitted_is_said():
   )
 
 
+@pytest.mark.all
 def test_a_grid_spends_its_budgets():
   grid, left_out = scaling.cells(
     ["shakespeare:smoke", "shakespeare_bd3lm:smoke"],
-    (1e10, 3e11),
+    (1e9, 3e11),
     ("32x1", "64x2"),
     seeds=(0, 1),
     least_steps=20,
@@ -110,7 +111,9 @@ def test_a_grid_spends_its_budgets():
   for cell in grid:
     assert cell.steps * cell.flops == pytest.approx(cell.budget, rel=0.03)
     assert cell.resolved.optimizer.warmup_steps <= cell.steps / 10
-  assert any("64x2 at 1e+10" in line for line in left_out)
+  with pytest.raises(ValueError, match="no run of the grid"):
+    scaling.cells(["shakespeare:smoke"], (1.0,), ("32x1",))
+  assert any("64x2 at 1e+09" in line for line in left_out)
   at = {(c.config.split(":")[0], c.size): c for c in grid}
   small, large = at["shakespeare", "32x1"], at["shakespeare", "64x2"]
   assert small.parameters < large.parameters and small.flops < large.flops
@@ -129,7 +132,6 @@ def test_a_grid_spends_its_budgets():
     (["--flops=1e12", "--sizes=33x2"], "multiple of"),
     (["--flops=1e12", "--sizes=wide"], "WIDTHxLAYERS"),
     (["--flops=1e12", "--seeds=1,1"], "given twice"),
-    (["--flops=1"], "no run of the grid"),
   ],
 )
 def test_a_bad_grid_is_one_line(line, says, capsys):
@@ -138,28 +140,28 @@ def test_a_bad_grid_is_one_line(line, says, capsys):
 
 
 @pytest.mark.all
-def test_a_grid_is_trained_and_goes_on(files, tmp_path, capsys):  # noqa: F811
-  names = [files("one"), files("two", objective={"name": "autoregressive"})]
-  line = [
-    "scaling",
-    f"--configs={','.join(names)}",
-    "--flops=2e8,4e8",
-    "--sizes=16x1,32x1,32x2",
-    "--least_steps=2",
-    f"--output={tmp_path / 'a grid'}",
-  ]
-  assert main.main([*line, "--max_hours=1e-6"]) == 2
-  assert "more than --max_hours" in capsys.readouterr().err
-  assert main.main(line) == 0
-  shown = capsys.readouterr().out
-  result = json.loads(shown.splitlines()[-1])
-  assert result["runs"] == result["of"] == len(result["points"])
-  assert "runs are to be trained: about" in shown
-  place = tmp_path / "a grid"
-  assert (place / "isoflop.svg").exists()
+def test_a_grid_is_trained_and_goes_on(files, tmp_path):  # noqa: F811
+  place, alone = tmp_path / "a grid", {"devices": jax.devices()[:1]}
+  grid, _ = scaling.cells(
+    [files("one")], (2e8,), ("16x1", "32x1", "32x2"), least_steps=2, **alone
+  )
+  cost = scaling.estimate(grid, **alone)
+  assert cost["seconds"] > 0 and cost["peak_bytes"] > 0
+  points, interrupted = scaling.train(grid, place, **alone)
+  assert not interrupted and not scaling.missing(grid, place)
+  result = scaling.write(points, place)
   assert "| one | 2e+08 |" in (place / "scaling.md").read_text()
-  assert main.main(line) == 0  # nothing is left
-  again = capsys.readouterr().out
-  assert "to be trained" not in again
-  assert json.loads(again.splitlines()[-1])["points"] == result["points"]
-  assert jax.device_count() == 8
+  saved = json.loads((place / "scaling.json").read_text())
+  assert saved["points"] == result["points"]
+  assert (place / "isoflop.svg").exists()
+  assert "a line has 2 parameters" in (place / "scaling.md").read_text()
+  again, _ = scaling.train(grid, place, **alone)  # nothing is left
+  assert again == points
+
+
+@pytest.mark.all
+def test_a_grid_that_takes_too_long_says_so(capsys):
+  line = ["scaling", "--configs=shakespeare:smoke", "--flops=1e15"]
+  line += ["--sizes=32x1", "--max_hours=1e-6", "--config.mesh.data=8"]
+  assert main.main(line) == 2
+  assert "more than --max_hours" in capsys.readouterr().err

@@ -68,6 +68,7 @@ def cells(
   seeds: Sequence[int] = (0,),
   least_steps: int = 50,
   change: Callable[[ConfigDict], ConfigDict] = lambda resolved: resolved,
+  devices: Sequence[jax.Device] | None = None,
 ) -> tuple[list[Cell], list[str]]:
   """Returns the runs of a grid, cheapest first, and what is not among them.
 
@@ -82,6 +83,7 @@ def cells(
     seeds: of each.
     least_steps: a run with fewer is left out.
     change: makes of each configuration the one that is meant.
+    devices: what they are trained on; by default all.
 
   Raises:
     ValueError: a size is none, a budget is not above 0, heads do not divide a
@@ -102,7 +104,7 @@ def cells(
     base = change(configs.load(name))
     for size in sizes:
       sized = _sized(base, size)
-      parameters, flops = _counts(sized)
+      parameters, flops = _counts(sized, devices)
       for budget in budgets:
         steps = round(budget / flops)
         if steps < least_steps:
@@ -165,21 +167,23 @@ def _budgeted(sized: ConfigDict, steps: int, seed: int) -> ConfigDict:
   return resolved
 
 
-def _counts(resolved: ConfigDict) -> tuple[int, int]:
+def _counts(resolved: ConfigDict, devices) -> tuple[int, int]:
   """Returns parameters, and model FLOPs of a train step; compiles nothing."""
   with tempfile.TemporaryDirectory() as directory:
-    run = _run(resolved, directory)
+    run = _run(resolved, directory, devices)
     leaves = jax.tree.leaves(run.program.abstract.params)
     return sum(leaf.size for leaf in leaves), run.model_flops()
 
 
-def _run(resolved: ConfigDict, directory: str) -> Run:
+def _run(resolved: ConfigDict, directory: str, devices) -> Run:
   place = Path(directory) / "run"
   corpus = workdirs.load_corpus(place, resolved)
-  return Run(place, resolved, corpus.tokenizer, corpus=corpus)
+  return Run(place, resolved, corpus.tokenizer, corpus=corpus, devices=devices)
 
 
-def estimate(grid: Sequence[Cell]) -> dict[str, Any]:
+def estimate(
+  grid: Sequence[Cell], *, devices: Sequence[jax.Device] | None = None
+) -> dict[str, Any]:
   """Returns what runs will take, by timing the smallest and the largest network.
 
   Of each configuration; the rate of those between lies between, in the logarithm
@@ -187,6 +191,7 @@ def estimate(grid: Sequence[Cell]) -> dict[str, Any]:
 
   Args:
     grid: the runs.
+    devices: what they are trained on; by default all.
 
   Returns:
     `seconds`, and `peak_bytes` of the largest step.
@@ -198,7 +203,7 @@ def estimate(grid: Sequence[Cell]) -> dict[str, Any]:
   for config in dict.fromkeys(cell.config for cell in grid):
     mine = [cell for cell in grid if cell.config == config]
     ends = min(mine, key=_flops), max(mine, key=_flops)
-    timed = {cell.flops: _timed(cell) for cell in ends}
+    timed = {cell.flops: _timed(cell, devices) for cell in ends}
     x = np.log([cell.flops for cell in ends])
     rates = [np.log(c.flops / timed[c.flops]["seconds"]) for c in ends]
     compiling = np.mean([t["compile_seconds"] for t in timed.values()])
@@ -213,9 +218,9 @@ def _flops(cell: Cell) -> int:
   return cell.flops
 
 
-def _timed(cell: Cell) -> dict[str, Any]:
+def _timed(cell: Cell, devices) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as directory:
-    run = _run(cell.resolved, directory)
+    run = _run(cell.resolved, directory, devices)
     room = _memory(run)
     try:
       found = benchmark.step(run, steps=2, rounds=2)
