@@ -9,9 +9,12 @@ import io
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from dllm_jax.cli.main import main
+from dllm_jax.objectives import TokenSpace
 from tests import golden_cases
 from tests.data import chats
 from tests.docs import blocks
@@ -94,6 +97,11 @@ def things(tmp_path_factory):
     {"messages": chats.said(f"w{i + 6}", f"w{i + 7} w8")} for i in range(40)
   ]
   chats.write(folder / "chats.jsonl", talks)
+  pairs = [
+    {"prompt": f"w{i + 6}", "chosen": f"w{i + 7}", "rejected": "w8"}
+    for i in range(10)
+  ]
+  chats.write(folder / "pairs.jsonl", pairs)
   _published(folder / "LLaDA-8B-Instruct")
   (folder / "configs").symlink_to(blocks.ROOT / "configs")
   demo = ["train", "--config=demo:smoke", f"--workdir={folder}/runs/demo"]
@@ -115,6 +123,54 @@ def test_commands_of_a_page_run(page, things, tmp_path, monkeypatch, capsys):
     assert status == 0, (" ".join(words), said.err)
     if words[1] != "configs":
       json.loads(said.out.splitlines()[-1])
+
+
+# What a page's Python takes as there already.
+GIVEN = {
+  "finetuning.md": """
+from dllm_jax.cli.main import main
+from dllm_jax import Run
+main(["convert", "--from_hf=LLaDA-8B-Instruct", "--workdir=runs/tuned"])
+run = Run.open("runs/tuned")
+""",
+  "pretrained.md": """
+import jax, numpy as np
+from dllm_jax.parallel import make_mesh
+mesh = make_mesh({"data": -1})
+tokens = np.arange(8)[None].repeat(jax.device_count(), 0)
+attention_mask = np.ones(tokens.shape, bool)
+tuned = None
+""",
+  "sampling.md": "",
+}
+
+
+@pytest.mark.parametrize("page", sorted(GIVEN))
+def test_python_of_a_page_runs(page, things, tmp_path, monkeypatch):
+  desk = tmp_path / "a desk"
+  shutil.copytree(things, desk, symlinks=True)
+  monkeypatch.chdir(desk)
+  python = [b.text for b in blocks.blocks("python") if b.page.name == page]
+  assert python
+  names = {}
+  for text in (GIVEN[page], *python):
+    exec(text, names)
+
+
+def test_the_objective_of_the_guide_masks_runs():
+  python = [b for b in blocks.blocks("python") if b.page.name == "objective.md"]
+  names = {}
+  for block in python:
+    exec(block.text, names)
+  assert names["get_config"]().objective.name == "spans"
+  space = TokenSpace(vocab_size=9, mask_id=8, length=32)
+  spans = names["Spans"].over(space)
+  x0 = jnp.zeros((64, 32), jnp.int32)
+  t = jnp.full((64, 1), 0.5)
+  z = spans.corrupt(spans.init(jax.random.key(0)), jax.random.key(1), x0, t)
+  masked = (z == 8).reshape(64, 8, 4)
+  assert (masked.all(-1) == masked.any(-1)).all()
+  assert 0.3 < masked.mean() < 0.7
 
 
 def test_a_command_that_runs_nowhere_is_found():
