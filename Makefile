@@ -57,7 +57,8 @@ test-newest:  ## runs the tests on the newest Python here, with the newest of ev
 	@$(NEWEST_VENV)/bin/python -m pytest -n 2 --dist=loadfile -m "not all"
 
 docs: $(VENV)/.installed  ## builds the site into build/site
-	@JAX_PLATFORMS=cpu PYTHONPATH=docs/site $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu PYTHONPATH=docs/site \
+	  $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
 
 lint: $(VENV)/.installed  ## checks style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -3,8 +3,9 @@
 `Run` is a working directory and what it can do; `load_pretrained` reads a
 published folder. The rooms, from the nouns up: `core`, `objectives`, `models`,
 `parallel`, `data`, `sampling`, `training`, `pretrained`, `config`, `run`,
-`evaluation`, `planning`, `reports`, `serving`, `cli`; `help(dllm_jax.sampling)`
-tells what to call in one. Everything is imported when it is first used.
+`posttraining`, `evaluation`, `planning`, `reports`, `serving`, `cli`;
+`help(dllm_jax.sampling)` tells what to call in one. Everything is imported when it
+is first used.
 """
 
 import lazy_loader
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "objectives",
     "parallel",
     "planning",
+    "posttraining",
     "pretrained",
     "reports",
     "run",

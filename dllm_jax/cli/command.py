@@ -276,7 +276,7 @@ def help_text(command: Command) -> str:
       "" if flag.default in (None, "") else f" (default: {flag.default})"
     )
     lines += textwrap.wrap(
-      flag.help + default,
+      " ".join(flag.help.split()) + default,
       width,
       initial_indent="      ",
       subsequent_indent="      ",

@@ -18,6 +18,7 @@ import reference
 
 ROOT = pathlib.Path(__file__).parents[2]
 MATHJAX = "assets/mathjax.js"
+WORKER = "assets/iframe-worker.js"  # by this name the theme takes it
 LOG = logging.getLogger("mkdocs.plugins.dllm_jax")
 LINK = re.compile(r"(?<!!)\[((?:`[^`]*`|[^\]`])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^(`{3,}).*?^\1", re.MULTILINE | re.DOTALL)
@@ -43,6 +44,7 @@ def on_files(files, config):
     File.generated(config, uri, content=text)
   )
   add("assets/site.css", (ROOT / "docs/site/site.css").read_text())
+  add(WORKER, (ROOT / "docs/site/worker.js").read_text())
   add(MATHJAX, _mathjax().read_text(encoding="utf-8"))
   for uri, text in {**reference.written(), "findings.md": findings()}.items():
     add(uri, text)

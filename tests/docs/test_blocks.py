@@ -67,7 +67,7 @@ def check(words):
     check_extras(" ".join(rest))
   elif first == "make":
     assert f"\n{rest[0]}:" in (blocks.ROOT / "Makefile").read_text()
-  elif first in ("curl", "lm_eval"):  # clients, which the server's tests run
+  elif first in ("curl", "hf", "lm_eval"):  # others' programs
     pass
   elif wrapped:
     check(shlex.split(wrapped[0]))

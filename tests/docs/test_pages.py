@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-from dllm_jax.objectives import objectives
+from dllm_jax.core import Causal
+from dllm_jax.evaluation.likelihood import estimators
+from dllm_jax.objectives import objective_class, objectives, TokenSpace
+from dllm_jax.sampling import SamplerConfig
 from dllm_jax.sampling.catalogue import PRESETS
 from tests.docs import blocks
 
@@ -47,6 +50,50 @@ def test_every_objective_has_a_page_with_its_formula_and_lines(name):
   assert "$$" in text and f"objective.name={name}" in text
   assert f"objectives/{name}.py)" in text
   assert f"]({name}.md)" in (SYSTEMS / "README.md").read_text("utf-8")
+
+
+def is_built(objective, **fields) -> bool:
+  """Whether a sampler goes with an objective."""
+  try:
+    SamplerConfig(**fields).build(objective, length=256)
+  except (TypeError, ValueError):
+    return False
+  return True
+
+
+def abilities(name: str) -> list[str]:
+  """Returns a system's row of the table of abilities, but for its name."""
+  space = TokenSpace(vocab_size=12, mask_id=11, length=256, eos_id=1)
+  objective = objective_class(name).over(space)
+  goes = lambda preset: is_built(objective, preset=preset)
+  one_by_one = isinstance(objective.mask_spec, Causal)  # nothing to choose from
+  able = [
+    goes("mdlm"),
+    goes("llada") and not one_by_one,
+    goes("remdm"),
+    goes("psi") or goes("diffusion_gemma"),
+  ]
+  able = ["yes" if does else "" for does in able]
+  own = "diffusion_gemma" if objective.two_passes else "mdlm"
+  cached = SamplerConfig(preset=own).build(objective, length=256).cache
+  dual = is_built(objective, preset="llada", block_length=8, cache="dual")
+  cache = "exact" if cached == "block" else "approximate" if dual else ""
+  likelihood = estimators.choose(objective, "auto")
+  try:
+    estimators.choose(objective, "left")
+  except ValueError:
+    return [*able, cache, likelihood]
+  return [*able, cache, f"{likelihood}, orders"]
+
+
+@pytest.mark.parametrize("name", sorted(objectives()))
+def test_what_each_system_can_do_is_what_its_row_says(name):
+  text = (SYSTEMS / "README.md").read_text("utf-8")
+  _, rows = text.split("| system | law |")
+  [row] = re.findall(
+    rf"^\| \[[^\]]*\]\({name}\.md\) \|(.*)\|$", rows, re.MULTILINE
+  )
+  assert [cell.strip() for cell in row.split("|")] == abilities(name)
 
 
 def test_presets_that_the_pages_name_are_there():

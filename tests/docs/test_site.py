@@ -1,4 +1,7 @@
-"""The site in a browser: light, dark, narrow; no other host; its search."""
+"""The site in a browser: light, dark, narrow; no other host; its search.
+
+From a server and from a disk: `make docs` leaves a folder that is opened as it is.
+"""
 
 import functools
 import http.server
@@ -25,6 +28,20 @@ FORMS = {
   },
 }
 
+# A page of each kind.
+KINDS = (
+  "architecture.html",
+  "code/dllm_jax/objectives/mdlm.py.html",
+  "findings.html",
+  "finetuning.html",
+  "glossary.html",
+  "index.html",
+  "notebooks/quickstart.html",
+  "reference/dllm_jax.objectives.html",
+  "systems/index.html",
+  "systems/mdlm.html",
+)
+
 pytestmark = [
   pytest.mark.all,
   pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
@@ -38,10 +55,15 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-  """Returns the folder of the site, built strictly."""
+  """Returns the folder of the site: $SITE, or else built strictly for these tests."""
+  if "SITE" in os.environ:
+    return (blocks.ROOT / os.environ["SITE"]).resolve(strict=True)
   folder = tmp_path_factory.mktemp("site")
   paths = [str(blocks.ROOT), str(blocks.ROOT / "docs" / "site")]
-  env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+  env = os.environ | {
+    "PYTHONPATH": os.pathsep.join(paths),
+    "NO_MKDOCS_2_WARNING": "1",
+  }
   subprocess.run(
     [
       *(sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"),
@@ -81,6 +103,7 @@ def opened(browser, form, address):
   """Returns a page and the list of what is wrong with it, filled as it is used."""
   page, wrong = browser.new_context(**FORMS[form]).new_page(), []
   own = (address, "data:", "blob:", "about:")
+  page.emulate_media(reduced_motion="reduce")
   page.on(
     "request",
     lambda r: None if r.url.startswith(own) else wrong.append(f"asks {r.url}"),
@@ -93,7 +116,14 @@ def opened(browser, form, address):
   return page, wrong
 
 
-WRONG = """() => {
+WRONG = """async () => {
+  // What is still moving to its place in a window of another size.
+  const frame = () => new Promise(requestAnimationFrame);
+  await frame();
+  await frame();
+  const moving = document.getAnimations()
+    .filter(a => a instanceof CSSTransition);
+  await Promise.allSettled(moving.map(a => a.finished));
   const all = selector => [...document.querySelectorAll(selector)];
   const wrong = {
     'is too wide': document.documentElement.scrollWidth > innerWidth + 1,
@@ -109,30 +139,63 @@ WRONG = """() => {
 }"""
 
 
-def test_every_page_in_every_form(browser, site, address):
+def looked_at(browser, address, paths):
+  """Returns what is wrong with pages in each form, and how many formulas they have."""
   page, wrong = opened(browser, "light", address)
-  paths = sorted(path.relative_to(site) for path in site.rglob("*.html"))
   formulas = 0
   for path in paths:
-    page.goto(f"{address}{path.as_posix()}")
+    page.goto(f"{address}{path}")
     page.evaluate("window.MathJax ? MathJax.startup.promise : 0")
     formulas += page.locator("mjx-container").count()
     for form, looks in FORMS.items():
       page.set_viewport_size(looks["viewport"])
       page.emulate_media(color_scheme=looks["color_scheme"])
       wrong += [f"{path}, {form}, {kind}" for kind in page.evaluate(WRONG)]
+  return wrong, formulas
+
+
+def test_pages_of_each_kind_in_every_form(browser, address):
+  wrong, formulas = looked_at(browser, address, KINDS)
+  assert formulas > 10
+  assert not wrong
+
+
+def test_every_page_in_every_form(browser, site, address):
+  paths = [path.relative_to(site).as_posix() for path in site.rglob("*.html")]
+  wrong, formulas = looked_at(browser, address, sorted(set(paths) - set(KINDS)))
   assert formulas > 100 and len(paths) > 60
   assert not wrong
 
 
-def test_search_finds_what_is_there(browser, address):
+def test_what_is_wrong_is_found(browser, address):
+  page, wrong = opened(browser, "narrow", address)
+  page.goto(f"{address}index.html")
+  assert page.evaluate(WRONG) == []
+  page.evaluate("""() => document.querySelector('article').insertAdjacentHTML(
+    'beforeend', '<div style="width: 500px">-</div><img src="gone.png">')""")
+  page.wait_for_function("[...document.images].every(i => i.complete)")
+  assert page.evaluate(WRONG) == [
+    "is too wide",
+    "has pictures that are missing",
+  ]
+  assert any("404" in text for text in wrong)
+
+
+@pytest.mark.parametrize("place", ["server", "disk"])
+def test_search_finds_what_is_there(browser, site, address, place):
+  address = address if place == "server" else f"{site.as_uri()}/"
   page, wrong = opened(browser, "light", address)
   page.goto(f"{address}index.html")
-  page.click("label.md-search__icon, .md-search__input")
-  page.fill(".md-search__input", "remasking")
-  page.wait_for_selector(".md-search-result__link", timeout=20_000)
-  found = page.locator(".md-search-result__link").all_inner_texts()
-  assert any("remasking" in text.lower() for text in found)
+  field = page.locator(".md-search__input")
+  field.focus()
+  ready = page.locator(".md-search-result__meta", has_text="Type to start")
+  ready.wait_for(state="attached", timeout=120_000)  # its worker's first word
+  field.press_sequentially("remasking")
+  found = page.locator(".md-search-result__link")
+  found.first.wait_for(timeout=120_000)
+  assert any("remasking" in text.lower() for text in found.all_inner_texts())
+  found.first.click()
+  page.wait_for_url(lambda url: "index.html" not in url)
   assert not wrong
 
 

@@ -3,12 +3,16 @@
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import threading
 import time
+import types
 
 import pytest
 
+from dllm_jax.serving.http import server as http_server
+from dllm_jax.serving.http.limits import Limits
 from tests.quick import long
 from tests.serving.crowd import bodies, Crowd
 from tests.serving.servers import events, Front, send
@@ -157,3 +161,41 @@ def test_a_drain_has_a_deadline(server, limits):
     assert time.monotonic() - began < 8
   asking.join()
   settled(server)
+
+
+class _Gate:
+  """An application that answers nobody."""
+
+  draining = False
+
+  async def __call__(self, scope, receive, send):
+    raise RuntimeError(scope["type"])  # no lifespan
+
+  async def idle(self):
+    """Is so at once."""
+
+
+def test_a_signal_while_it_compiles_waits_for_the_compiler(monkeypatch):
+  done = []
+
+  @dataclasses.dataclass
+  class Stats:
+    finished: int = 0
+    tokens: int = 0
+    calls: int = 0
+
+  class Engine:
+    stats = Stats()
+
+    def start(self):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(1.0)  # drained long before
+      done.append("compiled")
+
+    def stop(self):
+      done.append("stopped")
+
+  monkeypatch.setattr(http_server, "application", lambda *_, **__: _Gate())
+  model = types.SimpleNamespace(engine=Engine(), name="m", limits=Limits())
+  assert http_server.serve(model, host="127.0.0.1", port=0)["tokens"] == 0
+  assert done == ["compiled", "stopped"]

@@ -11,7 +11,7 @@ from dllm_jax.core import paths
 
 def _define(flag: commands.Flags) -> None:
   flag.path("workdir", None, "the run to sample")
-  flag.multi_string("prompt", [], "text to continue; may be repeated")
+  flag.multi_string("prompt", [], "text to continue")
   flag.path(
     "prompts",
     "",
@@ -21,7 +21,7 @@ def _define(flag: commands.Flags) -> None:
   flag.multi_string(
     "infill",
     [],
-    "text with spans to fill in, such as 'To be [MASK*8] not'; may be repeated",
+    "text with spans to fill in, such as 'To be [MASK*8] not'",
   )
   flag.integer("num_samples", 1, "samples of each prompt", lower_bound=1)
   flag.integer("seed", 0, "seed of the samples")

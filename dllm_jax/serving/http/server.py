@@ -118,8 +118,10 @@ def serve(
       return
     print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
 
-  threading.Thread(target=start, name="start", daemon=True).start()
+  starting = threading.Thread(target=start, name="start", daemon=True)
+  starting.start()
   server.run(sockets=[listener])
+  starting.join()  # The interpreter's end under a compiler is an abort.
   if failed:
     raise failed[0]
   model.engine.stop()
