@@ -61,6 +61,7 @@ class Network(NamedTuple):
     reach: slots from a block's start that a prefix cache recomputes; None for
       as many as the canvas has.
     guidance: how two branches are joined, or None.
+    resizes: whether positions count the slots that are seen alone.
   """
 
   denoiser: Denoiser
@@ -73,6 +74,7 @@ class Network(NamedTuple):
   block: int | None
   reach: int | None
   guidance: Guidance | None
+  resizes: bool = False
 
   @property
   def approximate(self) -> bool:
@@ -266,6 +268,9 @@ class Network(NamedTuple):
 
   def _canvas(self, z, t, visible, cache, spec=None):
     batch = self.batch.replace(segment_ids=visible.astype(jnp.int32))
+    if self.resizes:
+      seen = jnp.cumsum(batch.segment_ids, axis=1)
+      batch = batch.replace(positions=jnp.maximum(seen - 1, 0))
     return self._apply(z, t, batch, None, cache, spec)
 
   def _refreshed(self, z, t, window, visible, cache):

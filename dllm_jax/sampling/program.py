@@ -184,6 +184,7 @@ def prepared(
     block=sampler.wide,
     reach=sampler.reach,
     guidance=guidance if guidance is not None and guidance.scale else None,
+    resizes=sampler.policy.resizes,
   )
   options = requests.options
   if options is not None and options.seed is not None:

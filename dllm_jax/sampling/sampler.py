@@ -89,6 +89,11 @@ class Sampler:
       )
     if self.guidance is not None:
       self.guidance.check(self.objective)
+    if self.policy.resizes and (self.block_length or self.cache != "none"):
+      raise ValueError(
+        "gaps that grow and shrink are seen whole: leave block_length None, and"
+        " cache 'none'"
+      )
     self._check_steps(width)
     check_cache(
       self.cache,

@@ -344,6 +344,8 @@ def _look(
 ) -> tuple[Bool[Array, "B"], Float[Array, "R Q D"], KVCache | None]:
   """Returns which rows need a network call, hidden states and the cache."""
   visible = run.visible(window)
+  if run.sampler.policy.resizes:
+    visible &= ~run.free | run.sampler.policy.live(canvas.state)
   look = lambda: run.network.look(
     canvas.z, t, window, visible, canvas.cache, fresh, canvas.said
   )

@@ -20,6 +20,7 @@ from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.serving.slots import (
   admit,
   advance,
+  check_served,
   empty,
   Model,
   move,
@@ -67,10 +68,12 @@ class Program:
         them, where the first rows lie together.
 
     Raises:
-      ValueError: the network cannot fill the sampler's cache, or there is no row.
+      ValueError: the network cannot fill the sampler's cache, the sampler's rows
+        cannot come and go, or there is no row.
     """
     if rows < 1:
       raise ValueError(f"an engine needs at least 1 slot, not {rows}")
+    check_served(sampler)
     check_network(sampler, denoiser)
     self.sampler, self.rows, self.mesh = sampler, rows, mesh
     self.widths = _widths(sampler)

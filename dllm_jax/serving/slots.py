@@ -112,14 +112,22 @@ class Model(NamedTuple):
     return prepared(*self, None, requests, head=head)
 
 
+def check_served(sampler: Sampler) -> None:
+  """Raises ValueError unless rows can come and go under a sampler."""
+  if isinstance(sampler.policy, Speculation):
+    raise ValueError(
+      "drafts are not served: use sampler.preset 'autoregressive', which has the"
+      " same texts, or `dllm sample`"
+    )
+  if sampler.objective.opens:
+    raise ValueError(
+      "blocks that open with a token of their own (Fast-dLLM v2, Nemotron) are"
+      " not served: use `dllm sample`"
+    )
+
+
 def empty(model: Model, requests: Requests) -> Slots:
   """Returns rows that are all free; requests are as many blank ones."""
-  sampler = model.sampler
-  if isinstance(sampler.policy, Speculation) or sampler.objective.opens:
-    raise ValueError(
-      "drafts, and blocks that open with a token, are not served: use another"
-      " sampler.preset, or `dllm sample`"
-    )
   canvas = started(model.run(requests))
   sound = jnp.ones_like(canvas.stopped)
   return _placed(Slots(requests, canvas.replace(sound=sound), jnp.int32(0)))
