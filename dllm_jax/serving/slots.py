@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.axes import axis_size, BATCH_AXES, constrain, TENSOR
+from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, KVCache, Process
 from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.program import prepared
@@ -118,6 +119,13 @@ def check_served(sampler: Sampler) -> None:
     raise ValueError(
       "drafts are not served: use sampler.preset 'autoregressive', which has the"
       " same texts, or `dllm sample`"
+    )
+  both_ways = isinstance(sampler.objective.mask_spec, Full)
+  both_ways &= not (sampler.objective.opens or sampler.objective.two_passes)
+  if sampler.slides or (sampler.cache == "block" and both_ways):
+    raise ValueError(
+      "what is kept behind a sliding window, or of blocks that are read both"
+      " ways, is not served: use sampler.cache 'none'"
     )
   if sampler.objective.opens:
     raise ValueError(
