@@ -10,17 +10,18 @@ from jaxtyping import PyTree
 import numpy as np
 
 from dllm_jax.core.axes import BATCH_AXES
+from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.parallel import compilation
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.policies.rows import Options
+from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.program import check_network
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.serving.slots import (
   admit,
   advance,
-  check_served,
   empty,
   Model,
   move,
@@ -29,6 +30,27 @@ from dllm_jax.serving.slots import (
 )
 
 _LEAST = 32  # slots of a prompt that are worth a program of their own
+
+
+def check_served(sampler: Sampler) -> None:
+  """Raises ValueError unless rows can come and go under a sampler."""
+  if isinstance(sampler.policy, Speculation):
+    raise ValueError(
+      "drafts are not served: use sampler.preset 'autoregressive', which has the"
+      " same texts, or `dllm sample`"
+    )
+  both_ways = isinstance(sampler.objective.mask_spec, Full)
+  both_ways &= not (sampler.objective.opens or sampler.objective.two_passes)
+  if sampler.slides or (sampler.cache == "block" and both_ways):
+    raise ValueError(
+      "what is kept behind a sliding window, or of blocks that are read both"
+      " ways, is not served: use sampler.cache 'none'"
+    )
+  if sampler.objective.opens:
+    raise ValueError(
+      "blocks that open with a token of their own (Fast-dLLM v2, Nemotron) are"
+      " not served: use `dllm sample`"
+    )
 
 
 class Program:

@@ -22,9 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.axes import axis_size, BATCH_AXES, constrain, TENSOR
-from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, KVCache, Process
-from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.program import prepared
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
@@ -111,27 +109,6 @@ class Model(NamedTuple):
     head = None if beside is None else beside.head
     # Each row has a seed of its own.
     return prepared(*self, None, requests, head=head)
-
-
-def check_served(sampler: Sampler) -> None:
-  """Raises ValueError unless rows can come and go under a sampler."""
-  if isinstance(sampler.policy, Speculation):
-    raise ValueError(
-      "drafts are not served: use sampler.preset 'autoregressive', which has the"
-      " same texts, or `dllm sample`"
-    )
-  both_ways = isinstance(sampler.objective.mask_spec, Full)
-  both_ways &= not (sampler.objective.opens or sampler.objective.two_passes)
-  if sampler.slides or (sampler.cache == "block" and both_ways):
-    raise ValueError(
-      "what is kept behind a sliding window, or of blocks that are read both"
-      " ways, is not served: use sampler.cache 'none'"
-    )
-  if sampler.objective.opens:
-    raise ValueError(
-      "blocks that open with a token of their own (Fast-dLLM v2, Nemotron) are"
-      " not served: use `dllm sample`"
-    )
 
 
 def empty(model: Model, requests: Requests) -> Slots:

@@ -12,7 +12,7 @@ from dllm_jax.sampling.policies.unmasking import Unmasking
 from dllm_jax.sampling.policies.windows.parts import Sliding
 from dllm_jax.sampling.requests import build
 from dllm_jax.sampling.sampler import Sampler
-from dllm_jax.serving.slots import check_served
+from dllm_jax.serving.launch import check_served
 from tests import golden_cases, quick
 from tests.sampling import published
 

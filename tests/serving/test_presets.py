@@ -17,8 +17,7 @@ from dllm_jax.parallel import make_mesh, RULES, shardings
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig
 from dllm_jax.sampling.requests import build
-from dllm_jax.serving.launch import Program
-from dllm_jax.serving.slots import check_served
+from dllm_jax.serving.launch import check_served, Program
 from tests import runs
 from tests.pretrained.golden import publish
 from tests.sampling import published, small
