@@ -19,7 +19,7 @@ and the masks before it in its block. One pass over [z ; x0] has both losses
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,13 @@ from dllm_jax.core import check
 from dllm_jax.core.mask import Causal, MaskSpec, TwoStream
 from dllm_jax.core.types import Loss, ModelInputs
 from dllm_jax.core.vocabulary import cross_entropy, forbid
-from dllm_jax.objectives.base import Discrete, Drawn, subs, TokenSpace
+from dllm_jax.objectives.base import (
+  check_choice,
+  Discrete,
+  Drawn,
+  subs,
+  TokenSpace,
+)
 from dllm_jax.objectives.texts import begins_segment, evenly, unshifted
 
 
@@ -46,6 +52,8 @@ class Autoregressive(Discrete):
     masks_ahead: masks of a block of drafts, a divisor of rows; 0 for none.
     clean_weight: factor of the next-token loss beside that of drafts; None for
       as much as makes both equal.
+    drafted: whose drafts count: those that masks make, or all of an "answer",
+      its first token's too, which stands behind a prompt (NeMo Automodel's).
 
   Examples:
     >>> ar = Autoregressive(vocab_size=5, mask_id=4, bos_id=0)
@@ -58,6 +66,7 @@ class Autoregressive(Discrete):
   begins: bool = True
   masks_ahead: int = 0
   clean_weight: float | None = 0.2
+  drafted: Literal["masks", "answer"] = "masks"
 
   shift: ClassVar[int] = 1
   block_length: ClassVar[int] = 1
@@ -68,6 +77,7 @@ class Autoregressive(Discrete):
     if self.mask_id is None:
       raise ValueError("the canvas of sampling needs a mask_id")
     check.at_least(self, 0, "masks_ahead", "clean_weight")
+    check_choice("drafted", self.drafted, Literal["masks", "answer"])
     if self.masks_ahead and self.begins:
       raise ValueError(
         "drafts are trained on rows as they are, nothing before them: set begins"
@@ -172,6 +182,7 @@ class Autoregressive(Discrete):
     first = begins_segment(batch.segment_ids)
     counted = batch.loss_mask & ~first
     after = jnp.pad(z[:, :-1], ((0, 0), (1, 0))) == self.mask_id
+    after |= self.drafted == "answer"
     half = lambda here: unshifted(
       out.replace(hidden=out.hidden[:, here]), batch.segment_ids
     )

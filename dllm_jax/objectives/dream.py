@@ -50,6 +50,7 @@ class Dream(LLaDA):
     anneal_steps: steps until attention is full; 0 for full from the start.
     random_length: as in LLaDA; Dream cuts nothing.
     shift: 1, as published.
+    expand_id, delete_id: DreamOn's tokens that are two masks or none, or None.
     sampling_epsilon: the published grid ends here, its last step reveals all.
 
   Examples:
@@ -69,6 +70,8 @@ class Dream(LLaDA):
   anneal_steps: int = 0
   random_length: float = 0.0
   sampling_epsilon: float = 1e-3
+  expand_id: int | None = None
+  delete_id: int | None = None
 
   shift: Literal[0, 1] = 1
 
@@ -77,6 +80,13 @@ class Dream(LLaDA):
     check_choice("token_weights", self.token_weights, TokenWeights)
     check.within("cart_decay", self.cart_decay, "(0, 1)")
     check.at_least(self, 0, "anneal_steps")
+    for name in ("expand_id", "delete_id"):
+      token = getattr(self, name)
+      if not (token is None or 0 <= token < self.vocab_size):
+        raise ValueError(
+          f"{name} {token} must lie in [0, {self.vocab_size}), the vocabulary,"
+          " or be None"
+        )
 
   def draw(self, process, key, batch, *, step) -> Annealed:
     """Returns times, corrupted rows and the key of the attention mask."""

@@ -130,6 +130,7 @@ FAMILIES: tuple[Family, ...] = (
     network=networks.dream,
     objective=Dream,
     sampler="dream",
+    chosen=lambda f: not blockwise.is_dreamon(f),
     ids=Ids(mask=151666, end=151643, pad=151643),
     counts_padding=False,
   ),

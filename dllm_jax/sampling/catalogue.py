@@ -32,6 +32,7 @@ from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.policies.unmasking import FirstHitting, Unmasking
 from dllm_jax.sampling.policies.windows.indel import InDel
 from dllm_jax.sampling.policies.windows.parts import Sliding, SubBlocks
+from dllm_jax.sampling.policies.windows.resizing import Resizing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,9 @@ PRESETS: dict[str, Preset] = {
   ),
   "dream_origin": Preset(
     **_unmasking(score="random", selection=Chance()), sharpens=True
+  ),
+  "dreamon": Preset(
+    policy=Resizing, temperature=0.2, top_p=0.9, sharpens=True, capped=False
   ),
   "maskgit_plus": Preset(**_unmasking(selection=Truncated()), sharpens=True),
   "maskgit": Preset(
@@ -208,6 +212,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
   "cold": (Renoise,),
   "rest": (Renoise,),
   "stable": (Renoise,),
+  "start": (Resizing,),
 }
 """Policies that fields of a sampler mean something to, by field."""
 

@@ -14,7 +14,9 @@ before it, [S - W, S), which stores that and has the first token.
 Prefix and dual caches (Fast-dLLM, arXiv:2505.22618) are approximations for
 bidirectional networks, refreshed by a pass over the canvas when a block is
 entered, and every `refresh` calls. The block cache is that of block-causal
-networks. Guidance doubles the rows and nothing else.
+networks; for bidirectional ones, slots after a block hidden (`extend`), it keeps
+a prompt and finished blocks as they were read when they were the end. Guidance
+doubles the rows and nothing else.
 
 Two shapes of the network are compiled, the canvas and what is recomputed, of
 which the latter is as wide for every block. A suffix is thus as wide as the
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.axes import BATCH_AXES, constrain, TENSOR
-from dllm_jax.core.mask import BlockCausal, MaskSpec
+from dllm_jax.core.mask import BlockCausal, Full, MaskSpec
 from dllm_jax.core.types import (
   Batch,
   Denoiser,
@@ -61,6 +63,7 @@ class Network(NamedTuple):
     reach: slots from a block's start that a prefix cache recomputes; None for
       as many as the canvas has.
     guidance: how two branches are joined, or None.
+    resizes: whether positions count the slots that are seen alone.
   """
 
   denoiser: Denoiser
@@ -73,6 +76,7 @@ class Network(NamedTuple):
   block: int | None
   reach: int | None
   guidance: Guidance | None
+  resizes: bool = False
 
   @property
   def approximate(self) -> bool:
@@ -189,6 +193,8 @@ class Network(NamedTuple):
     """Returns the cache of the canvas as it is, seen as clean."""
     if self.objective.two_passes:
       return self.read(z, self.batch.positions, visible & self.given, cache)
+    if isinstance(self._stored or self.objective.mask_spec, Full):
+      visible &= self.given  # A prompt sees itself alone.
     t = jnp.zeros((visible.shape[0], 1))
     return self._canvas(z, t, visible, cache, self._stored)[1]
 
@@ -266,6 +272,9 @@ class Network(NamedTuple):
 
   def _canvas(self, z, t, visible, cache, spec=None):
     batch = self.batch.replace(segment_ids=visible.astype(jnp.int32))
+    if self.resizes:
+      seen = jnp.cumsum(batch.segment_ids, axis=1)
+      batch = batch.replace(positions=jnp.maximum(seen - 1, 0))
     return self._apply(z, t, batch, None, cache, spec)
 
   def _refreshed(self, z, t, window, visible, cache):
@@ -325,6 +334,9 @@ class Network(NamedTuple):
       inputs = inputs.replace(mask=spec)
     if start is not None:
       inputs = inputs.replace(slot=self._rows(start))
+      if inputs.extra_mask is not None:
+        extra = _over_cache(inputs.extra_mask, inputs.slot, cache)
+        inputs = inputs.replace(extra_mask=extra)
     if said is not None:
       inputs = inputs.replace(self_conditioning=self._rows(said))
     return self.denoiser.apply(self.params, inputs, cache)
@@ -338,3 +350,14 @@ class Network(NamedTuple):
     if out.vocab_size is None and vocab_width(out) > self.objective.vocab_size:
       return out.replace(vocab_size=self.objective.vocab_size)
     return out
+
+
+def _over_cache(extra, start, cache: KVCache) -> Bool[Array, "R W S"]:
+  """Returns a window's own mask over a cache, all of what lies outside seen."""
+  width = extra.shape[1]
+  at = jnp.arange(cache.segment_ids.shape[1]) - start[:, None]
+  inside = (at >= 0) & (at < width)
+  at = jnp.broadcast_to(
+    jnp.clip(at, 0, width - 1)[:, None], (*extra.shape[:2], at.shape[1])
+  )
+  return jnp.take_along_axis(extra, at, axis=2) | ~inside[:, None]

@@ -67,10 +67,9 @@ class SamplerConfig:
       preset's.
     hot: the temperature of renoising at its first call; None for the preset's.
     cold: the temperature that its last calls approach; None for the preset's.
-    rest: mean entropy below which a stable canvas is done, nats, 0 for never; None
-      for the preset's.
-    stable: calls before, whose best tokens a stable canvas has; None for the
-      preset's.
+    rest: mean entropy of a canvas that is done, nats; None for the preset's.
+    stable: calls whose best tokens a stable canvas has; None for the preset's.
+    start: masks of each gap at first, of those whose gaps grow; None for 4.
     score_temperature: of noise on the order of slots (Dream's `alg_temp`); None
       for the preset's.
     cache: "none", "prefix", "dual", "block"; None for the preset's.
@@ -119,6 +118,7 @@ class SamplerConfig:
   cold: float | None = None
   rest: float | None = None
   stable: int | None = None
+  start: int | None = None
   score_temperature: float | None = None
   cache: str | None = None
   refresh: int = 0
@@ -327,7 +327,7 @@ class SamplerConfig:
         fields["selection"] = EntropyBound(value=self.entropy_bound)
     if self.eta is not None:
       fields["rule"] = dataclasses.replace(fields["rule"], eta=self.eta)
-    own = ("kappa", "hot", "cold", "rest", "stable")
+    own = ("kappa", "hot", "cold", "rest", "stable", "start")
     given = {name: getattr(self, name) for name in own}
     fields |= {name: x for name, x in given.items() if x is not None}
     if self.score_temperature is not None:

@@ -24,6 +24,7 @@ from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.sampling.speculation.rounds import speculate
+from dllm_jax.sampling.speculation.sliding import slide
 from dllm_jax.sampling.step import NoiseAt, Run, started
 from dllm_jax.sampling.traces.trace import Trace
 
@@ -103,6 +104,8 @@ def generate(
   start = canvas.z
   if isinstance(sampler.policy, Speculation):
     canvas, frames = speculate(run, canvas)
+  elif sampler.slides:
+    canvas, frames = slide(run, canvas)
   else:
     canvas, frames = blocks(run, prefilled(run, canvas))
   record = None
@@ -184,6 +187,7 @@ def prepared(
     block=sampler.wide,
     reach=sampler.reach,
     guidance=guidance if guidance is not None and guidance.scale else None,
+    resizes=sampler.policy.resizes,
   )
   options = requests.options
   if options is not None and options.seed is not None:

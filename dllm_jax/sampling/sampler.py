@@ -3,12 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from dllm_jax.core.mask import BlockCausal, Causal
+from dllm_jax.core.mask import BlockCausal, Causal, Full
 from dllm_jax.core.types import Objective
 from dllm_jax.sampling.forward import CacheKind, CACHES
 from dllm_jax.sampling.policies.guidance import Guidance
 from dllm_jax.sampling.policies.policy import Policy
 from dllm_jax.sampling.policies.speculation import Speculation
+from dllm_jax.sampling.policies.windows.parts import Sliding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,13 +90,22 @@ class Sampler:
       )
     if self.guidance is not None:
       self.guidance.check(self.objective)
+    if self.policy.resizes and (self.block_length or self.cache != "none"):
+      raise ValueError(
+        "gaps that grow and shrink are seen whole: leave block_length None, and"
+        " cache 'none'"
+      )
     self._check_steps(width)
+    if self.slides:
+      self._check_slides()
+      return
     check_cache(
       self.cache,
       self.objective,
       block_length=self.block_length,
       blocks_from=self.blocks_from,
       forces=self.policy.forces,
+      extend=self.extend,
     )
 
   def _check_steps(self, width: int) -> None:
@@ -110,6 +120,26 @@ class Sampler:
         "take more steps"
       )
 
+  def _check_slides(self) -> None:
+    if getattr(self.objective, "attention", None) != "decided_first":
+      raise ValueError(
+        "a cache behind a sliding window is exact where masks come after decided"
+        f" tokens (WeDLM), not in {type(self.objective).__name__}: use cache"
+        " 'none'"
+      )
+    if self.steps < self.length or self.block_length or self.guidance:
+      raise ValueError(
+        "a cache behind a sliding window needs block_length None, no guidance"
+        f" and at least as many steps as the canvas has slots, {self.length}, not"
+        f" {self.steps}; or use cache 'none'"
+      )
+
+  @property
+  def slides(self) -> bool:
+    """Whether calls read a window that slides on, and what is behind is kept."""
+    rule = getattr(self.policy, "selection", None)
+    return self.cache == "block" and isinstance(rule, Sliding)
+
   @property
   def objective(self) -> Objective:
     """The diffusion that the network was trained for."""
@@ -118,8 +148,11 @@ class Sampler:
   @property
   def wide(self) -> int | None:
     """Slots that a call works on; None for the whole canvas."""
-    drafts = isinstance(self.policy, Speculation)
-    return self.policy.width if drafts else self.block_length
+    if isinstance(self.policy, Speculation):
+      return self.policy.width
+    if self.slides:  # what was decided behind the first mask, and masks
+      return 2 * self.policy.selection.width
+    return self.block_length
 
   @property
   def steps(self) -> int:
@@ -151,6 +184,7 @@ def check_cache(
   block_length: int | None,
   blocks_from: str,
   forces: bool,
+  extend: bool = False,
 ) -> None:
   """Raises ValueError unless a cache is right for an objective.
 
@@ -160,6 +194,7 @@ def check_cache(
     block_length: slots of a block, or None for the whole canvas.
     blocks_from: where blocks begin, "prompt" or "start".
     forces: whether the policy can be told to reveal a slot.
+    extend: whether slots after a block are hidden.
   """
   if kind not in CACHES:
     raise ValueError(f"unknown cache {kind!r}; legal: {', '.join(CACHES)}")
@@ -187,11 +222,13 @@ def check_cache(
     return
   if isinstance(spec, Causal) and objective.shift == 1 and block_length == 1:
     return
+  if isinstance(spec, Full) and extend and not objective.shift:
+    return
   if not isinstance(spec, BlockCausal):
     raise ValueError(
-      f"cache 'block' needs a block-causal network, or an autoregressive one "
-      f"with block_length 1, not {name} with block_length {block_length}: use "
-      "'dual', 'prefix' or 'none'"
+      f"cache 'block' needs a block-causal network, an autoregressive one with "
+      f"block_length 1, or extend, not {name} with block_length {block_length}:"
+      " use 'dual', 'prefix' or 'none'"
     )
   if spec.block != block_length or blocks_from != "start" or objective.shift:
     raise ValueError(

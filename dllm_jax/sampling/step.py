@@ -27,7 +27,7 @@ from dllm_jax.sampling.window import put, take, where, Window
 NoiseAt = Callable[[Int[Array, "B"], Int[Array, "B W"]], Noise]
 """`(each row's own step, slots) -> noise` of a step."""
 
-IDLE, _STORING, _RUNNING = 0, 1, 2
+IDLE, _STORING, RUNNING = 0, 1, 2
 
 
 @struct.dataclass
@@ -159,7 +159,8 @@ class Run(NamedTuple):
     seen = self.requests.valid
     slots = self.network.batch.positions
     end = window.start[:, None] + window.slots.shape[1]
-    if self.sampler.extend or self.sampler.objective.opens:
+    sampler = self.sampler
+    if sampler.extend or sampler.objective.opens or sampler.slides:
       seen = seen & (slots < end)
     if self.sampler.context is not None:
       seen = seen & (slots >= end - self.sampler.context)
@@ -225,7 +226,7 @@ def entered(
   keep = run.sampler.cache == "block" and not run.sampler.objective.two_passes
   keep = _STORING if keep else IDLE
   kept = jnp.where(wanted(run, canvas), keep, IDLE)
-  stage = jnp.where(ready, _RUNNING, kept)
+  stage = jnp.where(ready, RUNNING, kept)
   if policy.conditions:
     said = where(rows, jnp.zeros_like(canvas.said), canvas.said)
     canvas = canvas.replace(said=said)
@@ -267,7 +268,7 @@ def step(
   """
   policy, network = run.sampler.policy, run.network
   z = take(canvas.z, window)
-  running = rows & (canvas.stage == _RUNNING)
+  running = rows & (canvas.stage == RUNNING)
   t = jnp.where(running[:, None], policy.time(canvas.state), 0.0)
   calling = rows & (canvas.stage != IDLE)
   calling, hidden, cache = _look(run, canvas, window, t, calling, fresh)
@@ -295,7 +296,7 @@ def step(
   state = where(running, state, canvas.state)
   done = policy.done(run.process, new_z, state, window.active)
   done &= canvas.call + 1 >= run.sampler.least_calls
-  stage = jnp.where(done, _STORING if network.stores else IDLE, _RUNNING)
+  stage = jnp.where(done, _STORING if network.stores else IDLE, RUNNING)
   stage = jnp.where(running, stage, IDLE)
   after = canvas.replace(
     z=put(canvas.z, window, new_z),
@@ -344,6 +345,8 @@ def _look(
 ) -> tuple[Bool[Array, "B"], Float[Array, "R Q D"], KVCache | None]:
   """Returns which rows need a network call, hidden states and the cache."""
   visible = run.visible(window)
+  if run.sampler.policy.resizes:
+    visible &= ~run.free | run.sampler.policy.live(canvas.state)
   look = lambda: run.network.look(
     canvas.z, t, window, visible, canvas.cache, fresh, canvas.said
   )

@@ -10,11 +10,13 @@ from jaxtyping import PyTree
 import numpy as np
 
 from dllm_jax.core.axes import BATCH_AXES
+from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.parallel import compilation
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.policies.rows import Options
+from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.program import check_network
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.serving.slots import (
@@ -28,6 +30,27 @@ from dllm_jax.serving.slots import (
 )
 
 _LEAST = 32  # slots of a prompt that are worth a program of their own
+
+
+def check_served(sampler: Sampler) -> None:
+  """Raises ValueError unless rows can come and go under a sampler."""
+  if isinstance(sampler.policy, Speculation):
+    raise ValueError(
+      "drafts are not served: use sampler.preset 'autoregressive', which has the"
+      " same texts, or `dllm sample`"
+    )
+  both_ways = isinstance(sampler.objective.mask_spec, Full)
+  both_ways &= not (sampler.objective.opens or sampler.objective.two_passes)
+  if sampler.slides or (sampler.cache == "block" and both_ways):
+    raise ValueError(
+      "what is kept behind a sliding window, or of blocks that are read both"
+      " ways, is not served: use sampler.cache 'none'"
+    )
+  if sampler.objective.opens:
+    raise ValueError(
+      "blocks that open with a token of their own (Fast-dLLM v2, Nemotron) are"
+      " not served: use `dllm sample`"
+    )
 
 
 class Program:
@@ -67,10 +90,12 @@ class Program:
         them, where the first rows lie together.
 
     Raises:
-      ValueError: the network cannot fill the sampler's cache, or there is no row.
+      ValueError: the network cannot fill the sampler's cache, the sampler's rows
+        cannot come and go, or there is no row.
     """
     if rows < 1:
       raise ValueError(f"an engine needs at least 1 slot, not {rows}")
+    check_served(sampler)
     check_network(sampler, denoiser)
     self.sampler, self.rows, self.mesh = sampler, rows, mesh
     self.widths = _widths(sampler)

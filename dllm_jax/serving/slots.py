@@ -23,7 +23,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.axes import axis_size, BATCH_AXES, constrain, TENSOR
 from dllm_jax.core.types import Denoiser, KVCache, Process
-from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.program import prepared
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
@@ -114,12 +113,6 @@ class Model(NamedTuple):
 
 def empty(model: Model, requests: Requests) -> Slots:
   """Returns rows that are all free; requests are as many blank ones."""
-  sampler = model.sampler
-  if isinstance(sampler.policy, Speculation) or sampler.objective.opens:
-    raise ValueError(
-      "drafts, and blocks that open with a token, are not served: use another"
-      " sampler.preset, or `dllm sample`"
-    )
   canvas = started(model.run(requests))
   sound = jnp.ones_like(canvas.stopped)
   return _placed(Slots(requests, canvas.replace(sound=sound), jnp.int32(0)))

@@ -5,7 +5,9 @@ from numpy.testing import assert_allclose
 import pytest
 
 from dllm_jax.core.mask import decided_first
+from dllm_jax.pretrained import load_pretrained
 from tests import golden_cases
+from tests.pretrained.golden import publish
 from tests.pretrained.test_parity import at, loaded
 from tests.quick import long
 
@@ -122,3 +124,21 @@ def test_idlm_is_causal_and_trains_on_two_streams():
   a, model = loaded("idlm")
   assert model.family.name == "idlm" and model.objective.shift == 1
   assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=ATOL)
+
+
+@pytest.mark.all
+def test_dreamon_sees_the_slots_in_use(tmp_path):
+  a, model = loaded("dreamon")
+  tokens, live = a["input_ids"], at(a["live"])
+  assert_allclose(model.logits(tokens), a["logits_full"], atol=ATOL)
+  ours = np.asarray(model.logits(tokens, live))
+  assert_allclose(ours[live], a["logits"][live], atol=ATOL)
+  # Its folder is Dream's: it is told, or has the token that expands.
+  case = golden_cases.load("dreamon").config
+  path = publish("dreamon", tmp_path, expand_token_id=case["expand_id"])
+  told = load_pretrained(path)
+  assert (model.family.name, told.family.name) == ("dream", "dreamon")
+  assert (told.sampler, told.objective.delete_id) == ("dreamon", case["eos_id"])
+  assert_allclose(told.logits(tokens), a["logits_full"], atol=ATOL)
+  with pytest.raises(ValueError, match="expand_id 151667 must lie in"):
+    load_pretrained(publish("dreamon", tmp_path / "own"), family="dreamon")

@@ -60,6 +60,8 @@ def objective_of(name, vocab=20, length=24):
   blocks = {"length": length, "block_size": length // 4}
   if name == "llada2_2":
     return BD3LM(**tokens, **blocks, delete_id=vocab - 2, split_id=vocab - 3)
+  if name == "dreamon":
+    return Dream(**tokens, expand_id=vocab - 2, delete_id=vocab - 3)
   if name in ("bd3lm", "sdar", "dream_reasoner") or name.startswith("llada2"):
     return BD3LM(**tokens, **blocks)
   if name == "wedlm":

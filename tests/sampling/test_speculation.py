@@ -15,6 +15,7 @@ from dllm_jax.core.vocabulary import reduce
 from dllm_jax.models import transformer, TransformerConfig
 from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.sampling.policies.ancestral import Ancestral
 from dllm_jax.sampling.policies.processors import (
   compose,
   Temperature,
@@ -257,23 +258,32 @@ def tiny():
   return network, jax.tree.map(lambda x: 6.0 * x if x.ndim > 1 else x, params)
 
 
-def law_of_texts(processors):
-  """Returns how likely each text of three tokens is behind token 0."""
+def law_of_texts(processors, template):
+  """Returns how likely each filling of a template's three slots is."""
   network, params = tiny()
-  texts = np.stack(np.meshgrid(*[range(4)] * 3, indexing="ij"), -1)
-  texts = texts.reshape(-1, 3)
-  seen = jnp.concatenate([jnp.zeros((64, 1), jnp.int32), texts[:, :2]], axis=1)
-  at = jnp.broadcast_to(jnp.arange(3), seen.shape)
+  free = np.flatnonzero([token is None for token in template])
+  texts = np.tile([token or 0 for token in template], (64, 1))
+  fill = np.meshgrid(*[range(4)] * 3, indexing="ij")
+  texts[:, free] = np.stack(fill, -1).reshape(-1, 3)
+  seen = jnp.asarray(texts[:, :-1], jnp.int32)
+  at = jnp.broadcast_to(jnp.arange(seen.shape[1]), seen.shape)
   inputs = ModelInputs(
     latent=seen, positions=at, segment_ids=jnp.ones_like(at), mask=Causal()
   )
   logits = reduce(lambda x: x, network.apply(params, inputs, None)[0])
   logits = jnp.where(jnp.arange(5) == 4, -jnp.inf, logits)
   log_p = jax.nn.log_softmax(compose(processors, logits, None))
-  picked = jnp.take_along_axis(log_p, jnp.asarray(texts)[..., None], axis=-1)
-  return np.exp(np.asarray(picked[..., 0].sum(1), np.float64))
+  picked = jnp.take_along_axis(
+    log_p, jnp.asarray(texts[:, 1:])[..., None], axis=-1
+  )
+  return np.exp(np.asarray(picked[:, free - 1, 0].sum(1), np.float64))
 
 
+TEMPLATES = [0, None, None, None], [0, None, None, 1, None]
+"""A prompt, and one with a token that is given behind it."""
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=["prompt", "given"])
 @pytest.mark.parametrize(
   "fields",
   [
@@ -290,30 +300,69 @@ def law_of_texts(processors):
   ],
   ids=str,
 )
-def test_texts_have_the_autoregressive_law(fields):
+def test_texts_have_the_autoregressive_law(fields, template):
   processors = (Temperature(0.8), TopK(3))
   objective = Autoregressive(vocab_size=5, mask_id=4)
   network, params = tiny()
   sampler = Sampler(
     policy=Speculation(objective=objective, processors=processors, **fields),
-    length=4,
+    length=len(template),
     block_length=1,
     cache="block",
   )
   rows = 1500
-  requests = build(
-    [[0, None, None, None]] * rows, objective=objective, length=4
-  )
+  requests = build([template] * rows, objective=objective, length=len(template))
   got = published.quick(
     sampler, network, params, Process(), jax.random.key(0), requests
   )
-  index = got.tokens[:, 1:] @ np.array([16, 4, 1])
-  counts, law = np.bincount(index, minlength=64), law_of_texts(processors)
+  free = np.flatnonzero([token is None for token in template])
+  assert (got.tokens[:, 3] == 1).all() or template[3] is None
+  index = got.tokens[:, free] @ np.array([16, 4, 1])
+  counts = np.bincount(index, minlength=64)
+  law = law_of_texts(processors, template)
   assert counts[law < 1e-9].sum() == 0 and abs(law.sum() - 1) < 1e-5
   assert chi_square(counts, law) < 5
   # Some drafts are taken: fewer calls than tokens, two calls a round or one.
   a_round = 2 if fields.get("source") == "block" else 1
-  assert (got.function_evaluations < 1 + 3 * a_round).any()
+  assert (
+    got.function_evaluations < len(template) * a_round - a_round + 1
+  ).any()
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"drafts": 3},
+    quick.long({"drafts": 3, "source": "block", "rule": "best"}),
+    quick.long({
+      "drafts": 2,
+      "source": "block",
+      "rule": "best",
+      "threshold": 0.5,
+    }),
+  ],
+  ids=str,
+)
+def test_what_is_given_behind_a_prompt_is_kept_and_read(fields):
+  objective = Autoregressive(vocab_size=5, mask_id=4)
+  network, params = tiny()
+  one = {"objective": objective, "processors": (Temperature(0.0),)}
+  rows = [
+    [0, None, None, 1, None, 3, 3, None, None, None, 2, None],
+    [2, None, None, None, 0, 1, 2, 3, 0, 1, 2, None],
+    [1, 1, None, None, None, None, None, None, None, 3],
+  ]
+  requests = build(rows, objective=objective, length=12)
+  args = network, params, Process(), jax.random.key(0), requests
+  wide = {"length": 12, "block_length": 1, "cache": "block"}
+  policies = Speculation(**one, **fields), Ancestral(**one, steps=1)
+  drafted, plain = (
+    published.quick(Sampler(policy=policy, **wide), *args)
+    for policy in policies
+  )
+  np.testing.assert_array_equal(drafted.tokens, plain.tokens)
+  taken = drafted.revealed_at >= 0
+  np.testing.assert_array_equal(taken, requests.valid & ~requests.fixed)
 
 
 @pytest.mark.parametrize(

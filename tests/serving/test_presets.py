@@ -10,14 +10,16 @@ import jax
 import numpy as np
 import pytest
 
+from dllm_jax.cli.main import main
 from dllm_jax.core.types import Process
 from dllm_jax.models.transformer import transformer, TransformerConfig
 from dllm_jax.parallel import make_mesh, RULES, shardings
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig
 from dllm_jax.sampling.requests import build
-from dllm_jax.serving.launch import Program
+from dllm_jax.serving.launch import check_served, Program
 from tests import runs
+from tests.pretrained.golden import publish
 from tests.sampling import published, small
 from tests.sampling.test_invariance import ALONE
 from tests.sampling.test_presets import objective_of
@@ -43,8 +45,36 @@ def network(vocab):
   return denoiser, jax.tree.map(lambda x: 2 * np.asarray(x) + normal(x), params)
 
 
+REFUSED = "fast_dllm_v2", "idlm", "idlm_published", "nemotron"
+REFUSED += ("nemotron_speculative",)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_drafts_and_blocks_that_open_are_not_served(name):
+  spec = SamplerConfig(preset=name).build(
+    objective_of(name, 20, LENGTH), length=LENGTH
+  )
+  with pytest.raises(ValueError, match="not served: use"):
+    check_served(spec)
+
+
 @pytest.mark.all
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.filterwarnings("ignore:.*may be SDAR")
+def test_a_run_that_drafts_is_refused_at_the_start(tmp_path, capsys):
+  folder, run = publish("idlm", tmp_path / "hf"), tmp_path / "run"
+  convert = "convert", f"--from_hf={folder}", "--as=idlm"
+  assert main([*convert, f"--workdir={run}"]) == 0
+  capsys.readouterr()
+  assert main(["serve", f"--workdir={run}", "--port=0"]) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert [x for x in lines if x.startswith("dllm: ")] == [
+    "dllm: drafts are not served: use sampler.preset 'autoregressive', which has"
+    " the same texts, or `dllm sample`"
+  ]
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("name", [n for n in PRESETS if n not in REFUSED])
 def test_a_preset_is_served_as_it_samples(name):
   objective = objective_of(name, 20, LENGTH)
   config = SamplerConfig(preset=name)

@@ -1,14 +1,15 @@
-"""Families that denoise blocks of a network known by another name.
+"""Families that denoise with a network known by another name.
 
-Qwen's, LLaMA's, Ministral's and LLaDA2's, read block by block.
+Qwen's, LLaMA's, Ministral's, Dream's and LLaDA2's, most of them block by block.
 """
 
 from typing import Any
 
 from dllm_jax.objectives.bd3lm import BD3LM
+from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.pretrained import names, networks
-from dllm_jax.pretrained.family import blocks, Family, Ids
+from dllm_jax.pretrained.family import blocks, Family, Ids, told
 from dllm_jax.pretrained.fields import Fields
 
 
@@ -25,10 +26,38 @@ def _llada22(f: Fields) -> dict[str, Any]:
   }
 
 
+def is_dreamon(f: Fields) -> bool:
+  """Whether a config of Dream's is DreamOn's: as it is told, or by its token."""
+  named = f.get("expand_token_id") is not None
+  return told(f) == "dreamon" or (told(f) is None and named)
+
+
+def _dreamon(f: Fields) -> dict[str, Any]:
+  # The published folder was not read: its tokenizer has this token.
+  return {
+    "expand_id": f.integer("expand_token_id", default=151667),
+    "delete_id": f.integer("eos_token_id", default=151643),
+  }
+
+
 _MASKED = {"parameterisation": "softmax", "normalisation": "masked"}
 """A mean over masked tokens, the mask's own probability left in."""
 
 FAMILIES: tuple[Family, ...] = (
+  Family(
+    name="dreamon",
+    table=names.DREAM,
+    model_types=("dream",),
+    architectures=("DreamModel",),
+    network=networks.dream,
+    objective=Dream,
+    settings=_dreamon,
+    renamed={"expand_id": "expand_token_id", "delete_id": "eos_token_id"},
+    sampler="dreamon",
+    chosen=is_dreamon,
+    ids=Ids(mask=151666, end=151643, pad=151643),
+    counts_padding=False,
+  ),
   Family(
     name="illada",
     table=names.LLAMA,

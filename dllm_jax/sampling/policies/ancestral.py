@@ -72,6 +72,7 @@ class Stepwise:
   idles = False
   stands = False
   conditions = False
+  resizes = False
   extra = 0
   """Calls beyond `steps` that a revision may add."""
 

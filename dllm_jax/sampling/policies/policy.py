@@ -29,6 +29,8 @@ class Policy(Protocol):
     top: how many of the likeliest tokens `info` has of each draw.
     conditions: whether the network's next call is told what `step` says it said,
       `info["said"]`.
+    resizes: whether some slots of a window may be out of use (`live`): whole
+      canvases only, of which positions count what is in use.
   """
 
   objective: Objective
@@ -40,6 +42,7 @@ class Policy(Protocol):
   stands: bool
   top: int
   conditions: bool
+  resizes: bool
 
   def least_steps(self, width: int) -> int:
     """Returns the fewest steps that finish a window of so many slots."""
@@ -54,6 +57,9 @@ class Policy(Protocol):
 
   def time(self, state: Any) -> Float[Array, "B 1"]:
     """Returns the time that the network is told."""
+
+  def live(self, state: Any) -> Bool[Array, "B W"]:
+    """Returns which slots that may change are in use, if it resizes."""
 
   def done(
     self, process: Process, z: PyTree, state: Any, window: Bool[Array, "B W"]

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.core import check
 from dllm_jax.core.mask import Causal
@@ -180,6 +180,7 @@ class Speculation(Stepwise):
     drafts: Int[Array, "B n+1"],
     count: Int[Array, "B"],
     rows: Rows = NONE,
+    given: Bool[Array, "B n+1"] | None = None,
   ) -> Tested:
     """Returns how many drafts are taken, and the token behind them.
 
@@ -187,9 +188,10 @@ class Speculation(Stepwise):
       noise: of the slots that are tested, and of the one behind them.
       out: what predicts those slots, of the tokens before each.
       law: what drafted them, aligned.
-      drafts: the drafts; the last one is none.
+      drafts: the drafts, and what is given; the last one is no draft.
       count: how many drafts of each row there are, all n or none.
       rows: what is known of the rows.
+      given: slots whose token stands already, and is taken; None for none.
     """
 
     def look(logits, draft, noise, rows, plain):
@@ -227,28 +229,48 @@ class Speculation(Stepwise):
       (out, law),
       drafts,
       noise,
-      written(rows, drafts),
+      written(rows, drafts if given is None else jnp.where(given, -1, drafts)),
       unpenalised(rows),
     )
-    there = jnp.arange(drafts.shape[1]) < count[:, None]
-    accepted = jnp.sum(jnp.cumprod(take & there, axis=1), axis=1)
-    rejected = accepted < count
-    behind = jnp.where(rejected[:, None], instead, fresh)
-    index = jnp.arange(drafts.shape[1])
-    tokens = jnp.where(index < accepted[:, None], drafts, behind)
-    # How likely each was: as a draft, as what came instead of one, or as new.
-    kind = jnp.where(index < accepted[:, None], 0, 2 - rejected[:, None])
-    info = dict(noted)
-    info["log_prob"] = jnp.take_along_axis(
-      noted["log_prob"], kind[..., None], axis=-1
-    )[..., 0]
-    return Tested(accepted.astype(jnp.int32), tokens, info)
+    return _counted(take, drafts, count, given, instead, fresh, noted)
 
   def _noted(self, law, *tokens) -> dict[str, Array]:
     """Returns what is noted of draws, of each of some tokens."""
     each = [self.noted(law, token) for token in tokens]
     log_prob = jnp.stack([one["log_prob"] for one in each], axis=-1)
     return each[0] | {"log_prob": log_prob}
+
+
+def _counted(take, drafts, count, given, instead, fresh, noted) -> Tested:
+  """Returns how many drafts are taken, and what stands there then.
+
+  Args:
+    take: which drafts their tests take.
+    drafts: they, and what is given.
+    count: how many drafts there are.
+    given: slots whose token stands already, or None.
+    instead: tokens in place of drafts.
+    fresh: tokens where there was no draft.
+    noted: of each of these three.
+  """
+  if given is not None:
+    take |= given
+  index = jnp.arange(drafts.shape[1])
+  there = index < count[:, None]
+  accepted = jnp.sum(jnp.cumprod(take & there, axis=1), axis=1)
+  rejected = accepted < count
+  behind = jnp.where(rejected[:, None], instead, fresh)
+  if given is not None:
+    behind = jnp.where(given, drafts, behind)
+  drafted = index < accepted[:, None]
+  # How likely each was: as a draft, as what came instead of one, or as new.
+  kind = jnp.where(drafted, 0, 2 - rejected[:, None])[..., None]
+  log_prob = jnp.take_along_axis(noted["log_prob"], kind, axis=-1)[..., 0]
+  return Tested(
+    accepted.astype(jnp.int32),
+    jnp.where(drafted, drafts, behind),
+    {**noted, "log_prob": log_prob},
+  )
 
 
 def unpenalised(rows: Rows) -> Rows:

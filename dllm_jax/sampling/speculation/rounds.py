@@ -11,7 +11,8 @@ of all before it,
 and the pointer moves over what was taken and the token behind it. What was
 written for others is written again before anything sees it: rejections cost
 nothing but their call. Texts are those of autoregressive decoding: token for
-token without temperature, and with it in law (`policies.speculation`).
+token without temperature, and with it in law (`policies.speculation`). A token
+that is given behind the pointer is its own draft, and always taken.
 """
 
 from typing import NamedTuple
@@ -122,12 +123,15 @@ def _round(run: Run, canvas: Canvas, drafted: Drafted):
   window = Window(slots, slots >= 0, None, False)
   noise, rows = run.noise(canvas.step, slots), run.rows(canvas.z, window)
   calls = running.astype(jnp.int32)
+  given = _given(run, slots)
   if policy.source == "block":
     drafted, cache, made = _drafts_of_block(run, canvas, drafted, noise, rows)
     canvas, calls = canvas.replace(cache=cache), calls * (1 + made)
   masks = run.sampler.objective.mask_id
   known = drafted.count[:, None] > 0
-  tokens = jnp.where(known, drafted.tokens, masks)
+  own = gather(canvas.z, slots)
+  drafts = jnp.where(given[:, :-1], own[:, :-1], drafted.tokens)
+  tokens = jnp.where(known, drafts, masks)
   call = _read(run, canvas, drafted.at, tokens, Causal())
   head = lambda hidden: run.head.replace(hidden=hidden)
   n = policy.drafts
@@ -136,9 +140,10 @@ def _round(run: Run, canvas: Canvas, drafted: Drafted):
     noise,
     head(call.hidden[:, : n + 1]),
     head(ends(drafted.hidden)),
-    ends(drafted.tokens),
+    jnp.where(given, own, ends(drafts)),
     drafted.count,
     rows,
+    given,
   )
   canvas, at = _written(run, canvas, drafted, tested, slots, running)
   canvas = canvas.replace(cache=call.cache, calls=canvas.calls + calls)
@@ -146,6 +151,11 @@ def _round(run: Run, canvas: Canvas, drafted: Drafted):
   if policy.source == "masks":
     after = _drafts_of_masks(run, canvas, drafted, tested, call, at)
   return (canvas, after), _frame(run, canvas, running) if run.trace else None
+
+
+def _given(run: Run, slots: Int[Array, "B n"]) -> Bool[Array, "B n"]:
+  """Returns which slots have a token that was given."""
+  return gather(run.requests.fixed, slots) & (slots < run.sampler.length)
 
 
 def _drafts_of_masks(run, canvas, drafted, tested, call, at) -> Drafted:
@@ -180,7 +190,8 @@ def _drafts_of_block(run, canvas, drafted, noise, rows):
     out = run.head.replace(hidden=hidden)
     return hidden, *policy.draft(noise, out, tokens, rows), made.cache
 
-  tokens = jnp.full((drafted.at.shape[0], n), masks, jnp.int32)
+  slots = drafted.at[:, None] + 1 + jnp.arange(n)
+  tokens = jnp.where(_given(run, slots), gather(canvas.z, slots), masks)
   if policy.threshold is None:
     hidden, tokens, _, cache = call(tokens, canvas.cache)
     made = jnp.ones_like(drafted.at)

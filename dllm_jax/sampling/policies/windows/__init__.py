@@ -1,8 +1,12 @@
-"""Policies that work inside a window: in parts of it, or deleting and inserting."""
+"""Policies that work inside a window: in parts of it, or editing its length."""
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
-  submod_attrs={"indel": ["InDel"], "parts": ["Sliding", "SubBlocks"]},
+  submod_attrs={
+    "indel": ["InDel"],
+    "parts": ["Sliding", "SubBlocks"],
+    "resizing": ["Resizing"],
+  },
 )
