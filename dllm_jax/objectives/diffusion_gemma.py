@@ -90,6 +90,8 @@ class DiffusionGemma(Discrete):
 
   Attributes:
     eos_id: what fills a canvas behind its answer, or None.
+    image_id: the token that stands for pictures, which no prompt may have; or
+      None.
     canvas: tokens of a canvas (C).
     time_rule: how training times are drawn over the global batch.
     time_epsilon: training times lie in [time_epsilon, 1 - time_epsilon).
@@ -113,6 +115,7 @@ class DiffusionGemma(Discrete):
   """
 
   eos_id: int | None = None
+  image_id: int | None = None
   canvas: int = 256
   time_rule: TimeRule = "independent"
   time_epsilon: float = 1e-4
