@@ -1,18 +1,14 @@
 """Checkpoints of google-deepmind/gemma, written here by Orbax in its layout."""
 
 import json
-import shutil
-import warnings
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dllm_jax.cli.main import main
-from dllm_jax.pretrained import load_pretrained, save_pretrained
+from dllm_jax.pretrained import load_pretrained
 from tests import golden_cases
-from tests.pretrained.golden import publish
 from tests.sampling import published
 
 NAME = "diffusion_gemma_loss"
