@@ -10,9 +10,10 @@ two-stream training), D width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from flax import struct
+import jax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dllm_jax.core.mask import Full, MaskSpec
@@ -129,6 +130,14 @@ class KVCache:
   value: Float[Array, "N B H P K"] | tuple[Float[Array, "N B H P K"], ...]
   segment_ids: Int[Array, "B S"]
   slots: Int[Array, "B R"] | None = None
+
+  def over_rows(self, fn: Callable[..., Array], *others: "KVCache") -> Self:
+    """Returns the cache with fn of all but its segments, rows on axis 1."""
+    slots = lambda cache: None if cache.slots is None else cache.slots[None]
+    arrays = [(x.key, x.value, slots(x)) for x in (self, *others)]
+    key, value, slots = jax.tree.map(fn, *arrays)
+    slots = None if slots is None else slots[0]
+    return self.replace(key=key, value=value, slots=slots)
 
 
 class Denoiser(NamedTuple):

@@ -158,6 +158,11 @@ def whole(row: Template, objective: Objective) -> list[int | None]:
   return row + [None] * ((prompt - len(row)) % objective.block_length)
 
 
+def spare(objective: Objective) -> int:
+  """Returns the slots that `whole` may add to a template."""
+  return objective.block_length - 1 if objective.two_passes else 0
+
+
 def text_ids(
   tokens: Sequence[int], template: Template, ends: Sequence[int] = ()
 ) -> list[int]:
