@@ -86,6 +86,7 @@ def test_all_ends_of_a_folder_end_a_row(run):
   assert set(ends) <= set(built.end_ids) and built.fill_id == 0
 
 
+@pytest.mark.all
 def test_tied_copies_are_told_and_come_back(imported, folder, run, tmp_path):
   before = load_file(folder / "model.safetensors")
   copies = {k for k in before if k.startswith(TEXT) and "scalar" not in k}
@@ -131,6 +132,10 @@ def test_prompts_with_pictures_are_refused(run, capsys):
   said = refused(capsys, *args, f"--prompt=3 {image} 5")
   assert f"image token {image} at slot 1" in said and "text alone" in said
 
+
+@pytest.mark.all
+def test_a_server_refuses_pictures(run):
+  image = config()["image_token_id"]
   engine = Engine.of(run, slots=1, length=32, state=run.load())
   model = Model.of(
     run, engine, name="g", sampler=run.config.sampler, limits=Limits()
@@ -173,3 +178,72 @@ def test_configs_that_are_refused(changes, words, tmp_path, capsys):
   made = publish(NAME, tmp_path / "in", **changes)
   to = f"--workdir={tmp_path / 'run'}"
   assert words in refused(capsys, "convert", f"--from_hf={made}", to)
+
+
+TEMPLATE = (
+  "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<model>' }}"
+  " {{ m.content }}<end>{% endfor %}"
+  "{% if add_generation_prompt %}<model> {% endif %}"
+)
+
+
+def talks(folder):
+  """Gives a folder a tokenizer of numbers, a chat template and conversations."""
+  from tokenizers import models, pre_tokenizers, Tokenizer
+
+  size = config()["text_config"]["vocab_size"]
+  names = {1: "<end>", size - 4: "<user>", size - 3: "<model>"}
+  words = {names.get(i, str(i)): i for i in range(size)}
+  made = Tokenizer(models.WordLevel(words, unk_token="0"))
+  made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  made.add_special_tokens(list(names.values()))
+  made.save(str(folder / "tokenizer.json"))
+  told = {"eos_token": "<end>", "pad_token": "0", "chat_template": TEMPLATE}
+  (folder / "tokenizer_config.json").write_text(json.dumps(told))
+  rng = np.random.default_rng(0)
+  path = folder.parent / "chats.jsonl"
+  with path.open("w") as file:
+    for _ in range(80):
+      said = " ".join(map(str, rng.integers(10, 30, 3)))
+      pair = {"user": said, "assistant": " ".join(reversed(said.split()))}
+      turns = [{"role": k, "content": v} for k, v in pair.items()]
+      file.write(json.dumps({"messages": turns}) + "\n")
+  return path
+
+
+@pytest.mark.all
+def test_conversations_tune_adapters(tmp_path, capsys):
+  """As docs/finetuning.md shows: import, train adapters, sample, and back."""
+  made, workdir = publish(NAME, tmp_path / "in"), tmp_path / "run"
+  chats = talks(made)
+
+  def dllm(*argv):
+    assert main(list(argv)) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+  dllm("convert", f"--from_hf={made}", f"--workdir={workdir}", "--length=32")
+  told = dllm(
+      "train", f"--workdir={workdir}", f"--config.data.path={chats}",
+      "--config.training.steps=30", "--config.optimizer.learning_rate=0.02",
+      "--config.optimizer.warmup_steps=0", "--config.logging.progress=false",
+      "--config.logging.every_steps=1", "--config.model.adapter.rank=4",
+  )  # fmt: skip
+  assert told["step"] == 30
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  losses = [m["loss"] for m in map(json.loads, lines) if "loss" in m]
+  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+  sampled = dllm("sample", f"--workdir={workdir}", "--prompt=11 12 13")
+  assert sampled["samples"][0].startswith("11 12 13")
+  adapters = dllm(
+    "convert", f"--to_peft={tmp_path / 'a'}", f"--workdir={workdir}"
+  )
+  assert adapters["rank"] == 4 and adapters["modules"] > 20
+  dllm("convert", f"--to_hf={tmp_path / 'out'}", f"--workdir={workdir}")
+  before, after = (
+    load_file(x / "model.safetensors") for x in (made, tmp_path / "out")
+  )
+  moved = {k for k in before if not np.array_equal(before[k], after[k])}
+  assert set(before) == set(after)
+  matrices = ("self_attn", ".mlp.", "self_conditioning")
+  assert moved and all(any(m in k for m in matrices) for k in moved)
