@@ -377,8 +377,7 @@ def _stored(kept, new, count: int, rows, here):
 def _cached(canvas: Canvas, row: Int[Array, ""]) -> KVCache:
   """Returns what the cache holds of one row, of both branches with guidance."""
   cache, count = canvas.cache, canvas.stage.shape[0]
-  branches = jax.tree.leaves(cache.key)[0].shape[1] // count
-  rows = row + count * jnp.arange(branches)
+  rows = row + jnp.arange(0, jax.tree.leaves(cache.key)[0].shape[1], count)
   cache = cache.replace(segment_ids=cache.segment_ids[rows])
   return cache.over_rows(lambda x: x[:, rows])
 
@@ -392,6 +391,7 @@ def _placed(slots: Slots) -> Slots:
       key=jax.tree.map(heads, cache.key),
       value=jax.tree.map(heads, cache.value),
       segment_ids=constrain(cache.segment_ids, BATCH_AXES),
+      slots=jax.tree.map(lambda x: constrain(x, BATCH_AXES), cache.slots),
     )
   canvas = slots.canvas.replace(cache=None)
   # A constant's type is weak until then, and the next call another program.
