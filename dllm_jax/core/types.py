@@ -10,9 +10,10 @@ two-stream training), D width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from flax import struct
+import jax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dllm_jax.core.mask import Full, MaskSpec
@@ -130,6 +131,14 @@ class KVCache:
   segment_ids: Int[Array, "B S"]
   slots: Int[Array, "B R"] | None = None
 
+  def over_rows(self, fn: Callable[..., Array], *others: "KVCache") -> Self:
+    """Returns the cache with fn of all but its segments, rows on axis 1."""
+    slots = lambda cache: None if cache.slots is None else cache.slots[None]
+    arrays = [(x.key, x.value, slots(x)) for x in (self, *others)]
+    key, value, slots = jax.tree.map(fn, *arrays)
+    slots = None if slots is None else slots[0]
+    return self.replace(key=key, value=value, slots=slots)
+
 
 class Denoiser(NamedTuple):
   """A network as two pure functions; nothing outside `models/` knows Flax.
@@ -236,6 +245,8 @@ class Objective(Protocol):
   Attributes:
     vocab_size: real tokens, the mask included if there is one.
     mask_id: the mask token, or None for processes without one.
+    image_id: the token that stands for pictures, which the network does not read;
+      or None.
     shift: 1 if the output at slot i predicts the token of slot i + 1.
     block_length: slots that a sampler has to fill together, left to right; None
       for as many as it likes.
@@ -255,6 +266,7 @@ class Objective(Protocol):
 
   vocab_size: int
   mask_id: int | None
+  image_id: int | None = None
   shift: Literal[0, 1] = 0
   block_length: int | None = None
   reads_time: bool

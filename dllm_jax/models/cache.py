@@ -148,7 +148,7 @@ def store(
   """Returns a cache of several kinds of layers with all layers of new text.
 
   Slot s of layers that keep R places is in place s mod R. Positions of segment 0
-  change nothing.
+  change nothing, and neither do fewer rows than there are the others.
 
   Args:
     cache: the cache.
@@ -167,15 +167,23 @@ def store(
     latest = lambda at: none.at[at].max(order, mode="drop")
     return jax.vmap(latest)(at)
 
+  def over(old, new, position, axis):
+    """Returns old with what positions say of new, in the rows that there are."""
+    here = lax.slice_in_dim(old, 0, slots.shape[0], axis=axis)
+    taken = jnp.where(position >= 0, new.astype(old.dtype), here)
+    if here.shape == old.shape:
+      return taken
+    return lax.dynamic_update_slice_in_dim(old, taken, 0, axis=axis)
+
   def put(old, new):
     position = source(old.shape[3])[None, :, None, :, None]
     taken = jnp.take_along_axis(new, jnp.maximum(position, 0), axis=3)
-    return jnp.where(position >= 0, taken.astype(old.dtype), old)
+    return over(old, taken, position, axis=1)
 
   def of_slots(old, new):
     position = source(old.shape[1])
     taken = jnp.take_along_axis(new, jnp.maximum(position, 0), axis=1)
-    return jnp.where(position >= 0, taken, old)
+    return over(old, taken, position, axis=0)
 
   held = cache.slots
   return cache.replace(

@@ -13,9 +13,8 @@ pass is told what it said of the canvas before (self-conditioning; the first tim
 has no gradient). The published weights come without a paper: after the
 fine-tuning adapter of google-deepmind/gemma at 7691fd4 (`diffusion`).
 
-The loss is no likelihood bound. What is reported is that of uniform diffusion
-(`udlm`, arXiv:2412.10193, eq. 18) over canvases from left to right, from the same
-pass: a canvas that is drawn stands for all of its row.
+The loss is no likelihood bound. What is reported is one (`untimed`), over canvases
+from left to right and from the same pass: a canvas stands for all of its row.
 """
 
 import dataclasses
@@ -43,6 +42,7 @@ from dllm_jax.objectives.base import check_choice, Discrete, Drawn, TokenSpace
 from dllm_jax.objectives.mixture import vocabulary_without_mask
 from dllm_jax.objectives.texts import begins_segment, FillKind, unshifted
 from dllm_jax.objectives.udlm import UDLM
+from dllm_jax.objectives.untimed import EarlyEnd
 
 Without = Literal["zero", "mean"]
 
@@ -90,6 +90,8 @@ class DiffusionGemma(Discrete):
 
   Attributes:
     eos_id: what fills a canvas behind its answer, or None.
+    image_id: the token that stands for pictures, which no prompt may have; or
+      None.
     canvas: tokens of a canvas (C).
     time_rule: how training times are drawn over the global batch.
     time_epsilon: training times lie in [time_epsilon, 1 - time_epsilon).
@@ -113,6 +115,7 @@ class DiffusionGemma(Discrete):
   """
 
   eos_id: int | None = None
+  image_id: int | None = None
   canvas: int = 256
   time_rule: TimeRule = "independent"
   time_epsilon: float = 1e-4
@@ -291,7 +294,7 @@ class DiffusionGemma(Discrete):
       return cross_entropy(out, canvas.x0, weights)[0]
 
     def nats(logits, x0, z, t):
-      log_p = jax.nn.log_softmax(self._told(logits, z, t))
+      log_p = jax.nn.log_softmax(self.given(logits, z, t))
       return -jnp.take_along_axis(log_p, x0[..., None], axis=-1)[..., 0]
 
     terms = reduce(nats, out, canvas.x0, canvas.z, t, live=2)
@@ -309,15 +312,15 @@ class DiffusionGemma(Discrete):
 
   def _bound(self, process, out, canvas, t, batch) -> Float[Array, "B L"]:
     """Returns the bound of a canvas for its row; fill counts at its first slot."""
-    uniform = self.uniform
+    ending = EarlyEnd(uniform=self.uniform, epsilon=self.time_epsilon)
 
     def terms(logits, x0, z, t):
-      logits = self.alone(logits, z, t)
-      return uniform.token_loss(process, logits, x0, z, t)
+      given, alone = self.given(logits, z, t), self.alone(logits, z, t)
+      return ending.token_bound(process, given, alone, x0, z, t)
 
     out = jax.lax.stop_gradient(out.replace(past=None))
     terms = reduce(terms, out, canvas.x0, canvas.z, t, live=2)
-    terms = (terms + uniform.prior_loss()) * canvas.number[:, None]
+    terms = terms * canvas.number[:, None]
     behind = jnp.sum(terms, axis=1, where=canvas.counted & ~canvas.text)
     terms = jnp.where(canvas.text, terms, 0.0).at[:, 0].add(behind)
     put = lambda row, at, x: row.at[at].add(x, mode="drop")
@@ -329,6 +332,10 @@ class DiffusionGemma(Discrete):
     return jnp.where(jnp.arange(self.vocab_size) == z[..., None], more, 0) + (
       logits
     )
+
+  def given(self, logits, z, t) -> Float[Array, "B c V"]:
+    """Returns logits of each x0_i given all of z."""
+    return self._told(logits, z, t) if self.leave_one_out else logits
 
   def alone(self, logits, z, t) -> Float[Array, "B c V"]:
     """Returns logits of each x0_i given the other slots of z."""

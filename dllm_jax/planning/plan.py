@@ -125,7 +125,8 @@ def plan(
   if program == "sample":
     rows *= run.mesh.size // run.mesh.shape["tensor"]
     built = sampler.build(run)
-    lowered, kinds = sampler.lowered(run, built, rows)
+    with _default(run.mesh.devices.flat[0]):
+      lowered, kinds = sampler.lowered(run, built, rows)
     rounds = sampler.rounds(built)
   else:
     rows = run.config.training.batch_size

@@ -65,8 +65,8 @@ def call(text: str, run: Run, built: Sampler, rows: int) -> dict[str, float]:
   """Returns what one call of the network moves, and what it has to, in bytes.
 
   That is the weights, read once, and with a cache its keys and values, read once,
-  and those of the slots that the call computes, written once. A row of the table
-  of embeddings is read for each slot, and no more of it.
+  and those of the slots that the call computes, written once if they are kept. A
+  row of the table of embeddings is read for each slot, and no more of it.
 
   Args:
     text: the optimised program.
@@ -83,12 +83,17 @@ def call(text: str, run: Run, built: Sampler, rows: int) -> dict[str, float]:
   if built.cache != "none":
     cache = jax.eval_shape(lambda: run.denoiser.cache(rows, length))
     here = run.mesh.size // run.mesh.shape["context"]
-    whole = cache.key.size * cache.key.dtype.itemsize / here
-    wide = built.block_length
+    # Of a network with several kinds of layers, a stack of each.
+    stacks = [
+      x.size * x.dtype.itemsize / here for x in jax.tree.leaves(cache.key)
+    ]
+    whole, wide = sum(stacks), built.block_length
     if built.cache == "prefix":
       wide = built.reach or length
     least["cache"], least["block"] = 2 * whole, 2 * whole * wide / length
-    copies = found.whole(whole)
+    if built.objective.two_passes:  # whose blocks are not written
+      least["block"] = 0.0
+    copies = found.whole(max(stacks))
   total = sum(least.values())
   return {
     "moved": found.moved,

@@ -27,6 +27,7 @@ from dllm_jax.parallel import compilation
 from dllm_jax.parallel.sharding import shardings
 from dllm_jax.pretrained import convert, families, files, tokens
 from dllm_jax.pretrained.families import Family, Fields, Ids
+from dllm_jax.pretrained.layouts import orbax
 from dllm_jax.pretrained.table import parameters, shapes
 
 _AVERAGE = re.compile(r"(^|\.)ema\.")
@@ -177,7 +178,7 @@ def load_pretrained(
   """Returns a published model, read from a folder onto its devices.
 
   Args:
-    path: a folder with `config.json` and safetensors, one file or in shards.
+    path: a folder with `config.json` and safetensors, or an Orbax checkpoint.
     dtype: "float32" or "bfloat16"; None for the files' (half becomes float32).
     mesh: what to divide the parameters over; None for the first device.
     mask_id: the mask token, where the folder does not name the right one.
@@ -195,7 +196,7 @@ def load_pretrained(
     (1, 3)
   """
   folder = paths.place(path)
-  published = files.read_config(folder)
+  published = orbax.read_config(folder)
   fields = families.as_told(published, family, folder / "config.json")
   published, family = fields.values, families.find(fields)
   config = _network_config(family, fields)
@@ -212,7 +213,7 @@ def load_pretrained(
     published = {**published, "mask_token_id": ids.mask}
   objective = families.objective(family, fields, config.vocab_size, ids)
   families.check_fields(family, fields)
-  tensors = files.read_tensors(folder)
+  tensors = orbax.read_tensors(folder)
   dtype = _dtype(tensors, dtype)
   low = (dtype or _common(tensors)) == np.dtype(jnp.bfloat16)
   kind = "bfloat16" if low else "float32"
@@ -249,8 +250,7 @@ def _network_config(family: Family, fields: Fields) -> Any:
   except (TypeError, ZeroDivisionError) as error:
     raise ValueError(f"{fields.path}: {error}") from error
   except ValueError as error:
-    path = str(fields.path)
-    text = str(error)
+    path, text = str(fields.path), str(error)
     raise ValueError(text if path in text else f"{path}: {text}") from error
 
 

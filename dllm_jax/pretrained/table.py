@@ -6,6 +6,7 @@ has the tables of the families.
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -224,9 +225,15 @@ def parameters(table: Table, config: Any) -> int:
 
 def shapes(table: Table, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shape of every parameter of the network by path."""
+  return dict(_shapes(table.network, config))
+
+
+# A second to trace, and asked for by each step of an import.
+@functools.lru_cache(maxsize=8)
+def _shapes(network: Callable[[Any], Denoiser], config: Any) -> dict[str, Any]:
   ones = jnp.ones((1, 1), jnp.int32)
   inputs = ModelInputs(latent=ones, positions=ones, segment_ids=ones)
-  init = table.network(config).init
+  init = network(config).init
   return flatten(jax.eval_shape(init, jax.random.key(0), inputs))
 
 

@@ -29,6 +29,7 @@ from dllm_jax.pretrained.adopt import adopt, check_target, TOLD
 from dllm_jax.pretrained.convert import Source
 from dllm_jax.pretrained.describe import describe, PREFIXES, retrained
 from dllm_jax.pretrained.family import sampler_fields
+from dllm_jax.pretrained.layouts import orbax
 from dllm_jax.pretrained.load import (
   copy_companions,
   load_pretrained,
@@ -232,7 +233,7 @@ def _mesh(folder, told):
   if count == 1:
     return None
   path = paths.place(folder) / "config.json"
-  fields = families.as_told(files.read_config(folder), told, path)
+  fields = families.as_told(orbax.read_config(folder), told, path)
   family = families.find(fields)
   mesh = make_mesh({"data": 1, "fsdp": count})
   try:

@@ -63,7 +63,8 @@ def build(
 
   Raises:
     ValueError: there is no row, a row does not fit on the canvas, a token is
-      not in the vocabulary or is the mask, or `request` has another length.
+      not in the vocabulary, is the mask or stands for a picture, or `request`
+      has another length.
   """
   if not rows:
     raise ValueError("nothing to sample: give at least one prompt or template")
@@ -123,6 +124,11 @@ def _check(token: int, objective: Objective, row: int, slot: int) -> None:
       f"row {row} has the mask token {token} at slot {slot}: a prompt holds "
       "text only; leave slots to be sampled as None"
     )
+  if token == objective.image_id:
+    raise ValueError(
+      f"row {row} has the image token {token} at slot {slot}: this network reads "
+      "text alone; leave pictures out of the prompt"
+    )
 
 
 def begun(row: Template, objective: Objective) -> list[int | None]:
@@ -150,6 +156,11 @@ def whole(row: Template, objective: Objective) -> list[int | None]:
     return row
   prompt = next((i for i, x in enumerate(row) if x is None), len(row))
   return row + [None] * ((prompt - len(row)) % objective.block_length)
+
+
+def spare(objective: Objective) -> int:
+  """Returns the slots that `whole` may add to a template."""
+  return objective.block_length - 1 if objective.two_passes else 0
 
 
 def text_ids(

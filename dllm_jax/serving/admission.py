@@ -107,6 +107,8 @@ class Admission:
       return (
         0  # Without the prompt, what was given differs from what was drawn.
       )
+    if self._sampler.objective.two_passes:
+      return 0  # Layers with a window no longer have what lies before it.
     pairs = enumerate(zip(prompt, kept, strict=False))
     shared = min(len(prompt), len(kept))
     same = next((i for i, (a, b) in pairs if a != b), shared)

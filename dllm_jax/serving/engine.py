@@ -20,6 +20,7 @@ from typing import Any
 
 from dllm_jax.parallel import distributed
 from dllm_jax.run.run import Run
+from dllm_jax.sampling import requests
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.serving.launch import Program
 from dllm_jax.serving.requests import Closed, Full, Listener, Request
@@ -114,6 +115,7 @@ class Engine:
     """
     sampler, ends = sampler or run.config.sampler, run.tokenizer.end_ids
     length = length or run.config.data.length
+    length += requests.spare(run.objective)
     built = sampler.build(run.objective, length=length, end_ids=ends, top=top)
     state = run.state if state is None else state
     params = state.eval_params if use_ema else state.params

@@ -173,7 +173,7 @@ class Program:
         chosen cannot be.
     """
     return requests.build(
-      [canvas],
+      [requests.whole(canvas, self.sampler.objective)],
       objective=self.sampler.objective,
       length=self.sampler.length,
       request=[number],

@@ -65,7 +65,7 @@ def canvas_of(request: Request, sampler: Sampler) -> list[int | None]:
     ValueError: it does not fit, or nothing is to be sampled.
   """
   canvas = requests.begun(request.template, sampler.objective)
-  length = sampler.length
+  length = sampler.length - requests.spare(sampler.objective)
   if len(canvas) > length:
     raise ValueError(
       f"the request needs {len(canvas)} slots, prompt and new tokens together,"

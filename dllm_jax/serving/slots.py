@@ -145,9 +145,13 @@ def admit(
   kept = None
   if model.sampler.cache == "block":
     kept = _cached(slots.canvas, source)
-    known = jnp.arange(kept.key.shape[3])[:, None] < start
-    clear = lambda x: jnp.where(known, x, 0)  # A row that failed holds NaN.
-    kept = kept.replace(key=clear(kept.key), value=clear(kept.value))
+    # A row that failed holds NaN.
+    clear = lambda x: jnp.where(jnp.arange(x.shape[3])[:, None] < start, x, 0)
+    kept = kept.replace(
+      key=jax.tree.map(clear, kept.key),
+      value=jax.tree.map(clear, kept.value),
+      slots=jax.tree.map(lambda x: jnp.where(start > 0, x, -1), kept.slots),
+    )
     if width:
       kept = run.network.fill(canvas.z, request.valid, kept, start[None], width)
       canvas = canvas.replace(calls=canvas.calls + 1)
@@ -340,11 +344,8 @@ def _put(canvas: Canvas, new: Canvas, rows: Int[Array, "R"], here) -> Canvas:
   store = lambda kept, new: _stored(
     kept, new, canvas.stage.shape[0], rows, here
   )
-  cache = canvas.cache.replace(
-    key=store(canvas.cache.key, new.cache.key),
-    value=store(canvas.cache.value, new.cache.value),
-  )  # The segments are said anew at each call.
-  return rest.replace(cache=cache)
+  # The segments are said anew at each call.
+  return rest.replace(cache=canvas.cache.over_rows(store, new.cache))
 
 
 def _stored(kept, new, count: int, rows, here):
@@ -369,12 +370,9 @@ def _stored(kept, new, count: int, rows, here):
 def _cached(canvas: Canvas, row: Int[Array, ""]) -> KVCache:
   """Returns what the cache holds of one row, of both branches with guidance."""
   cache, count = canvas.cache, canvas.stage.shape[0]
-  rows = row + count * jnp.arange(cache.key.shape[1] // count)
-  return KVCache(
-    key=cache.key[:, rows],
-    value=cache.value[:, rows],
-    segment_ids=cache.segment_ids[rows],
-  )
+  rows = row + jnp.arange(0, jax.tree.leaves(cache.key)[0].shape[1], count)
+  cache = cache.replace(segment_ids=cache.segment_ids[rows])
+  return cache.over_rows(lambda x: x[:, rows])
 
 
 def _placed(slots: Slots) -> Slots:
@@ -382,8 +380,12 @@ def _placed(slots: Slots) -> Slots:
   cache = slots.canvas.cache
   if cache is not None:
     heads = lambda x: constrain(x, None, BATCH_AXES, TENSOR)
-    cache = cache.replace(key=heads(cache.key), value=heads(cache.value))
-    cache = cache.replace(segment_ids=constrain(cache.segment_ids, BATCH_AXES))
+    cache = cache.replace(
+      key=jax.tree.map(heads, cache.key),
+      value=jax.tree.map(heads, cache.value),
+      segment_ids=constrain(cache.segment_ids, BATCH_AXES),
+      slots=jax.tree.map(lambda x: constrain(x, BATCH_AXES), cache.slots),
+    )
   canvas = slots.canvas.replace(cache=None)
   # A constant's type is weak until then, and the next call another program.
   rows = lambda x: constrain(x.astype(x.dtype), BATCH_AXES)

@@ -265,6 +265,23 @@ def test_a_cached_call_writes_no_cache_whole(machine, reference, cache):
   assert f"{call['ratio']:.2f} times what it has to" in report.text(found)
 
 
+@pytest.mark.all
+def test_caches_of_several_kinds_of_layers_are_counted(machine):
+  """A canvas reads what windowed layers and full ones keep, and writes nothing."""
+  given = config.load(
+    "shakespeare_diffusion_gemma:smoke", {"objective": "diffusion_gemma"}
+  )
+  given.model.update({"width": 32, "layers": 3, "heads": 2, "window": 8})
+  given.data.length, given.objective.canvas = 64, 16
+  given.sampler.steps = 4
+  given.mesh.update(dict.fromkeys(given.mesh, 1) | {"data": 8})
+  found = plan(given, machine, tokens(), program="sample", rows=1)
+  call = found.call
+  of_layer = lambda places: 2 * 2 * 16 * places * 4  # keys and values, float32
+  assert call["cache"] == 2 * of_layer(7) + of_layer(64)
+  assert call["block"] == 0 and call["ratio"] > 0
+
+
 @pytest.mark.parametrize(
   "mesh, message",
   [

@@ -155,7 +155,10 @@ class _Gemma(nn.Module):
       said = inputs.self_conditioning
       said = jnp.zeros_like(x) if said is None else said.astype(c.dtype) * scale
       x = _SelfConditioning(c, name="self_conditioning")(x, said)
-    past = inputs.past if cache is None else cache
+    past = inputs.past
+    if cache is not None:  # A call may be of its first rows.
+      rows = x.shape[0]
+      past = cache.over_rows(lambda a: a[:, :rows])
     x, kept, aux = self._layers(between(x), inputs, past, text)
     if "balance" in aux and c.balance_weight:
       aux["loss"] = c.balance_weight * jnp.mean(aux["balance"])

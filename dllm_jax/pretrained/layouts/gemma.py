@@ -6,6 +6,14 @@ from dllm_jax.models import GemmaConfig
 from dllm_jax.objectives.diffusion_gemma import DiffusionGemma
 from dllm_jax.pretrained import names, networks
 from dllm_jax.pretrained.family import Family, Ids
+from dllm_jax.pretrained.fields import Fields
+
+
+def _image(f: Fields) -> int | None:
+  """Returns the token that stands for pictures, or None."""
+  name = "image_token_id"
+  return None if f.get(name) is None else f.integer(name)
+
 
 FAMILIES = (
   Family(
@@ -15,8 +23,11 @@ FAMILIES = (
     architectures=("DiffusionGemmaForBlockDiffusion",),
     network=networks.gemma,
     objective=DiffusionGemma,
-    settings=lambda f: {"canvas": f.integer("canvas_length", default=256)},
-    renamed={"canvas": "canvas_length"},
+    settings=lambda f: {
+      "canvas": f.integer("canvas_length", default=256),
+      "image_id": _image(f),
+    },
+    renamed={"canvas": "canvas_length", "image_id": "image_token_id"},
     sampler="diffusion_gemma",
     sampling={
       "max_denoising_steps": "steps",
@@ -28,13 +39,8 @@ FAMILIES = (
     },
     ids=Ids(mask=None, end=1, pad=0, begin=2),
     masked=False,
-    # What reads images is carried along, and its tokens are refused in prompts.
-    harmless=(
-      "vision_config",
-      "boi_token_id",
-      "eoi_token_id",
-      "image_token_id",
-    ),
+    # What reads images is carried along.
+    harmless=("vision_config", "boi_token_id", "eoi_token_id"),
   ),
 )
 

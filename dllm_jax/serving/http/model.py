@@ -7,6 +7,7 @@ from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.run.run import Run
+from dllm_jax.sampling import requests
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.serving.engine import Engine
 from dllm_jax.serving.http.limits import Limits
@@ -58,7 +59,7 @@ class Model:
   @property
   def length(self) -> int:
     """Slots of a row, prompt and answer together."""
-    return self.engine.sampler.length
+    return self.engine.sampler.length - requests.spare(self.objective)
 
   @property
   def sees_suffix(self) -> bool:
