@@ -25,6 +25,8 @@ def train(
   batches: Iterator[Batch],
   blank: Batch,
   evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+  collect: Callable[[TrainState], dict[str, float]] | None = None,
+  sample: Callable[[TrainState], list[str]] | None = None,
 ) -> dict[str, Any]:
   """Trains a run, or continues, to its configured step; returns a summary.
 
@@ -36,6 +38,8 @@ def train(
       `set_state`, as `data.BatchIterator` has them.
     blank: any batch of that form over all processes; for its shapes.
     evaluate: what is logged after every `evaluation.every_steps` and last.
+    collect: makes what the next batch is of, as `Hooks` have it.
+    sample: texts for the log; by default a sample of the run.
 
   Raises:
     NonFiniteLossError: the loss is not finite; the last good checkpoint stays.
@@ -45,7 +49,8 @@ def train(
   hooks = Hooks(
     evaluate=evaluate,
     evaluate_every=evaluation.every_steps,
-    sample=lambda state: run.sample(state=state).texts,
+    collect=collect,
+    sample=sample or (lambda state: run.sample(state=state).texts),
     sample_every=evaluation.sample_every,
   )
   with jax.set_mesh(run.mesh):
