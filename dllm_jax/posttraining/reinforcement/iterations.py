@@ -23,6 +23,7 @@ from dllm_jax.posttraining.reinforcement.methods.advantages import (
   equal,
 )
 from dllm_jax.posttraining.reinforcement.methods.base import Method
+from dllm_jax.posttraining.reinforcement.methods.value import credit
 from dllm_jax.posttraining.reinforcement.problems import endless, Problem
 from dllm_jax.posttraining.reinforcement.rewards.pool import (
   Asked,
@@ -80,6 +81,7 @@ class Iterations(Iterator[Rollouts]):
     rewards: what they earn; entered.
     old: what the policy says, if the method asks.
     reference: what the reference says, if it does.
+    values: what the value model says, if there is one.
     ends: tokens that end an answer.
     seed: of the order of problems and of masks.
   """
@@ -94,12 +96,13 @@ class Iterations(Iterator[Rollouts]):
     rewards: Rewards,
     old: Score | None,
     reference: Score | None,
+    values: Score | None,
     ends: tuple[int, ...],
     seed: int,
   ):
     self._shape, self._method, self._sampling = shape, method, sampling
     self._problems, self._rewards = problems, rewards
-    self._old, self._reference = old, reference
+    self._old, self._reference, self._values = old, reference, values
     self._ends, self._seed = ends, seed & 0x7FFFFFFF
     self._batch, self._now = 0, -1
     self._arrays: dict[str, Any] = {}
@@ -165,6 +168,8 @@ class Iterations(Iterator[Rollouts]):
       self._score(state, "old", self._old)
     if self._method.asks_reference:
       self._score(state, "reference", self._reference)
+    if self._values is not None:
+      self._score(state, "values", self._values)
     scored = time.perf_counter() - scored
     earned = [one for answers in pending for one in answers.wait()]
     kept = self._credit(batch, [one.total for one in earned])
@@ -241,8 +246,22 @@ class Iterations(Iterator[Rollouts]):
       if used.any():
         found[here][used] = method.coefficients(found[here][used])
     self._arrays |= {
-      "advantage": found.astype(np.float32), "counts": counts
+      "advantage": np.repeat(
+        found[:, None].astype(np.float32), batch.tokens.shape[1], axis=1
+      ),
+      "counts": counts,
     }
+    if self._values is not None:
+      # The trajectory's masks are the same in every pass.
+      returns, gains = credit(
+        batch.round,
+        batch.loss_mask & counts[:, None],
+        self._arrays["values"][0],
+        found,
+        discount=method.discount,
+        trace=method.trace,
+      )
+      self._arrays |= {"returns": returns, "advantage": gains}
     return kept
 
   def _part(self, turn: int, part: int) -> Rollouts:
@@ -266,18 +285,19 @@ class Iterations(Iterator[Rollouts]):
     )
     if "advantage" not in arrays:  # is yet to be scored
       return batch
-    whole = np.repeat(
-      arrays["advantage"][here, None], batch.tokens.shape[1], axis=1
-    )
     # Of a group that teaches nothing no token counts.
     counts = arrays["counts"][here, None]
     given = {
       name: arrays[name][turn, here]
-      for name in ("old", "reference")
+      for name in ("old", "reference", "values")
       if name in arrays
     }
+    if "returns" in arrays:
+      given["returns"] = arrays["returns"][here]
     return batch.replace(
-      advantage=whole, loss_mask=batch.loss_mask & counts, **given
+      advantage=arrays["advantage"][here],
+      loss_mask=batch.loss_mask & counts,
+      **given,
     )
 
   def _lines(
@@ -296,7 +316,7 @@ class Iterations(Iterator[Rollouts]):
         "reward": one.total,
         "rewards": one.parts,
         "failures": one.failures,
-        "advantage": float(self._arrays["advantage"][i]),
+        "advantage": float(self._arrays["advantage"][i][region][0]),
         "tokens": whole.tokens[i][region].tolist(),
         "revealed_at": whole.revealed_at[i][region].tolist(),
         "log_prob": float(whole.log_prob[i][region].sum()),
@@ -331,5 +351,3 @@ def _figures(
     values = [one.parts[name] or 0.0 for one in earned]
     found[f"reward_{name}"] = float(np.mean(values))
   return found
-
-

@@ -5,6 +5,7 @@ update on rollouts that were made before it.
 """
 
 import dataclasses
+import importlib.util
 import os
 from typing import Any
 
@@ -13,10 +14,11 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dllm_jax.config import config as configs
-from dllm_jax.core import check, paths
+from dllm_jax.core import check
 from dllm_jax.posttraining.reinforcement import problems as problems_lib
 from dllm_jax.posttraining.reinforcement import record, scoring
 from dllm_jax.posttraining.reinforcement.iterations import Iterations, Shape
+from dllm_jax.posttraining.reinforcement.methods import value
 from dllm_jax.posttraining.reinforcement.methods.base import (
   Method,
   Reinforced,
@@ -79,9 +81,7 @@ class Reinforce:
       prefix="reinforce.",
     )
     if self.seconds <= 0:
-      raise ValueError(
-        f"reinforce.seconds must be above 0, not {self.seconds}"
-      )
+      raise ValueError(f"reinforce.seconds must be above 0, not {self.seconds}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +127,10 @@ class Reinforcement:
         "dllm reinforce runs in one process, with all of its devices; start one"
       )
     config = configs.parse(resolved)
+    if importlib.util.find_spec("pebble") is None:
+      raise ValueError(
+        "rewards need Pebble: pip install 'dllm_jax[reinforce]', or pebble"
+      )
     self._terms = registry.parse(told.rewards)
     judges.check(self._terms)
     method.check(source.objective)
@@ -163,7 +167,8 @@ class Reinforcement:
     plan = self._sampling.plan([self._train[0]], [0])  # legal, before all else
     self._method = _with_views(method, plan.sampler, new, source.objective)
     record_of = _Told(algorithm=method.name, options=method, told=told)
-    self.run = begin(source, output, resolved, record_of)
+    self._grown = _grown(method, source, config)
+    self.run = begin(source, output, resolved, record_of, self._grown)
     self._sampling = dataclasses.replace(self._sampling, run=self.run)
 
   def describe(self) -> str:
@@ -187,6 +192,9 @@ class Reinforcement:
       judge=judges.Judges(),
     ) as rewards:
       old = scoring.scorer(method, run.objective, run.denoiser, run.mesh)
+      objective = Reinforced(
+        objective=run.objective, method=method, denoiser=run.denoiser
+      )
       iterations = Iterations(
         shape=self._shape,
         method=method,
@@ -197,6 +205,7 @@ class Reinforcement:
         reference=scoring.reference(method, run, self._source)
         if method.asks_reference
         else None,
+        values=scoring.valuer(objective, run.mesh) if self._grown else None,
         ends=self._ends,
         seed=told.seed,
       )
@@ -208,32 +217,21 @@ class Reinforcement:
           record.forget(run.workdir, min(steps[-2:]) // self._shape.steps)
         return figures
 
-      objective = Reinforced(objective=run.objective, method=method)
       return train(
         run,
         objective,
+        grown=self._grown,
         batches=iterations,
-        blank=self._blank(),
+        blank=blank(
+          method,
+          run,
+          new_tokens=self._sampling.new_tokens,
+          asks=self._shape.steps > 1,
+        ),
         evaluate=self._evaluate(rewards) if self._held_out else None,
         collect=collect,
         sample=lambda state: iterations.shown(),
       )
-
-  def _blank(self) -> Rollouts:
-    """Returns a batch of the form of an update's."""
-    size = self._shape.batch
-    tokens = np.zeros((size, self._sampling.length), np.int32)
-    batch = rows(tokens, np.ones(size), self._sampling.new_tokens, self._ends)
-    method = self._method
-    asks_old = method.by_ratio and self._shape.steps > 1
-    if not asks_old and not method.asks_reference:
-      return batch
-    said = scoring.shape(method, self.run, batch)
-    said = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), said)
-    return batch.replace(
-      old=said if asks_old else None,
-      reference=said if method.asks_reference else None,
-    )
 
   def _evaluate(self, rewards: Rewards):
     """Returns state -> what the held-out problems earn, by the same sampler."""
@@ -274,6 +272,51 @@ class Reinforcement:
       return figures
 
     return evaluate
+
+
+def _grown(method: Method, source: Run, config: configs.Config):
+  """Returns what makes a value model of a policy, None where none is wanted.
+
+  Raises:
+    ValueError: the policy trains adapters, and the value model would be whole.
+  """
+  if not getattr(method, "value", False):
+    return None
+  adapter = getattr(config.network(source.objective), "adapter", None)
+  if adapter is not None and adapter.rank:
+    raise ValueError(
+      "a value model is a whole network beside the policy: leave"
+      " config.model.adapter.rank 0, or set tracerl.value to False"
+    )
+  width = config.model["width"]
+  return lambda model: value.grown(model, width)
+
+
+def blank(method: Method, run: Run, *, new_tokens: int, asks: bool) -> Rollouts:
+  """Returns a batch of the form of an update's.
+
+  Args:
+    method: what it is for.
+    run: whose network and configuration.
+    new_tokens: slots of an answer.
+    asks: whether the old policy is asked, if the method wants it: not where an
+      iteration is one update.
+  """
+  config = run.config
+  shape = (config.training.batch_size, config.data.length)
+  batch = rows(np.zeros(shape, np.int32), np.ones(shape[0]), new_tokens, ())
+  if getattr(method, "value", False):
+    zeros = np.zeros(shape, np.float32)
+    batch = batch.replace(returns=zeros, values=zeros)
+  asks &= method.by_ratio
+  if not asks and not method.asks_reference:
+    return batch
+  said = scoring.shape(method, run, batch)
+  said = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), said)
+  return batch.replace(
+    old=said if asks else None,
+    reference=said if method.asks_reference else None,
+  )
 
 
 def _answer(tokens, given, new_tokens, ends) -> list[int]:
@@ -341,5 +384,3 @@ def _with_views(
   blocks = 1 if objective.block_length else -(-new_tokens // block)
   steps = min(new_tokens, blocks * min(block, sampler.steps))
   return dataclasses.replace(method, views_a_row=-(-steps // method.shrink))
-
-

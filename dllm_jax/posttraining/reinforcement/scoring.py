@@ -16,7 +16,10 @@ from dllm_jax.core.types import Denoiser, Objective
 from dllm_jax.models import without_adapters
 from dllm_jax.parallel import compilation
 from dllm_jax.parallel.sharding import global_batch
-from dllm_jax.posttraining.reinforcement.methods.base import Method
+from dllm_jax.posttraining.reinforcement.methods.base import (
+  Method,
+  Reinforced,
+)
 from dllm_jax.posttraining.reinforcement.rollouts import Rollouts
 from dllm_jax.run.run import Run
 from dllm_jax.training.step import TrainState
@@ -51,9 +54,25 @@ def scorer(
 
   def score(state: TrainState, batch: Rollouts) -> PyTree:
     with jax.set_mesh(mesh):
-      said = program(
-        params_of(state), state.process, global_batch(batch, mesh)
-      )
+      said = program(params_of(state), state.process, global_batch(batch, mesh))
+    return jax.device_get(said)
+
+  return score
+
+
+def valuer(objective: Reinforced, mesh: jax.sharding.Mesh) -> Score:
+  """Returns a function to what the value model says of rows, on the host."""
+
+  def ask(params, process, batch):
+    process = process.replace(params=params["process"])
+    views = objective.method.views(objective.objective, process, batch)
+    return objective.values(process, views, batch)
+
+  program = compilation.jit(ask, mesh=mesh)
+
+  def score(state: TrainState, batch: Rollouts) -> PyTree:
+    with jax.set_mesh(mesh):
+      said = program(state.params, state.process, global_batch(batch, mesh))
     return jax.device_get(said)
 
   return score

@@ -6,6 +6,10 @@ import functools
 import jax
 import numpy as np
 
+from dllm_jax.posttraining.reinforcement.methods.value import (
+  value_loss,
+  values,
+)
 from dllm_jax.posttraining.reinforcement.rollouts import rows
 from tests import golden_cases
 from tests.sampling import published
@@ -21,7 +25,7 @@ class Recorded:
   """
 
   def __init__(self, name, **fields):
-    case = golden_cases.load(name)
+    case, self._name = golden_cases.load(name), name
     self.config, self.arrays = case.config, case.arrays
     # A value model's head has no place in a network of tokens.
     self._model = published.model(name, leave_out=("value_head.weight",))
@@ -78,6 +82,23 @@ class Recorded:
     """Returns what the network says."""
     return self._say_it(method, self.params, views, batch)
 
+  def weight(self, name):
+    """Returns a recorded array of weights."""
+    return golden_cases.weights(self._name)[name]
+
+  def value_gradient(self, head, views, batch, clip):
+    """Returns a value model's loss, its values, and the gradient of both parts."""
+    process = self.objective.init(jax.random.key(0))
+
+    def lose(params, head):
+      denoise = lambda x: self._model.denoiser.apply(params, x, None)[0]
+      new = values(self.objective, process, denoise, head, views, batch)
+      return value_loss(new, views, batch, clip), new
+
+    grad = jax.jit(jax.value_and_grad(lose, argnums=(0, 1), has_aux=True))
+    (loss, new), gradient = grad(self.params, head)
+    return loss, new, gradient
+
   def said(self, methods, views, batch):
     """Returns scores, and (loss, metrics) of each method."""
     scores, _, lost = self._all(tuple(methods), self.params, views, batch)
@@ -89,7 +110,9 @@ class Recorded:
     Returns:
       The scores, and (loss, metrics) of each method.
     """
-    scores, gradient, lost = self._all(tuple(methods), self.params, views, batch)
+    scores, gradient, lost = self._all(
+      tuple(methods), self.params, views, batch
+    )
     norm = next(
       self.arrays[f"{prefix}_grad_{n}"]
       for n in ("ln_f", "norm")

@@ -9,25 +9,22 @@ import pytest
 
 from dllm_jax.posttraining.reinforcement import rollouts
 from dllm_jax.posttraining.reinforcement.methods import (
+  coupled_grpo,
   CoupledGRPO,
+  diffu_grpo,
   DiffuGRPO,
   ESPO,
+  espo,
   SPG,
   TraceRL,
-  WD1,
-)
-from dllm_jax.posttraining.reinforcement.methods import (
-  coupled_grpo,
-  diffu_grpo,
-  espo,
-  surrogate,
   tracerl,
+  WD1,
 )
 from dllm_jax.posttraining.reinforcement.methods.advantages import advantages
 from dllm_jax.posttraining.reinforcement.methods.base import masks
 from dllm_jax.posttraining.reinforcement.methods.value import (
   credit,
-  value_terms,
+  value_loss,
 )
 from tests.posttraining.reinforcement.recorded import (
   halves,
@@ -77,15 +74,17 @@ def test_diffu_grpo():
     if i == 0:
       case.check_gradient("loss_0", [method], views, asked)
     scores, lost = case.said([method], views, asked)
-    (loss, metrics), = lost
+    ((loss, metrics),) = lost
     same(scores[:, given:], a["per_token_logps"][i])
     same(loss, a["loss"][i])
     same(metrics["kl"], a["kl"][i])
     # d1 counts where clipping would make the term larger, and does not bind.
     gain = (scores - asked.old)[:, given:]
-    free, held = np.exp(gain) * advantage, np.clip(
-      np.exp(gain), 1 - config["epsilon"], 1 + config["epsilon"]
-    ) * advantage
+    free, held = (
+      np.exp(gain) * advantage,
+      np.clip(np.exp(gain), 1 - config["epsilon"], 1 + config["epsilon"])
+      * advantage,
+    )
     where = asked.loss_mask[:, given:]
     same(np.mean((free < held)[where]), a["clip_ratio"][i])
     same(metrics["clip_fraction"], np.mean((free > held)[where]))
@@ -132,7 +131,9 @@ def test_diffu_grpo_of_dllm():
       old=case.behind(a["dllm_old_per_token_logps"][:, i]),
       reference=case.behind(a["dllm_ref_per_token_logps"][:, i]),
     )
-    methods = [dataclasses.replace(method, average=x) for x in averages.values()]
+    methods = [
+      dataclasses.replace(method, average=x) for x in averages.values()
+    ]
     if i == 0:
       case.check_gradient("dllm_loss_bnpo_0", methods, views, asked)
     scores, lost = case.said(methods, views, asked)
@@ -162,9 +163,7 @@ def test_coupled_grpo():
     uniform = np.tile(a["uniform"][i], (parts, 1))
     counted = whole.replace(loss_mask=whole.region)
     views = coupled_grpo.coupled_views(case.objective, counted, uniform, ratio)
-    np.testing.assert_array_equal(
-      np.moveaxis(views.z, 1, 0), a["perturbed"][i]
-    )
+    np.testing.assert_array_equal(np.moveaxis(views.z, 1, 0), a["perturbed"][i])
     same(
       case.scores(method, views, whole)[:, given:], a["per_token_logps"][:, i]
     )
@@ -254,9 +253,7 @@ def test_tracerl_llada(kind):
   old[used] = a[f"{kind}_logp_old"]
   back[order] = old
   old = np.moveaxis(back.reshape(views.z.shape), 1, 2)
-  batch = batch.replace(
-    old=old, loss_mask=batch.region
-  )
+  batch = batch.replace(old=old, loss_mask=batch.region)
   _check_trace(case, method, views, batch, kind)
 
 
@@ -360,6 +357,68 @@ def test_tracerl(kind):
   _check_trace(case, method, views, batch, kind)
 
 
+def _by_answer(case, batch, on, name):
+  """Returns recorded numbers of views' targets as those of answers' tokens."""
+  a = case.arrays
+  found = np.zeros(batch.tokens.shape, np.float32)
+  values, asked = on(a[name]), on(a["trace_p_mask"])
+  for row, sequence in enumerate(a["value_sequence"]):
+    found[sequence][asked[row]] = values[row][asked[row]]
+  return found
+
+
+def test_value_model_of_tracerl():
+  case = recorded("tracerl")
+  a, config = case.arrays, case.config
+  method = _sdar_method(config)
+  batch, on = _sdar_rows(case)
+  batch, views, order = _sdar_views(case, batch, on, "trace", method)
+  of = lambda name: _by_answer(case, batch, on, name)
+  # Ends that count: the first few of an answer, whatever a view asks for.
+  tokens = np.asarray(
+    tracerl.kept_ends(
+      batch.ending[:, None], batch.region[:, None], config["post_num"]
+    )
+  )[:, 0]
+  process = on(np.pad(a["process_reward"], [(0, 0), (config["start_pos"], 0)]))
+  asked = np.asarray(views.weight != 0).any(axis=1)
+  for name, rewards in (("value", a["reward"]), ("value_process", process)):
+    returns, gains = credit(
+      batch.round,
+      tokens,
+      of("value_old"),
+      rewards,
+      discount=config["gam"],
+      trace=config["lam"],
+    )
+    same(returns * asked, of(f"{name}_return"))
+    same(gains * asked, of(f"{name}_advantage"))
+  head = case.weight("value_head.weight")[0]
+  batch = batch.replace(
+    values=of("value_old"),
+    returns=of("value_return"),
+    advantage=of("value_advantage"),
+    loss_mask=batch.region,
+  )
+  count = np.asarray(views.weight != 0).any(axis=2).sum()
+  loss, new, gradient = case.value_gradient(head, views, batch, config["eps"])
+  same(new, of("value_new"))
+  same(loss / count, a["value_loss"])
+  same(gradient[1] / count, a["value_grad_head"][0])
+  same(gradient[0]["final_norm"]["scale"] / count, a["value_grad_norm"])
+  replaced = batch.replace(returns=of("value_process_return"))
+  other = value_loss(new, views, replaced, config["eps"])
+  same(other / count, a["value_process_loss"])
+  old = np.zeros((len(order), batch.tokens.shape[1]), np.float32)
+  used = np.asarray(views.weight != 0).any(axis=2).ravel()
+  old[used] = on(a["trace_logp_old"])
+  old = np.moveaxis(old.reshape(views.z.shape), 1, 2)
+  _, lost = case.check_gradient(
+    "policy_with_value", [method], views, batch.replace(old=old)
+  )
+  same(lost[0][0], a["policy_with_value_loss"])
+
+
 def test_trajectory_of_a_history():
   a = recorded("tracerl_llada").arrays
   mask = recorded("tracerl_llada").config["mask_token_id"]
@@ -405,7 +464,10 @@ def test_espo():
     complement=config["reduce_var"],
   )
   whole = case.rows(seen=True)
-  parts, passes = config["gradient_accumulation_steps"], config["num_iterations"]
+  parts, passes = (
+    config["gradient_accumulation_steps"],
+    config["num_iterations"],
+  )
   for part in range(parts):
     for i in range(passes):
       cut = lambda x, part=part: halves(x, part, parts)

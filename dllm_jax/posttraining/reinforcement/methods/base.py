@@ -16,11 +16,18 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 import numpy as np
 
 from dllm_jax.core import check
-from dllm_jax.core.types import Denoise, Loss, Objective, Process
+from dllm_jax.core.types import (
+  Denoise,
+  Denoiser,
+  Loss,
+  Objective,
+  Process,
+)
 from dllm_jax.objectives.base import check_choice
 from dllm_jax.posttraining import likelihood
 from dllm_jax.posttraining.likelihood import Masks
 from dllm_jax.posttraining.objective import InPlaceOf
+from dllm_jax.posttraining.reinforcement.methods import value
 from dllm_jax.posttraining.reinforcement.methods.advantages import (
   Baseline,
   Scale,
@@ -174,7 +181,9 @@ def masks(
   return Masks(
     z=jnp.where(hidden, objective.mask_id, tokens),
     weight=jnp.broadcast_to(weight, hidden.shape).astype(jnp.float32),
-    t=objective.when(share / region) if objective.reads_time else share / region,
+    t=objective.when(share / region)
+    if objective.reads_time
+    else share / region,
   )
 
 
@@ -184,9 +193,11 @@ class Reinforced(InPlaceOf):
 
   Attributes:
     method: how it is trained.
+    denoiser: the network, of a value model too.
   """
 
   method: Method
+  denoiser: Denoiser
 
   def draw(
     self,
@@ -209,13 +220,29 @@ class Reinforced(InPlaceOf):
     step: Int[Array, ""],
   ) -> Loss:
     """Returns the method's loss; the bound is 0."""
-    scores = self.method.scores(
-      self.objective, process, denoise, drawn, batch
-    )
+    scores = self.method.scores(self.objective, process, denoise, drawn, batch)
     lost = self.method.loss(scores, drawn, batch)
+    total, metrics = lost.total, dict(lost.metrics)
+    if batch.returns is not None:
+      new = self.values(process, drawn, batch)
+      apart = value.value_loss(new, drawn, batch, self.method.clip_low)
+      metrics["value_loss"] = apart / jnp.maximum(lost.weight, 1.0)
+      total += apart
     return Loss(
-      total=lost.total,
+      total=total,
       weight=lost.weight,
       bound=jnp.zeros(batch.tokens.shape, jnp.float32),
-      metrics=jax.lax.stop_gradient(lost.metrics),
+      metrics=jax.lax.stop_gradient(metrics),
+    )
+
+  def values(
+    self, process: Process, views: Masks, batch: Rollouts
+  ) -> Float[Array, "B L"]:
+    """Returns what the value model says, whose parameters the process has."""
+    own = process.params["value"]
+    apply = self.denoiser.apply
+    denoise = lambda inputs: apply(own["model"], inputs, None)[0]
+    process = process.replace(params={})
+    return value.values(
+      self.objective, process, denoise, own["head"], views, batch
     )

@@ -58,7 +58,9 @@ class TokenRatios(Method):
 
   def __post_init__(self):
     super().__post_init__()
-    check.at_least(self, 0, "clip_low", "clip_high", "cap", prefix=f"{self.name}.")
+    check.at_least(
+      self, 0, "clip_low", "clip_high", "cap", prefix=f"{self.name}."
+    )
     check_choice(f"{self.name}.average", self.average, Average)
 
   def loss(self, scores, views, batch) -> Lost:

@@ -15,9 +15,8 @@ UniGRPO does (arXiv:2505.15809).
 import dataclasses
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 import numpy as np
 
 from dllm_jax.core import check
