@@ -142,10 +142,8 @@ class Iterations(Iterator[Rollouts]):
 
   def shown(self, count: int = 2) -> list[str]:
     """Returns some rollouts of the iteration, for people."""
-    return [
-      f"{line['prompt']} -> {line['completion']} ({line['reward']:.3g})"
-      for line in self._last[: count * self._shape.group : self._shape.group]
-    ]
+    group = self._shape.group
+    return record.shown(self._last[: count * group : group])
 
   # One iteration.
 

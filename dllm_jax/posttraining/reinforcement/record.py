@@ -70,3 +70,19 @@ def lines(workdir: Path, iteration: int) -> list[dict[str, Any]]:
   path = workdir / _FOLDER / f"{iteration:06d}.jsonl"
   text = path.read_text(encoding="utf-8")
   return [json.loads(line) for line in text.splitlines()]
+
+
+def newest(workdir: Path, count: int) -> list[str]:
+  """Returns rollouts of the newest iteration, for people; none without one."""
+  kept = sorted((workdir / _FOLDER).glob("*.jsonl"))
+  if not kept:
+    return []
+  return shown(lines(workdir, int(kept[-1].name.split(".")[0])))[:count]
+
+
+def shown(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns rollouts with what they earned, for people."""
+  return [
+    f"{line['prompt']} -> {line['completion']} ({line['reward']:.3g})"
+    for line in rollouts
+  ]
