@@ -3,7 +3,7 @@
 A puzzle is one line of text, question then answer, so that any model of
 characters can learn it:
 
-    0010430000020000=2314432112343142;     Sudoku: the grid row by row, 0 is empty
+    0030000040000324=2431314242131324;     Sudoku: the grid row by row, 0 is empty
     15,44,79,50=44-15=29,79-29=50;         Countdown: numbers, and last the target
 
 Any grid or calculation that obeys the rules is right, whether or not it is the

@@ -209,12 +209,13 @@ class Iterations(Iterator[Rollouts]):
       whole.tokens, whole.given, self._sampling.new_tokens, self._ends
     )
     objective = self._sampling.run.objective
-    number = self._method.rounds(batch, whole.revealed_at, objective)
+    number, ended = self._method.rounds(batch, whole.revealed_at, objective)
     batch = batch.replace(round=np.asarray(number, np.int32))
     arrays = {
       "tokens": whole.tokens,
       "given": whole.given,
       "round": batch.round,
+      "ended": ended,
     }
     return arrays, batch
 
@@ -252,7 +253,7 @@ class Iterations(Iterator[Rollouts]):
     if self._values is not None:
       # The trajectory's masks are the same in every pass.
       returns, gains = credit(
-        batch.round,
+        self._arrays["ended"],
         batch.loss_mask & counts[:, None],
         self._arrays["values"][0],
         found,

@@ -4,7 +4,6 @@ that train: rows of one canvas, in parts of one size.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import time
 from typing import NamedTuple
 
 import jax
@@ -28,7 +27,7 @@ class Part(NamedTuple):
     revealed_at: the step at which each slot was revealed.
     log_prob: of what was drawn there, nats.
     calls: network calls of each.
-    seconds: of the program.
+    seconds: of the program, compilation apart.
   """
 
   tokens: Int[np.ndarray, "B L"]
@@ -89,13 +88,11 @@ class Sampling:
       numbers = [first + start + i for i in range(self.rows)]
       plan = self.plan(here, numbers)
       plan = dataclasses.replace(plan, batch=global_batch(plan.batch, run.mesh))
-      begun = time.perf_counter()
       process = state.process.replace(params=state.params["process"])
-      made = run.generator(
+      sampled = run.generator(
         state.params["model"], process, plan, seed=self.seed
-      ).generation
-      seconds = time.perf_counter() - begun
-      made = jax.device_get(made)
+      )
+      made = jax.device_get(sampled.generation)
       given = np.argmax(~np.asarray(jax.device_get(plan.batch.fixed)), axis=1)
       yield Part(
         tokens=np.asarray(made.tokens)[:count],
@@ -103,5 +100,5 @@ class Sampling:
         revealed_at=np.asarray(made.revealed_at)[:count],
         log_prob=np.asarray(made.log_prob)[:count],
         calls=np.asarray(made.function_evaluations)[:count],
-        seconds=seconds,
+        seconds=sampled.seconds,
       )

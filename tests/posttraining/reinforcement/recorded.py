@@ -133,6 +133,11 @@ def same(found, want, tolerance=1e-5):
   )
 
 
+def near(found, want):
+  """Checks a loss, the mean of terms of order 1 that may cancel."""
+  np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+
+
 def value(lost):
   """Returns a loss as a number."""
   return lost.total / lost.weight

@@ -4,7 +4,6 @@ import json
 import signal
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -20,7 +19,6 @@ from dllm_jax.posttraining.reinforcement.methods import (
   TraceRL,
   WD1,
 )
-from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import steps_in
 from tests import quick, runs
 from tests.posttraining.reinforcement import tiny
@@ -40,8 +38,7 @@ def whole(begun):
 
 
 def _parameters(workdir):
-  run = Run.open(workdir, mesh={"data": 1}, devices=jax.devices()[:1])
-  return runs.parameters(run.state)
+  return runs.parameters(tiny.opened(workdir).state)
 
 
 def test_what_is_kept(whole):
@@ -134,7 +131,7 @@ def test_adapters_have_their_base_as_reference(begun, tmp_path):
 @pytest.mark.all
 def test_a_mesh_changes_nothing(begun, whole, tmp_path):
   source, text, _ = begun
-  source = Run.open(source.workdir, mesh={"data": 2, "fsdp": 2})
+  source = tiny.opened(source.workdir, {"data": 2, "fsdp": 2}, 4)
   learning = tiny.reinforcement(
     source, text, tmp_path / "run", mesh__data=2, mesh__fsdp=2
   )
@@ -211,7 +208,7 @@ def _command(source, output, *more):
     "reinforce", f"--workdir={source}", f"--output={output}", "--method=espo",
     "--config.training.steps=24", "--config.training.batch_size=4",
     "--config.checkpoint.every_steps=3", "--config.logging.every_steps=1",
-    "--config.sampler.temperature=1", "--config.sampler.steps=2",
+    "--config.mesh.data=-1", "--config.sampler.temperature=1", "--config.sampler.steps=2",
     "--reinforce.problems=sudoku4", "--reinforce.count=8",
     "--reinforce.held_out=4", "--reinforce.rewards=sudoku_cells=1",
     "--reinforce.prompts=2", "--espo.group=4", *more,

@@ -28,6 +28,7 @@ from dllm_jax.posttraining.reinforcement.methods.value import (
 )
 from tests.posttraining.reinforcement.recorded import (
   halves,
+  near,
   recorded,
   same,
   value,
@@ -76,7 +77,7 @@ def test_diffu_grpo():
     scores, lost = case.said([method], views, asked)
     ((loss, metrics),) = lost
     same(scores[:, given:], a["per_token_logps"][i])
-    same(loss, a["loss"][i])
+    near(loss, a["loss"][i])
     same(metrics["kl"], a["kl"][i])
     # d1 counts where clipping would make the term larger, and does not bind.
     gain = (scores - asked.old)[:, given:]
@@ -139,7 +140,7 @@ def test_diffu_grpo_of_dllm():
     scores, lost = case.said(methods, views, asked)
     same(scores[:, given:], a["dllm_per_token_logps"][:, i])
     for name, (loss, _) in zip(averages, lost, strict=True):
-      same(loss, a[f"dllm_loss_{name}"][i])
+      near(loss, a[f"dllm_loss_{name}"][i])
 
 
 def test_coupled_grpo():
@@ -176,7 +177,7 @@ def test_coupled_grpo():
       if part == i == 0:
         case.check_gradient("loss_00", [method], *own)
       _, ((loss, _),) = case.said([method], *own)
-      same(loss, a["loss"][i, part])
+      near(loss, a["loss"][i, part])
 
 
 def _kl(config, other=False):
@@ -220,7 +221,7 @@ def test_tracerl_llada(kind):
   n = len(a["input_ids"])
   if kind == "trace":
     revealed = np.pad(a["step_map"], [(0, 0), (start, 0)])
-    number = tracerl.rounds(revealed, batch.region, config["shrink"])
+    number, _ = tracerl.rounds(revealed, batch.region, config["shrink"])
     batch = batch.replace(round=number)
     views = tracerl.trajectory_views(
       case.objective, batch, int(number.max()) + 1, config["post_num"], "answer"
@@ -267,11 +268,16 @@ def _check_trace(case, method, views, batch, kind):
   ]
   _, lost = case.check_gradient(kind, methods, views, batch)
   for name, (loss, _) in zip(("", "_beta0", "_other_kl"), lost, strict=True):
-    same(loss, a[f"{kind}_loss{name}"])
+    near(loss, a[f"{kind}_loss{name}"])
 
 
 # Prompts are padded on the left to whole blocks, counted from their end; the
 # recorded rows are prompt, clean answer and noisy answer.
+
+
+def _sdar():
+  # The original leaves the mask in the softmax; our sampler never draws it.
+  return recorded("tracerl", parameterisation="softmax")
 
 
 def _sdar_rows(case):
@@ -315,7 +321,11 @@ def _sdar_views(case, batch, on, kind, method):
   wide = lambda x: on(np.pad(x, [(0, 0), (start, 0)]))
   if kind == "trace":
     revealed = wide(a["step_map"])
-    number = method.rounds(batch, revealed, case.objective)
+    number, ended = method.rounds(batch, revealed, case.objective)
+    region = batch.region
+    np.testing.assert_array_equal(
+      ended[region], wide(a["step_map_shrunk"])[region]
+    )
     batch = batch.replace(round=number)
     views = tracerl.trajectory_views(
       case.objective, batch, int(number.max()) + 1, method.ends, "view"
@@ -338,7 +348,7 @@ def _sdar_views(case, batch, on, kind, method):
 
 @pytest.mark.parametrize("kind", ["trace", "random", "coupled"])
 def test_tracerl(kind):
-  case = recorded("tracerl")
+  case = _sdar()
   a, config = case.arrays, case.config
   method = _sdar_method(config)
   batch, on = _sdar_rows(case)
@@ -368,12 +378,13 @@ def _by_answer(case, batch, on, name):
 
 
 def test_value_model_of_tracerl():
-  case = recorded("tracerl")
+  case = _sdar()
   a, config = case.arrays, case.config
   method = _sdar_method(config)
   batch, on = _sdar_rows(case)
   batch, views, order = _sdar_views(case, batch, on, "trace", method)
   of = lambda name: _by_answer(case, batch, on, name)
+  ended = on(np.pad(a["step_map_shrunk"], [(0, 0), (config["start_pos"], 0)]))
   # Ends that count: the first few of an answer, whatever a view asks for.
   tokens = np.asarray(
     tracerl.kept_ends(
@@ -384,7 +395,7 @@ def test_value_model_of_tracerl():
   asked = np.asarray(views.weight != 0).any(axis=1)
   for name, rewards in (("value", a["reward"]), ("value_process", process)):
     returns, gains = credit(
-      batch.round,
+      ended,
       tokens,
       of("value_old"),
       rewards,
@@ -416,7 +427,7 @@ def test_value_model_of_tracerl():
   _, lost = case.check_gradient(
     "policy_with_value", [method], views, batch.replace(old=old)
   )
-  same(lost[0][0], a["policy_with_value_loss"])
+  near(lost[0][0], a["policy_with_value_loss"])
 
 
 def test_trajectory_of_a_history():
@@ -479,7 +490,7 @@ def test_espo():
         case.check_gradient("loss_00", [method], views, batch)
       scores, ((loss, metrics),) = case.said([method], views, batch)
       same(scores, cut(a["elbo"])[:, i])
-      same(loss, a["loss"][i, part])
+      near(loss, a["loss"][i, part])
       same(metrics["kl"], a["kl"][i, part])
       if part == i == 0:
         single = _espo_views(case, batch, part, i, both=False)
@@ -496,7 +507,7 @@ def test_espo_on_policy():
   method = ESPO(samples=config["num_mc"], beta=0.0)
   views = _espo_views(case, batch, 0, 0, config["reduce_var"])
   _, lost = case.check_gradient("on_policy", [method], views, batch)
-  same(lost[0][0], a["on_policy_loss"])
+  near(lost[0][0], a["on_policy_loss"])
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
@@ -531,7 +542,7 @@ def test_spg():
     scores = case.scores(SPG(), views, batch)
     name = f"{masking}_{bound}"
     same(method.bounds(scores, views, batch), a[f"{name}_per_seq_logps"])
-    same(value(method.loss(scores, views, batch)), a[f"{name}_loss"])
+    near(value(method.loss(scores, views, batch)), a[f"{name}_loss"])
     if f"{name}_grad_ln_f" in a:
       case.check_gradient(name, [method], views, batch)
 
@@ -557,6 +568,6 @@ def test_wd1():
         advantage=np.broadcast_to(weight, batch.tokens.shape).copy()
       )
       sums = jnp.sum(each * batch.loss_mask, axis=1)
-      same(value(method.loss(sums, views, asked)), a[name][i])
+      near(value(method.loss(sums, views, asked)), a[name][i])
       if i == 0:
         case.check_gradient(f"{name}_0", [method], views, asked)

@@ -1,5 +1,7 @@
 """A tiny network that fills Sudoku grids, untrained, as a run."""
 
+import jax
+
 from dllm_jax.core.types import Process
 from dllm_jax.evaluation.benchmarks import puzzles
 from dllm_jax.posttraining.reinforcement import Reinforce, Reinforcement
@@ -38,7 +40,14 @@ def source(folder):
   run.start()
   with Checkpoints(run.workdir) as checkpoints:
     checkpoints.save_imported(run.state.params["model"], Process())
-  return Run.open(folder / "source", mesh={"data": 1}), text
+  return opened(folder / "source"), text
+
+
+def opened(workdir, mesh=None, devices=1):
+  """Returns a run on some of the simulated devices."""
+  return Run.open(
+    workdir, mesh=mesh or {"data": 1}, devices=jax.devices()[:devices]
+  )
 
 
 def told(**more):

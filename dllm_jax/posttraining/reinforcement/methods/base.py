@@ -104,9 +104,9 @@ class Method:
 
   def rounds(
     self, batch: Rollouts, revealed_at: Any, objective: Objective
-  ) -> Any:
-    """Returns `Rollouts.round` of rows; of most methods, nothing."""
-    return batch.round
+  ) -> tuple[Any, Any]:
+    """Returns `Rollouts.round` of rows, and when each ended; mostly nothing."""
+    return batch.round, batch.round
 
   def coefficients(self, advantage: Any) -> Any:
     """Returns what rows of an update's batch count, given their advantages."""

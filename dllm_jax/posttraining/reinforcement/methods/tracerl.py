@@ -44,8 +44,8 @@ def rounds(
   region: Bool[np.ndarray, "B L"],
   shrink: int,
   block: int | None = None,
-) -> Int[np.ndarray, "B L"]:
-  """Returns the round of each sampled slot, from 0; -1 elsewhere.
+) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]:
+  """Returns the round of each sampled slot, and its last step; -1 elsewhere.
 
   Args:
     revealed_at: the step at which each slot was revealed.
@@ -54,13 +54,17 @@ def rounds(
     block: slots of a block, counted from slot 0; None: rounds of the whole.
   """
   found = np.full(region.shape, -1, np.int32)
+  last = np.full(region.shape, -1, np.int32)
   size = block or region.shape[1]
   for row in range(len(region)):
     for start in range(0, region.shape[1], size):
       at = np.flatnonzero(region[row, start : start + size]) + start
-      steps = revealed_at[row, at]
-      found[row, at] = np.searchsorted(np.unique(steps), steps) // shrink
-  return found
+      steps = np.unique(revealed_at[row, at])
+      number = np.searchsorted(steps, revealed_at[row, at]) // shrink
+      found[row, at] = number
+      ends = np.minimum((number + 1) * shrink, len(steps)) - 1
+      last[row, at] = steps[ends] if len(at) else 0
+  return found, last
 
 
 def kept_ends(
@@ -212,7 +216,7 @@ class TraceRL(Method):
     return self.views_a_row or -(-batch.tokens.shape[1] // self.shrink)
 
   def rounds(self, batch, revealed_at, objective):
-    """Returns the rounds of rows, of each block for itself where there are."""
+    """Returns rounds and their last steps, of each block for itself."""
     block = objective.block_length
     return rounds(revealed_at, batch.region, self.shrink, block)
 

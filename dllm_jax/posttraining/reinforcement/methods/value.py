@@ -26,7 +26,7 @@ from dllm_jax.posttraining.reinforcement.rollouts import Rollouts, texts
 
 
 def credit(
-  rounds: Int[np.ndarray, "B L"],
+  steps: Int[np.ndarray, "B L"],
   tokens: Bool[np.ndarray, "B L"],
   values: Float[np.ndarray, "B L"],
   rewards: Float[np.ndarray, "B"] | Float[np.ndarray, "B L"],
@@ -37,20 +37,20 @@ def credit(
   """Returns the returns and the advantages of tokens; 0 elsewhere.
 
   Args:
-    rounds: the round of each slot.
+    steps: the last step of each slot's round: those of one step are a round.
     tokens: the slots that count.
     values: V of each, of the old value model.
     rewards: of an answer, or of each of its tokens.
     discount: gamma.
     trace: lambda.
   """
-  returns = np.zeros(rounds.shape, np.float32)
-  gains = np.zeros(rounds.shape, np.float32)
-  for row in range(len(rounds)):
-    steps = np.unique(rounds[row][tokens[row]])[::-1]
+  returns = np.zeros(steps.shape, np.float32)
+  gains = np.zeros(steps.shape, np.float32)
+  for row in range(len(steps)):
+    each = np.unique(steps[row][tokens[row]])[::-1]
     later, worth, ahead = 0.0, 0.0, 0.0  # R*, V*, A* of the round after
-    for n, step in enumerate(steps):
-      at = tokens[row] & (rounds[row] == step)
+    for n, step in enumerate(each):
+      at = tokens[row] & (steps[row] == step)
       if rewards.ndim == 2:
         r = rewards[row, at]
       else:

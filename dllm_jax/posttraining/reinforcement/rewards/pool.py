@@ -88,19 +88,38 @@ class Rewards:
       with contextlib.suppress(Exception):
         future.result()
     self._first = []
-    begun = [
-      {
-        term.label: self._pool.schedule(
-          registry.call,
-          args=(term, one.prompt, one.completion, dict(one.row)),
-          timeout=self._seconds,
-        )
-        for term in self.terms
-        if term.name != registry.JUDGE
-      }
-      for one in asked
-    ]
+    told = [(one.prompt, one.completion, dict(one.row)) for one in asked]
+    begun = {
+      term.label: [
+        self._begun(term, told[start : start + self._size(term, len(told))])
+        for start in range(0, len(told), self._size(term, len(told)))
+      ]
+      for term in self.terms
+      if term.name != registry.JUDGE
+    }
     return Pending(self, list(asked), begun)
+
+  def _size(self, term: Term, count: int) -> int:
+    """Returns how many answers are one task: to hand over has a price."""
+    return -(-count // self._count) if registry.is_quick(term) else 1
+
+  def _begun(self, term: Term, told: Sequence[tuple]) -> "_Task":
+    future = self._pool.schedule(
+      registry.tried, args=(term, told), timeout=self._seconds
+    )
+    return _Task(term, list(told), future)
+
+  def finished(self, task: "_Task") -> list[tuple[float | None, str]]:
+    """Returns what came of a task; of one that hangs, answer by answer."""
+    try:
+      return task.future.result()
+    except Exception as error:  # pylint: disable=broad-except
+      # A process that is gone, however that came, is no reason to stop.
+      late = isinstance(error, futures.TimeoutError)
+      if len(task.told) == 1:
+        return [(None, "timeout" if late else type(error).__name__)]
+    single = [self._begun(task.term, [one]) for one in task.told]
+    return [found for one in single for found in self.finished(one)]
 
   def judged(self, asked: Sequence[Asked]) -> dict[str, list[float]]:
     """Returns what judges say of answers, by reward: nats per token."""
@@ -111,31 +130,43 @@ class Rewards:
     return found
 
 
+class _Task(NamedTuple):
+  """Some answers that a process was given."""
+
+  term: Term
+  told: list[tuple]
+  future: futures.Future
+
+
 class Pending(NamedTuple):
   """Rewards that are under way."""
 
   rewards: Rewards
   asked: list[Asked]
-  begun: list[dict[str, futures.Future]]
+  begun: dict[str, list[_Task]]
 
   def wait(self) -> list[Earned]:
     """Returns what each answer earned, in their order."""
-    judged = self.rewards.judged(self.asked)
-    found = []
-    for i, begun in enumerate(self.begun):
-      parts, failures, total = {}, {}, 0.0
-      for term in self.rewards.terms:
-        if term.label in judged:
-          value, failure = _finite(judged[term.label][i])
-        else:
-          value, failure = _result(begun[term.label])
-        parts[term.label] = value
-        if failure:
-          failures[term.label] = failure
-        else:
-          total += term.weight * value
-      found.append(Earned(total, parts, failures))
-    return found
+    found = {
+      label: [_checked(value) for value in values]
+      for label, values in self.rewards.judged(self.asked).items()
+    }
+    for label, tasks in self.begun.items():
+      found[label] = [
+        one for task in tasks for one in self.rewards.finished(task)
+      ]
+    return [self._earned(found, i) for i in range(len(self.asked))]
+
+  def _earned(self, found, i: int) -> Earned:
+    parts, failures, total = {}, {}, 0.0
+    for term in self.rewards.terms:
+      value, failure = found[term.label][i]
+      parts[term.label] = value
+      if failure:
+        failures[term.label] = failure
+      else:
+        total += term.weight * value
+    return Earned(total, parts, failures)
 
 
 def _ready() -> None:
@@ -143,17 +174,5 @@ def _ready() -> None:
   registry.function("number")
 
 
-def _result(future: futures.Future) -> tuple[float | None, str]:
-  try:
-    return _finite(future.result())
-  except futures.TimeoutError:
-    return None, "timeout"
-  except Exception as error:  # pylint: disable=broad-except
-    # Whatever a function raises is a failure of its sample.
-    return None, type(error).__name__
-
-
-def _finite(value: float) -> tuple[float | None, str]:
-  if math.isfinite(value):
-    return value, ""
-  return None, "not finite"
+def _checked(value: float) -> tuple[float | None, str]:
+  return (value, "") if math.isfinite(value) else (None, "not finite")

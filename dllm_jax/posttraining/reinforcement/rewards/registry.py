@@ -6,11 +6,12 @@ by an entry point of the group `dllm_jax.rewards`, whose object is a function
 `(prompt, completion, row) -> float`; with a keyword `argument` if it takes one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import math
 import re
 
 _HERE = "dllm_jax.posttraining.reinforcement.rewards.verifiers"
@@ -119,6 +120,33 @@ def function(name: str) -> Callable[..., float]:
   """Returns a reward's function."""
   module, _, attribute = known()[name].partition(":")
   return getattr(importlib.import_module(module), attribute)
+
+
+def is_quick(term: Term) -> bool:
+  """Returns whether a reward is one of ours that takes no time to speak of."""
+  return term.name in _NAMES and term.name != "code"
+
+
+def tried(
+  term: Term, asked: Sequence[tuple[str, str, dict]]
+) -> list[tuple[float | None, str]]:
+  """Returns what answers earn by one reward, or what went wrong.
+
+  Args:
+    term: the reward.
+    asked: (prompt, completion, row) of each.
+  """
+  found = []
+  for one in asked:
+    try:
+      value = call(term, *one)
+    except Exception as error:  # pylint: disable=broad-except
+      # Whatever a function raises is a failure of its sample.
+      found.append((None, type(error).__name__))
+      continue
+    finite = math.isfinite(value)
+    found.append((value, "") if finite else (None, "not finite"))
+  return found
 
 
 def call(term: Term, prompt: str, completion: str, row: dict) -> float:
