@@ -26,6 +26,7 @@ from dllm_jax.posttraining.reinforcement.methods.value import (
   credit,
   value_loss,
 )
+from tests import quick
 from tests.posttraining.reinforcement.recorded import (
   halves,
   near,
@@ -101,6 +102,7 @@ def test_diffu_grpo_on_policy():
   same(lost[0][0], case.arrays["on_policy_loss"])
 
 
+@pytest.mark.all
 def test_diffu_grpo_of_dllm():
   case = recorded("diffu_grpo")
   a, config = case.arrays, case.config
@@ -207,7 +209,9 @@ def _trace_rows(case):
   return spread(batch, a["reward"])
 
 
-@pytest.mark.parametrize("kind", ["trace", "random", "coupled"])
+@pytest.mark.parametrize(
+  "kind", ["trace", quick.long("random"), quick.long("coupled")]
+)
 def test_tracerl_llada(kind):
   case = recorded("tracerl_llada")
   a, config = case.arrays, case.config
@@ -346,7 +350,9 @@ def _sdar_views(case, batch, on, kind, method):
   return batch, views, order
 
 
-@pytest.mark.parametrize("kind", ["trace", "random", "coupled"])
+@pytest.mark.parametrize(
+  "kind", ["trace", quick.long("random"), quick.long("coupled")]
+)
 def test_tracerl(kind):
   case = _sdar()
   a, config = case.arrays, case.config
@@ -377,6 +383,7 @@ def _by_answer(case, batch, on, name):
   return found
 
 
+@pytest.mark.all
 def test_value_model_of_tracerl():
   case = _sdar()
   a, config = case.arrays, case.config
