@@ -63,7 +63,7 @@ def base(folder, steps):
   path = folder / "grids.txt"
   if not path.exists():
     path.write_text(text)
-  fields = {"training__steps": steps, "checkpoint__every_steps": 1000}
+  fields = {"training__steps": steps, "checkpoint__every_steps": 25}
   run = Run.create(resolved(folder, **fields), folder / f"base{steps}")
   run.train()
   return Run.open(folder / f"base{steps}", mesh={"data": 1})
@@ -85,7 +85,7 @@ def learn(source, folder, method, seed, *, steps=100, rate=1e-3, **fields):
     "training__steps": steps,
     "training__batch_size": 128,
     "training__seed": seed,
-    "checkpoint__every_steps": 1000,
+    "checkpoint__every_steps": 25,
     "evaluation__every_steps": max(steps // 5, 1),
     "evaluation__batch_size": 200,
     "evaluation__batches": 1,

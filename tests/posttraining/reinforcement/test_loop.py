@@ -68,7 +68,7 @@ def test_what_is_kept(whole):
   steps = [m for m in metrics if "kl" in m]
   assert {"clip_fraction", "loss_nats_per_token"} <= steps[0].keys()
   # Before the first update policy, old policy and reference are one.
-  assert abs(steps[0]["kl"]) < 1e-6 < abs(steps[-1]["kl"])
+  assert abs(steps[0]["kl"]) < 1e-6 < max(abs(step["kl"]) for step in steps)
 
 
 def test_killed_in_the_middle_of_an_iteration(begun, whole, monkeypatch):
@@ -171,7 +171,7 @@ def test_equal_rewards_are_skipped_and_counted(begun, tmp_path, monkeypatch):
     ({}, None, {"data__length": 16}, "leaves no room for an answer"),
     ({}, None, {"sampler__temperature": 0.0}, "are the same, and teach"),
     ({"prompts": 3}, ESPO(group=3), {}, "must divide the 9 of an iteration"),
-    ({"end": "ab"}, None, {}, "name a text that is one"),
+    ({"end": "12"}, None, {}, "name a text that is one"),
     ({"rewards": "judge=1"}, None, {}, "the reward judge needs a model"),
     ({"rewards": "judge[no/where]=1"}, None, {}, "no judge at no/where"),
     (
