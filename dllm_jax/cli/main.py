@@ -32,6 +32,7 @@ _COMMANDS = {
   "harness": "run lm-evaluation-harness with the model dllm_jax",
   "compare": "train several configurations at one budget and compare them",
   "scaling": "train a grid of sizes at budgets of FLOPs, and fit its laws",
+  "reinforce": "train a copy of a run on its own answers, by rewards",
   "distil": "train a copy of a run that needs fewer network calls",
   "convert": "import published weights, or export a run to their layout",
   "prepare": "tokenise a corpus once into ArrayRecord files",
@@ -43,7 +44,7 @@ _COMMANDS = {
 
 # Commands that lie in a folder of `commands`.
 _FOLDERS = {
-  **dict.fromkeys(("align", "distil"), "posttraining."),
+  **dict.fromkeys(("align", "distil", "reinforce"), "posttraining."),
   **dict.fromkeys(("benchmark", "compare", "report", "scaling"), "reports."),
 }
 

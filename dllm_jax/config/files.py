@@ -63,12 +63,23 @@ def _directory() -> Path:
   return inside if inside.is_dir() else here.parent / "configs"
 
 
-_ASIDE = ("machines", "vocab_size")
+METHODS = (
+  "reinforce", "diffu_grpo", "coupled_grpo", "tracerl", "espo", "spg", "wd1"
+)  # fmt: skip
+"""Sections of `dllm reinforce`, which are no part of a run's configuration."""
+
+_ASIDE = ("machines", "vocab_size", *METHODS)
 
 
 def machines(name: str) -> dict[str, dict[str, Any]]:
   """Returns what a config changes for each machine that it was planned for."""
   return _stated(name).get("machines", {})
+
+
+def methods(name: str) -> dict[str, dict[str, Any]]:
+  """Returns what a config says of reinforcement learning, by section."""
+  stated = _stated(name)
+  return {k: dict(stated[k]) for k in METHODS if k in stated}
 
 
 def vocab_size(name: str) -> int | None:
@@ -89,7 +100,7 @@ def split(name: str) -> tuple[str, str]:
 def read(path: Path) -> dict[str, Any]:
   """Returns what a file states, on top of the file that it names as `base`.
 
-  Machines and vocabulary, which are for plans, are left out.
+  Machines and vocabulary, which are for plans, and methods are left out.
 
   Raises:
     FileNotFoundError: there is no such base.

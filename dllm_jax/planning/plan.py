@@ -25,7 +25,7 @@ from dllm_jax.models.quantised import is_quantised
 from dllm_jax.parallel import batch_sharding
 from dllm_jax.parallel.mesh import check_batches
 from dllm_jax.parallel.topology import Machine
-from dllm_jax.planning import hlo, roofline, sampler
+from dllm_jax.planning import hlo, roofline, sampler, update
 from dllm_jax.planning.facts import itemsize, Reference, state_bytes
 from dllm_jax.run.run import Run
 
@@ -50,7 +50,7 @@ class Plan:
   Attributes:
     topology: the machine.
     devices: how many it has.
-    program: "train" or "sample".
+    program: "train", "sample" or "reinforce".
     settings: mesh and other fields of the configuration that decide the cost.
     fits: whether the memory is enough.
     bytes_per_device: memory that the program takes.
@@ -104,9 +104,10 @@ def plan(
   machine: Machine,
   tokenizer: Tokenizer,
   *,
-  program: Literal["train", "sample"] = "train",
+  program: Literal["train", "sample", "reinforce"] = "train",
   rows: int = 1,
   reference: Reference | None = None,
+  methods: Mapping[str, Any] | None = None,
 ) -> Plan:
   """Returns the plan of a configuration on a machine.
 
@@ -114,9 +115,11 @@ def plan(
     resolved: the configuration.
     machine: where it is to run.
     tokenizer: the vocabulary.
-    program: the train step, or the sampler.
+    program: the train step, the sampler, or the update of reinforcement learning,
+      of which only the memory is told.
     rows: rows that are sampled together, a device.
     reference: counts of this configuration, if they are at hand.
+    methods: the sections of reinforcement learning, `files.methods`.
 
   Raises:
     ValueError: mesh, batch and network do not fit each other.
@@ -128,6 +131,9 @@ def plan(
     with _default(run.mesh.devices.flat[0]):
       lowered, kinds = sampler.lowered(run, built, rows)
     rounds = sampler.rounds(built)
+  elif program == "reinforce":
+    _check(run)
+    (lowered, kinds), rounds = update.lowered(run, methods or {}), ()
   else:
     rows = run.config.training.batch_size
     _check(run)
@@ -155,7 +161,7 @@ def plan(
       "overlap": dict(roofline.OVERLAP),
     },
   )
-  if text is None:
+  if text is None or program == "reinforce":
     return found
   if program == "sample":
     call = sampler.call(text, run, built, rows)

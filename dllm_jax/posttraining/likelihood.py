@@ -106,8 +106,10 @@ def log_terms(
   denoise: Denoise,
   masks: Masks,
   batch: Batch,
+  *,
+  guidance: float = 0.0,
 ) -> Float[Array, "B n L"]:
-  """Returns w_i log p(y_i | z, t) of each position, nats; 0 where not hidden.
+  """Returns w_i log p(y_i | z, t) of each position, nats; 0 where not asked for.
 
   Their sum over positions is a sample of B(y). Differentiable.
 
@@ -117,17 +119,30 @@ def log_terms(
     denoise: the network with its parameters.
     masks: what is hidden, leaves `[B, n, L]`.
     batch: the texts, `[B, L]`.
+    guidance: (1 + guidance) times the logits, less guidance times those of the
+      same masks with the whole prompt masked.
   """
   shape = masks.z.shape
   flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), masks)
   rows = jax.tree.map(lambda x: jnp.repeat(x, shape[1], axis=0), batch)
-  drawn = Drawn(t=flat.t, z=flat.z)
-  out = objective.outputs(objective.unbiased(process), denoise, drawn, rows)
-  out = unshifted(out, rows.segment_ids) if objective.shift else out
-  if objective.parameterisation == "subs":
-    out = forbid(out, objective.mask_id)
+  process = objective.unbiased(process)
+
+  def ask(z):
+    out = objective.outputs(process, denoise, Drawn(t=flat.t, z=z), rows)
+    out = unshifted(out, rows.segment_ids) if objective.shift else out
+    subs = objective.parameterisation == "subs"
+    return forbid(out, objective.mask_id) if subs else out
+
+  out = ask(flat.z)
+  if guidance:
+    out = out, ask(jnp.where(rows.loss_mask, flat.z, objective.mask_id))
 
   def read(logits, x0, counts):
+    if guidance:
+      logits, apart = logits
+      logits = jnp.where(
+        jnp.isinf(apart), logits, apart + (guidance + 1) * (logits - apart)
+      )
     picked = jnp.take_along_axis(logits, x0[..., None], axis=-1)[..., 0]
     lse = jax.nn.logsumexp(logits, axis=-1)
     return jnp.where(counts, picked - lse, 0.0)

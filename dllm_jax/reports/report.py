@@ -21,10 +21,21 @@ from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import recall
 from dllm_jax.evaluation.tasks.registry import Setting
 from dllm_jax.plots import bar_plot, line_plot
+from dllm_jax.posttraining.reinforcement import record
 from dllm_jax.reports.compare import held_out
 from dllm_jax.run.run import Run
 from dllm_jax.training import metrics
 
+# What a run that rewards train logs of its rollouts, by the label of a plot.
+_EARNED = {
+  "reward": "reward of a rollout",
+  "eval_reward": "reward of held-out problems",
+  "answer_tokens": "tokens of an answer",
+  "calls_per_token": "network calls a token",
+  "kl": "nats",
+  "clip_fraction": "share of tokens that are clipped",
+  "entropy": "nats of a drawn token",
+}
 _POINTS = 150  # of a loss curve, each the mean of what it stands for
 
 
@@ -122,6 +133,7 @@ def figures(
     "curves": {
       "loss": _curve(lines, "loss_nats_per_token", batch),
       "held_out": held_out(lines, batch),
+      **{name: _curve(lines, name, 1) for name in _EARNED},
     },
     **dict(zip(measure, values, strict=True)),
     "protocol": ledger.protocol,
@@ -157,7 +169,7 @@ def _samples(run: Run, content: Content) -> dict[str, Any] | None:
   speeds = first.new_tokens / np.asarray(seconds)
   calls = jax.device_get(first.generation.function_evaluations)
   return {
-    "texts": first.texts,
+    "texts": record.newest(run.workdir, content.num_samples) or first.texts,
     "tokens_per_second": float(np.median(speeds)),
     "tokens_per_second_error": recall.standard_error(speeds),
     "function_evaluations": int(np.max(calls)),
@@ -180,7 +192,12 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     rows=rows,
     made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     jax=jax.__version__,
-    plots=[*_losses(rows), *_likelihoods(rows), *_speeds(rows)],
+    plots=[
+      *_losses(rows),
+      *_earned(rows),
+      *_likelihoods(rows),
+      *_speeds(rows),
+    ],
     with_error=_with_error,
     indented=lambda value: json.dumps(value, indent=1),
   )
@@ -222,6 +239,19 @@ def _losses(rows: Sequence[Mapping[str, Any]]) -> list[_Plot]:
     if curves:
       svg = line_plot(curves, x_label="tokens seen", y_label=label)
       parts.append((title, text, svg))
+  return parts
+
+
+def _earned(rows: Sequence[Mapping[str, Any]]) -> list[_Plot]:
+  """Returns the plots of runs that rewards train."""
+  parts = []
+  for field, label in _EARNED.items():
+    curves = {row["run"]: row["curves"].get(field) for row in rows}
+    curves = {name: curve for name, curve in curves.items() if curve}
+    if curves:
+      svg = line_plot(curves, x_label="updates", y_label=label)
+      title = field.replace("_", " ").replace("eval", "held-out").capitalize()
+      parts.append((title, "Reinforcement learning.", svg))
   return parts
 
 

@@ -5,7 +5,7 @@ sampling, evaluating, converting and resuming it need nothing else. What trains
 it is written beside its configuration, in `method.json`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import json
 import os
@@ -32,6 +32,7 @@ def begin(
   output: str | os.PathLike,
   resolved: ConfigDict,
   method: Any = None,
+  grown: Callable[[PyTree], PyTree] | None = None,
 ) -> Run:
   """Returns a run whose step 0 are the newest parameters of another.
 
@@ -44,6 +45,8 @@ def begin(
     resolved: its configuration.
     method: what trains it, a frozen dataclass of numbers and words that is
       called as its class, in small letters; None: its own objective.
+    grown: of the network's parameters those of the process that the method
+      trains beside them; None for the source's.
 
   Raises:
     ValueError: the directory holds something else, or was begun with another
@@ -71,14 +74,19 @@ def begin(
     elif not (output / _METHOD).exists():  # else cut off while it was made
       workdirs.check_empty(output)
   if not begun:
-    _write(source, run, record)
+    _write(source, run, record, grown)
   with distributed.together():
     if jax.process_index() == 0:  # last: nothing is a run before this
       workdirs.begin(output, resolved, source.tokenizer)
   return run
 
 
-def _write(source: Run, run: Run, record: Mapping[str, Any]) -> None:
+def _write(
+  source: Run,
+  run: Run,
+  record: Mapping[str, Any],
+  grown: Callable[[PyTree], PyTree] | None,
+) -> None:
   """Writes all of a new run but its configuration."""
   state = source.load()  # not kept: it is as large as the run itself
   params = state.eval_params
@@ -93,7 +101,8 @@ def _write(source: Run, run: Run, record: Mapping[str, Any]) -> None:
       _copy(
         source.workdir / workdirs.PUBLISHED, run.workdir / workdirs.PUBLISHED
       )
-  process = state.process.replace(params=params["process"], constants={})
+  own = params["process"] if grown is None else grown(model)
+  process = state.process.replace(params=own, constants={})
   with jax.set_mesh(source.mesh), Checkpoints(run.workdir) as checkpoints:
     checkpoints.save_imported(model, process)
 

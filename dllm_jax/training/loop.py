@@ -43,6 +43,8 @@ class Hooks:
     evaluate_every: steps between evaluations; 0 for only at the end.
     adapt: state -> state whose process fits held-out text, or None; after each
       evaluation but the last.
+    collect: state -> figures for the log, or None; called before each batch is
+      read, which may be made with the state.
     sample: state -> texts, or None.
     sample_every: steps between sample texts; 0 for never.
   """
@@ -50,6 +52,7 @@ class Hooks:
   evaluate: Callable[[TrainState], dict[str, float]] | None = None
   evaluate_every: int = 0
   adapt: Callable[[TrainState], TrainState] | None = None
+  collect: Callable[[TrainState], dict[str, float]] | None = None
   sample: Callable[[TrainState], list[str]] | None = None
   sample_every: int = 0
 
@@ -178,13 +181,13 @@ class Loop:
     profile = Profile(self.workdir / "profile", self.profile_steps)
     if step < self.steps and distributed.store() is not None:
       # Collectives wait for a process that still compiles, but not for long.
-      batch = self._next(step)
+      batch = self._next(state, step, log, writer)
       self.watch.at(step, "compiling")
       self.program.step.lower(state, batch).compile()
       distributed.exchange("compiled")
     while step < self.steps and not stop.after(step):
       if batch is None:
-        batch = self._next(step)
+        batch = self._next(state, step, log, writer)
       state = self._adapted(state, step, log)
       self.watch.at(step, "training")
       profile.before(step + 1)
@@ -194,7 +197,8 @@ class Loop:
       # While the step runs: the state of the iterator that goes with it, then
       # the transfer of the next batch, then the metrics of the step before.
       data_state = self.batches.get_state()
-      batch = self._next(step) if step < self.steps else None
+      more = step < self.steps
+      batch = self._next(state, step, log, writer) if more else None
       self.watch.at(step, "training")
       log.push(step, metrics)
       if step % self.save_every == 0 or step == self.steps:
@@ -215,7 +219,8 @@ class Loop:
       "interrupted": step < self.steps,
     }
 
-  def _next(self, step: int) -> Batch:
+  def _next(self, state, step, log, writer) -> Batch:
+    self._collect(state, step, log, writer)
     self.watch.at(step, "reading data")
     try:
       batch = next(self.batches)
@@ -225,6 +230,17 @@ class Loop:
         "checkpoint is kept: bring the files back and run again"
       ) from error
     return global_batch(batch, self.mesh)
+
+  def _collect(self, state, step, log, writer) -> None:
+    """Lets the next batch be made with the state."""
+    if self.hooks.collect is None:
+      return
+    self.watch.at(step, "sampling")
+    with log.paused():
+      figures = self.hooks.collect(state)
+    if figures:
+      writer.write(step, figures)
+      log.show(figures)
 
   def _save(self, step, state, data_state, writer) -> None:
     """Starts to save; of the data, what all processes together know."""

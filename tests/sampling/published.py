@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 import tempfile
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from dllm_jax.core.types import Process
 from dllm_jax.pretrained import load_pretrained
@@ -20,8 +20,13 @@ from tests import golden_cases
 
 
 @functools.cache
-def model(name: str):
-  """Returns the published model of a case, laid out as a published folder."""
+def model(name: str, leave_out: tuple[str, ...] = ()):
+  """Returns the published model of a case, laid out as a published folder.
+
+  Args:
+    name: the case.
+    leave_out: weights that are no part of the network.
+  """
   config = golden_cases.load(name).config
   fields = config.get("hf_config")
   if fields is None:
@@ -29,8 +34,9 @@ def model(name: str):
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     (folder / "config.json").write_text(json.dumps(fields))
-    weights = golden_cases.ROOT / name / "weights.safetensors"
-    shutil.copy(weights, folder / "model.safetensors")
+    weights = golden_cases.weights(name)
+    kept = {k: v for k, v in weights.items() if k not in leave_out}
+    save_file(kept, folder / "model.safetensors")
     return load_pretrained(folder, mask_id=config.get("mask_id"))
 
 

@@ -16,7 +16,10 @@ def _define(flag: commands.Flags) -> None:
   )
   flag.integer("slices", 1, "TPU slices of that shape", lower_bound=1)
   flag.enum(
-    "program", "train", ["train", "sample"], "the train step or the sampler"
+    "program",
+    "train",
+    ["train", "sample", "reinforce"],
+    "the train step, the sampler, or the update of dllm reinforce",
   )
   flag.bool("search", False, "try meshes, remat policies and microbatches")
   flag.integer(
@@ -75,6 +78,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
       machine,
       tokenizer,
       program=values.program,
+      methods=files.methods(name),
       rows=values.rows,
     )
   if not found.fits:

@@ -3,14 +3,14 @@
 A puzzle is one line of text, question then answer, so that any model of
 characters can learn it:
 
-    0010430000020000=2314432112343142;     Sudoku: the grid row by row, 0 is empty
+    0030000040000324=2431314242131324;     Sudoku: the grid row by row, 0 is empty
     15,44,79,50=44-15=29,79-29=50;         Countdown: numbers, and last the target
 
 Any grid or calculation that obeys the rules is right, whether or not it is the
 one on file.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import math
@@ -214,24 +214,32 @@ class Countdown:
 
   def check(self, answer: str) -> bool:
     """Returns whether steps use every number once and end at the target."""
-    left, last = list(self.numbers), None
+    left = list(self.numbers)
     for step in answer.strip().split(","):
-      found = _STEP.fullmatch(step.strip())
-      if found is None:
+      left = worked(step, left)
+      if left is None:
         return False
-      a, b, last = int(found[1]), int(found[3]), int(found[4])
-      for number in (a, b):
-        if number not in left:
-          return False
-        left.remove(number)
-      if _OPERATIONS[found[2]](a, b) != last:
-        return False
-      left.append(last)
     return left == [self.target]
 
   def template(self) -> str:
     """Returns no slots: an answer's length is not known."""
     return ""
+
+
+def worked(step: str, left: Sequence[int]) -> list[int] | None:
+  """Returns what numbers are left after a step; None if it is wrong."""
+  found = _STEP.fullmatch(step.strip())
+  if found is None:
+    return None
+  a, b, result = int(found[1]), int(found[3]), int(found[4])
+  left = list(left)
+  for number in (a, b):
+    if number not in left:
+      return None
+    left.remove(number)
+  if _OPERATIONS[found[2]](a, b) != result:
+    return None
+  return [*left, result]
 
 
 def countdown(count: int, rng: random.Random, *, most: int = 99) -> Countdown:
