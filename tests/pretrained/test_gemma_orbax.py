@@ -1,5 +1,6 @@
 """Checkpoints of google-deepmind/gemma, written here by Orbax in its layout."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dllm_jax.pretrained import load_pretrained
+from dllm_jax.pretrained import families, load_pretrained
+from dllm_jax.pretrained.fields import Fields
+from dllm_jax.pretrained.layouts import gemma_jax
+from dllm_jax.pretrained.networks import gemma as network_of
 from tests import golden_cases
 from tests.sampling import published
 
@@ -122,3 +126,65 @@ def test_a_checkpoint_is_the_published_folder(form, tmp_path):
   want = published.model(NAME)
   assert model.config == want.config and model.objective == want.objective
   same(model.params, want.params)
+
+
+def shapes(experts=8):
+  """Returns the shapes of a checkpoint's arrays, with as many experts."""
+  found = jax.tree_util.tree_leaves_with_path(tree())
+  own = config()["text_config"]["num_experts"]
+  swapped = lambda shape: tuple(experts if n == own else n for n in shape)
+  return {
+    "/".join(str(key.key) for key in keys): swapped(leaf.shape)
+    for keys, leaf in found
+  }
+
+
+def test_the_tree_is_that_of_gemmas_own_modules():
+  path = golden_cases.ROOT / "diffusion_gemma_orbax" / "config.json"
+  if not path.is_file():
+    pytest.skip("this root has no recorded tree")
+  own = config()["text_config"]["num_experts"]
+  recorded = json.loads(path.read_text())["arrays"]
+  assert {k: list(v) for k, v in shapes(own).items()} == recorded
+
+
+def test_a_config_is_made_of_shapes_and_published_numbers():
+  made = Fields(gemma_jax.config(shapes(), "folder"), "config.json")
+  assert families.find(made).name == "diffusion_gemma"
+  said = {"window": 1024, "softcap": 30.0, "experts": 8, "experts_per_token": 8}
+  want = dataclasses.replace(published.model(NAME).config, **said)
+  assert network_of(made) == want
+  assert families.objective(
+    families.find(made), made, want.vocab_size, families.Ids(None)
+  ).canvas == 256  # fmt: skip
+
+
+def without(part):
+  return lambda s: {k: v for k, v in s.items() if not k.startswith(part)}
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (without("self_conditioner"), "holds an autoregressive Gemma"),
+    (without("layer"), "holds no Gemma"),
+    (lambda s: s | {"layer_0/attn/lora/a": (3, 4)}, "lora/a has no place"),
+    (
+      lambda s: s | {"transformer/stacked_layers/attention_type_0/x/w": (3,)},
+      "layers stacked",
+    ),
+    (lambda s: shapes(4), "experts_per_token 8 is more than the 4 experts"),
+  ],
+)
+def test_other_checkpoints_are_refused(change, words):
+  given = change(shapes())
+  with pytest.raises(ValueError, match=words):
+    gemma_jax.config(given, "folder")
+    list(gemma_jax.tensors(given, "folder"))
+
+
+def test_what_reads_pictures_is_left_out_by_name():
+  more = shapes() | {"vision_encoder/entry/w": (3, 4)}
+  with pytest.warns(UserWarning, match="vision_encoder/entry.* left out"):
+    made = {one.name for one in gemma_jax.tensors(more, "folder")}
+  assert made == {one.name for one in gemma_jax.tensors(shapes(), "folder")}
