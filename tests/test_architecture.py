@@ -37,6 +37,7 @@ ORDER = (
 LAUNCHERS = {
   "evaluation/likelihood/scorer.py",
   "posttraining/reference.py",
+  "pretrained/layouts/magvit2.py",
   "pretrained/load.py",
   "reports/benchmark.py",
   "reports/benchmark_loss.py",
