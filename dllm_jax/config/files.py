@@ -63,12 +63,17 @@ def _directory() -> Path:
   return inside if inside.is_dir() else here.parent / "configs"
 
 
-_ASIDE = ("machines", "vocab_size")
+_ASIDE = ("machines", "variants", "vocab_size")
 
 
 def machines(name: str) -> dict[str, dict[str, Any]]:
   """Returns what a config changes for each machine that it was planned for."""
   return _stated(name).get("machines", {})
+
+
+def variants(name: str) -> dict[str, dict[str, Any]]:
+  """Returns what a config changes for runs that it names besides its own."""
+  return _stated(name).get("variants", {})
 
 
 def vocab_size(name: str) -> int | None:

@@ -30,6 +30,7 @@ _ROUTED = (
 )  # fmt: skip
 _LENGTHS = {
   "llada": "max_sequence_length",
+  "mmada": "max_sequence_length",
   "mdlm": "model_length",
   "bd3lm": "model_length",
 }
@@ -198,6 +199,7 @@ def _sedd(c: DiTConfig, objective: Any, length: int) -> dict[str, Any]:
 
 _SHAPES: Mapping[str, Callable[[Any], dict[str, Any]]] = {
   "llada": _llada,
+  "mmada": _llada,
   "dream": _llama,
   "dream_reasoner": _llama,
   "fast_dllm_v2": _llama,

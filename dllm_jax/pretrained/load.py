@@ -177,7 +177,7 @@ def load_pretrained(
   """Returns a published model, read from a folder onto its devices.
 
   Args:
-    path: a folder with `config.json` and safetensors, one file or in shards.
+    path: a folder with `config.json` and safetensors.
     dtype: "float32" or "bfloat16"; None for the files' (half becomes float32).
     mesh: what to divide the parameters over; None for the first device.
     mask_id: the mask token, where the folder does not name the right one.
@@ -186,8 +186,8 @@ def load_pretrained(
 
   Raises:
     FileNotFoundError: the folder, its config or a shard is missing.
-    ValueError: the family is unknown, a file is damaged, or the config and a
-      tensor do not go together.
+    ValueError: the family is unknown, a file is damaged, or config and tensors
+      differ.
 
   Examples:
     >>> model = load_pretrained(folder)
@@ -198,8 +198,10 @@ def load_pretrained(
   published = files.read_config(folder)
   fields = families.as_told(published, family, folder / "config.json")
   published, family = fields.values, families.find(fields)
+  tensors = files.read_tensors(folder)
+  fields = Fields(family.widths(tensors) | published, fields.path)
   config = _network_config(family, fields)
-  tokenizer = tokens.read(folder)
+  tokenizer = tokens.read(folder, family, fields, config.vocab_size)
   ids = tokens.ids(
     family,
     fields,
@@ -210,12 +212,12 @@ def load_pretrained(
   tokenizer = tokens.fit(tokenizer, ids, config.vocab_size, fields)
   if mask_id is not None:
     published = {**published, "mask_token_id": ids.mask}
-  objective = families.objective(family, fields, config.vocab_size, ids)
+  special = (ids, getattr(tokenizer, "images", None))
+  objective = families.objective(family, fields, config.vocab_size, *special)
   families.check_fields(family, fields)
-  tensors = files.read_tensors(folder)
   dtype = _dtype(tensors, dtype)
   low = (dtype or _common(tensors)) == np.dtype(jnp.bfloat16)
-  kind = "bfloat16" if low else "float32"
+  kind = ("float32", "bfloat16")[low]
   config = dataclasses.replace(config, dtype=kind, param_dtype=kind)
   converted = convert.to_ours(
     family.table,
