@@ -36,6 +36,7 @@ ORDER = (
 # Where programs are launched; everything else is a plain function.
 LAUNCHERS = {
   "evaluation/likelihood/scorer.py",
+  "evaluation/samples/pictures.py",
   "posttraining/reference.py",
   "pretrained/layouts/magvit2.py",
   "pretrained/load.py",

@@ -75,6 +75,13 @@ class MMaDA(MDLM):
       adds 1 to the scores between other tokens, as the published code does;
       "hard" hides it, as its samplers do; "none" leaves it seen, as in what the
       published weights seem to be trained with.
+
+  Examples:
+    >>> mmada = MMaDA(vocab_size=5, mask_id=4)
+    >>> float(mmada.masked(0.5)), float(mmada.image_schedule.masked(1.0))
+    (0.5, 1.0)
+    >>> mmada.images is None  # of text alone
+    True
   """
 
   schedule: Schedule = dataclasses.field(

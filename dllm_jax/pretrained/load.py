@@ -202,22 +202,17 @@ def load_pretrained(
   fields = Fields(family.widths(tensors) | published, fields.path)
   config = _network_config(family, fields)
   tokenizer = tokens.read(folder, family, fields, config.vocab_size)
-  ids = tokens.ids(
-    family,
-    fields,
-    config.vocab_size,
-    tokens.hint(tokenizer),
-    mask_id=mask_id,
-  )
-  tokenizer = tokens.fit(tokenizer, ids, config.vocab_size, fields)
+  size, hint = config.vocab_size, tokens.hint(tokenizer)
+  ids = tokens.ids(family, fields, size, hint, mask_id=mask_id)
+  tokenizer = tokens.fit(tokenizer, ids, size, fields)
   if mask_id is not None:
     published = {**published, "mask_token_id": ids.mask}
   special = (ids, getattr(tokenizer, "images", None))
-  objective = families.objective(family, fields, config.vocab_size, *special)
+  objective = families.objective(family, fields, size, *special)
   families.check_fields(family, fields)
   dtype = _dtype(tensors, dtype)
   low = (dtype or _common(tensors)) == np.dtype(jnp.bfloat16)
-  kind = ("float32", "bfloat16")[low]
+  kind = "bfloat16" if low else "float32"
   config = dataclasses.replace(config, dtype=kind, param_dtype=kind)
   converted = convert.to_ours(
     family.table,

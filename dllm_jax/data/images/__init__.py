@@ -1,7 +1,7 @@
 """Pictures: as pixels, as image tokens, and in rows beside their texts.
 
 `decoded` makes pixels of a file's bytes, `fitted` a square of a picture,
-`Sequences` MMaDA's rows of ids, `records` reads pairs and conversations from
+`Sequences` MMaDA's rows of ids; `records` reads pairs and conversations from
 JSONL, Parquet, WebDataset's tar shards and IDX. `ImageTokenizer` is what turns
 pixels into codes and back.
 """
@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   submod_attrs={
     "pictures": ["decoded", "Fit", "fitted", "pixels_of"],
     "protocol": ["ImageTokenizer"],
-    "records": ["Record", "records"],
+    "records": ["Record"],
     "rows": ["load_images", "load_pixels"],
     "sequences": ["Sequence", "Sequences"],
     "texts": ["CHAT", "joined"],

@@ -23,6 +23,7 @@ import numpy as np
 from dllm_jax.core import paths
 from dllm_jax.data import source
 from dllm_jax.data.conversations.messages import normal
+from dllm_jax.data.formats.folder import files_below
 from dllm_jax.data.images.pictures import png
 
 LEGAL = (
@@ -80,7 +81,7 @@ def find(path: str) -> list[str]:
   for one in _braces(path):
     at = paths.place(one)
     if at.is_dir():
-      found += [f for f in sorted(map(os.fspath, at.rglob("*"))) if _known(f)]
+      found += [f for f in sorted(files_below(at)) if _known(f)]
     elif at.exists():
       found.append(os.fspath(at))
     else:
@@ -114,7 +115,7 @@ def _braces(path: str) -> Iterator[str]:
     yield from _braces(f"{head}{n:0{len(first)}}{tail}")
 
 
-def records(files: Iterable[str]) -> Iterator[Record | Bad]:
+def read(files: Iterable[str]) -> Iterator[Record | Bad]:
   """Yields the records of files, and those that cannot be read.
 
   Raises:

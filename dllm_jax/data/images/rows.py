@@ -85,7 +85,7 @@ class Reading:
         yield True, record, image
 
   def _read(self, path: str):
-    for record in forms.records(forms.find(path)):
+    for record in forms.read(forms.find(path)):
       if isinstance(record, forms.Bad):
         self._refuse(f"{record.where}: {record.reason}")
         continue
@@ -172,7 +172,7 @@ def load_images(
     codes = iter(images.encode(np.stack(pixels)) if pixels else ())
     for held, record, image in chunk:
       own = None if image is None else next(codes)
-      sides[held] += made(record, own)
+      sides[held].extend(made(record, own))
 
   def rows(some: Many[Sequence]) -> FixedRows:
     tokens, counts = (np.stack(part) for part in zip(*some, strict=True))
@@ -236,7 +236,7 @@ def _text_tokenizer(dataset: Dataset) -> HuggingFace:
     return tokenizers.make_tokenizer(name, (), mask_token=dataset.mask_token)
 
   def texts():
-    for record in forms.records(forms.find(dataset.path)):
+    for record in forms.read(forms.find(dataset.path)):
       if isinstance(record, forms.Bad) or held_out(
         record, dataset.held_out_of_path
       ):
