@@ -35,6 +35,7 @@ def test_there_are_notebooks():
     "objectives_compared",
     "pretrain_on_tpu",
     "quickstart",
+    "text_and_images",
   }
 
 

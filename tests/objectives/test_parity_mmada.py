@@ -12,7 +12,7 @@ from dllm_jax.core.types import Batch, ModelInputs
 from dllm_jax.objectives.mmada import MMaDA
 from dllm_jax.pretrained import load_pretrained
 from tests import golden_cases
-from tests.pretrained.golden import published
+from tests.pretrained.golden import publish
 
 CASE = golden_cases.load("mmada")
 A = CASE.arrays
@@ -23,7 +23,9 @@ VOCAB = CASE.config["hf_config"]["vocab_size"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  return load_pretrained(published("mmada", tmp_path_factory.mktemp("mmada")))
+  return load_pretrained(
+    publish("mmada", tmp_path_factory.mktemp("m") / "mmada")
+  )
 
 
 def raised():
@@ -199,6 +201,7 @@ def test_factors_of_text(name):
 # ------------------------------------------------------------------ gradients
 
 
+@pytest.mark.all
 def test_gradients_and_parts_of_a_batch(model):
   """The loss is the plain formula's, gradients too, however rows are split."""
   a, objective = ROWS.arrays, over_rows(pads="float")

@@ -17,20 +17,24 @@ from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.program import generate
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
-from tests import golden_cases
-from tests.pretrained.golden import published
+from tests import golden_cases, quick
+from tests.pretrained.golden import publish
 
 CASE = golden_cases.load("mmada")
 A = CASE.arrays
 DRAWN = [run for run in CASE.config["runs"] if "timesteps" in run]
 ASKED = [run for run in CASE.config["runs"] if "mmu_run" in run]
+# The guided picture, and one answer, beside the others that take as long.
+QUICK = [DRAWN[-1], ASKED[1]]
 VOCAB = CASE.config["hf_config"]["vocab_size"]
 MASK = CASE.config["hf_config"]["mask_token_id"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  return load_pretrained(published("mmada", tmp_path_factory.mktemp("mmada")))
+  return load_pretrained(
+    publish("mmada", tmp_path_factory.mktemp("m") / "mmada")
+  )
 
 
 def program(sampler, model):
@@ -72,7 +76,13 @@ def sampler_of(run, empty):
   return Sampler(policy=policy, length=built.length, guidance=guidance)
 
 
-@pytest.mark.parametrize("run", DRAWN, ids=lambda run: f"t2i{run['run']}")
+def some(runs):
+  """Returns runs, all but a few among the long tests."""
+  marks = lambda run: () if run in QUICK else pytest.mark.all
+  return [pytest.param(run, marks=marks(run)) for run in runs]
+
+
+@pytest.mark.parametrize("run", some(DRAWN), ids=lambda run: f"t2i{run['run']}")
 def test_every_step_of_a_picture(model, run):
   """The canvas before every step, and all codes at the end."""
   name, tokens = f"t2i{run['run']}", A["t2i_input"]
@@ -105,7 +115,9 @@ def test_every_step_of_a_picture(model, run):
     np.testing.assert_array_equal(codes, A[f"{name}_output"][part])
 
 
-@pytest.mark.parametrize("run", ASKED, ids=lambda run: f"mmu{run['mmu_run']}")
+@pytest.mark.parametrize(
+  "run", some(ASKED), ids=lambda run: f"mmu{run['mmu_run']}"
+)
 def test_answers(model, run):
   given, new = A["mmu_prompt"], run["max_new_tokens"]
   length = given.shape[1] + new
@@ -130,7 +142,7 @@ def test_answers(model, run):
   np.testing.assert_array_equal(found.tokens, A[f"mmu{run['mmu_run']}_output"])
 
 
-@pytest.mark.parametrize("steps", [8, 18])
+@pytest.mark.parametrize("steps", [quick.long(8), 18])
 def test_cosine_plan(steps):
   """How many stay masked of 1024, the last slot waiting for the last step."""
   plan = CosinePlan(total=1024, waits=True)

@@ -199,7 +199,7 @@ def test_rows(tmp_path):
   codes = drawn.tokens[-5:-1]
   assert v.is_code(codes).all() and (named.tokens[2:6] == codes).all()
   assert drawn.mask.sum() == 6  # the picture and its marks
-  answer = text.decode(named.tokens[named.mask])
+  answer = text.decode(named.tokens[named.mask]).strip()
   assert answer.startswith("a ") and "What" not in answer
   shown = text.decode(named.tokens, special=True)
   assert "<|mmu|><|soi|>" in shown and "What is this?<|eot_id|>" in shown
