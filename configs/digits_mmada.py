@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
       "name": "mmada",
       "time_rule": "stratified",
       "pads": "hard",
-      "mmu": 0.5,
+      "mmu": 1.0,
     },
     "model": {
       "width": 128,
@@ -49,11 +49,15 @@ def get_config() -> ConfigDict:
       "embedding_std": 1.0,
       "unroll": 4,
     },
-    "optimizer": {"learning_rate": 2e-3, "warmup_steps": 100},
-    "training": {"steps": 1600, "batch_size": 64, "ema_decay": 0.995},
+    "optimizer": {
+      "learning_rate": 2e-3,
+      "warmup_steps": 100,
+      "schedule": "cosine",
+    },
+    "training": {"steps": 1600, "batch_size": 32, "ema_decay": 0.995},
     "evaluation": {"every_steps": 0, "sample_every": 0},
     "checkpoint": {"every_steps": 800},
-    "sampler": {"preset": "mmada", "cfg_scale": 1.5},
+    "sampler": {"preset": "llada"},  # of text; pictures have their own
     "variants": {
       "tokenizer": {
         "data": {
@@ -72,10 +76,13 @@ def get_config() -> ConfigDict:
           "decoder_blocks": (1, 1, 1),
           "groups": 8,
         },
-        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 50},
-        "training": {"steps": 500, "batch_size": 32, "ema_decay": 0.99},
-        "checkpoint": {"every_steps": 500},
-        "sampler": {"preset": "mdlm", "cfg_scale": 0.0},
+        "optimizer": {
+          "learning_rate": 2e-3,
+          "warmup_steps": 50,
+          "schedule": "cosine",
+        },
+        "training": {"steps": 400, "batch_size": 32, "ema_decay": 0.99},
+        "checkpoint": {"every_steps": 400},
       },
     },
   })

@@ -39,6 +39,5 @@ def get_config() -> ConfigDict:
       "weight_decay": 0.01,
     },
     "training": {"steps": 50_000, "batch_size": 256},
-    "sampler": {"preset": "mmada", "cfg_scale": 3.5},
     "machines": {},
   })

@@ -35,10 +35,12 @@ def sample(
       f"--image must be a .png, not {values.image!r}: name it out.png"
     )
   commands.join()
+  from dllm_jax.run import images  # noqa: PLC0415
   from dllm_jax.run.run import Run  # noqa: PLC0415
 
   run = Run.open(workdir)
-  sampler = commands.sampler(values, argv, run.config.sampler)
+  usual = images.chosen(run, None, draws=bool(values.image))
+  sampler = commands.sampler(values, argv, usual)
   make = _drawn if values.image else _answered
   return make(run, values, sampler, prompts)
 

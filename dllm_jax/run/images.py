@@ -28,6 +28,8 @@ from dllm_jax.sampling.generator import Sampled
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.requests import answered
 
+DRAWING = SamplerConfig(preset="mmada", cfg_scale=3.5)
+"""How pictures are drawn, unless something else is asked for; as published."""
 KEPT = "image_tokenizer"
 """The folder of a run's image tokenizer, in the run's own."""
 
@@ -111,7 +113,7 @@ def draw(
     prompts: what to draw.
     num_samples: pictures of each.
     seed: the seed.
-    sampler: how to sample; None, or one of text, for the run's own.
+    sampler: how to sample; None, or one of text, for `DRAWING`.
     use_ema: whether to use averaged parameters where there are any.
     trace: whether to keep every step.
 
@@ -190,11 +192,13 @@ def answer(
 def chosen(
   run: Any, sampler: SamplerConfig | None, *, draws: bool
 ) -> SamplerConfig:
-  """Returns the sampler for pictures, or for text: the given one, if it is so."""
-  for one in (sampler, run.config.sampler):
-    if one is not None and one.draws == draws:
-      return one
-  return SamplerConfig(preset="mmada" if draws else "llada")
+  """Returns the sampler for pictures, or for text: the given one, if it is so.
+
+  Else that of the run, which is of text, or the published one for pictures.
+  """
+  if sampler is not None and sampler.draws == draws:
+    return sampler
+  return DRAWING if draws else run.config.sampler
 
 
 def sequences(run: Any) -> Sequences:

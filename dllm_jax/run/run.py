@@ -358,7 +358,7 @@ class Run:
       each(rows),
       length=length,
       seed=seed,
-      sampler=images.chosen(self, sampler, draws=False),
+      sampler=sampler,
       state=state,
       use_ema=use_ema,
       trace=trace,
