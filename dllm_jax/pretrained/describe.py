@@ -325,6 +325,10 @@ def _config(family, objective, network, special, length) -> dict[str, Any]:
     if same:
       settings = family.settings(Fields(fields, _PATH))
       fields |= family.said({key: getattr(objective, key) for key in settings})
+    images = getattr(objective, "images", None)
+    if family.codes is not None and images is not None:
+      fields["codebook_size"] = images.codes
+      fields["num_vq_tokens"] = images.tokens
   fields |= {
     "mask_token_id": special.mask if family.masked else None,
     "eos_token_id": special.end,

@@ -280,11 +280,10 @@ def _config(
   }
   block = getattr(objective, "masks_ahead", 0) or objective.block_length or 1
   trained = families.length(families.Fields(model.published, "config.json"))
-  row = max(min(trained, _ROW) // block, 1) * block
-  images = getattr(model.tokenizer, "images", None)
-  if images is not None:  # beside a text of as many tokens
-    row += images.tokens + 3
-  length = length or row
+  pictures = getattr(model.tokenizer, "images", None)
+  # A picture stands beside a text of so many tokens.
+  room = _ROW if pictures is None else _ROW + pictures.tokens + 3
+  length = length or max(min(trained, room) // block, 1) * block
   name = type(objective).__module__.rsplit(".", 1)[-1]
   kind = type(network).__name__.removesuffix("Config").lower()
   shape = {

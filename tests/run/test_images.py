@@ -10,7 +10,7 @@ import pytest
 from dllm_jax.cli import main
 from dllm_jax.config import config
 from dllm_jax.data.images.pictures import png
-from dllm_jax.run import images
+from dllm_jax.run import exchange, images
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import SamplerConfig
 from dllm_jax.sampling.traces import tiles
@@ -200,6 +200,22 @@ def test_without_a_tokenizer(run, folder, tmp_path):
       images.of(run.workdir, resolved.data)
   finally:
     (tmp_path / "away").rename(run.workdir / images.KEPT)
+
+
+def test_leaves_and_comes_back(run, tmp_path):
+  """In the published layout, with its image tokenizer: the same bytes and codes."""
+  first, second = tmp_path / "first", tmp_path / "second"
+  exchange.export_run(run.workdir, first)
+  kept = run.workdir / images.KEPT
+  exchange.import_folder(first, tmp_path / "again", image_tokenizer=kept)
+  exchange.export_run(tmp_path / "again", second)
+  for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    assert (first / name).read_bytes() == (second / name).read_bytes(), name
+  again = Run.open(tmp_path / "again")
+  assert again.tokenizer.images == run.tokenizer.images
+  assert again.config.data.length == run.config.data.length
+  draw = lambda run: images.draw(run, ["a red"], sampler=THREE).codes
+  np.testing.assert_array_equal(draw(again), draw(run))
 
 
 def test_evaluates(run, capsys):
