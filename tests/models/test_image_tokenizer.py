@@ -52,9 +52,8 @@ def looked(tokenizer, pixels):
 @pytest.mark.parametrize(
   "name",
   [
-    "r0",
     "odd",
-    *(pytest.param(n, marks=pytest.mark.all) for n in ("r1", "flat")),
+    *(pytest.param(n, marks=pytest.mark.all) for n in ("r0", "r1", "flat")),
   ],
 )
 def test_features_and_ids(case, tokenizer, name):
