@@ -1,7 +1,7 @@
 """MAGVIT-v2's image tokenizer, as Show-o and MMaDA use it (arXiv:2310.05737).
 
 A convolutional autoencoder whose code is the signs of its features
-(`core.lookup_free`). Pictures are `[B, H, W, 3]` in [-1, 1]; each level but the
+(`core.images.lookup_free`). Pictures are `[B, H, W, 3]` in [-1, 1]; each level but the
 last halves them, rounding down, so that five levels have 16 x 16 pixels a token:
 
     pixels -> encoder -> features [B, h, w, bits] -> signs -> decoder -> pixels
@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from dllm_jax.core import check, lookup_free
+from dllm_jax.core import check
+from dllm_jax.core.images import lookup_free
 from dllm_jax.core.types import Denoiser, ModelInputs, ModelOutputs
 from dllm_jax.models.adapters import ADAPTERS, LoRA
 

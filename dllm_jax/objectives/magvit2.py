@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core import check, lookup_free
+from dllm_jax.core import check
+from dllm_jax.core.images import lookup_free
 from dllm_jax.core.types import Batch, Loss, ModelInputs
 from dllm_jax.objectives.base import Discrete, Drawn, TokenSpace
 

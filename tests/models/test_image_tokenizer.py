@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dllm_jax.core import lookup_free
+from dllm_jax.core.images import lookup_free
 from dllm_jax.models.image_tokenizer import (
   decode,
   features,

@@ -11,7 +11,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   submod_attrs={
-    "pictures": ["decoded", "Fit", "fitted", "pixels_of"],
+    "pictures": ["decoded", "fitted", "pixels_of"],
     "protocol": ["ImageTokenizer"],
     "records": ["Record"],
     "rows": ["load_images", "load_pixels"],

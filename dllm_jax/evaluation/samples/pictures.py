@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 import optax
 
-from dllm_jax.models.classifier import Classifier
+from dllm_jax.models.images.classifier import Classifier
 from dllm_jax.parallel import compilation
 
 _BATCH = 100

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 from safetensors.numpy import save
 
-from dllm_jax.core import lookup_free, paths
+from dllm_jax.core import paths
 from dllm_jax.core.files import new_folder
+from dllm_jax.core.images import lookup_free
 from dllm_jax.models.image_tokenizer import (
   decode,
   encode,
