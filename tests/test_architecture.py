@@ -36,8 +36,10 @@ ORDER = (
 # Where programs are launched; everything else is a plain function.
 LAUNCHERS = {
   "evaluation/likelihood/scorer.py",
+  "evaluation/samples/pictures.py",
   "posttraining/reference.py",
   "posttraining/reinforcement/scoring.py",
+  "pretrained/layouts/magvit2.py",
   "pretrained/load.py",
   "reports/benchmark.py",
   "reports/benchmark_loss.py",

@@ -36,6 +36,7 @@ def test_there_are_notebooks():
     "pretrain_on_tpu",
     "quickstart",
     "reinforce",
+    "text_and_images",
   }
 
 

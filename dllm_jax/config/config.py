@@ -40,6 +40,7 @@ _NETWORKS = dict(
   transformer=models.TransformerConfig,
   dit=models.DiTConfig,
   gemma=models.GemmaConfig,
+  image_tokenizer=models.ImageTokenizerConfig,
 )
 
 # Filled in from the tokenizer and the objective, never by a config.
@@ -108,6 +109,7 @@ class Config:
       bos_id=tokenizer.bos_id,
       eos_id=tokenizer.eos_id,
       length=self.data.length,
+      images=getattr(tokenizer, "images", None),
     )
     fields = dict(self.objective)
     cls = registry.objective_class(fields.pop("name"))
@@ -155,9 +157,8 @@ def _network(name: str, fields: Mapping[str, Any], objective: Objective) -> Any:
 def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
   """Returns the resolved ConfigDict of a file, every legal field in it.
 
-  `name` may end in ":smoke": the same experiment at a size that runs on a CPU in
-  seconds; or in one of the machines that the file was planned for, such as
-  ":v5p:4x4x8": with the mesh found for it.
+  `name` may end in ":smoke", a size that runs on a CPU in seconds; in a machine
+  that the file was planned for, such as ":v5p:4x4x8"; or in one of its variants.
 
   Args:
     name: a path or the name of a bundled config.
@@ -176,11 +177,10 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
     >>> resolved.training.steps = 500  # and any other field
   """
   name, size = files.split(name)
-  machines = files.machines(name)
-  if size not in ("", "smoke", *machines):
-    legal = ", ".join(["smoke", *machines])
+  machines = files.machines(name) | files.variants(name)
+  if size not in (legal := ["", "smoke", *machines]):
     raise ValueError(
-      f"unknown size {size!r} of config {name!r}; legal: {legal}"
+      f"unknown size {size!r} of config {name!r}; legal: {', '.join(legal[1:])}"
     )
   given = files.read(files.find(name))
   for section, value in (names or {}).items():
@@ -194,7 +194,7 @@ def load(name: str, names: Mapping[str, str] | None = None) -> ConfigDict:
 
 
 _SMOKE = {
-  "data": {"path": "shakespeare", "tokenizer": "char", "length": 32},
+  "data": dict(path="shakespeare", tokenizer="char", length=32, format=None),
   "model": {"width": 32, "layers": 2, "heads": 2},
   "training": {"steps": 20, "batch_size": 8, "microbatches": 1},
   "evaluation": {"batches": 4, "passes": 2, "every_steps": 0},

@@ -68,7 +68,7 @@ METHODS = (
 )  # fmt: skip
 """Sections of `dllm reinforce`, which are no part of a run's configuration."""
 
-_ASIDE = ("machines", "vocab_size", *METHODS)
+_ASIDE = ("machines", "variants", "vocab_size", *METHODS)
 
 
 def machines(name: str) -> dict[str, dict[str, Any]]:
@@ -80,6 +80,11 @@ def methods(name: str) -> dict[str, dict[str, Any]]:
   """Returns what a config says of reinforcement learning, by section."""
   stated = _stated(name)
   return {k: dict(stated[k]) for k in METHODS if k in stated}
+
+
+def variants(name: str) -> dict[str, dict[str, Any]]:
+  """Returns what a config changes for runs that it names besides its own."""
+  return _stated(name).get("variants", {})
 
 
 def vocab_size(name: str) -> int | None:

@@ -63,6 +63,8 @@ class ModelInputs:
     dropout_key: the key of dropout, or None for a deterministic pass.
     self_conditioning: for each position the mean embedding under what the network
       last said of it, softmax(logits) @ unembed^T; zeros, or None, for nothing.
+    raised: 1 where a position is raised: scores between two of those have 1 added
+      to them (MMaDA's way to tell fill from the rest); None for nowhere.
     past: text that was read before, as `ModelOutputs.past` gave it; the first
       position is then at `slot`, and sees what lies before it.
   """
@@ -76,6 +78,7 @@ class ModelInputs:
   slot: Int[Array, "B"] | None = None
   dropout_key: Key[Array, ""] | None = None
   self_conditioning: Float[Array, "B T D"] | None = None
+  raised: Float[Array, "B T"] | None = None
   past: PyTree = None
   mask: MaskSpec = struct.field(pytree_node=False, default=Full())
 
@@ -262,6 +265,8 @@ class Objective(Protocol):
       pass of its own, of `text_inputs`; a block reads it and is not written.
     self_conditioned: whether the network is told what it last said of a block.
     adapts: whether `adapt` changes the process at evaluations while training.
+    hidden_id: a token that fills rows on the left, which samplers hide; None for
+      none.
   """
 
   vocab_size: int
@@ -277,6 +282,7 @@ class Objective(Protocol):
   two_passes: bool = False
   self_conditioned: bool = False
   adapts: bool = False
+  hidden_id: int | None = None
 
   @property
   def order_agnostic(self) -> bool:

@@ -16,6 +16,7 @@ from dllm_jax.data import tokenizer as tokenizer_lib
 from dllm_jax.data.dataset import Dataset
 from dllm_jax.data.formats import tokens as tokens_lib
 from dllm_jax.data.formats.prepared import Records
+from dllm_jax.data.images import ImageTokenizer, load_images, load_pixels
 from dllm_jax.data.streams import Mixture, Stream
 from dllm_jax.objectives.texts import Fill
 
@@ -75,6 +76,7 @@ def load(
   *,
   tokenizer: tokenizer_lib.Tokenizer | None = None,
   fill: Fill = _NO_FILL,
+  images: ImageTokenizer | None = None,
 ) -> Corpus:
   """Returns the tokenised text that a dataset names.
 
@@ -83,13 +85,19 @@ def load(
     tokenizer: a tokenizer to use as it is, such as that of an earlier run;
       None: made as `dataset` says.
     fill: what conversations have behind them.
+    images: what turns pictures into tokens.
 
   Raises:
     FileNotFoundError: a path does not exist.
-    ValueError: text that is empty, not UTF-8 or otherwise not legal, or
-      settings that contradict prepared data.
+    ValueError: text that is empty or not legal, or settings that contradict
+      prepared data.
     ImportError: Parquet without pyarrow.
   """
+  if dataset.format == "pixels":
+    return Corpus(length=dataset.length, **load_pixels(dataset))
+  if dataset.format == "images":
+    own = load_images(dataset, tokenizer, images)
+    return Corpus(length=dataset.length, **own)
   if dataset.mixture:
     return _load_mixture(dataset, tokenizer, fill)
   if dataset.path == "random":
@@ -98,8 +106,7 @@ def load(
     return _load_prepared(dataset, tokenizer)
   files = source.find(dataset.path)
   form = conversations.recognise(dataset, files)
-  if tokenizer is None:
-    tokenizer = _tokenizer(dataset)
+  tokenizer = _tokenizer(dataset) if tokenizer is None else tokenizer
   if form is not None:
     return _load_conversations(dataset, files, form, tokenizer, fill)
   if source.are_tokens(files):

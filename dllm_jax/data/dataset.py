@@ -7,6 +7,7 @@ from typing import Literal
 
 from dllm_jax.data import packing as packing_lib
 from dllm_jax.data import source
+from dllm_jax.data.images.pictures import Fit
 
 Format = Literal[
   "text",
@@ -16,10 +17,17 @@ Format = Literal[
   "instruction",
   "question_answer",
   "preferences",
+  "images",
+  "pixels",
 ]
 Supervise = Literal["all", "last"]
 TooLong = Literal["drop", "left", "cut"]
-_CHOICES = {"format": Format, "supervise": Supervise, "too_long": TooLong}
+_CHOICES = {
+  "image_fit": Fit,
+  "format": Format,
+  "supervise": Supervise,
+  "too_long": TooLong,
+}
 # What a part of a mixture is made of.
 _PART = [[str, w, *rest] for w in (int, float) for rest in ([], [str])]
 
@@ -55,7 +63,8 @@ class Dataset:
       the fly, of conversations are refused. "slices" of running text are always
       held in memory.
     format: the form of conversations (docs/finetuning.md), or "text" for a field
-      of text; None: known from the fields of the records.
+      of text; None: known from the fields of the records. "images": pictures with
+      texts, as tokens; "pixels": their pixels, to train an image tokenizer.
     template: a file with the chat template of conversations; None: that of the
       tokenizer.
     supervise: which answers of a conversation count.
@@ -63,6 +72,13 @@ class Dataset:
       out, "left" leaves out the beginning of the prompt, "cut" the end.
     skip_bad: whether conversations that cannot be trained on are left out and
       counted; if not, the first one is an error.
+    image_tokenizer: what turns pictures into tokens, for "images": a folder in
+      `showlab/magvitv2`'s layout, or the run that trained one on "pixels".
+    image_size: pixels of a picture's side, for "images" and "pixels"; 0: of rows
+      of pixels, as many as `length` says.
+    image_fit: how a picture becomes a square: its middle ("crop"), pressed into
+      one ("squash"), or with white around it ("pad").
+    question: what is asked of a picture that has a caption.
   """
 
   path: str = "shakespeare"
@@ -82,9 +98,15 @@ class Dataset:
   supervise: Supervise = "all"
   too_long: TooLong = "drop"
   skip_bad: bool = False
+  image_tokenizer: str | None = None
+  image_size: int = 0
+  image_fit: Fit = "crop"
+  question: str = "What is this?"
 
   def __post_init__(self):
     packing_lib.check(self.packing, self.length, self.held_out)
+    if self.image_size < 0:
+      raise ValueError(f"image_size must be at least 0, not {self.image_size}")
     if self.virtual_shards < 1:
       raise ValueError(
         f"virtual_shards is {self.virtual_shards}; at least one is needed"

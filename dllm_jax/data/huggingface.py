@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dllm_jax.core import paths
+from dllm_jax.core.images import ImageVocabulary
 from dllm_jax.core.paths import Path
 from dllm_jax.data import chat as chats
 from dllm_jax.data import tokenizer_json
@@ -69,8 +70,11 @@ class HuggingFace:
   )
   splits_special: bool = False
   tidies_spaces: bool = False
+  images: ImageVocabulary | None = None
 
   def __post_init__(self):
+    if isinstance(self.images, Mapping):  # as JSON has it
+      object.__setattr__(self, "images", ImageVocabulary(**self.images))
     object.__setattr__(self, "end_ids", ends(self.end_ids, self.eos_id))
 
   @functools.cached_property

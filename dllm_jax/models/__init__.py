@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "adapters": ["DoRA", "LoRA", "merge_adapters", "without_adapters"],
     "diffusion_gemma.config": ["GemmaConfig"],
     "diffusion_gemma.network": ["gemma"],
+    "image_tokenizer": ["image_tokenizer", "ImageTokenizerConfig"],
     "transformer": ["transformer", "TransformerConfig"],
   },
 )

@@ -278,6 +278,8 @@ class Attention(nn.Module):
     q, k, v = projected(c, c.kv_heads, c.head_dim, x, shared.tables)
     if shared.query_scale is not None:
       q *= shared.query_scale[:, :, None, None].astype(q.dtype)
+    if inputs.raised is not None:
+      q, k = with_raised(q, k, inputs.raised)
     if cache is not None:
       cache = write(cache, layer, k, v, inputs.slot)
       if inputs.slot is not None:
@@ -295,6 +297,24 @@ class Attention(nn.Module):
       context=c.context,
     )
     return projected_back(c, c.head_dim, y), cache
+
+
+def with_raised(
+  q: Float[Array, "B T H K"], k: Float[Array, "B T G K"], raised: Array
+) -> tuple[Array, Array]:
+  """Returns queries and keys of a feature more, whose scores have r_q r_k added.
+
+  With q' = [q s, r s K^1/2] and k' = [k, r], s^2 = (K + 1) / K, scores
+  q' k' / (K + 1)^1/2 are q k / K^1/2 + r_q r_k: no array of all pairs is made.
+  """
+  width = q.shape[-1]
+  scale = ((width + 1) / width) ** 0.5
+
+  def more(x, gain):
+    own = jnp.broadcast_to(gain * raised[..., None, None], (*x.shape[:3], 1))
+    return jnp.concatenate([x, own.astype(x.dtype)], axis=-1)
+
+  return more(q * scale, scale * width**0.5), more(k, 1.0)
 
 
 def projected(

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dllm_jax.core import check
+from dllm_jax.core.images import ImageVocabulary
 from dllm_jax.core.mask import Full, MaskSpec
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import (
@@ -62,6 +63,7 @@ class TokenSpace:
     bos_id: the token that begins a document, or None.
     eos_id: the token that ends a document, or None.
     length: tokens in a row.
+    images: where image tokens are, or None.
   """
 
   vocab_size: int
@@ -69,6 +71,7 @@ class TokenSpace:
   bos_id: int | None = None
   eos_id: int | None = None
   length: int = 0
+  images: ImageVocabulary | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,9 @@ class Discrete(Objective):
 
   vocab_size: int
   mask_id: int | None = None
+
+  diffuses = True
+  """Whether samplers can draw from it: else it only trains a network."""
 
   def __post_init__(self):
     check.at_least(self, 2, "vocab_size")

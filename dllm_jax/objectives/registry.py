@@ -25,14 +25,18 @@ def _files() -> dict[str, str]:
 
 @functools.cache
 def objectives() -> dict[str, str]:
-  """Returns the objectives by name: files of `objectives/`, then entry points.
+  """Returns what diffuses, by name: files of `objectives/`, then entry points.
 
   Nothing else is ever imported by a name that stands in a file.
   """
   found = dict(_files())
   for entry in importlib.metadata.entry_points(group="dllm_jax.objectives"):
     found.setdefault(entry.name, entry.value)
-  return {k: v for k, v in sorted(found.items()) if _class_in(k, v)}
+  return {k: v for k, v in sorted(found.items()) if _diffuses(_class_in(k, v))}
+
+
+def _diffuses(found: type | None) -> bool:
+  return found is not None and getattr(found, "diffuses", True)
 
 
 def _class_in(name: str, module: str) -> type | None:

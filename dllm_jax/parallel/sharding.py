@@ -42,6 +42,7 @@ RULES: tuple[Rule, ...] = tuple(
     ("self_conditioning/mlp/down/kernel", (TENSOR, FSDP)),
     ("layers/modulation/kernel", (None, None, FSDP)),
     ("final_modulation/kernel", (None, FSDP)),
+    ("(en|de)coder/(down|up|mid).*/kernel", (None, None, None, FSDP)),
     (".*/lora_a", (None, FSDP, None)),
     (".*/lora_b", (None, None, FSDP)),
     (".*/lora_magnitude", (None, FSDP)),

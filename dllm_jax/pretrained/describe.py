@@ -30,6 +30,7 @@ _ROUTED = (
 )  # fmt: skip
 _LENGTHS = {
   "llada": "max_sequence_length",
+  "mmada": "max_sequence_length",
   "mdlm": "model_length",
   "bd3lm": "model_length",
 }
@@ -198,6 +199,7 @@ def _sedd(c: DiTConfig, objective: Any, length: int) -> dict[str, Any]:
 
 _SHAPES: Mapping[str, Callable[[Any], dict[str, Any]]] = {
   "llada": _llada,
+  "mmada": _llada,
   "dream": _llama,
   "dream_reasoner": _llama,
   "fast_dllm_v2": _llama,
@@ -323,6 +325,10 @@ def _config(family, objective, network, special, length) -> dict[str, Any]:
     if same:
       settings = family.settings(Fields(fields, _PATH))
       fields |= family.said({key: getattr(objective, key) for key in settings})
+    images = getattr(objective, "images", None)
+    if family.codes is not None and images is not None:
+      fields["codebook_size"] = images.codes
+      fields["num_vq_tokens"] = images.tokens
   fields |= {
     "mask_token_id": special.mask if family.masked else None,
     "eos_token_id": special.end,

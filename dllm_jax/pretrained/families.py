@@ -13,6 +13,7 @@ import functools
 import os
 from typing import Any
 
+from dllm_jax.core.images import ImageVocabulary
 from dllm_jax.core.schedule import Geometric, LogLinear
 from dllm_jax.core.types import Objective
 from dllm_jax.objectives.autoregressive import Autoregressive
@@ -34,7 +35,7 @@ from dllm_jax.pretrained.family import (
 from dllm_jax.pretrained.family import Family as Family
 from dllm_jax.pretrained.family import Ids as Ids
 from dllm_jax.pretrained.fields import Fields
-from dllm_jax.pretrained.layouts import blockwise, causal, gemma
+from dllm_jax.pretrained.layouts import blockwise, causal, gemma, mmada
 
 # ----------------------------------------------------------------- objectives
 
@@ -248,6 +249,7 @@ FAMILIES: tuple[Family, ...] = (
   *blockwise.FAMILIES,
   *causal.FAMILIES,
   *gemma.FAMILIES,
+  *mmada.FAMILIES,
 )
 
 
@@ -349,7 +351,11 @@ def by_name(name: str) -> Family:
 
 
 def objective(
-  family: Family, fields: Fields, vocab_size: int, special: Ids
+  family: Family,
+  fields: Fields,
+  vocab_size: int,
+  special: Ids,
+  images: ImageVocabulary | None = None,
 ) -> Objective:
   """Returns the objective that a family was trained with."""
   settings = {**family.fixed, **family.settings(fields)}
@@ -363,6 +369,7 @@ def objective(
     bos_id=special.begin,
     eos_id=special.end,
     length=max(row // block, 1) * block,
+    images=images,
   )
   return family.objective.over(space, **settings)
 

@@ -59,6 +59,10 @@ class Family:
     output: `(objective, logits, tokens, t)` to what the original returns, where
       that is not its logits.
     adopts: whether a mask is added to start diffusion from its weights.
+    widths: what the shapes of its tensors say of fields that its config may
+      leave out.
+    codes: of a family with image tokens, how many codes there are and how many
+      tokens a picture has; None for one of text.
     harmless: fields of its configs that nothing here depends on.
   """
 
@@ -81,6 +85,8 @@ class Family:
   matches: Callable[[Fields], bool] = lambda fields: False
   output: Callable[..., Any] | None = None
   adopts: bool = False
+  widths: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda tensors: {}
+  codes: Callable[[Fields], tuple[int, int]] | None = None
   harmless: tuple[str, ...] = ()
 
   @property
@@ -128,7 +134,6 @@ def sampler_fields(family: Family, folder: Path) -> dict[str, Any]:
 _OTHERS = {
   "SDLMQwen2ForCausalLM": "SDLM, which predicts windows of masks",
   "EfficientDLM": "Efficient-DLM, which denoises blocks",
-  "MMadaModelLM": "MMaDA, some of whose tokens are of images",
 }
 """Models that are known to call themselves by another's `model_type`."""
 

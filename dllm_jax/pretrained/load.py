@@ -187,8 +187,8 @@ def load_pretrained(
 
   Raises:
     FileNotFoundError: the folder, its config or a shard is missing.
-    ValueError: the family is unknown, a file is damaged, or the config and a
-      tensor do not go together.
+    ValueError: the family is unknown, a file is damaged, or config and tensors
+      differ.
 
   Examples:
     >>> model = load_pretrained(folder)
@@ -199,21 +199,18 @@ def load_pretrained(
   published = orbax.read_config(folder)
   fields = families.as_told(published, family, folder / "config.json")
   published, family = fields.values, families.find(fields)
+  tensors = orbax.read_tensors(folder)
+  fields = Fields(family.widths(tensors) | published, fields.path)
   config = _network_config(family, fields)
-  tokenizer = tokens.read(folder)
-  ids = tokens.ids(
-    family,
-    fields,
-    config.vocab_size,
-    tokens.hint(tokenizer),
-    mask_id=mask_id,
-  )
-  tokenizer = tokens.fit(tokenizer, ids, config.vocab_size, fields)
+  tokenizer = tokens.read(folder, family, fields, config.vocab_size)
+  size, hint = config.vocab_size, tokens.hint(tokenizer)
+  ids = tokens.ids(family, fields, size, hint, mask_id=mask_id)
+  tokenizer = tokens.fit(tokenizer, ids, size, fields)
   if mask_id is not None:
     published = {**published, "mask_token_id": ids.mask}
-  objective = families.objective(family, fields, config.vocab_size, ids)
+  special = (ids, getattr(tokenizer, "images", None))
+  objective = families.objective(family, fields, size, *special)
   families.check_fields(family, fields)
-  tensors = orbax.read_tensors(folder)
   dtype = _dtype(tensors, dtype)
   low = (dtype or _common(tensors)) == np.dtype(jnp.bfloat16)
   kind = "bfloat16" if low else "float32"

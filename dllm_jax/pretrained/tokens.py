@@ -11,6 +11,7 @@ import warnings
 
 from dllm_jax.core.paths import Path
 from dllm_jax.data.huggingface import has_tokenizer, HuggingFace, huggingface
+from dllm_jax.data.images.texts import joined
 from dllm_jax.data.numbers import Numbers
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.pretrained import files
@@ -24,9 +25,30 @@ _FIELDS = {
 }
 
 
-def read(folder: Path) -> HuggingFace | None:
-  """Returns the tokenizer of a folder, None if it has none."""
-  return huggingface(str(folder)) if has_tokenizer(folder) else None
+def read(
+  folder: Path, family: Family, fields: Fields, vocab_size: int
+) -> HuggingFace | None:
+  """Returns the tokenizer of a folder, None if it has none.
+
+  With image tokens behind those of text, where the family has them.
+
+  Raises:
+    ValueError: the network has no rows for image tokens.
+  """
+  if not has_tokenizer(folder):
+    return None
+  text = huggingface(str(folder))
+  if family.codes is None:
+    return text
+  codes, number = family.codes(fields)
+  made = joined(text, codes=codes, tokens=number)
+  if made.images.stop > vocab_size:
+    raise ValueError(
+      f"{fields.path}: {vocab_size} rows have no room for {codes} image tokens"
+      f" from {made.images.offset} on, the length of the tokenizer; mend"
+      " codebook_size, or fetch the tokenizer again"
+    )
+  return made
 
 
 def hint(tokenizer: HuggingFace | None) -> Ids:

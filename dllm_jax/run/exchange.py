@@ -38,6 +38,7 @@ from dllm_jax.pretrained.load import (
 )
 from dllm_jax.pretrained.peft import load_adapter, save_adapter
 from dllm_jax.pretrained.table import expected, places_of, shapes
+from dllm_jax.run import images
 from dllm_jax.run.run import Run
 from dllm_jax.run.workdir import PUBLISHED
 from dllm_jax.training.checkpoint import Checkpoints
@@ -68,6 +69,7 @@ def import_folder(
   dtype: str | None = None,
   mask_id: int | None = None,
   length: int | None = None,
+  image_tokenizer: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Makes a working directory of a published folder; returns what was read.
 
@@ -83,6 +85,8 @@ def import_folder(
     dtype: "float32" or "bfloat16"; None for what is in the files.
     mask_id: the mask token, where the folder does not name it.
     length: tokens of a row; None for the trained length, at most 512.
+    image_tokenizer: of a model with image tokens, the folder of what makes them,
+      or the run that trained it; None to do without.
 
   Raises:
     FileExistsError: there is something at `workdir`.
@@ -116,6 +120,8 @@ def import_folder(
     objective, _ = configs.parse(resolved).build(model.tokenizer)
     (temporary / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     _keep(model, temporary / PUBLISHED)
+    if image_tokenizer is not None:
+      images.keep(temporary, images.find(image_tokenizer))
     checkpoints = Checkpoints(temporary)
     process = objective.init(jax.random.key(0))
     checkpoints.save_imported(params, process.replace(constants={}))
@@ -275,7 +281,10 @@ def _config(
   }
   block = getattr(objective, "masks_ahead", 0) or objective.block_length or 1
   trained = families.length(families.Fields(model.published, "config.json"))
-  length = length or max(min(trained, _ROW) // block, 1) * block
+  pictures = getattr(model.tokenizer, "images", None)
+  # A picture stands beside a text of so many tokens.
+  room = _ROW if pictures is None else _ROW + pictures.tokens + 3
+  length = length or max(min(trained, room) // block, 1) * block
   name = type(objective).__module__.rsplit(".", 1)[-1]
   kind = type(network).__name__.removesuffix("Config").lower()
   shape = {

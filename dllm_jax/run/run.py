@@ -26,7 +26,7 @@ from dllm_jax.parallel import (
   row_share,
   RULES,
 )
-from dllm_jax.run import samples
+from dllm_jax.run import images, samples
 from dllm_jax.run import workdir as workdirs
 from dllm_jax.run.loop import training_loop
 from dllm_jax.sampling.generator import Generator, Sampled
@@ -116,6 +116,8 @@ class Run:
     _ = run.program  # says where the mesh does not divide a parameter
     with distributed.together():
       if jax.process_index() == 0:
+        if run.config.data.format == "images":
+          images.keep(workdir, images.of(workdir, run.config.data))
         workdirs.begin(workdir, resolved, corpus.tokenizer)
     return run
 
@@ -153,7 +155,7 @@ class Run:
     """The text of the run, read when it is first needed."""
     if self._corpus is not None:
       return self._corpus
-    return workdirs.read_corpus(self.config, self.tokenizer)
+    return workdirs.read_corpus(self.config, self.tokenizer, self.workdir)
 
   def describe(self) -> str:
     """Returns one line on what is trained where."""

@@ -25,7 +25,9 @@ def begin(workdir: Path, resolved: ConfigDict, tokenizer: Tokenizer) -> None:
 
 def check_empty(workdir: Path) -> None:
   """Raises ValueError if a directory holds more than a start that was killed."""
-  begun = lambda p: p.name == "tokenizer.json" or p.suffix == ".tmp"
+  begun = lambda p: (
+    p.name in ("tokenizer.json", "image_tokenizer") or p.suffix == ".tmp"
+  )
   if workdir.exists() and not all(map(begun, workdir.iterdir())):
     raise ValueError(
       f"{workdir} is not empty and holds no run; use another --workdir"
@@ -65,7 +67,7 @@ def load_corpus(workdir: Path, resolved: ConfigDict) -> "data.Corpus":
       tokenizer = templated(tokenizer, dataset.template)
   else:
     check_empty(workdir)
-  corpus = read_corpus(config, tokenizer)
+  corpus = read_corpus(config, tokenizer, workdir)
   compared = any(r.form.startswith("preferences") for r in corpus.reports)
   if compared and dataset.format is None:
     raise ValueError(
@@ -76,10 +78,17 @@ def load_corpus(workdir: Path, resolved: ConfigDict) -> "data.Corpus":
 
 
 def read_corpus(
-  config: configs.Config, tokenizer: Tokenizer | None
+  config: configs.Config, tokenizer: Tokenizer | None, workdir: Path
 ) -> "data.Corpus":
   """Returns the text of a configuration, as its objective wants it filled."""
-  return data.load(config.data, tokenizer=tokenizer, fill=config.fill)
+  pictures = None
+  if config.data.format == "images":
+    from dllm_jax.run import images  # noqa: PLC0415  It opens runs itself.
+
+    pictures = images.of(workdir, config.data)
+  return data.load(
+    config.data, tokenizer=tokenizer, fill=config.fill, images=pictures
+  )
 
 
 def read_tokenizer(workdir: Path) -> Tokenizer:

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import re
 from typing import Any
 
+from dllm_jax.core.images import ImageVocabulary
+from dllm_jax.core.types import Objective
 from dllm_jax.sampling.policies.ancestral import Ancestral
 from dllm_jax.sampling.policies.policy import Policy
 from dllm_jax.sampling.policies.remasking import (
@@ -51,6 +54,8 @@ class Preset:
     stops: whether a row stops at its end of text.
     fills: whether padding stands behind what ends a row, and not that end again.
     capped: whether more steps than slots make no sense.
+    draws: whether it is of pictures: of image tokens alone, guided by a prompt
+      that is empty.
   """
 
   policy: Callable[..., Policy]
@@ -64,6 +69,7 @@ class Preset:
   stops: bool = False
   fills: bool = False
   capped: bool = True
+  draws: bool = False
 
 
 def _unmasking(**fields: Any) -> Mapping[str, Any]:
@@ -122,9 +128,19 @@ PRESETS: dict[str, Preset] = {
     fields={
       "selection": CosinePlan(),
       "noise_temperature": 4.5,
-      "log_score": True,
+      "falling": "masked",
     },
     steps=12,
+  ),
+  "mmada": Preset(
+    policy=Unmasking,
+    fields={
+      "selection": CosinePlan(waits=True),
+      "noise_temperature": 1.0,
+      "falling": "compounding",
+    },
+    steps=15,
+    draws=True,
   ),
   "fast_dllm": Preset(
     **_unmasking(selection=Threshold(value=0.9)), block_length=32, cache="dual"
@@ -217,6 +233,22 @@ OWNERS: dict[str, tuple[type, ...]] = {
 """Policies that fields of a sampler mean something to, by field."""
 
 
+IDS = ("banned", "forced", "doubted")
+"""Fields that are token ids."""
+OF_TOKENS = (
+  "banned",
+  "forced",
+  "suppress_end",
+  "top_k",
+  "top_p",
+  "min_p",
+  "repetition_penalty",
+  "cfg_scale",
+)
+RULES = ("threshold", "factor", "entropy_bound")
+"""Fields that are rules of what is revealed, of which one holds."""
+
+
 def check_owner(name: str, preset: str) -> None:
   """Raises ValueError unless a field means something to a preset."""
 
@@ -232,3 +264,34 @@ def check_owner(name: str, preset: str) -> None:
     raise ValueError(
       f"sampler.{name} means nothing to sampler.preset {preset!r}; legal: {legal}"
     )
+
+
+def images_of(preset: str, objective: Objective) -> ImageVocabulary:
+  """Returns the image tokens of an objective.
+
+  Raises:
+    ValueError: it has none.
+  """
+  images = getattr(objective, "images", None)
+  if images is None:
+    raise ValueError(
+      f"sampler.preset {preset!r} draws pictures, and the model's tokens are of"
+      " text alone: take another preset, or a model with images"
+      " (configs/digits_mmada.py, MMaDA)"
+    )
+  return images
+
+
+def token_ids(name: str, text: str) -> tuple[int, ...]:
+  """Returns the ids that a field of a sampler lists.
+
+  Raises:
+    ValueError: it lists something else.
+  """
+  try:
+    return tuple(int(part) for part in re.split(r"[,;+\s]+", text) if part)
+  except ValueError:
+    raise ValueError(
+      f"sampler.{name} must be token ids separated by commas, or by +, not"
+      f" {text!r}"
+    ) from None

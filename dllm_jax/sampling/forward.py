@@ -324,8 +324,10 @@ class Network(NamedTuple):
       fixed = (batch.segment_ids > 0) & ~batch.loss_mask
       z = self.guidance.latent(self.objective, z, fixed)
       cond = self.guidance.cond(batch.cond)
+      segments = self.guidance.segments(batch.segment_ids)
       batch = jax.tree.map(self._rows, batch.replace(cond=None))
-      batch, t = batch.replace(cond=cond), jax.tree.map(self._rows, t)
+      batch = batch.replace(cond=cond, segment_ids=segments)
+      t = jax.tree.map(self._rows, t)
     if t is None:
       inputs = self.objective.text_inputs(self.process, z, batch)
     else:

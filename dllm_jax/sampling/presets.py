@@ -8,15 +8,19 @@ autoregressive ones slot by slot.
 
 from collections.abc import Sequence
 import dataclasses
-import re
 
 from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective
 from dllm_jax.sampling.catalogue import (
   check_owner,
+  IDS,
+  images_of,
+  OF_TOKENS,
   OWNERS,
   Preset,
   PRESETS,
+  RULES,
+  token_ids,
 )
 from dllm_jax.sampling.forward import CACHES
 from dllm_jax.sampling.options import RowOptions
@@ -30,6 +34,7 @@ from dllm_jax.sampling.policies.processors import (
   Temperature,
   TopK,
   TopP,
+  Within,
 )
 from dllm_jax.sampling.policies.renoising import Renoise
 from dllm_jax.sampling.policies.selection import (
@@ -159,7 +164,7 @@ class SamplerConfig:
       raise ValueError(
         f"unknown sampler.cache {self.cache!r}; legal: {', '.join(CACHES)}"
       )
-    rules = [n for n in _RULES if getattr(self, n) is not None]
+    rules = [n for n in RULES if getattr(self, n) is not None]
     if len(rules) > 1:
       raise ValueError(
         f"sampler.{rules[0]} and sampler.{rules[1]} are two rules of what is "
@@ -246,7 +251,7 @@ class SamplerConfig:
       cache=cache,
       refresh=self.refresh,
       reach=self.reach or None,
-      guidance=self._guidance(),
+      guidance=self._guidance(objective),
       end_ids=tuple(self.options(end_ids).end_ids),
       fill_id=fill_id if preset.fills else None,
       extend=self.extend,
@@ -269,20 +274,20 @@ class SamplerConfig:
     """Raises ValueError if what is to be drawn cannot be."""
     if hasattr(objective, "step_law"):
       usual = {f.name: f.default for f in dataclasses.fields(self)}
-      for name in (n for n in _OF_TOKENS if getattr(self, n) != usual[n]):
+      for name in (n for n in OF_TOKENS if getattr(self, n) != usual[n]):
         raise ValueError(
           f"sampler.{name} means nothing to {type(objective).__name__}, which "
           "moves vectors and draws no tokens: leave it out"
         )
     for name in IDS:
-      for token in _ids(name, getattr(self, name)):
+      for token in token_ids(name, getattr(self, name)):
         if not 0 <= token < objective.vocab_size:
           raise ValueError(
             f"sampler.{name} has token {token}, outside the vocabulary [0, "
             f"{objective.vocab_size}): use ids of the model's tokenizer"
           )
-    forced = _ids("forced", self.forced) or range(objective.vocab_size)
-    banned = {objective.mask_id, *_ids("banned", self.banned)}
+    forced = token_ids("forced", self.forced) or range(objective.vocab_size)
+    banned = {objective.mask_id, *token_ids("banned", self.banned)}
     banned |= {*ends} if self.suppress_end else set()
     if banned.issuperset(forced):
       raise ValueError(
@@ -290,9 +295,21 @@ class SamplerConfig:
         "sampler.suppress_end and the mask rule out all of them; leave one out"
       )
 
-  def _guidance(self) -> Guidance | None:
+  @property
+  def draws(self) -> bool:
+    """Whether it is of pictures."""
+    return PRESETS[self.preset].draws
+
+  def _guidance(self, objective: Objective) -> Guidance | None:
     if self.cfg_scale == 0.0:
       return None
+    if self.draws:
+      return Guidance(
+        scale=self.cfg_scale,
+        kind="empty",
+        prompt=objective.empty_prompt,
+        hidden=objective.hidden_id,
+      )
     kind = "prompt" if self.null_label is None else "class"
     return Guidance(scale=self.cfg_scale, kind=kind, null_label=self.null_label)
 
@@ -313,7 +330,13 @@ class SamplerConfig:
         "at most one step a slot"
       )
     filters, processors = self._processors(preset, ends=ends)
+    if preset.draws:
+      images = images_of(self.preset, objective)
+      filters = (Within(images.offset, images.stop), *filters)
     fields = preset.fields | {"sharpens": preset.sharpens, "top": top}
+    if preset.draws:
+      plan = fields["selection"]
+      fields["selection"] = dataclasses.replace(plan, total=images.tokens)
     if self.threshold is not None:
       old = fields.get("selection")
       least = old.least if isinstance(old, Threshold) else None
@@ -332,7 +355,7 @@ class SamplerConfig:
     fields |= {name: x for name, x in given.items() if x is not None}
     if self.score_temperature is not None:
       fields["noise_temperature"] = self.score_temperature
-    doubted = _ids("doubted", self.doubted)
+    doubted = token_ids("doubted", self.doubted)
     doubted += tuple(ends) if self.doubt_end else ()
     if doubted:
       fields["doubts"] = (Banned(doubted),)
@@ -348,12 +371,12 @@ class SamplerConfig:
     self, preset: Preset, *, ends: Sequence[int]
   ) -> tuple[tuple, tuple]:
     """Returns filters and processors."""
-    banned = _ids("banned", self.banned)
+    banned = token_ids("banned", self.banned)
     if self.suppress_end:
       banned += tuple(ends)
     filters = [Banned(banned)] if banned else []
     if self.forced:
-      filters.append(Forced(_ids("forced", self.forced)))
+      filters.append(Forced(token_ids("forced", self.forced)))
     if self.repetition_penalty != 1.0:
       filters.append(RepetitionPenalty(self.repetition_penalty))
     chosen = self.options()
@@ -372,28 +395,3 @@ class SamplerConfig:
     if temperature == 0.0:  # which leaves nothing to cut
       shape = []
     return tuple(filters), (Temperature(temperature), *shape)
-
-
-IDS = ("banned", "forced", "doubted")
-"""Fields that are token ids."""
-_OF_TOKENS = (
-  "banned",
-  "forced",
-  "suppress_end",
-  "top_k",
-  "top_p",
-  "min_p",
-  "repetition_penalty",
-  "cfg_scale",
-)
-_RULES = ("threshold", "factor", "entropy_bound")
-
-
-def _ids(name: str, text: str) -> tuple[int, ...]:
-  try:
-    return tuple(int(part) for part in re.split(r"[,;+\s]+", text) if part)
-  except ValueError:
-    raise ValueError(
-      f"sampler.{name} must be token ids separated by commas, or by +, not"
-      f" {text!r}"
-    ) from None

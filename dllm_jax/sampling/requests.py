@@ -21,8 +21,9 @@ class Requests:
   Attributes:
     tokens: the token of each fixed slot; read nowhere else.
     fixed: True at prompts and infilled spans, which never change.
-    valid: True at slots in use; the others lie at a row's tail, are hidden from
-      attention and keep their value in `tokens`.
+    valid: True at slots in use; the others lie at a row's tail (or hold what
+      fills it on the left), are hidden from attention and keep their value in
+      `tokens`.
     request: the number of each request. With the seed it decides the noise, so
       that a request gets the same tokens alone and in any batch.
     cond: class labels, one a row, or None.
@@ -89,6 +90,8 @@ def build(
         _check(token, objective, i, j)
       tokens[i, j], fixed[i, j] = token, True
     valid[i, : len(row)] = True
+  if objective.hidden_id is not None:
+    valid &= ~(fixed & (tokens == objective.hidden_id))
   return Requests(
     tokens=tokens,
     fixed=fixed,

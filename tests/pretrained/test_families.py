@@ -87,7 +87,6 @@ def test_a_bare_network_may_stand_beside_its_own():
     ("qwen2", {"causal_attn": False}, "the field causal_attn=False"),
     ("qwen2", {"text_mask_token_id": 63}, "the field text_mask_token_id"),
     ("llada2_moe", {"split_token_id": 9}, "the field split_token_id"),
-    ("llada", {"architectures": ["MMadaModelLM"]}, "MMadaModelLM: MMaDA"),
     (
       "llama",
       {"auto_map": {"AutoModelForCausalLM": "someone/x--modeling.OtherLM"}},

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dllm_jax.core.images import ImageVocabulary
 from dllm_jax.core.types import Process
 from dllm_jax.data.numbers import Numbers
 from dllm_jax.models.transformer import transformer, TransformerConfig
@@ -16,6 +17,7 @@ from dllm_jax.objectives.bd3lm import BD3LM
 from dllm_jax.objectives.dream import Dream
 from dllm_jax.objectives.llada import LLaDA
 from dllm_jax.objectives.mdlm import MDLM
+from dllm_jax.objectives.mmada import MMaDA
 from dllm_jax.objectives.udlm import UDLM
 from dllm_jax.parallel import make_mesh
 from dllm_jax.sampling.generator import Generator
@@ -71,6 +73,13 @@ def objective_of(name, vocab=20, length=24):
   if name.startswith("nemotron"):
     kind = {"attention": "causal_context", "opens": True}
     return BD3LM(**tokens, **blocks, **kind)
+  if name == "mmada":
+    marks = ("begin", "end", "start_image", "end_image", "to_image")
+    marks += ("understand", "pad", "reason", "end_header")
+    images = ImageVocabulary(
+      offset=4, codes=8, tokens=8, **dict.fromkeys(marks, vocab - 2)
+    )
+    return MMaDA(**tokens, images=images, length=length)
   if name == "remdm_loop":  # Even times: the last step may begin in the loop.
     return LLaDA(**tokens)
   return (Dream if "dream" in name else MDLM)(**tokens)

@@ -41,6 +41,12 @@ def _define(flag: commands.Flags) -> None:
     "tokens of a row; 0 for the trained length, at most 512",
     lower_bound=0,
   )
+  flag.path(
+    "image_tokenizer",
+    "",
+    "with --from_hf of a model with image tokens: the folder of what makes them,"
+    " showlab/magvitv2's files, which is kept in the run",
+  )
   flag.use_ema("export")
 
 
@@ -78,6 +84,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     dtype=dtype,
     mask_id=None if values.mask_id < 0 else values.mask_id,
     length=values.length or None,
+    image_tokenizer=values.image_tokenizer or None,
   )
   print(f"{workdir} is a run now: dllm sample --workdir={workdir}")
   return result

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from dllm_jax.cli import command as commands
+from dllm_jax.cli import pictures
 from dllm_jax.core import paths
 
 
@@ -42,6 +43,15 @@ def _define(flag: commands.Flags) -> None:
     "write the unmasking to this file: .html plays it, .svg and .png are "
     "strips, .gif an animation",
   )
+  flag.path(
+    "image",
+    "",
+    "draw pictures of the prompts, by a model with image tokens, into this file; "
+    "several are one sheet",
+  )
+  flag.multi_string(
+    "input_image", [], "a picture that --prompt asks about; may be repeated"
+  )
   flag.bool("watch", False, "play the first sample in the terminal")
 
 
@@ -53,6 +63,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   prompts = [row.pop("prompt") for row in rows]
   if prompts and values.infill:
     raise commands.UsageError("give --prompt or --infill, not both")
+  if values.image or values.input_image:
+    return pictures.sample(values, argv, prompts)
 
   commands.join()
   from dllm_jax.run.run import Run  # pylint: disable=g-import-not-at-top

@@ -40,7 +40,7 @@ def chosen(folder: paths.Path) -> list[str]:
     ValueError: it is not clear which; the message has the globs that say it.
   """
   root = os.fspath(folder)
-  files = sorted(_files(folder))
+  files = sorted(files_below(folder))
   listed, unlisted = _listed(root, files)
   kinds = collections.defaultdict(list)
   for path in listed:
@@ -60,7 +60,7 @@ def chosen(folder: paths.Path) -> list[str]:
   return data
 
 
-def _files(folder: paths.Path) -> Iterable[str]:
+def files_below(folder: paths.Path) -> Iterable[str]:
   """Yields the files below a folder that are not hidden."""
   root = os.fspath(folder).rstrip("/")
   if paths.in_bucket(folder):

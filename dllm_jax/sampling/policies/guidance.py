@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.types import Guide, Objective
 
-Kind = Literal["prompt", "class"]
+Kind = Literal["prompt", "class", "empty"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,23 +28,31 @@ class Guidance:
   Attributes:
     scale: w; 0 for no guidance and no second branch.
     kind: what the unconditional branch does without: the "prompt" (and all
-      other fixed tokens, masked there; LLaDA), or the "class" label.
+      other fixed tokens, masked there; LLaDA), the "class" label, or what an
+      "empty" prompt does not say (MMaDA).
     null_label: the label of rows without a class, for "class".
+    prompt: what stands at the start of rows without a prompt, for "empty".
+    hidden: the token of it that is not seen.
   """
 
   scale: float
   kind: Kind = "prompt"
   null_label: int | None = None
+  prompt: tuple[int, ...] = ()
+  hidden: int | None = None
 
   def __post_init__(self):
     if not 0.0 <= self.scale < float("inf"):
       raise ValueError(
         f"the guidance scale must be 0 (none) or more, not {self.scale}"
       )
-    if self.kind not in ("prompt", "class"):
+    if self.kind not in ("prompt", "class", "empty"):
       raise ValueError(
-        f"guidance must be without the prompt or the class, not {self.kind!r}"
+        f"guidance must be without the prompt or the class, or with an empty"
+        f" prompt, not {self.kind!r}"
       )
+    if self.kind == "empty" and not self.prompt:
+      raise ValueError("guidance by an empty prompt needs its tokens")
     if self.kind == "class" and self.null_label is None:
       raise ValueError(
         "class guidance needs null_label, the label of rows without a class "
@@ -65,15 +73,28 @@ class Guidance:
     """Returns both branches' latents, rows doubled."""
     if self.kind == "class":
       return jax.tree.map(lambda x: jnp.concatenate([x, x]), z)
+    if self.kind == "empty":
+      # The sampler works on whole canvases here: slot i is column i.
+      empty = jnp.asarray(self.prompt, z.dtype)
+      without = z.at[:, : len(self.prompt)].set(empty)
+      return jnp.concatenate([z, without])
     without = jnp.where(fixed, objective.mask_id, z)
     return jnp.concatenate([z, without])
+
+  def segments(self, segment_ids: Int[Array, "B Q"]) -> Int[Array, "2B Q"]:
+    """Returns both branches' segments: what an empty prompt hides is hidden."""
+    without = segment_ids
+    if self.kind == "empty":
+      seen = jnp.asarray([t != self.hidden for t in self.prompt], jnp.int32)
+      without = without.at[:, : len(self.prompt)].set(seen)
+    return jnp.concatenate([segment_ids, without])
 
   def cond(self, cond: Int[Array, "B"] | None) -> Int[Array, "2B"] | None:
     """Returns both branches' labels."""
     if cond is None:
       return None
     null = (
-      cond if self.kind == "prompt" else jnp.full_like(cond, self.null_label)
+      jnp.full_like(cond, self.null_label) if self.kind == "class" else cond
     )
     return jnp.concatenate([cond, null])
 

@@ -189,6 +189,25 @@ class Forced:
     return jnp.where(_among(self.tokens, logits), logits, -jnp.inf)
 
 
+@dataclasses.dataclass(frozen=True)
+class Within:
+  """Allows a run of tokens only: those of pictures.
+
+  Attributes:
+    start: the first of them.
+    stop: the token after the last.
+  """
+
+  start: int
+  stop: int
+  counts = False
+
+  def __call__(self, logits: Logits, z: PyTree, counts: Counts) -> Logits:
+    """Returns the logits, -inf at all other tokens."""
+    ids = jnp.arange(logits.shape[-1])
+    return jnp.where((ids >= self.start) & (ids < self.stop), logits, -jnp.inf)
+
+
 def heated(logits: Logits, value: float | Float[Array, "B 1 1"]) -> Logits:
   """Returns logits / value, for values above 0; next to 0, less their best."""
   most = jnp.max(logits, axis=-1, keepdims=True)

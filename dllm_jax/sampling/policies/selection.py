@@ -234,14 +234,26 @@ class CosinePlan(Selection):
   """Leaves floor(N cos(pi/2 (i + 1) / steps)) of N slots masked (MaskGIT).
 
   At least one is revealed, and all at the last step (arXiv:2202.04200).
+
+  Attributes:
+    total: N; 0 for the slots that were masked when the window was entered.
+    waits: whether the last slot is left for the last step, however soon the plan
+      would have it: every step is then a network call (MMaDA).
   """
+
+  total: int = 0
+  waits: bool = False
 
   def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     ratio = (progress.step + 1.0) / steps
-    keep = jnp.floor(progress.maskable * jnp.cos(jnp.pi / 2.0 * ratio))
-    keep = jnp.where(progress.step + 1 >= steps, 0, keep.astype(jnp.int32))
-    return seen.best(jnp.maximum(seen.left - keep, 1))
+    total = self.total or progress.maskable
+    keep = jnp.floor(total * jnp.cos(jnp.pi / 2.0 * ratio)).astype(jnp.int32)
+    last, left = progress.step + 1 >= steps, seen.left
+    if self.waits:
+      keep = jnp.maximum(jnp.minimum(left - 1, keep), 1)
+      return seen.best(jnp.where(last, left, left - keep))
+    return seen.best(jnp.maximum(left - jnp.where(last, 0, keep), 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from flax import struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+import numpy as np
 
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.vocabulary import reduce
@@ -139,8 +140,9 @@ class Unmasking(Stepwise):
     noise_temperature: of Gumbel noise on the score (Dream's `alg_temp`): slots
       are chosen with probability as softmax(score / temperature), without
       replacement; 0 for the best.
-    log_score: whether that noise goes on the score's logarithm, and falls to 0
-      with the share of masked slots (MaskGIT).
+    falling: how that noise falls to 0, on the score's logarithm: with the share
+      of "masked" slots (MaskGIT), or "compounding", at step i of n by the factor
+      1 - (i + 1) / n (MMaDA); None for noise that stays, on the score.
 
   Examples:
     >>> from dllm_jax.objectives import MDLM
@@ -156,7 +158,7 @@ class Unmasking(Stepwise):
   revision: Revision | None = None
   doubts: tuple[Processor, ...] = ()
   noise_temperature: float = 0.0
-  log_score: bool = False
+  falling: Literal["masked", "compounding"] | None = None
 
   forces = True
 
@@ -274,8 +276,13 @@ class Unmasking(Stepwise):
       return ranks
     u = noise.uniform(Tag.CONFIDENCE, 1)[..., 0]
     gumbel = -jnp.log(-jnp.log(u))
-    if not self.log_score:
+    if self.falling is None:
       return ranks / self.noise_temperature + gumbel
-    left = jnp.sum(masked, axis=1) / jnp.maximum(state.maskable, 1)
+    if self.falling == "masked":
+      left = jnp.sum(masked, axis=1) / jnp.maximum(state.maskable, 1)
+    else:
+      n = self.steps
+      rest = np.cumprod(1.0 - np.arange(1, n + 1, dtype=np.float32) / n)
+      left = jnp.asarray(rest)[jnp.minimum(state.step, n - 1)]
     heat = self.noise_temperature * left[:, None]
     return jnp.log(jnp.maximum(ranks, 1e-30)) + heat * gumbel

@@ -184,7 +184,7 @@ def _film(trace: Trace, row: int) -> Film:
         for j in np.flatnonzero(changed)
       )
     )
-  used = int(np.sum(trace.valid[row]))
+  used = int(np.max(np.flatnonzero(trace.valid[row]) + 1, initial=0))
   return Film(
     initial=tuple(known(token) for token in trace.initial[row, :used]),
     fixed=tuple(bool(x) for x in trace.fixed[row, :used]),
