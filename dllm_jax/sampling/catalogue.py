@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import re
 from typing import Any
 
 from dllm_jax.sampling.policies.ancestral import Ancestral
@@ -232,3 +233,18 @@ def check_owner(name: str, preset: str) -> None:
     raise ValueError(
       f"sampler.{name} means nothing to sampler.preset {preset!r}; legal: {legal}"
     )
+
+
+def ids_of(name: str, text: str) -> tuple[int, ...]:
+  """Returns the token ids of a field.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  try:
+    return tuple(int(part) for part in re.split(r"[,;+\s]+", text) if part)
+  except ValueError:
+    raise ValueError(
+      f"sampler.{name} must be token ids separated by commas, or by +, not"
+      f" {text!r}"
+    ) from None

@@ -8,16 +8,17 @@ autoregressive ones slot by slot.
 
 from collections.abc import Sequence
 import dataclasses
-import re
 
 from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective
 from dllm_jax.sampling.catalogue import (
   check_owner,
+  ids_of,
   OWNERS,
   Preset,
   PRESETS,
 )
+from dllm_jax.sampling.constraints.language import LANGUAGES
 from dllm_jax.sampling.forward import CACHES
 from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.policies.guidance import Guidance
@@ -93,6 +94,9 @@ class SamplerConfig:
     stop: whether a row stops at what ends it; None for the preset's.
     extend: whether slots after a block are hidden until it is written.
     context: slots that are seen at once; 0 for all.
+    choices: texts of which what is sampled has to be one, separated by "|".
+    regex: a regular expression that the whole of it has to match.
+    json_schema: a file, or the JSON itself, of a schema that it has to fit.
 
   Examples:
     >>> from dllm_jax.objectives import MDLM
@@ -134,6 +138,9 @@ class SamplerConfig:
   stop: bool | None = None
   extend: bool = False
   context: int = 0
+  choices: str = ""
+  regex: str = ""
+  json_schema: str = ""
 
   def __post_init__(self):
     if self.preset not in PRESETS:
@@ -183,6 +190,7 @@ class SamplerConfig:
     if self.factor is not None or self.entropy_bound is not None:
       threshold = None
     stop = preset.stops if self.stop is None else self.stop
+    stop |= any(getattr(self, name) for name in LANGUAGES)
     return RowOptions(
       temperature=self.temperature
       if self.temperature >= 0
@@ -275,14 +283,14 @@ class SamplerConfig:
           "moves vectors and draws no tokens: leave it out"
         )
     for name in IDS:
-      for token in _ids(name, getattr(self, name)):
+      for token in ids_of(name, getattr(self, name)):
         if not 0 <= token < objective.vocab_size:
           raise ValueError(
             f"sampler.{name} has token {token}, outside the vocabulary [0, "
             f"{objective.vocab_size}): use ids of the model's tokenizer"
           )
-    forced = _ids("forced", self.forced) or range(objective.vocab_size)
-    banned = {objective.mask_id, *_ids("banned", self.banned)}
+    forced = ids_of("forced", self.forced) or range(objective.vocab_size)
+    banned = {objective.mask_id, *ids_of("banned", self.banned)}
     banned |= {*ends} if self.suppress_end else set()
     if banned.issuperset(forced):
       raise ValueError(
@@ -332,7 +340,7 @@ class SamplerConfig:
     fields |= {name: x for name, x in given.items() if x is not None}
     if self.score_temperature is not None:
       fields["noise_temperature"] = self.score_temperature
-    doubted = _ids("doubted", self.doubted)
+    doubted = ids_of("doubted", self.doubted)
     doubted += tuple(ends) if self.doubt_end else ()
     if doubted:
       fields["doubts"] = (Banned(doubted),)
@@ -348,12 +356,12 @@ class SamplerConfig:
     self, preset: Preset, *, ends: Sequence[int]
   ) -> tuple[tuple, tuple]:
     """Returns filters and processors."""
-    banned = _ids("banned", self.banned)
+    banned = ids_of("banned", self.banned)
     if self.suppress_end:
       banned += tuple(ends)
     filters = [Banned(banned)] if banned else []
     if self.forced:
-      filters.append(Forced(_ids("forced", self.forced)))
+      filters.append(Forced(ids_of("forced", self.forced)))
     if self.repetition_penalty != 1.0:
       filters.append(RepetitionPenalty(self.repetition_penalty))
     chosen = self.options()
@@ -387,13 +395,3 @@ _OF_TOKENS = (
   "cfg_scale",
 )
 _RULES = ("threshold", "factor", "entropy_bound")
-
-
-def _ids(name: str, text: str) -> tuple[int, ...]:
-  try:
-    return tuple(int(part) for part in re.split(r"[,;+\s]+", text) if part)
-  except ValueError:
-    raise ValueError(
-      f"sampler.{name} must be token ids separated by commas, or by +, not"
-      f" {text!r}"
-    ) from None
