@@ -25,6 +25,7 @@ _COMMANDS = {
   "train": "train a configuration, or resume what is in --workdir",
   "align": "train a copy of a run on preferences",
   "sample": "sample text from a trained model",
+  "decide": "answer questions about a text by labels, in one network call",
   "serve": "answer requests over HTTP, by OpenAI's conventions",
   "chat": "talk to a model that has a chat template",
   "evaluate": "evaluate a trained model: likelihood, samples and other tasks",

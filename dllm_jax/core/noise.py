@@ -25,6 +25,7 @@ class Tag(enum.IntEnum):
   PRIOR = 4
   TIME = 5
   RESIDUAL = 6
+  PATH = 7
 
 
 @struct.dataclass

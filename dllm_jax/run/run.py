@@ -26,7 +26,7 @@ from dllm_jax.parallel import (
   row_share,
   RULES,
 )
-from dllm_jax.run import images, samples
+from dllm_jax.run import decisions, images, samples
 from dllm_jax.run import workdir as workdirs
 from dllm_jax.run.loop import training_loop
 from dllm_jax.sampling.generator import Generator, Sampled
@@ -396,3 +396,7 @@ class Run:
     return self.generator(
       params["model"], process, plan, seed=seed, trace=trace
     )
+
+  def decide(self, context: Any, questions: Sequence, **given) -> list:
+    """Returns answers about a text, in one network call: `decisions.decide`."""
+    return decisions.decide(self, context, questions, **given)

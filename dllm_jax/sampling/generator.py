@@ -12,6 +12,9 @@ import numpy as np
 from dllm_jax.core.types import Denoiser, Objective, Process
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.sampling import infill, requests
+from dllm_jax.sampling.constraints.arrays import Followed, placed
+from dllm_jax.sampling.constraints.automaton import automaton_of
+from dllm_jax.sampling.constraints.language import asked, LANGUAGES
 from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.presets import SamplerConfig
@@ -179,8 +182,38 @@ class Generator:
       length=length,
       request=numbers,
       options=chosen,
+      languages=self._languages(built, rows, canvases, sampler, options),
     )
     return Plan(sampler=built, rows=rows, batch=batch)
+
+  def _languages(
+    self,
+    built: Sampler,
+    rows: Sequence[requests.Template],
+    canvases: Sequence[requests.Template],
+    sampler: SamplerConfig,
+    options: Sequence[RowOptions] | None,
+  ) -> Followed | None:
+    """Returns what the texts of rows have to be in; None where nothing is asked."""
+    options = [RowOptions()] * len(rows) if options is None else options
+    of_all = asked(**{name: getattr(sampler, name) for name in LANGUAGES})
+    if of_all is not None:
+      of_all = automaton_of(of_all, self.tokenizer)
+    languages = [of_all if o.language is None else o.language for o in options]
+    if any(languages):
+      built.check_languages()
+    before = [self._before(row) for row in rows]
+    spans = [
+      o.span and (o.span[0] + n, o.span[1] + n)
+      for o, n in zip(options, before, strict=True)
+    ]
+    return placed(
+      canvases,
+      languages,
+      spans=spans,
+      vocab=self.objective.vocab_size,
+      length=built.length,
+    )
 
   def __call__(
     self,

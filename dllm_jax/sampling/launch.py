@@ -4,11 +4,11 @@ import functools
 import time
 
 import jax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.parallel import compilation
-from dllm_jax.sampling.program import generate, Generation
+from dllm_jax.sampling.program import generate, Generation, law_at
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.sampling.step import NoiseAt
@@ -90,6 +90,36 @@ class Launcher:
   def programs(self) -> int:
     """Returns how many programs were compiled and run."""
     return self._program._cache_size()
+
+
+class Looker:
+  """A network that is asked what tokens it holds likely at some slots.
+
+  One call on whole canvases, at time 1 where it is told the time: everything
+  that is free is masked, or drawn from the prior where nothing masks.
+
+  Attributes:
+    sampler: of the canvas; its policy takes no step.
+  """
+
+  def __init__(self, sampler: Sampler, denoiser: Denoiser):
+    self.sampler = sampler
+    self._program = compilation.jit(
+      functools.partial(law_at, sampler, denoiser)
+    )
+
+  def __call__(
+    self,
+    params: PyTree,
+    process: Process,
+    requests: Requests,
+    slots: Int[Array, "B Q"],
+    ids: Int[Array, "B Q N"],
+  ) -> Float[Array, "B Q N"]:
+    """Returns the log-probability of tokens at slots, nats."""
+    return self._program(
+      params, process, jax.random.key(0), requests, slots, ids
+    )
 
 
 def _is_shape(node) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from dllm_jax.core import check
 from dllm_jax.core.types import Objective
+from dllm_jax.sampling.constraints.automaton import Automaton
 from dllm_jax.sampling.policies.policy import Policy
 from dllm_jax.sampling.policies.rows import Options, Rows
 from dllm_jax.sampling.requests import Requests
@@ -49,6 +50,9 @@ class RowOptions:
     end_ids: what ends the row: it stops after the block in which it draws one.
     min_tokens: new slots in which no end is drawn.
     seed: with the request's number it decides the noise; taken modulo 2^32.
+    language: what the text has to be in (`constraints.automaton_of`).
+    span: (first, behind the last) slot of the template that the language is of;
+      from the first to the last that is sampled, if it is None.
   """
 
   temperature: float | None = None
@@ -63,6 +67,8 @@ class RowOptions:
   end_ids: Sequence[int] | None = None
   min_tokens: int | None = None
   seed: int | None = None
+  language: Automaton | None = None
+  span: tuple[int, int] | None = None
 
   def __post_init__(self):
     for name, interval in _INTERVALS.items():
@@ -151,6 +157,9 @@ def stack(
   if None in seeds and any(seed is not None for seed in seeds):
     raise ValueError("give each row a seed, or none: the others have no number")
   full = [_NEUTRAL | defaults.given | row.given for row in rows]
+  for row, fields in zip(rows, full, strict=True):
+    if row.language is not None and not fields.get("end_ids"):
+      fields["end_ids"] = row.language.end_ids
   kinds = {name: type(value) for name, value in _NEUTRAL.items()}
   single = {
     name: np.asarray([row[name] for row in full], _NARROW[kind])

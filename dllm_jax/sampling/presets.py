@@ -22,6 +22,7 @@ from dllm_jax.sampling.catalogue import (
   RULES,
   token_ids,
 )
+from dllm_jax.sampling.constraints.language import LANGUAGES
 from dllm_jax.sampling.forward import CACHES
 from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.policies.guidance import Guidance
@@ -98,6 +99,9 @@ class SamplerConfig:
     stop: whether a row stops at what ends it; None for the preset's.
     extend: whether slots after a block are hidden until it is written.
     context: slots that are seen at once; 0 for all.
+    choices: texts of which what is sampled has to be one, separated by "|".
+    regex: a regular expression that the whole of it has to match.
+    json_schema: a file, or the JSON itself, of a schema that it has to fit.
 
   Examples:
     >>> from dllm_jax.objectives import MDLM
@@ -139,6 +143,9 @@ class SamplerConfig:
   stop: bool | None = None
   extend: bool = False
   context: int = 0
+  choices: str = ""
+  regex: str = ""
+  json_schema: str = ""
 
   def __post_init__(self):
     if self.preset not in PRESETS:
@@ -188,6 +195,7 @@ class SamplerConfig:
     if self.factor is not None or self.entropy_bound is not None:
       threshold = None
     stop = preset.stops if self.stop is None else self.stop
+    stop |= any(getattr(self, name) for name in LANGUAGES)
     return RowOptions(
       temperature=self.temperature
       if self.temperature >= 0

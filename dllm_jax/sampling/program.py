@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dllm_jax.core.noise import Keyed
 from dllm_jax.core.types import Batch, Denoiser, ModelOutputs, Process
+from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.forward import Network
 from dllm_jax.sampling.loop import blocks, finished, prefilled
 from dllm_jax.sampling.policies.speculation import Speculation
@@ -126,6 +127,51 @@ def generate(
     top_log_probs=canvas.top_log_probs,
     trace=record,
   )
+
+
+def law_at(
+  sampler: Sampler,
+  denoiser: Denoiser,
+  params: PyTree,
+  process: Process,
+  key: Key[Array, ""],
+  requests: Requests,
+  slots: Int[Array, "B Q"],
+  ids: Int[Array, "B Q N"],
+) -> Float[Array, "B Q N"]:
+  """Returns log p of tokens at slots, nats, after one call of the network.
+
+  Without a cache, on whole canvases, of which all free slots are as the prior
+  has them. The mask is no token.
+
+  Args:
+    sampler: what the requests are for.
+    denoiser: the network.
+    params: its parameters.
+    process: the arrays of the objective.
+    key: of the prior.
+    requests: the canvases.
+    slots: which slots are asked about.
+    ids: which tokens at each of them.
+  """
+  params = denoiser.hold(params)
+  run = prepared(sampler, denoiser, params, process, key, requests)
+  canvas, objective = started(run), sampler.objective
+  window = run.block(canvas.block)
+  t = jnp.ones((slots.shape[0], 1))
+  hidden, _ = run.network.look(
+    canvas.z, t, window, run.requests.valid, None, False
+  )
+  out, _ = run.network.outputs(hidden, window, run.head)
+
+  def look(logits, ids):
+    if objective.mask_id is not None:
+      is_mask = jnp.arange(logits.shape[-1]) == objective.mask_id
+      logits = jnp.where(is_mask, -jnp.inf, logits)
+    law = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(law, ids, axis=-1)
+
+  return reduce(look, out, ids, window=slots - objective.shift)
 
 
 def check_network(sampler: Sampler, denoiser: Denoiser) -> None:

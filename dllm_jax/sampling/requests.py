@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 import numpy as np
 
 from dllm_jax.core.types import Objective
+from dllm_jax.sampling.constraints.arrays import Followed
 from dllm_jax.sampling.policies.rows import Options
 
 
@@ -29,6 +30,7 @@ class Requests:
     cond: class labels, one a row, or None.
     options: what each row chose (`options.stack`); None where the sampler's own
       numbers hold for all, which are then constants of the program.
+    languages: what the text of each row has to be in; None where no row asks.
   """
 
   tokens: Int[Array, "B T"]
@@ -37,6 +39,7 @@ class Requests:
   request: Int[Array, "B"]
   cond: Int[Array, "B"] | None = None
   options: Options | None = None
+  languages: Followed | None = None
 
 
 Template = Sequence[int | None]
@@ -51,6 +54,7 @@ def build(
   request: Sequence[int] | None = None,
   cond: Sequence[int] | None = None,
   options: Options | None = None,
+  languages: Followed | None = None,
 ) -> Requests:
   """Returns requests from rows of token ids, None where a token is wanted.
 
@@ -61,6 +65,7 @@ def build(
     request: a number for each row; by default 0, 1, 2, ...
     cond: a class label for each row.
     options: what each row chose, or None.
+    languages: what the text of each row has to be in, or None.
 
   Raises:
     ValueError: there is no row, a row does not fit on the canvas, a token is
@@ -99,11 +104,16 @@ def build(
     request=np.asarray(request, np.int32),
     cond=None if cond is None else np.asarray(cond, np.int32),
     options=options,
+    languages=languages,
   )
 
 
 def blank(
-  rows: int, length: int, *, options: Options | None = None
+  rows: int,
+  length: int,
+  *,
+  options: Options | None = None,
+  languages: Followed | None = None,
 ) -> Requests:
   """Returns requests for nothing: no slot is in use."""
   no = np.zeros((rows, length), bool)
@@ -113,6 +123,7 @@ def blank(
     valid=no,
     request=np.zeros((rows,), np.int32),
     options=options,
+    languages=languages,
   )
 
 

@@ -140,6 +140,16 @@ class Sampler:
     rule = getattr(self.policy, "selection", None)
     return self.cache == "block" and isinstance(rule, Sliding)
 
+  def check_languages(self) -> None:
+    """Raises ValueError unless the text of a row can be kept in a language."""
+    whole = self.policy.proposes and not self.policy.resizes
+    if not whole or self.slides or hasattr(self.objective, "step_law"):
+      raise ValueError(
+        f"{type(self.policy).__name__} of {type(self.objective).__name__} cannot"
+        " keep a text in a language: it does not draw the tokens of a window"
+        " together; use a preset that reveals masks, such as 'llada'"
+      )
+
   @property
   def objective(self) -> Objective:
     """The diffusion that the network was trained for."""

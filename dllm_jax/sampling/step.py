@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core.types import KVCache, ModelOutputs, Noise, Process
+from dllm_jax.sampling.constraints.follow import begun, passed, Place, proposed
 from dllm_jax.sampling.forward import Network
 from dllm_jax.sampling.options import known
 from dllm_jax.sampling.policies.rows import Rows
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.sampling.traces.trace import Frame, observe
-from dllm_jax.sampling.window import put, take, where, Window
+from dllm_jax.sampling.window import put, spread, take, where, Window
 
 NoiseAt = Callable[[Int[Array, "B"], Int[Array, "B W"]], Noise]
 """`(each row's own step, slots) -> noise` of a step."""
@@ -53,6 +54,7 @@ class Canvas:
     state: the policy's, inside a block.
     sound: rows of whose hidden states all were numbers; None where nobody asks.
     said: what the network last said of the block, where it is told that.
+    place: where rows are in their languages; None without.
   """
 
   z: PyTree
@@ -72,6 +74,7 @@ class Canvas:
   changed: Bool[Array, "B"] | None = None
   sound: Bool[Array, "B"] | None = None
   said: Float[Array, "B W D"] | None = None
+  place: Place | None = None
 
 
 class Run(NamedTuple):
@@ -176,6 +179,7 @@ def started(run: Run) -> Canvas:
   z = where(run.free, prior, objective.clean(run.process, requests.tokens))
   window = run.block(zeros)
   return Canvas(
+    place=begun(run, requests.tokens),
     said=_nothing_said(run, window),
     z=z,
     hidden=run.network.nothing(run.head) if run.keeps else None,
@@ -243,8 +247,11 @@ def left(
 ) -> Canvas:
   """Returns the canvas with some rows past their block."""
   canvas = canvas.replace(block=canvas.block + rows)
+  tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
+  if canvas.place is not None:
+    place = passed(run, canvas.place, tokens, window, rows)
+    canvas = canvas.replace(place=place)
   if run.ends is not None:
-    tokens = take(run.sampler.objective.decode(run.process, canvas.z), window)
     ended = rows & jnp.any(run.ended(tokens) & window.active, axis=1)
     canvas = canvas.replace(stopped=canvas.stopped | ended)
   if run.sampler.objective.two_passes and run.sampler.blocks > 1:
@@ -280,6 +287,9 @@ def step(
     active &= first | ~entry[:, None]
     must = active & entry[:, None]
   guide = None if network.guidance is None else network.guidance.guide()
+  told = run.rows(canvas.z, window)
+  if canvas.place is not None:
+    told = proposed(run, canvas, window, told, out, index=index, guide=guide)
   new_z, state, info = policy.step(
     run.process,
     run.noise(canvas.step, window.slots),
@@ -289,7 +299,7 @@ def step(
     active,
     window=index,
     guide=guide,
-    rows=run.rows(canvas.z, window),
+    rows=told,
     must=must,
   )
   new_z = where(active, new_z, z)
@@ -322,7 +332,7 @@ def step(
   tokens = objective.decode(run.process, after.z)
   window = window._replace(active=window.active & running[:, None])
   return after, Frame(
-    tokens=tokens, ran=running, **_spread(seen, window, tokens)
+    tokens=tokens, ran=running, **spread(seen, window, tokens.shape)
   )
 
 
@@ -387,14 +397,3 @@ def _differs(new: PyTree, old: PyTree) -> Bool[Array, "B"]:
   pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
   rows = [jnp.any((a != b).reshape(a.shape[0], -1), axis=1) for a, b in pairs]
   return jnp.any(jnp.stack(rows), axis=0)
-
-
-def _spread(
-  seen: Mapping[str, Array], window: Window, canvas: Int[Array, "B T"]
-) -> dict[str, Array]:
-  """Returns what a window showed on the whole canvas, 0 elsewhere."""
-  blank = {
-    name: jnp.zeros(canvas.shape, value.dtype) for name, value in seen.items()
-  }
-  zeros = jax.tree.map(jnp.zeros_like, dict(seen))
-  return put(blank, window, where(window.active, dict(seen), zeros))

@@ -53,6 +53,13 @@ def gather(x: PyTree, slots: Int[Array, "B W"]) -> PyTree:
   return jax.tree.map(leaf, x)
 
 
+def spread(seen: PyTree, window: Window, shape: tuple[int, int]) -> PyTree:
+  """Returns what a window showed on the whole canvas, 0 elsewhere."""
+  zeros = jax.tree.map(jnp.zeros_like, seen)
+  blank = jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), seen)
+  return put(blank, window, where(window.active, seen, zeros))
+
+
 def take(z: PyTree, window: Window) -> PyTree:
   """Returns the slots of a window."""
   return z if window.whole else gather(z, window.slots)

@@ -21,6 +21,7 @@ from typing import Any
 from dllm_jax.parallel import distributed
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests
+from dllm_jax.sampling.constraints.arrays import Room
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.serving.launch import Program
 from dllm_jax.serving.requests import Closed, Full, Listener, Request
@@ -94,6 +95,7 @@ class Engine:
     top: int = 0,
     state: Any = None,
     use_ema: bool = True,
+    languages: int = 0,
   ) -> "Engine":
     """Returns the engine of a run's network, on its mesh.
 
@@ -109,6 +111,8 @@ class Engine:
       top: likeliest tokens that are told with each token.
       state: whose parameters; by default the newest checkpoint's.
       use_ema: whether to use averaged parameters where there are any.
+      languages: states of the largest language that a row may choose; 0 for no
+        languages.
 
     Raises:
       ValueError: the sampler is illegal, or there is no slot.
@@ -127,6 +131,9 @@ class Engine:
       defaults=sampler.options(ends),
       rows=slots,
       mesh=run.mesh,
+      room=Room.for_states(languages, run.objective.vocab_size)
+      if languages
+      else None,
     )
     return cls(program, queue=queue, calls=calls)
 

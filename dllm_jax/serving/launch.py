@@ -14,6 +14,7 @@ from dllm_jax.core.mask import Full
 from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.parallel import compilation
 from dllm_jax.sampling import requests
+from dllm_jax.sampling.constraints.arrays import Followed, placed, Room
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.policies.rows import Options
 from dllm_jax.sampling.policies.speculation import Speculation
@@ -75,6 +76,7 @@ class Program:
     mesh: jax.sharding.Mesh,
     defaults: RowOptions = RowOptions(),
     counts: Sequence[int] | None = None,
+    room: Room | None = None,
   ):
     """Makes the programs, which compile when `compile` is called.
 
@@ -88,6 +90,7 @@ class Program:
       defaults: what rows choose that say nothing else, `SamplerConfig.options`.
       counts: of rows that programs are compiled for; by default 1, half and all of
         them, where the first rows lie together.
+      room: of the languages that rows may choose; None for none.
 
     Raises:
       ValueError: the network cannot fill the sampler's cache, the sampler's rows
@@ -97,6 +100,9 @@ class Program:
       raise ValueError(f"an engine needs at least 1 slot, not {rows}")
     check_served(sampler)
     check_network(sampler, denoiser)
+    if room is not None:
+      sampler.check_languages()
+    self._room = room
     self.sampler, self.rows, self.mesh = sampler, rows, mesh
     self.widths = _widths(sampler)
     self.counts = counts or _counts(sampler, rows, mesh)
@@ -145,7 +151,28 @@ class Program:
 
   def _blank(self, rows: int) -> requests.Requests:
     options = self._stacked([RowOptions()] * rows)
-    return requests.blank(rows, self.sampler.length, options=options)
+    length = self.sampler.length
+    languages = self._languages([[]] * rows, [RowOptions()] * rows)
+    return requests.blank(rows, length, options=options, languages=languages)
+
+  def _languages(
+    self, rows: Sequence[requests.Template], options: Sequence[RowOptions]
+  ) -> Followed | None:
+    """Returns what the texts of rows have to be in."""
+    chosen = [row.language for row in options]
+    if self._room is None and any(chosen):
+      raise ValueError(
+        "this server follows no language, which its sampler cannot or which it"
+        " was started without (--languages=0)"
+      )
+    return placed(
+      rows,
+      chosen,
+      spans=[row.span for row in options],
+      vocab=self.sampler.objective.vocab_size,
+      length=self.sampler.length,
+      room=self._room,
+    )
 
   def _stacked(self, rows: Sequence[RowOptions]) -> Options:
     """Returns what rows chose, each with a seed."""
@@ -156,7 +183,8 @@ class Program:
   def ends(self, options: RowOptions) -> Sequence[int]:
     """Returns what ends a row."""
     ends = options.end_ids
-    return (self._defaults.end_ids or ()) if ends is None else ends
+    ends = (self._defaults.end_ids or ()) if ends is None else ends
+    return ends or (options.language.end_ids if options.language else ())
 
   def arrays(
     self, canvas: requests.Template, number: int, options: RowOptions
@@ -178,6 +206,7 @@ class Program:
       length=self.sampler.length,
       request=[number],
       options=self._stacked([options]),
+      languages=self._languages([canvas], [options]),
     )
 
   def reset(self) -> None:

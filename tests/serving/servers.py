@@ -30,7 +30,7 @@ def letters() -> HuggingFace:
   from tokenizers import models
 
   from dllm_jax.data.byte_pairs import byte_level
-  from dllm_jax.serving.http.text import _byte_names
+  from dllm_jax.sampling.constraints.spelling import _byte_names
 
   vocabulary = {name: byte for name, byte in _byte_names().items()}
   made = byte_level(models.BPE(vocabulary, []), None)

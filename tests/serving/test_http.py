@@ -285,9 +285,9 @@ MORE = [
   ("/v1/chat/completions", {"top_logprobs": 2}, "top_logprobs", "logprobs"),
   (
     "/v1/chat/completions",
-    {"response_format": {"type": "json_object"}},
-    "response_format.type",
-    "text",
+    {"response_format": {"type": "xml"}},
+    "response_format",
+    "json_schema",
   ),
   (
     "/v1/chat/completions",

@@ -10,7 +10,8 @@ from dllm_jax.data.huggingface import HuggingFace
 from dllm_jax.data.numbers import Numbers
 from dllm_jax.data.tokenizer import Bytes, Characters
 from dllm_jax.evaluation.likelihood.contexts import cut
-from dllm_jax.serving.http.text import Detokenizer, spelling, Stops
+from dllm_jax.sampling.constraints.spelling import spelling
+from dllm_jax.serving.http.text import Detokenizer, Stops
 
 TEXT = "naïve café – 日本語のテキスト, 🙂👩‍👩‍👧 don't 'e ! Wörter\n" * 3
 

@@ -10,6 +10,7 @@ from dllm_jax.cli import command as commands
 from dllm_jax.core import paths
 
 _KEY = "DLLM_API_KEY"
+_STATES = 1024  # of a language
 _HERE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -37,6 +38,13 @@ def _define(flag: commands.Flags) -> None:
     "best tokens that requests may ask for beside each, with their "
     "log-probabilities; they are found for every token",
     lower_bound=0,
+  )
+  flag.integer(
+    "languages",
+    -1,
+    "states of the largest language that an answer may be held to, a JSON schema "
+    "or an expression; 0 for none, -1 for 1024 where the sampler can",
+    lower_bound=-1,
   )
   flag.string("name", "", "what requests call the model; the run's by default")
   flag.string(
@@ -97,8 +105,11 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     seconds=values.max_seconds,
     drain_seconds=values.drain_seconds,
   )
+  languages = values.languages
   run = Run.open(workdir, mesh=values["mesh"].value.to_dict())
   sampler = commands.sampler(values, argv, run.config.sampler)
+  if languages < 0:
+    languages = _STATES if _follows(run, sampler) else 0
   engine = serving.Engine.of(
     run,
     sampler=sampler,
@@ -108,6 +119,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     calls=values.calls,
     top=values.top_logprobs,
     use_ema=values.use_ema,
+    languages=languages,
   )
   if values.host not in _HERE and key is None:
     print(
@@ -121,8 +133,23 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     name=values.name or paths.place(workdir).name,
     sampler=sampler,
     limits=limits,
+    use_ema=values.use_ema,
   )
   return serving.serve(model, host=values.host, port=values.port, key=key)
+
+
+def _follows(run: Any, sampler: Any) -> bool:
+  """Whether answers can be held to a language, and what that needs is there."""
+  import importlib.util  # pylint: disable=g-import-not-at-top
+
+  if importlib.util.find_spec("outlines_core") is None:
+    return False
+  ends, length = run.tokenizer.end_ids, run.config.data.length
+  try:
+    sampler.build(run.objective, length=length, end_ids=ends).check_languages()
+  except ValueError:
+    return False
+  return True
 
 
 def _key(values: flags.FlagValues) -> str | None:

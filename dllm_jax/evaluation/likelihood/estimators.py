@@ -21,6 +21,9 @@ prompt, or what stands before a window, is whatever the mask leaves out.
 - "left", "confidence", "margin", "entropy": the exact likelihood of revealing
   one token at a time, from the left or the surest one first. The order depends
   on revealed tokens only, so that this is a law over texts.
+- "target": the same, with that token first which the network holds likeliest to
+  be the one it is (iLLaDA). The order looks at what it hides: a score by which
+  answers are compared, and no law over texts.
 
 Pure functions; nothing here reads text or launches a program.
 """
@@ -40,9 +43,17 @@ from dllm_jax.sampling.policies.score import score, SCORES
 from dllm_jax.training.bound import even
 
 Name = Literal[
-  "auto", "exact", "counts", "times", "left", "confidence", "margin", "entropy"
+  "auto",
+  "exact",
+  "counts",
+  "times",
+  "left",
+  "confidence",
+  "margin",
+  "entropy",
+  "target",
 ]
-ORDERS = tuple(name for name in SCORES if name != "random")
+ORDERS = (*(name for name in SCORES if name != "random"), "target")
 
 
 def choose(objective: Objective, name: Name) -> Name:
@@ -264,6 +275,8 @@ def _in_order(name, objective, process, denoise, batch):
     def read(logits, x0, z, t, noise, slots):
       log_p = objective.log_x0(process, logits, z, t)
       picked = jnp.take_along_axis(log_p, x0[..., None], axis=-1)[..., 0]
+      if name == "target":
+        return -picked, picked
       sure = jnp.max(log_p, axis=-1)
       return -picked, score(name, log_p, sure, noise, slots)
 

@@ -44,7 +44,7 @@ class Likelihood:
   overlap: int = option(0, "tokens before a window that it is given")
   estimator: str = option(
     "auto",
-    "exact, counts, times, or an order: left, confidence, margin, entropy",
+    "exact, counts, times, or an order: left, confidence, margin, entropy, target",
   )
   block_size: int = option(
     0, "block diffusion: tokens of a block; 0 as trained"

@@ -27,6 +27,9 @@ from dllm_jax.core.types import (
   Reading,
 )
 from dllm_jax.core.vocabulary import reduce
+from dllm_jax.sampling.constraints.arrays import Followed
+from dllm_jax.sampling.constraints.paths import weights
+from dllm_jax.sampling.constraints.proposal import FAINT, softened
 from dllm_jax.sampling.policies.processors import (
   Banned,
   best_only,
@@ -42,8 +45,6 @@ from dllm_jax.sampling.policies.selection import Progress
 
 Outputs = ModelOutputs | tuple[ModelOutputs, ...]
 Grid = Literal["objective", "uniform", "cosine"]
-_FAINT = 200.0
-"""Nats: e^-200 is 0 in float32, and differences of logits stay what they are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ class Stepwise:
   stands = False
   conditions = False
   resizes = False
+  proposes = True
   extra = 0
   """Calls beyond `steps` that a revision may add."""
 
@@ -156,7 +158,7 @@ class Stepwise:
     is_mask = jnp.arange(logits.shape[-1]) == self.objective.mask_id
     alone = ~jnp.any((read > -jnp.inf) & ~is_mask, axis=-1, keepdims=True)
     rules = [f for f in filters if isinstance(f, Banned | Forced)]
-    faint = rows.adjusted(compose(rules, logits, z, rows.counts)) - _FAINT
+    faint = rows.adjusted(compose(rules, logits, z, rows.counts)) - FAINT
     return jnp.where(alone & ~is_mask, faint, read)
 
   def drawn(self, logits: Logits, z: PyTree, rows: Rows) -> Logits:
@@ -164,9 +166,12 @@ class Stepwise:
 
     Of rows without temperature only the best token is left.
     """
-    if rows.options is None:
+    if rows.options is None and rows.proposal is None:
       return compose(self.processors, self._legal(logits), z, rows.counts)
-    law, warm = self.law(logits, z, rows), rows.warm
+    law = rows.chosen(self.law(logits, z, rows))
+    if rows.options is None:
+      return best_only(law) if self._greedy else law
+    warm = rows.warm
     return lax.cond(
       jnp.all(warm),
       lambda x: x,
@@ -178,8 +183,11 @@ class Stepwise:
     """Returns what a draw's log-probability is of, given filtered logits.
 
     What tokens are drawn from; without temperature, where nothing is drawn, what
-    the best token was the best of.
+    the best token was the best of. Under a language, its marginal at the slot.
     """
+    return rows.within(self._free_law(logits, z, rows), logits)
+
+  def _free_law(self, logits: Logits, z: PyTree, rows: Rows) -> Logits:
     processors = rows.fixed(self.processors)
     if rows.options is None and self._greedy:
       processors = processors[:-1]
@@ -187,6 +195,39 @@ class Stepwise:
     if rows.options is None or self.sharpens:
       return logits
     return rows.shaped(logits, greedy=False)
+
+  def heated(self, logits: Logits, state: Any) -> Logits:
+    """Returns logits at the temperature that a policy has of its own."""
+    return logits
+
+  def weigh(
+    self,
+    out: Outputs,
+    z: PyTree,
+    state: Any,
+    languages: Followed,
+    kinds: int,
+    *,
+    window: Int[Array, "B W"] | None,
+    guide: Guide | None,
+    rows: Rows,
+  ) -> tuple[Float[Array, "B W C"], Float[Array, "B W C"]]:
+    """Returns how likely the tokens of each class are, together and the best.
+
+    Under the law that tokens would be drawn from without a language, in nats.
+    """
+
+    def look(logits, z, rows):
+      read = self.filtered(logits, z, rows, guide)
+      read = self.heated(read, state)
+      law = softened(self._free_law(read, z, rows), read)
+      return weights(law, languages, kinds)
+
+    return reduce(look, out, z, rows, window=window)
+
+  def takes_best(self, rows: Rows) -> bool | Bool[Array, "B"]:
+    """Returns which rows take the most probable text, and draw none."""
+    return self._greedy if rows.options is None else ~rows.warm[:, 0]
 
   @property
   def _greedy(self) -> bool:
@@ -207,8 +248,9 @@ class Stepwise:
     distribution.
     """
     law = self.law(logits, z, rows)
-    best = lambda: jnp.argmax(law, axis=-1).astype(jnp.int32)
-    draw = lambda: noise.categorical(Tag.TOKEN, law)
+    legal = rows.chosen(law)
+    best = lambda: jnp.argmax(legal, axis=-1).astype(jnp.int32)
+    draw = lambda: noise.categorical(Tag.TOKEN, legal)
     if rows.options is None:
       token = best() if self._greedy else draw()
     else:
@@ -309,7 +351,7 @@ class Ancestral(Stepwise):
       z, info = self._mixed(process, noise, out, z, t, s, window, guide, rows)
       return z, after, info
     plain = guide is None and not (self.filters or self.processors)
-    plain &= rows.options is None
+    plain &= rows.options is None and rows.proposal is None
 
     def drawn(logits, z, t, rows):
       if plain:
@@ -337,7 +379,9 @@ class Ancestral(Stepwise):
     What replaces tokens draws in any case.
     """
     greedy = self._greedy if rows.options is None else ~rows.warm[..., None]
-    if greedy is False or self.objective.replaces:
+    if rows.proposal is not None:
+      greedy = True
+    elif greedy is False or self.objective.replaces:
       return log_q
     law = self.law(self.filtered(logits, z, rows, guide), z, rows)
     return jnp.where(greedy, law, log_q)

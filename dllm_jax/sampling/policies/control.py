@@ -148,6 +148,8 @@ class Controlled(Stepwise):
   pull: float = 0.01
   until: float = 0.0
 
+  proposes = False
+
   def __post_init__(self):
     super().__post_init__()
     LatentClassifier(diffusion=self.objective, classes=2)

@@ -31,6 +31,8 @@ class Policy(Protocol):
       `info["said"]`.
     resizes: whether some slots of a window may be out of use (`live`): whole
       canvases only, of which positions count what is in use.
+    proposes: whether it reveals what is drawn at all slots together, so that a
+      text can be kept in a language; there is then `weigh` and `takes_best`.
   """
 
   objective: Objective
@@ -43,6 +45,7 @@ class Policy(Protocol):
   top: int
   conditions: bool
   resizes: bool
+  proposes: bool
 
   def least_steps(self, width: int) -> int:
     """Returns the fewest steps that finish a window of so many slots."""

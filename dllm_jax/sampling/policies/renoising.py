@@ -79,7 +79,8 @@ class Psi(Stepwise):
     kappa = jnp.where(mixing, self.kappa, 1.0)
 
     def draw(logits, z, t, s, kappa, noise, rows):
-      logits = self.drawn(self.filtered(logits, z, rows, guide), z, rows)
+      read = self.filtered(logits, z, rows, guide)
+      logits = self.drawn(read, z, rows)
       log_q = self.objective.posterior(process, logits, z, t, s)
       log_p = self.objective.posterior(process, logits, z, t, 0.0 * s)
       q = psi(
@@ -91,7 +92,10 @@ class Psi(Stepwise):
       )
       log_q = jnp.log(q)
       token = noise.categorical(Tag.TOKEN, log_q)
-      return token, self.noted(log_q, token)
+      law = log_q
+      if rows.proposal is not None:
+        law = self.law(read, z, rows)
+      return token, self.noted(law, token)
 
     z, info = reduce(draw, out, z, t, s, kappa, noise, rows, window=window)
     return z, state.replace(step=state.step + 1), info
@@ -254,15 +258,19 @@ class Renoise(Stepwise):
     info["log_prob"] = jnp.where(over | keep, info["log_prob"], even)
     return z, state, info | ({"said": seen.said} if self.conditions else {})
 
-  def _seen(self, noise, out, z, state, window, guide, rows) -> _Seen:
+  def heated(self, logits, state):
+    """Returns logits at the temperature of each row's call."""
     left = (self.steps - state.step) / self.steps
-    heat = (self.cold + (self.hot - self.cold) * left)[:, None]
+    heat = self.cold + (self.hot - self.cold) * left
+    return logits / heat[:, None, None]
+
+  def _seen(self, noise, out, z, state, window, guide, rows) -> _Seen:
     mean = mean_embedding(out[0] if isinstance(out, tuple) else out)
 
-    def look(logits, z, heat, noise, rows):
-      logits = self.filtered(logits, z, rows, guide) / heat[..., None]
+    def look(logits, z, noise, rows):
+      logits = self.heated(self.filtered(logits, z, rows, guide), state)
       token, law = self.token(logits, z, rows, noise)
-      best = jnp.argmax(law, axis=-1).astype(jnp.int32)
+      best = jnp.argmax(rows.chosen(law), axis=-1).astype(jnp.int32)
       of = lambda token: (
         self.noted(law, token) | {"confidence": confidence(law, token)}
       )
@@ -275,4 +283,4 @@ class Renoise(Stepwise):
         said=mean(law) if self.conditions else None,
       )
 
-    return reduce(look, out, z, heat, noise, rows, window=window, live=_LIVE)
+    return reduce(look, out, z, noise, rows, window=window, live=_LIVE)

@@ -20,6 +20,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from dllm_jax.sampling.constraints.proposal import Proposal
 from dllm_jax.sampling.policies.processors import (
   heated,
   Logits,
@@ -91,12 +92,14 @@ class Rows:
     early: slots in which nothing may end the row.
     options: the rows' own, leaves `[B, 1, n]`; None where the sampler's numbers
       hold for all.
+    proposal: a text of each row's language; None where no row has one.
   """
 
   counts: Int[Array, "B 1 V"] | None = None
   written: Int[Array, "B 1 V"] | None = None
   early: Bool[Array, "B W"] | None = None
   options: Options | None = None
+  proposal: Proposal | None = None
 
   @classmethod
   def of(cls, options: Options | None, **fields) -> "Rows":
@@ -119,6 +122,14 @@ class Rows:
   def threshold(self) -> Float[Array, "B 1"] | None:
     """Returns the confidence from which each row reveals slots together."""
     return None if self.options is None else self.options.threshold[..., 0]
+
+  def within(self, law: Logits, read: Logits) -> Logits:
+    """Returns what of a law is in the rows' languages; see `Proposal`."""
+    return law if self.proposal is None else self.proposal.within(law, read)
+
+  def chosen(self, law: Logits) -> Logits:
+    """Returns a law with the tokens of a proposed text only, if there is one."""
+    return law if self.proposal is None else self.proposal.chosen(law)
 
   def adjusted(self, logits: Logits) -> Logits:
     """Returns logits with biases and penalties, without ends too early."""

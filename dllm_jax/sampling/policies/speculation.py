@@ -75,6 +75,7 @@ class Speculation(Stepwise):
   threshold: float | None = None
 
   forces = True
+  proposes = False
 
   def __post_init__(self):
     super().__post_init__()

@@ -209,7 +209,7 @@ class Unmasking(Stepwise):
       read = self.filtered(logits, z, rows, guide)
       token, law = self.token(read, z, rows, noise)
       info = self.noted(law, token, self._likely(read, token, z, rows))
-      read = compose(self.doubts, read, z, rows.counts)
+      read = compose(self.doubts, rows.within(read, read), z, rows.counts)
       sure = confidence(read, token)
       h = entropy(read) if self.selection.entropy else None
       ranks = score(self.score, read, sure, noise, slot)
@@ -259,7 +259,9 @@ class Unmasking(Stepwise):
 
     Where tokens are drawn from what scores read, less the mask.
     """
-    if rows.options is None:
+    if rows.proposal is not None:
+      plain = False
+    elif rows.options is None:
       plain = self.processors in ((), (Temperature(0.0),))
     elif rows.fixed(self.processors):
       plain = False

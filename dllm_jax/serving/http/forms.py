@@ -7,9 +7,9 @@ import time
 from typing import Any
 import uuid
 
+from dllm_jax.sampling.constraints.spelling import Spelling, spelling
 from dllm_jax.serving.http.answer import Answer, Piece, Token
 from dllm_jax.serving.http.model import Model
-from dllm_jax.serving.http.text import Spelling, spelling
 from dllm_jax.serving.requests import Draft
 
 _LEAST = -9999.0  # what JSON has instead of a logarithm of nothing

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Any
 
 from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective
@@ -9,6 +10,7 @@ from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.serving.decisions import Decider
 from dllm_jax.serving.engine import Engine
 from dllm_jax.serving.http.limits import Limits
 
@@ -25,6 +27,7 @@ class Model:
     objective: what the network was trained for.
     sampler: how the engine samples, as it was configured.
     limits: of a request.
+    decider: what answers by labels.
   """
 
   name: str
@@ -34,6 +37,7 @@ class Model:
   objective: Objective
   sampler: SamplerConfig
   limits: Limits
+  decider: Decider
 
   @classmethod
   def of(
@@ -44,8 +48,20 @@ class Model:
     name: str,
     sampler: SamplerConfig,
     limits: Limits,
+    state: Any = None,
+    use_ema: bool = True,
   ) -> "Model":
-    """Returns the model of a run, behind an engine."""
+    """Returns the model of a run, behind an engine.
+
+    Args:
+      run: whose network.
+      engine: what fills rows.
+      name: what requests call it.
+      sampler: how the engine samples.
+      limits: of a request.
+      state: whose parameters decide; by default the newest checkpoint's.
+      use_ema: whether to use averaged parameters where there are any.
+    """
     return cls(
       name=name,
       created=int(time.time()),
@@ -54,6 +70,7 @@ class Model:
       objective=run.objective,
       sampler=sampler,
       limits=limits,
+      decider=Decider(run, state=state, use_ema=use_ema),
     )
 
   @property

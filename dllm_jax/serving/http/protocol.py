@@ -54,10 +54,49 @@ class StreamOptions(Body):
   )
 
 
-class ResponseFormat(Body):
-  """The form of an answer."""
+class Schema(Body):
+  """A JSON schema by name."""
+
+  name: Text | None = None
+  description: Text | None = None
+  # The keyword of OpenAI's, which pydantic has a method for.
+  schema_: dict[str, Any] | bool = Field(True, alias="schema")
+  strict: bool | None = Field(
+    None, description="Every answer keeps to it, whether this says so or not."
+  )
+
+
+class AnyText(Body):
+  """An answer of any form."""
 
   type: Literal["text"]
+
+
+class AnyObject(Body):
+  """An answer that is a JSON object."""
+
+  type: Literal["json_object"]
+
+
+class OfSchema(Body):
+  """An answer that a JSON schema admits."""
+
+  type: Literal["json_schema"]
+  json_schema: Schema
+
+
+ResponseFormat = Annotated[
+  AnyText | AnyObject | OfSchema, Field(discriminator="type")
+]
+Choices = Annotated[list[Text], Field(min_length=1, max_length=1024)]
+
+
+class StructuredOutputs(Body):
+  """The form of an answer, as vLLM's clients ask for it; one of these."""
+
+  json_: dict[str, Any] | bool | Text | None = Field(None, alias="json")
+  regex: Text | None = None
+  choice: Choices | None = None
 
 
 class Common(Body):
@@ -132,6 +171,21 @@ class Common(Body):
   block_length: Count | None = Field(
     None, description="Slots sampled together, from left to right."
   )
+  response_format: ResponseFormat | None = Field(
+    None, description="`text`, `json_object`, or `json_schema` with a schema."
+  )
+  structured_outputs: StructuredOutputs | None = Field(
+    None, description="vLLM's: `json`, `regex` or `choice`."
+  )
+  guided_json: dict[str, Any] | bool | Text | None = Field(
+    None, description="vLLM's older name of `structured_outputs.json`."
+  )
+  guided_regex: Text | None = Field(
+    None, description="vLLM's older name of `structured_outputs.regex`."
+  )
+  guided_choice: Choices | None = Field(
+    None, description="vLLM's older name of `structured_outputs.choice`."
+  )
 
 
 class Completion(Common):
@@ -205,7 +259,6 @@ class Chat(Common):
   top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
     None, description="And of so many best ones there; wants `logprobs`."
   )
-  response_format: ResponseFormat | None = None
 
 
 class Tokenize(Body):

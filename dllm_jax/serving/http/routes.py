@@ -17,6 +17,7 @@ from starlette import concurrency
 from starlette.exceptions import HTTPException
 
 from dllm_jax.core.paths import Path
+from dllm_jax.serving import decisions
 from dllm_jax.serving.http import prompts, protocol, wishes
 from dllm_jax.serving.http.forms import Chats, Completions, Form
 from dllm_jax.serving.http.gate import Gate
@@ -100,6 +101,16 @@ class Routes:
     ended(200)
     return responses.JSONResponse(made)
 
+  async def decisions(self, body: decisions.Decision) -> dict[str, Any]:
+    """Answers questions about an input by labels, in one network call."""
+    wishes.known(body.model, self._model)
+    length = self._model.length
+    off = concurrency.run_in_threadpool
+    layout = await off(self._model.decider.layout, body, length)
+    answers = await off(self._model.decider, layout)
+    self._metrics.answered("/v1/decisions", 200)
+    return decisions.response(body, layout, answers)
+
   async def models(self) -> dict[str, Any]:
     """Lists what is served: one model."""
     return {"object": "list", "data": [self._described()]}
@@ -181,6 +192,7 @@ def application(model: Model, *, key: str | None = None) -> Gate:
   get = functools.partial(app.add_api_route, methods=["GET"])
   post("/v1/completions", routes.completions, response_model=None)
   post("/v1/chat/completions", routes.chats, response_model=None)
+  post("/v1/decisions", routes.decisions, response_model=None)
   get("/v1/models", routes.models)
   get("/v1/models/{name}", routes.one_model)
   post("/tokenize", routes.tokenize)

@@ -6,15 +6,12 @@ knows requests, engines or HTTP.
 """
 
 from collections.abc import Sequence
-import functools
-import json
-import re
 
-from dllm_jax.data.tokenizer import Bytes, Tokenizer
+from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.sampling.constraints.spelling import spelling
 
 _CONTEXT = 8  # tokens that decide how the next ones are spelled
 _TIDIED = 8  # characters at the end that a tidied space may still change
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _BROKEN = "\ufffd"
 
 
@@ -116,73 +113,3 @@ class Stops:
       ):
         return at
     return len(text)
-
-
-class Spelling:
-  """What single tokens are called, and the bytes that they stand for.
-
-  Args:
-    tokenizer: ids to text.
-  """
-
-  def __init__(self, tokenizer: Tokenizer):
-    self._tokenizer = tokenizer
-    decoder = json.dumps(
-      _definition(tokenizer).get("decoder"), ensure_ascii=False
-    )
-    self._byte_level = '"ByteLevel"' in decoder
-    self._spaced = "\u2581" in decoder
-    self._fallback = '"ByteFallback"' in decoder
-    self._special = getattr(tokenizer, "special_ids", frozenset())
-
-  @functools.cached_property
-  def bytes_alone(self) -> frozenset[int]:
-    """The tokens that are one byte, where a run of bytes is decoded as one."""
-    if not self._fallback:
-      return frozenset()
-    vocabulary = _definition(self._tokenizer)["model"]["vocab"]
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ()
-    return frozenset(i for name, i in pairs if _BYTE.fullmatch(name))
-
-  @functools.lru_cache(maxsize=65_536)  # noqa: B019  As old as the server.
-  def bytes_of(self, token: int) -> bytes:
-    """Returns the bytes of a token by itself."""
-    if isinstance(self._tokenizer, Bytes) and token < 256:
-      return bytes([token])
-    if not hasattr(self._tokenizer, "name_of"):
-      return self._tokenizer.decode([token]).encode(errors="replace")
-    name = self._tokenizer.name_of(token) or ""
-    if token in self._special:
-      return name.encode()
-    if self._fallback and (one := _BYTE.fullmatch(name)):
-      return bytes([int(one[1], 16)])
-    if self._byte_level and all(c in _byte_names() for c in name):
-      return bytes(_byte_names()[c] for c in name)
-    return (name.replace("\u2581", " ") if self._spaced else name).encode()
-
-  def text_of(self, token: int) -> str:
-    """Returns a token as text; bytes that are no characters become U+FFFD."""
-    return self.bytes_of(token).decode(errors="replace")
-
-
-@functools.lru_cache(maxsize=4)
-def spelling(tokenizer: Tokenizer) -> Spelling:
-  """Returns the spelling of a tokenizer, made once."""
-  return Spelling(tokenizer)
-
-
-def _definition(tokenizer: Tokenizer) -> dict:
-  return json.loads(getattr(tokenizer, "definition", "{}"))
-
-
-@functools.cache
-def _byte_names() -> dict[str, int]:
-  """Returns the characters by which byte-level vocabularies name bytes.
-
-  Printable bytes of Latin-1 are themselves; the others are the characters from
-  U+0100 on, in order (GPT-2).
-  """
-  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  names = {chr(byte): byte for byte in printable}
-  others = (byte for byte in range(256) if byte not in printable)
-  return names | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -12,6 +12,7 @@ import secrets
 from typing import Any
 
 from dllm_jax.sampling import infill
+from dllm_jax.sampling.constraints.automaton import Automaton
 from dllm_jax.sampling.options import RowOptions
 from dllm_jax.serving.http import protocol
 from dllm_jax.serving.http.limits import Refusal
@@ -24,6 +25,7 @@ from dllm_jax.serving.http.prompts import (
   prompt_ids,
   room_after,
 )
+from dllm_jax.serving.languages import automaton
 from dllm_jax.serving.requests import Request
 
 # Fields of a body that are choices of its rows.
@@ -266,7 +268,7 @@ def _wishes(
       param="logprobs" if completion_ else "top_logprobs",
     )
   n = body.n or 1
-  options = _options(body)
+  options = _options(body, automaton(body, model.tokenizer))
   drafts = bool(body.stream_drafts)
   answers = [
     Wish(
@@ -297,14 +299,14 @@ def _wishes(
   )
 
 
-def _options(body: protocol.Common) -> RowOptions:
+def _options(body: protocol.Common, language: Automaton | None) -> RowOptions:
   """Returns what a body chooses of how its rows are sampled."""
   given = {name: getattr(body, name) for name in _CHOSEN}
   if body.logit_bias:
     given["logit_bias"] = {int(i): by for i, by in body.logit_bias.items()}
   if body.seed is None:
     given["seed"] = secrets.randbits(32)
-  return RowOptions(**given)
+  return RowOptions(**given, language=language)
 
 
 def _legal(request: Request, model: Model) -> None:

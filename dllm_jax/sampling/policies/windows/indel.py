@@ -72,6 +72,8 @@ class InDel(Stepwise):
   edit_threshold: float = 0.0
   post_steps: int = 16
 
+  proposes = False
+
   def __post_init__(self):
     super().__post_init__()
     check_mask(self)

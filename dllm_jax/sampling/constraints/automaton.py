@@ -1,0 +1,321 @@
+r"""From a language and a tokenizer to a deterministic automaton over tokens.
+
+`outlines-core` makes the automaton of single bytes. What a token does is what
+its bytes do one after another, found for all states and tokens at once by
+walking the tree of tokens; its own index of tokens, which is a Python dictionary
+of each state and token, would have millions of entries. Tokens that no state
+tells apart are one class; the sets of classes that lead from a state to another
+are few, and shared by many such pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+
+import numpy as np
+
+from dllm_jax.core import files, paths
+from dllm_jax.data.tokenizer import Tokenizer
+from dllm_jax.sampling.constraints.language import Language, NEEDED
+from dllm_jax.sampling.constraints.spelling import spelling
+from dllm_jax.sampling.constraints.walk import loops_of, tree_of, walked
+
+_VERSION = 1  # of what is kept on disk
+MOST_STATES = 32_768
+"""States of a language, at most."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Automaton:
+  """What tokens do, in numbers; state 0 is the first.
+
+  Attributes:
+    classes: the class of each token, `[V]`; 0 is that of tokens with no place in
+      the language.
+    members: pairs (set, class) in order, `[N, 2]`: which classes a set has.
+    arcs: triples (from, set, to), `[A, 3]`: from a state each token leads to one
+      state at most, by the one arc whose set has its class.
+    accepting: states in which a text may end, `[S]`.
+    ended: the state behind an end of text, or -1: its tokens lead to it from each
+      state that accepts, and from itself.
+    name: what messages call the language.
+  """
+
+  classes: np.ndarray
+  members: np.ndarray
+  arcs: np.ndarray
+  accepting: np.ndarray
+  ended: int = -1
+  name: str = "the language"
+
+  @property
+  def states(self) -> int:
+    """The number of states."""
+    return len(self.accepting)
+
+  @property
+  def sets(self) -> int:
+    """The number of sets of classes."""
+    return int(self.members[:, 0].max(initial=-1)) + 1
+
+  @property
+  def kinds(self) -> int:
+    """The number of classes, that of no place included."""
+    return int(self.members[:, 1].max(initial=0)) + 1
+
+  @functools.cached_property
+  def end_ids(self) -> tuple[int, ...]:
+    """The tokens that end a text."""
+    last = self.classes == self.kinds - 1
+    return tuple(np.flatnonzero(last).tolist()) if self.ended >= 0 else ()
+
+  @functools.cached_property
+  def shortest(self) -> int:
+    """Tokens of the shortest text, its end left out."""
+    reached, count = np.zeros(self.states, bool), 0
+    reached[0] = True
+    while not (reached & self.accepting).any():
+      reached[self.arcs[reached[self.arcs[:, 0]], 2]] = True
+      count += 1
+    return count
+
+
+def automaton_of(language: Language, tokenizer: Tokenizer) -> Automaton:
+  """Returns the automaton of a language over a tokenizer's tokens.
+
+  Kept in the folder `languages` of `~/.cache/dllm_jax`, or of `DLLM_CACHE`.
+
+  Raises:
+    ValueError: the expression is illegal or has too many states, or the tokens
+      cannot write any of its texts.
+  """
+  key = hashlib.sha256(
+    json.dumps([_VERSION, language.pattern, _fingerprint(tokenizer)]).encode()
+  ).hexdigest()
+  root = os.environ.get("DLLM_CACHE") or "~/.cache/dllm_jax"
+  file = paths.place(root) / "languages" / key[:32] / "arrays.npz"
+  if (known := _read(file)) is not None:
+    return dataclasses.replace(known, name=language.name)
+  made = compiled(
+    language.pattern,
+    spelling(tokenizer).written(),
+    tokenizer.end_ids,
+    name=language.name,
+  )
+  _write(file, made)
+  return made
+
+
+@functools.lru_cache(maxsize=4)
+def _fingerprint(tokenizer: Tokenizer) -> str:
+  text = tokenizer.to_json() + str(tokenizer.end_ids)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+_ARRAYS = ("classes", "members", "arcs", "accepting", "ended")
+
+
+def _read(file: paths.Path) -> Automaton | None:
+  try:
+    with file.open("rb") as opened, np.load(opened) as arrays:
+      fields = {name: arrays[name] for name in _ARRAYS}
+  except (OSError, ValueError, KeyError, EOFError):
+    return None
+  return Automaton(**fields | {"ended": int(fields["ended"])})
+
+
+def _write(file: paths.Path, made: Automaton) -> None:
+  """Keeps an automaton, if there is a place for it."""
+  try:
+    with files.new_folder(file.parent) as folder:
+      part = folder / "arrays.npz"
+      with part.open("wb") as opened:
+        np.savez(opened, **{name: getattr(made, name) for name in _ARRAYS})
+  except OSError:
+    return
+
+
+def compiled(
+  pattern: str,
+  tokens: Sequence[bytes],
+  end_ids: Sequence[int] = (),
+  *,
+  name: str = "the language",
+) -> Automaton:
+  """Returns the automaton of an expression over tokens of some bytes each.
+
+  Args:
+    pattern: the expression.
+    tokens: what each token writes; nothing, if it has no place in a text.
+    end_ids: tokens that end a text.
+    name: what messages call the language.
+
+  Raises:
+    ValueError: as of `automaton`.
+  """
+  table, accepting = _bytes(pattern, name)
+  tree = tree_of(tuple(tokens))
+  loops = loops_of(table, tree)
+  src, token, dst = walked(table, tree, loops)
+  src, token, dst, accepting, number = _trimmed(src, token, dst, accepting)
+  if not len(accepting):
+    raise ValueError(
+      f"this tokenizer's tokens cannot write any text of {name}: it has"
+      " characters that they lack"
+    )
+  loops = [(number[at][number[at] >= 0], stays) for at, stays in loops]
+  classes, first = _classes(src, token, dst, loops, len(tokens))
+  some = np.isin(token, first)  # one token of each class speaks for all
+  ways = [(src[some], token[some], dst[some])]
+  for at, stays in loops:
+    own = first[stays[first]]
+    states = np.repeat(at, len(own))
+    ways.append((states, np.tile(own, len(at)), states))
+  src, token, dst = (np.concatenate(parts) for parts in zip(*ways, strict=True))
+  made = _arcs(src, classes[token], dst)
+  return _with_end(classes, *made, accepting, end_ids, name)
+
+
+def _bytes(pattern: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (next state of each state and byte, -1 for none; who accepts).
+
+  The first state is 0. The library's index (0.2.14) leaves out ways from a text
+  that matches to one that does not yet, "ab" to "aba" of (ab)+: a zero byte is
+  put behind every text, so that none matches before its end.
+  """
+  try:
+    import outlines_core  # noqa: PLC0415  Of an extra.
+  except ImportError:
+    raise ValueError(NEEDED) from None
+  single = outlines_core.Vocabulary(256, {bytes([i]): [i] for i in range(256)})
+  try:
+    index = outlines_core.Index(rf"(?:{pattern})\x00", single)
+  except ValueError as error:
+    said = " ".join(str(error).split())
+    raise ValueError(
+      f"{name} is no regular expression that can be followed ({said[:160]}):"
+      " look-around, back-references, \\b and anchors inside are not supported"
+    ) from None
+  arrows: Mapping[int, Mapping[int, int]] = index.get_transitions()
+  start, final = index.get_initial_state(), index.get_final_states()
+  names = [start, *sorted(set(arrows) - {start})]
+  if len(names) > MOST_STATES:
+    raise ValueError(
+      f"{name} has {len(names)} states, more than {MOST_STATES}: make it smaller"
+    )
+  number = {state: i for i, state in enumerate(names)}
+  table = np.full((len(names), 256), -1, np.int32)
+  for state, out in arrows.items():
+    for byte, to in out.items():
+      if 0 < byte < 256 and to in number:
+        table[number[state], byte] = number[to]
+  ends = [number[s] for s, out in arrows.items() if out.get(0) in final]
+  accepting = np.zeros(len(table), bool)
+  accepting[ends] = True
+  return table, accepting
+
+
+def _trimmed(src, token, dst, accepting):
+  """Returns what lies between the first state and one that accepts.
+
+  States are numbered anew, by the last that is returned, -1 for those that are
+  gone; none is left where there is no way.
+  """
+  pairs = np.unique(src.astype(np.int64) * len(accepting) + dst)
+  tail, head = pairs // len(accepting), pairs % len(accepting)
+  here = np.zeros(len(accepting), bool)
+  here[0] = True
+  reached = _closure(here, tail, head)
+  useful = _closure(accepting, head, tail) & reached
+  number = np.where(useful, np.cumsum(useful) - 1, -1)
+  if not useful[0]:
+    return src, token, dst, accepting[:0], number
+  keep = useful[src] & useful[dst]
+  src, token, dst = number[src[keep]], token[keep], number[dst[keep]]
+  return src, token, dst, accepting[useful], number
+
+
+def _closure(start, tail, head):
+  """Returns what can be reached along arrows."""
+  reached, count = start.copy(), -1
+  while count < (count := int(reached.sum())):
+    reached[head[reached[tail]]] = True
+  return reached
+
+
+def _mixed(*parts):
+  """Returns a number for each tuple, whose sums are as good as random."""
+  mixed = np.zeros(len(parts[0]), np.uint64)
+  for i, part in enumerate(parts):
+    mixed = (mixed ^ part.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29 + i)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(32)
+  return mixed
+
+
+def _hashes(group, *parts):
+  """Returns a number for each group: equal for equal sets of its parts."""
+  mixed = _mixed(*parts)
+  order = np.argsort(group, kind="stable")
+  sorted_, mixed = group[order], mixed[order]
+  begins = np.flatnonzero(np.diff(sorted_, prepend=-1))
+  return sorted_[begins], np.add.reduceat(mixed, begins)
+
+
+def _classes(src, token, dst, loops, vocab):
+  """Returns the class of each token, and a token of each class from 1 on."""
+  marks, some = np.zeros(vocab, np.uint64), np.zeros(vocab, bool)
+  if len(token):
+    ids, mark = _hashes(token, src, dst)
+    marks[ids], some[ids] = mark, True
+  for at, stays in loops:
+    if len(at):
+      marks[stays] += _mixed(at, at).sum(dtype=np.uint64)
+      some |= stays
+  ids = np.flatnonzero(some)
+  mark = marks[ids]
+  _, first, inverse = np.unique(mark, return_index=True, return_inverse=True)
+  classes = np.zeros(vocab, np.int32)
+  classes[ids] = inverse + 1
+  return classes, ids[first]
+
+
+def _arcs(src, kind, dst):
+  """Returns members and arcs of single (from, class, to)."""
+  base = np.int64(max(src.max(), dst.max())) + 1
+  pair = src.astype(np.int64) * base + dst
+  ways, mark = _hashes(pair, kind)
+  _, first, inverse = np.unique(mark, return_index=True, return_inverse=True)
+  arcs = np.stack([ways // base, inverse, ways % base], 1)
+  number = np.full(len(ways), -1)
+  number[first] = np.arange(len(first))
+  of = number[np.searchsorted(ways, pair)]
+  some = of >= 0
+  members = np.unique(np.stack([of[some], kind[some]], 1), axis=0)
+  return members.astype(np.int32), arcs.astype(np.int32)
+
+
+def _with_end(classes, members, arcs, accepting, end_ids, name) -> Automaton:
+  """Returns the automaton with a state behind the end of text."""
+  if not len(end_ids):
+    return Automaton(classes, members, arcs, accepting, name=name)
+  classes = classes.copy()
+  kind, group = classes.max() + 1, members[:, 0].max() + 1
+  classes[list(end_ids)] = kind
+  state = len(accepting)
+  froms = np.append(np.flatnonzero(accepting), state)
+  more = np.stack([
+    froms, np.full_like(froms, group), np.full_like(froms, state)
+  ], 1)  # fmt: skip
+  return Automaton(
+    classes.astype(np.int32),
+    np.concatenate([members, [[group, kind]]]).astype(np.int32),
+    np.concatenate([arcs, more]).astype(np.int32),
+    np.append(accepting, True),
+    ended=state,
+    name=name,
+  )
