@@ -248,8 +248,7 @@ class Objective(Protocol):
   Attributes:
     vocab_size: real tokens, the mask included if there is one.
     mask_id: the mask token, or None for processes without one.
-    image_id: the token that stands for pictures, which the network does not read;
-      or None.
+    image_id: the token of pictures, which the network does not read; or None.
     shift: 1 if the output at slot i predicts the token of slot i + 1.
     block_length: slots that a sampler has to fill together, left to right; None
       for as many as it likes.

@@ -392,10 +392,8 @@ class Run:
     )
     state = self.state if state is None else state
     params = state.eval_params if use_ema else state.params
-    process = state.process.replace(params=params["process"])
-    return self.generator(
-      params["model"], process, plan, seed=seed, trace=trace
-    )
+    arrays = params["model"], state.process.replace(params=params["process"])
+    return self.generator(*arrays, plan, seed=seed, trace=trace)
 
   def decide(self, context: Any, questions: Sequence, **given) -> list:
     """Returns answers about a text, in one network call: `decisions.decide`."""

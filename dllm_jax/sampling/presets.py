@@ -155,9 +155,8 @@ class SamplerConfig:
     counts = ("steps", "block_length", "top_k", "refresh", "reach", "context")
     for name in counts:
       if getattr(self, name) < 0:
-        raise ValueError(
-          f"sampler.{name} must be at least 0, not {getattr(self, name)}"
-        )
+        value = getattr(self, name)
+        raise ValueError(f"sampler.{name} must be at least 0, not {value}")
     for name in ("top_p", "threshold"):
       value = getattr(self, name)
       if value is not None and not 0.0 < value <= 1.0:
@@ -338,24 +337,20 @@ class SamplerConfig:
         "at most one step a slot"
       )
     filters, processors = self._processors(preset, ends=ends)
-    if preset.draws:
-      images = images_of(self.preset, objective)
-      filters = (Within(images.offset, images.stop), *filters)
     fields = preset.fields | {"sharpens": preset.sharpens, "top": top}
     if preset.draws:
-      plan = fields["selection"]
+      images, plan = images_of(self.preset, objective), fields["selection"]
+      filters = (Within(images.offset, images.stop), *filters)
       fields["selection"] = dataclasses.replace(plan, total=images.tokens)
     if self.threshold is not None:
-      old = fields.get("selection")
-      least = old.least if isinstance(old, Threshold) else None
+      least = getattr(fields.get("selection"), "least", None)
       fields["selection"] = Threshold(value=self.threshold, least=least)
     if self.factor is not None:
       fields["selection"] = Factor(value=self.factor)
     if self.entropy_bound is not None:
-      if preset.policy is Renoise:
-        fields["bound"] = self.entropy_bound
-      else:
-        fields["selection"] = EntropyBound(value=self.entropy_bound)
+      rule = {"selection": EntropyBound(value=self.entropy_bound)}
+      bound = {"bound": self.entropy_bound}
+      fields |= bound if preset.policy is Renoise else rule
     if self.eta is not None:
       fields["rule"] = dataclasses.replace(fields["rule"], eta=self.eta)
     own = ("kappa", "hot", "cold", "rest", "stable", "start")

@@ -281,8 +281,7 @@ def step(
   calling, hidden, cache = _look(run, canvas, window, t, calling, fresh)
   out, index = network.outputs(hidden, window, run.head)
   active, must = window.active & running[:, None], None
-  if network.first_alone:
-    # A block's first slot is predicted from outside it: by its entry's pass.
+  if network.first_alone:  # by its entry's pass, from outside the block
     first, entry = window.slots == window.start[:, None], canvas.call == 0
     active &= first | ~entry[:, None]
     must = active & entry[:, None]
@@ -324,16 +323,18 @@ def step(
   )
   if not run.trace:
     return after, None
-  objective = network.objective
   seen = observe(
-    objective, run.process, out, z, new_z, t, window=index, guide=guide
+    network.objective, run.process, out, z, new_z, t, window=index, guide=guide
   )
-  seen |= {name: info[name] for name in ("confidence",) if name in info}
-  tokens = objective.decode(run.process, after.z)
+  seen |= {"confidence": info["confidence"]} if "confidence" in info else {}
+  return after, _frame(run, after, window, running, seen)
+
+
+def _frame(run: Run, canvas: Canvas, window: Window, running, seen) -> Frame:
+  """Returns what a trace keeps of a step of some rows."""
+  tokens = run.sampler.objective.decode(run.process, canvas.z)
   window = window._replace(active=window.active & running[:, None])
-  return after, Frame(
-    tokens=tokens, ran=running, **spread(seen, window, tokens.shape)
-  )
+  return Frame(tokens=tokens, ran=running, **spread(seen, window, tokens.shape))
 
 
 def _sound(canvas: Canvas, calling: Bool[Array, "B"], hidden: Array):

@@ -30,6 +30,7 @@ from dllm_jax.core.vocabulary import reduce
 from dllm_jax.sampling.constraints.arrays import Followed
 from dllm_jax.sampling.constraints.paths import weights
 from dllm_jax.sampling.constraints.proposal import FAINT, softened
+from dllm_jax.sampling.policies.policy import check_literal
 from dllm_jax.sampling.policies.processors import (
   Banned,
   best_only,
@@ -95,11 +96,10 @@ class Stepwise:
     self, process: Process, z: PyTree, window: Bool[Array, "B W"]
   ) -> Progress:
     """Returns the state at a window's start."""
+    masked = self.masked(process, z, window)
     return Progress(
       step=jnp.zeros(window.shape[:1], jnp.int32),
-      maskable=jnp.sum(
-        self.masked(process, z, window), axis=1, dtype=jnp.int32
-      ),
+      maskable=jnp.sum(masked, axis=1, dtype=jnp.int32),
     )
 
   def masked(
@@ -361,15 +361,9 @@ class Ancestral(Stepwise):
     def note(logits, z, rows, log_q, token):
       return self.noted(self._law_of(log_q, logits, z, rows, guide), token)
 
+    reading = Reading(rows, drawn, note)
     z, info = self.objective.reverse(
-      process,
-      noise,
-      out,
-      z,
-      t,
-      s,
-      reading=Reading(rows, drawn, note),
-      window=window,
+      process, noise, out, z, t, s, reading=reading, window=window
     )
     return z, after, info
 
@@ -401,18 +395,3 @@ class Ancestral(Stepwise):
       return token, self.noted(mixed, token)
 
     return reduce(draw, out, z, t, s, noise, rows, window=window)
-
-
-def check_mask(policy: Stepwise) -> None:
-  """Raises ValueError unless the objective has a mask."""
-  if policy.objective.mask_id is None:
-    raise ValueError(
-      f"{type(policy).__name__} needs an objective with a mask token, which "
-      f"{type(policy.objective).__name__} has not: use ancestral sampling"
-    )
-
-
-def check_literal(name: str, value: str, legal: tuple[str, ...]) -> None:
-  """Raises ValueError unless the value is among the legal ones."""
-  if value not in legal:
-    raise ValueError(f"{name} must be one of {', '.join(legal)}, not {value!r}")

@@ -90,3 +90,18 @@ class Policy(Protocol):
     what the rows chose (`sampling.policies.rows`); `must` is True where a token
     has to be revealed. info feeds the trace and says how likely draws were.
     """
+
+
+def check_mask(policy: Policy) -> None:
+  """Raises ValueError unless the objective has a mask."""
+  if policy.objective.mask_id is None:
+    raise ValueError(
+      f"{type(policy).__name__} needs an objective with a mask token, which "
+      f"{type(policy.objective).__name__} has not: use ancestral sampling"
+    )
+
+
+def check_literal(name: str, value: str, legal: tuple[str, ...]) -> None:
+  """Raises ValueError unless the value is among the legal ones."""
+  if value not in legal:
+    raise ValueError(f"{name} must be one of {', '.join(legal)}, not {value!r}")

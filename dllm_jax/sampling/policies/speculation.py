@@ -23,11 +23,8 @@ from dllm_jax.core.mask import Causal
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import ModelOutputs, Noise
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.sampling.policies.ancestral import (
-  check_literal,
-  check_mask,
-  Stepwise,
-)
+from dllm_jax.sampling.policies.ancestral import Stepwise
+from dllm_jax.sampling.policies.policy import check_literal, check_mask
 from dllm_jax.sampling.policies.processors import Temperature
 from dllm_jax.sampling.policies.rows import NONE, Rows
 from dllm_jax.sampling.policies.score import confidence

@@ -15,11 +15,8 @@ import numpy as np
 
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.sampling.policies.ancestral import (
-  check_literal,
-  check_mask,
-  Stepwise,
-)
+from dllm_jax.sampling.policies.ancestral import Stepwise
+from dllm_jax.sampling.policies.policy import check_literal, check_mask
 from dllm_jax.sampling.policies.processors import (
   compose,
   Processor,

@@ -16,11 +16,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from dllm_jax.core import check
 from dllm_jax.core.vocabulary import reduce
-from dllm_jax.sampling.policies.ancestral import (
-  check_literal,
-  check_mask,
-  Stepwise,
-)
+from dllm_jax.sampling.policies.ancestral import Stepwise
+from dllm_jax.sampling.policies.policy import check_literal, check_mask
 from dllm_jax.sampling.policies.rows import NONE
 from dllm_jax.sampling.policies.score import confidence, Score, score, SCORES
 from dllm_jax.sampling.policies.selection import Progress, Seen
