@@ -43,6 +43,7 @@ from dllm_jax.sampling.policies.selection import (
 )
 from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.policies.unmasking import FirstHitting
+from dllm_jax.sampling.policies.windows.resizing import Resizing
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig
 from dllm_jax.sampling.program import generate
 from dllm_jax.sampling.requests import build, Requests
@@ -147,7 +148,8 @@ def speculates(name):
 def caches(name):
   """Returns the caches that a preset can have."""
   objective = objective_of(name)
-  if type(objective) not in (MDLM, Dream):  # The others have one cache each.
+  alone = PRESETS[name].policy is Resizing
+  if alone or type(objective) not in (MDLM, Dream):  # which have one cache each
     return [None]
   policy = (
     SamplerConfig(preset=name, block_length=8)
