@@ -41,6 +41,7 @@ ELSEWHERE = {
   "benchmark": "tests/reports: it measures for minutes",
   "--task=": "tests/evaluation/tasks: they train for minutes",
   "runs/shakespeare": "make demo is its like",
+  "runs/instructions": "tests/evaluation/tasks, which train it",
   "runs/gemma": "tests/sampling/test_parity_gemma.py",
   "runs/bd3lm": "tests/evaluation/test_estimators.py",
   "runs/one,runs/two": "tests/reports",
@@ -98,13 +99,14 @@ def things(tmp_path_factory):
   ]
   chats.write(folder / "chats.jsonl", talks)
   pairs = [
-    {"prompt": f"w{i + 6}", "chosen": f"w{i + 7}", "rejected": "w8"}
+    {"prompt": f"w{i + 6}", "chosen": f"w{i + 7}", "rejected": f"w{i + 20}"}
     for i in range(10)
   ]
   chats.write(folder / "pairs.jsonl", pairs)
   _published(folder / "LLaDA-8B-Instruct")
   (folder / "configs").symlink_to(blocks.ROOT / "configs")
   demo = ["train", "--config=demo:smoke", f"--workdir={folder}/runs/demo"]
+  demo.append("--config.data.length=128")  # as the demo's own
   assert main([*demo, *SHORT["train"]]) == 0
   return folder
 
