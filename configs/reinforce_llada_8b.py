@@ -4,7 +4,7 @@ r"""LLaDA-8B taught by rewards, with LoRA: one server of 8 x H100.
     dllm reinforce --workdir=runs/chat --config=configs/reinforce_llada_8b.py
 
 8 prompts an iteration, 8 rollouts of 256 tokens of each behind prompts of at most
-256, sampled and updated 8 rows a device. Planned by
+256, sampled and updated 8 rows a device. What that takes is told by
 
     dllm plan --config=reinforce_llada_8b --program=reinforce \
         --topology=h100:1x8 --config.model.attention=xla

@@ -68,13 +68,16 @@ def own(tmp_path, monkeypatch):
     "  return 1.0\n"
     "def raises(prompt, completion, row):\n"
     "  return 1 / len(completion)\n"
+    "def dies(prompt, completion, row):\n"
+    "  import os\n"
+    "  os._exit(completion == 'bad')\n"
     "def nan(prompt, completion, row, *, argument='1'):\n"
     "  return float('nan') if completion == 'bad' else float(argument)\n"
   )
   about = tmp_path / "mine-1.0.dist-info"
   about.mkdir()
   (about / "METADATA").write_text("Name: mine\nVersion: 1.0\n")
-  names = ("hangs", "raises", "nan")
+  names = ("hangs", "raises", "dies", "nan")
   (about / "entry_points.txt").write_text(
     "[dllm_jax.rewards]\n" + "".join(f"{n} = mine:{n}\n" for n in names)
   )
@@ -98,3 +101,12 @@ def test_failures_are_those_of_a_sample(own):
   assert bad.parts["hangs"] is None
   assert empty.failures == {"raises": "ZeroDivisionError"}
   assert math.isfinite(empty.total)
+
+
+@pytest.mark.all
+def test_a_process_that_dies_is_one_failure(own):
+  with Rewards(parse("dies=1,length[4]=1"), processes=1) as rewards:
+    (bad,) = rewards.ask([Asked("", "bad", {})]).wait()
+    (more,) = rewards.ask([Asked("", "ok", {})]).wait()
+  assert set(bad.failures) == {"dies"} and bad.parts["length[4]"] == 0.25
+  assert more.parts["length[4]"] == 0.5

@@ -64,6 +64,11 @@ class Rewards:
     self._pool = None
 
   def __enter__(self) -> "Rewards":
+    self._start()
+    return self
+
+  def _start(self) -> None:
+    """Starts processes, for the first time or after all are gone."""
     import pebble  # noqa: PLC0415
 
     # Not forked: jax has threads. A server forks, which imports no jax.
@@ -76,7 +81,6 @@ class Rewards:
       self._pool.schedule(_ready, timeout=_START_SECONDS)
       for _ in range(self._count)
     ]
-    return self
 
   def __exit__(self, *exc: Any) -> None:
     self._pool.stop()
@@ -104,22 +108,32 @@ class Rewards:
     return -(-count // self._count) if registry.is_quick(term) else 1
 
   def _begun(self, term: Term, told: Sequence[tuple]) -> "_Task":
-    future = self._pool.schedule(
-      registry.tried, args=(term, told), timeout=self._seconds
-    )
+    ask = {"args": (term, told), "timeout": self._seconds}
+    try:
+      future = self._pool.schedule(registry.tried, **ask)
+    except RuntimeError:  # no process is left, for want of memory perhaps
+      self._start()
+      future = self._pool.schedule(registry.tried, **ask)
     return _Task(term, list(told), future)
 
-  def finished(self, task: "_Task") -> list[tuple[float | None, str]]:
-    """Returns what came of a task; of one that hangs, answer by answer."""
+  def finished(
+    self, task: "_Task", tries: int = 2
+  ) -> list[tuple[float | None, str]]:
+    """Returns what came of a task; of one that hangs, answer by answer.
+
+    Args:
+      task: the task.
+      tries: how often an answer is asked again whose process has died.
+    """
     try:
       return task.future.result()
     except Exception as error:  # pylint: disable=broad-except
       # A process that is gone, however that came, is no reason to stop.
       late = isinstance(error, futures.TimeoutError)
-      if len(task.told) == 1:
+      if len(task.told) == 1 and (late or not tries):
         return [(None, "timeout" if late else type(error).__name__)]
     single = [self._begun(task.term, [one]) for one in task.told]
-    return [found for one in single for found in self.finished(one)]
+    return [found for one in single for found in self.finished(one, tries - 1)]
 
   def judged(self, asked: Sequence[Asked]) -> dict[str, list[float]]:
     """Returns what judges say of answers, by reward: nats per token."""
