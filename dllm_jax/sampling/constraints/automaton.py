@@ -86,7 +86,7 @@ class Automaton:
 def automaton_of(language: Language, tokenizer: Tokenizer) -> Automaton:
   """Returns the automaton of a language over a tokenizer's tokens.
 
-  Kept in the folder `languages` of `~/.cache/dllm_jax`, or of `DLLM_CACHE`.
+  Kept under `~/.cache/dllm_jax`, or where `XDG_CACHE_HOME` says.
 
   Raises:
     ValueError: the expression is illegal or has too many states, or the tokens
@@ -95,8 +95,8 @@ def automaton_of(language: Language, tokenizer: Tokenizer) -> Automaton:
   key = hashlib.sha256(
     json.dumps([_VERSION, language.pattern, _fingerprint(tokenizer)]).encode()
   ).hexdigest()
-  root = os.environ.get("DLLM_CACHE") or "~/.cache/dllm_jax"
-  file = paths.place(root) / "languages" / key[:32] / "arrays.npz"
+  root = paths.place(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+  file = root / "dllm_jax" / "languages" / key[:32] / "arrays.npz"
   if (known := _read(file)) is not None:
     return dataclasses.replace(known, name=language.name)
   made = compiled(

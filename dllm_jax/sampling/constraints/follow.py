@@ -56,9 +56,10 @@ def passed(
   if window.whole:
     return place
   languages = run.requests.languages
-  inside = _inside(languages.inside, window)
-  state = walk(languages, place.state, tokens, inside)
-  return place.replace(state=jnp.where(rows, state, place.state))
+  inside = _inside(languages.inside, window) & rows[:, None]
+  walked = lambda: walk(languages, place.state, tokens, inside)
+  state = lax.cond(jnp.any(inside), walked, lambda: place.state)
+  return place.replace(state=state)
 
 
 def proposed(

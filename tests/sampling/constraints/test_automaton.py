@@ -212,7 +212,7 @@ def test_rows_without_a_text_are_told_the_shortest():
 
 
 def test_an_automaton_is_kept_on_disk(tmp_path, monkeypatch):
-  monkeypatch.setenv("DLLM_CACHE", str(tmp_path))
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   first = automaton_of(choices(["red", "blue"]), Bytes())
   with monkeypatch.context() as patch:
     patch.setattr(automata, "compiled", lambda *a, **k: 1 / 0)
