@@ -147,7 +147,8 @@ def speculates(name):
 def caches(name):
   """Returns the caches that a preset can have."""
   objective = objective_of(name)
-  if type(objective) not in (MDLM, Dream):  # The others have one cache each.
+  one = type(objective) not in (MDLM, Dream) or PRESETS[name].policy.resizes
+  if one:  # The others have one cache each.
     return [None]
   policy = (
     SamplerConfig(preset=name, block_length=8)
@@ -192,7 +193,8 @@ def test_every_preset_fills_the_canvas_in_few_steps(name):
   few = {} if name in ("bd3lm", "autoregressive") else {"steps": 3}
   if speculates(name):
     few = {}  # a round takes as many tokens as it may
-  if type(objective) is Dream or name in ("fast_dllm", "fast_dllm_factor"):
+  dream = type(objective) is Dream and not PRESETS[name].policy.resizes
+  if dream or name in ("fast_dllm", "fast_dllm_factor"):
     few |= {"block_length": 8, "cache": "dual"}  # Dream: a call for one slot.
   spec = SamplerConfig(preset=name, **few).build(objective, length=24)
   denoiser, params = network_of(20)
