@@ -43,7 +43,6 @@ from dllm_jax.sampling.policies.selection import (
 )
 from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.policies.unmasking import FirstHitting
-from dllm_jax.sampling.policies.windows.resizing import Resizing
 from dllm_jax.sampling.presets import PRESETS, SamplerConfig
 from dllm_jax.sampling.program import generate
 from dllm_jax.sampling.requests import build, Requests
@@ -148,8 +147,8 @@ def speculates(name):
 def caches(name):
   """Returns the caches that a preset can have."""
   objective = objective_of(name)
-  alone = PRESETS[name].policy is Resizing
-  if alone or type(objective) not in (MDLM, Dream):  # which have one cache each
+  one = type(objective) not in (MDLM, Dream) or PRESETS[name].policy.resizes
+  if one:  # The others have one cache each.
     return [None]
   policy = (
     SamplerConfig(preset=name, block_length=8)
@@ -194,7 +193,8 @@ def test_every_preset_fills_the_canvas_in_few_steps(name):
   few = {} if name in ("bd3lm", "autoregressive") else {"steps": 3}
   if speculates(name):
     few = {}  # a round takes as many tokens as it may
-  if type(objective) is Dream or name in ("fast_dllm", "fast_dllm_factor"):
+  dream = type(objective) is Dream and not PRESETS[name].policy.resizes
+  if dream or name in ("fast_dllm", "fast_dllm_factor"):
     few |= {"block_length": 8, "cache": "dual"}  # Dream: a call for one slot.
   spec = SamplerConfig(preset=name, **few).build(objective, length=24)
   denoiser, params = network_of(20)
