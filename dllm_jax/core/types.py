@@ -264,8 +264,7 @@ class Objective(Protocol):
       pass of its own, of `text_inputs`; a block reads it and is not written.
     self_conditioned: whether the network is told what it last said of a block.
     adapts: whether `adapt` changes the process at evaluations while training.
-    hidden_id: a token that fills rows on the left, which samplers hide; None for
-      none.
+    hidden_id: a token that fills rows on the left, hidden in sampling, or None.
   """
 
   vocab_size: int
