@@ -55,6 +55,8 @@ FAMILIES = (
       f.integer("num_vq_tokens", default=1024),
     ),
     harmless=(
+      "codebook_size",  # of image tokens, read where there is a tokenizer
+      "num_vq_tokens",
       "attention_layer_norm_with_affine",  # of norms that are not there
       "rope_full_precision",
       "alibi_bias_max",
