@@ -115,6 +115,7 @@ def test_commands_on_a_bucket(bucket, tmp_path):
     assert not (paths.place(bucket) / folder / "unfinished").exists()
 
 
+@pytest.mark.all
 def test_a_bucket_that_is_not_there_is_a_mistake(bucket):
   process = runs.dllm(*_train(bucket.replace("bucket-", "none-") + "/x"))
   _, err = process.communicate(timeout=100)

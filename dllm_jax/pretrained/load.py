@@ -200,7 +200,7 @@ def load_pretrained(
   fields = families.as_told(published, family, folder / "config.json")
   published, family = fields.values, families.find(fields)
   tensors = orbax.read_tensors(folder)
-  fields = Fields(family.widths(tensors) | published, fields.path)
+  fields.values = family.widths(tensors) | published
   config = _network_config(family, fields)
   tokenizer = tokens.read(folder, family, fields, config.vocab_size)
   size, hint = config.vocab_size, tokens.hint(tokenizer)

@@ -26,7 +26,7 @@ from dllm_jax.parallel import (
   row_share,
   RULES,
 )
-from dllm_jax.run import decisions, images, samples
+from dllm_jax.run import decisions, samples
 from dllm_jax.run import workdir as workdirs
 from dllm_jax.run.loop import training_loop
 from dllm_jax.sampling.generator import Generator, Sampled
@@ -75,9 +75,8 @@ class Run:
     self._corpus = corpus
     self.objective, self.denoiser = self.config.build(tokenizer)
     self.mesh = make_mesh(self.config.mesh, devices)
-    self.generator = Generator(
-      self.objective, self.denoiser, tokenizer, mesh=self.mesh
-    )
+    made = self.objective, self.denoiser, tokenizer
+    self.generator = Generator(*made, mesh=self.mesh)
 
   @classmethod
   def create(
@@ -117,6 +116,8 @@ class Run:
     with distributed.together():
       if jax.process_index() == 0:
         if run.config.data.format == "images":
+          from dllm_jax.run import images  # noqa: PLC0415  Few have any.
+
           images.keep(workdir, images.of(workdir, run.config.data))
         workdirs.begin(workdir, resolved, corpus.tokenizer)
     return run
@@ -160,10 +161,9 @@ class Run:
   def describe(self) -> str:
     """Returns one line on what is trained where."""
     shapes = jax.tree.leaves(self.program.abstract.params)
-    parameters = sum(leaf.size for leaf in shapes)
     return (
       f"{self.resolved.objective.name} on {self.resolved.data.path}: "
-      f"{parameters:,} parameters, vocabulary {self.objective.vocab_size}, "
+      f"{sum(x.size for x in shapes):,} parameters, vocabulary {self.objective.vocab_size}, "
       f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
     )
 

@@ -120,7 +120,10 @@ def _gradients(objective, data):
   return jax.jit(jax.grad(mean, has_aux=True))
 
 
-_ALIKE = ("udlm-direct", "udlm-steps", "gidd-masks", "gidd-sigmoid", "d3pm-mix")
+_ALIKE = (
+  "udlm-direct", "udlm-steps", "gidd-masks", "gidd-sigmoid", "d3pm-mix",
+  "sedd-absorbing", "d3pm-absorbing",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dllm_jax.objectives.base import Drawn
 from dllm_jax.objectives.dream import Annealed, Dream
 from dllm_jax.objectives.llada import Cut, LLaDA
 from tests import golden_cases
+from tests.quick import long
 from tests.sampling import published
 
 
@@ -152,7 +153,7 @@ def test_dream_weighs_by_context(sft):
   np.testing.assert_allclose(value, a["dream_token_cart_loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["random_masking", "semi_ar"])
+@pytest.mark.parametrize("way", ["random_masking", long("semi_ar")])
 def test_dllm_rl_averages_masked_tokens_of_each_row(sft, way):
   a = sft.arrays
   z, labels = a[f"rl_{way}_noised"], a[f"rl_{way}_labels"]

@@ -169,6 +169,7 @@ def test_each_packed_text_has_its_own_time():
   assert abs(np.var(first) - 1 / 12) < 0.02
 
 
+@pytest.mark.all
 def test_a_text_without_a_mask_gets_one():
   objective = MDLM(**_SPACE, mask_at_least_one=True, time_limit=0.01)
   plain = MDLM(**_SPACE, time_limit=0.01)

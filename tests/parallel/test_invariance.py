@@ -26,13 +26,7 @@ EXPERTS = dict(
 )  # fmt: skip
 ALONE = [{axis: 8} for axis in AXES]
 PAIRS = [{a: 2, b: 4} for a, b in itertools.combinations(AXES, 2)]
-# What meets most often, each axis in one at least, `data` in the tests of
-# objectives; the others are among the long tests.
-USUAL = [{"fsdp", "expert"}]
-MESHES = [
-  sizes if set(sizes) in USUAL else pytest.param(sizes, marks=pytest.mark.all)
-  for sizes in ALONE + PAIRS
-]
+MESHES = ALONE + PAIRS
 # Compiled fast: what is tested is arithmetic, not speed.
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -71,6 +65,7 @@ def alone(routed):
   return config, params, flops, *jax.device_get(run(params, x))
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_no_mesh_changes_loss_or_gradients(sizes, capfd):
   config, params, flops, loss, gradient = alone("expert" in sizes)

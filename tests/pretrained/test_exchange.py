@@ -105,8 +105,7 @@ def test_tuned_models_go_back(name, change, text, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["bd3lm",
-     *map(long, ("llada2_moe", "sedd_absorb", "llada_moe", "sdar", "mdlm", "sedd_uniform"))],
+    [*map(long, ("bd3lm", "llada2_moe", "sedd_absorb", "llada_moe", "sdar", "mdlm", "sedd_uniform"))],
 )  # fmt: skip
 def test_there_and_back(name, tmp_path, capsys):
   source, workdir = publish(name, tmp_path / "in"), tmp_path / "run"

@@ -93,6 +93,7 @@ def said(logits):
   return mean_embedding(out)(jnp.asarray(logits))
 
 
+@pytest.mark.all
 def test_logits_of_every_pass():
   a = case().arrays
   real = np.ones(a["prompt_ids"].shape, np.int32)

@@ -117,6 +117,7 @@ def same(found, want):
   jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize(
   "form", [lambda x: x, pytest.param(flat, marks=pytest.mark.all)]
 )

@@ -54,6 +54,7 @@ def test_an_unchanged_canvas_needs_no_network_call(block):
   assert alone.function_evaluations[0] == kept.function_evaluations[2]
 
 
+@pytest.mark.all
 @pytest.mark.parametrize(("reach", "cache"), [long(12, "prefix"), (4, "dual")])
 def test_a_prefix_cache_may_reach_as_far_as_the_text(reach, cache):
   """Calls that are as wide as what follows a prompt give the same tokens.

@@ -290,6 +290,7 @@ def test_a_row_stops_at_its_end_of_text_and_others_go_on():
   assert stopped.function_evaluations[0] < plain.function_evaluations[0]
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("cache", ["dual", long("none"), long("prefix")])
 def test_a_growing_text_does_not_see_what_follows(cache):
   spec = dual(MDLM_, cache=cache, extend=True)
@@ -299,6 +300,7 @@ def test_a_growing_text_does_not_see_what_follows(cache):
   np.testing.assert_array_equal(tokens[0, :11], tokens[1, :11])
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("cache", ["dual", long("none")])
 def test_a_sliding_window_forgets_what_is_left_of_it(cache):
   spec = dual(MDLM_, cache=cache, extend=True, context=8)

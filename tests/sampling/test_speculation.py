@@ -332,7 +332,7 @@ def test_texts_have_the_autoregressive_law(fields, template):
 @pytest.mark.parametrize(
   "fields",
   [
-    {"drafts": 3},
+    quick.long({"drafts": 3}),
     quick.long({"drafts": 3, "source": "block", "rule": "best"}),
     quick.long({
       "drafts": 2,

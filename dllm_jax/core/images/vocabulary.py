@@ -7,8 +7,7 @@ codes lie on rows that LLaDA leaves free.
 """
 
 import dataclasses
-
-from jaxtyping import Array, Bool, Int
+from typing import Any
 
 from dllm_jax.core import check
 
@@ -53,8 +52,8 @@ class ImageVocabulary:
     """The token after that of the last code."""
     return self.offset + self.codes
 
-  def is_code(self, ids: Int[Array, "*n"]) -> Bool[Array, "*n"]:
-    """Returns which tokens are of pictures."""
+  def is_code(self, ids: Any) -> Any:
+    """Returns which tokens of an array, numpy's or jax's, are of pictures."""
     return (ids >= self.offset) & (ids < self.stop)
 
   def text_room(self, length: int) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
-from safetensors.numpy import save
 
 from dllm_jax.core import paths
 from dllm_jax.core.files import new_folder
@@ -167,6 +166,8 @@ def write(folder: str | os.PathLike, tokenizer: MagvitTokenizer) -> None:
   }
   own = {} if config.groups == 32 else {"groups": config.groups}
   with new_folder(folder) as made:
+    from safetensors.numpy import save  # noqa: PLC0415  Only to write.
+
     (made / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     files.write_json(made / "config.json", _CONFIG | own)
 

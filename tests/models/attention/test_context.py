@@ -66,6 +66,7 @@ def assert_near(there, alone):
   )
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("strategy", context.STRATEGIES)
 @pytest.mark.parametrize(
   "mesh, piece",

@@ -71,6 +71,7 @@ def test_what_is_kept(whole):
   assert abs(steps[0]["kl"]) < 1e-6 < max(abs(step["kl"]) for step in steps)
 
 
+@pytest.mark.all
 def test_killed_in_the_middle_of_an_iteration(begun, whole, monkeypatch):
   source, text, folder = begun
   output = folder / "killed"
@@ -147,6 +148,7 @@ def test_a_mesh_changes_nothing(begun, whole, tmp_path):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.all
 def test_equal_rewards_are_skipped_and_counted(begun, tmp_path, monkeypatch):
   source, text, _ = begun
   learning = tiny.reinforcement(

@@ -527,6 +527,7 @@ def test_divergences_of_espo(kind):
   same(gradient, a[f"kl_{kind}_grad"])
 
 
+@pytest.mark.all
 def test_spg():
   case = recorded("spg")
   a, config = case.arrays, case.config
