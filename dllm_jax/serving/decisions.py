@@ -21,7 +21,7 @@ from dllm_jax.sampling.decisions.layout import laid_out, Layout, Question
 from dllm_jax.serving.http.limits import Refusal
 from dllm_jax.serving.http.protocol import Body, Text
 
-_LEAST_MASS = 1e-6  # of labels, below which a question is refused
+_LEAST_MASS = 1e-12  # of labels, below which a question is refused
 _MOST = 400  # questions of a request
 _WAITING = 256  # requests
 
