@@ -44,7 +44,6 @@ def test_rows_are_those_of_the_offline_sampler(calls):
     defaults=CONFIG.options(ends),
   )
   made.compile()
-  compiled = made.programs()
   rows = asked(objective.vocab_size, 9)
   # Two that begin alike: a window no longer has what lies before it.
   rows[5] = (*rows[1][:12], *rows[5][12:])
