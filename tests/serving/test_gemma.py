@@ -33,22 +33,27 @@ def test_rows_are_those_of_the_offline_sampler(calls):
   model = published.model(NAME)
   objective, ends = model.objective, (5, 9)
   spec = CONFIG.build(objective, length=LENGTH, end_ids=ends)
+  mesh = served.one_device()
+  everywhere = jax.NamedSharding(mesh, jax.P())
   made = Program(
     spec,
     model.denoiser,
-    model.params,
+    jax.device_put(model.params, everywhere),  # as runs have them
     Process(),
     rows=ROWS,
     counts=(1, ROWS),
-    mesh=served.one_device(),
+    mesh=mesh,
     defaults=CONFIG.options(ends),
   )
   made.compile()
+  compiled = made.programs()
   rows = asked(objective.vocab_size, 9)
   # Two that begin alike: a window no longer has what lies before it.
   rows[5] = (*rows[1][:12], *rows[5][12:])
   chosen = [RowOptions(seed=served.SEED)] * len(rows)
   found = served.at_random(made, rows, seed=1, calls=calls, options=chosen)
+  assert made.programs() == compiled
+
   options = stack(chosen, defaults=CONFIG.options(ends), objective=objective)
   batch = requests.build(
     [requests.whole(row, objective) for row in rows],
