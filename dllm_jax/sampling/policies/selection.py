@@ -7,6 +7,7 @@ allows, each for an even share of what is left or more. No window stays
 unfinished: the last step reveals what is left.
 """
 
+import abc
 import dataclasses
 from typing import Literal
 
@@ -96,7 +97,7 @@ def sort(x: Array, order: Int[Array, "B W"]) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Selection:
+class Selection(abc.ABC):
   """What selections share; see the module."""
 
   entropy = False
@@ -107,11 +108,11 @@ class Selection:
     """The confidence that it reveals by, which rows may choose; None for none."""
     return None
 
+  @abc.abstractmethod
   def __call__(
     self, seen: Seen, progress: Progress, steps: int, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
-    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ The three are apart, so that each can be held against the original alone and so
 that the old policy and the reference can be asked of the same views.
 """
 
+import abc
 import dataclasses
 from typing import Any, ClassVar
 
@@ -51,7 +52,7 @@ class Lost:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(abc.ABC):
   """What all methods are told.
 
   Attributes:
@@ -116,12 +117,13 @@ class Method:
     """Returns which groups are trained on, given the rewards `[N, G]`."""
     return np.ones(len(rewards), bool)
 
+  @abc.abstractmethod
   def views(
     self, objective: Objective, process: Process, batch: Rollouts
   ) -> Masks:
     """Returns what is masked of each row, a function of the rows alone."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def scores(
     self,
     objective: Objective,
@@ -131,11 +133,10 @@ class Method:
     batch: Rollouts,
   ) -> PyTree:
     """Returns what the policy says of each row, `[B]` or `[B, L, ...]`, nats."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def loss(self, scores: PyTree, views: Masks, batch: Rollouts) -> Lost:
     """Returns the loss of scores."""
-    raise NotImplementedError
 
   def terms(
     self,
