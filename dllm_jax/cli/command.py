@@ -255,6 +255,24 @@ def sampler(
   return dataclasses.replace(configured, **{n: fields[n] for n in names})
 
 
+def trained(
+  workdir: str | os.PathLike, summary: Mapping[str, Any]
+) -> Mapping[str, Any]:
+  """Returns the last line of a command that trains, and says if it was stopped.
+
+  Args:
+    workdir: the directory of what was trained.
+    summary: of the training.
+  """
+  if summary["interrupted"]:
+    print(
+      f"stopped at step {summary['step']} and saved; the same command "
+      "continues from there",
+      flush=True,
+    )
+  return {"workdir": str(workdir), **summary}
+
+
 def help_text(command: Command) -> str:
   """Returns what `dllm COMMAND --help` prints."""
   values = flags.FlagValues()

@@ -34,14 +34,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
 
   run = Run.create(resolved, workdir)
   print(run.describe(), *run.corpus.reports, sep="\n", flush=True)
-  summary = run.train()
-  if summary["interrupted"]:
-    print(
-      f"stopped at step {summary['step']} and saved; the same command "
-      "continues from there",
-      flush=True,
-    )
-  return {"workdir": str(workdir), **summary}
+  return commands.trained(workdir, run.train())
 
 
 COMMAND = commands.Command(

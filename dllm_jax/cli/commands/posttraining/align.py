@@ -54,14 +54,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     reference_run=Run.open(reference, mesh=mesh) if reference else None,
   )
   print(alignment.describe(), flush=True)
-  summary = alignment.train()
-  if summary["interrupted"]:
-    print(
-      f"stopped at step {summary['step']} and saved; the same command "
-      "continues from there",
-      flush=True,
-    )
-  return {"workdir": str(output), **summary}
+  return commands.trained(output, alignment.train())
 
 
 COMMAND = commands.Command(

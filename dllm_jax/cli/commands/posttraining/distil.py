@@ -58,13 +58,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     sampler=commands.sampler(values, argv, source.config.sampler),
     seed=values.seed,
   )
-  if summary["interrupted"]:
-    print(
-      f"stopped at step {summary['step']} and saved; the same command "
-      "continues from there",
-      flush=True,
-    )
-  return {"workdir": str(output), **summary}
+  return commands.trained(output, summary)
 
 
 COMMAND = commands.Command(

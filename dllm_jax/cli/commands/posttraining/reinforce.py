@@ -88,14 +88,7 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     _made(chosen, **values[chosen].value.to_dict()),
   )
   print(learning.describe(), flush=True)
-  summary = learning.train()
-  if summary["interrupted"]:
-    print(
-      f"stopped at step {summary['step']} and saved; the same command "
-      "continues from there",
-      flush=True,
-    )
-  return {"workdir": str(output), **summary}
+  return commands.trained(output, learning.train())
 
 
 COMMAND = commands.Command(
