@@ -63,12 +63,12 @@ def _directory() -> Path:
   return inside if inside.is_dir() else here.parent / "configs"
 
 
-METHODS = (
-  "reinforce", "diffu_grpo", "coupled_grpo", "tracerl", "espo", "spg", "wd1"
-)  # fmt: skip
+METHODS = ("diffu_grpo", "coupled_grpo", "tracerl", "espo", "spg", "wd1")
+"""Names of the methods of reinforcement learning."""
+LEARNING = ("reinforce", *METHODS)
 """Sections of `dllm reinforce`, which are no part of a run's configuration."""
 
-_ASIDE = ("machines", "variants", "vocab_size", *METHODS)
+_ASIDE = ("machines", "variants", "vocab_size", *LEARNING)
 
 
 def machines(name: str) -> dict[str, dict[str, Any]]:
@@ -79,7 +79,7 @@ def machines(name: str) -> dict[str, dict[str, Any]]:
 def methods(name: str) -> dict[str, dict[str, Any]]:
   """Returns what a config says of reinforcement learning, by section."""
   stated = _stated(name)
-  return {k: dict(stated[k]) for k in METHODS if k in stated}
+  return {k: dict(stated[k]) for k in LEARNING if k in stated}
 
 
 def variants(name: str) -> dict[str, dict[str, Any]]:

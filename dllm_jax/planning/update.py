@@ -14,11 +14,6 @@ from dllm_jax.posttraining.train import trainer
 from dllm_jax.run.run import Run
 from dllm_jax.training.program import compile_program
 
-_CLASSES = {
-  getattr(methods, name).name: getattr(methods, name)
-  for name in methods.__all__
-}
-
 
 def lowered(run: Run, stated: Mapping[str, Mapping[str, Any]]):
   """Returns the lowered update, and bytes by kind.
@@ -32,6 +27,7 @@ def lowered(run: Run, stated: Mapping[str, Mapping[str, Any]]):
 
   Raises:
     ValueError: the configuration has none.
+    KeyError: there is no such method.
   """
   if "reinforce" not in stated:
     raise ValueError(
@@ -40,7 +36,7 @@ def lowered(run: Run, stated: Mapping[str, Mapping[str, Any]]):
     )
   loop = dict(stated["reinforce"])
   name = loop.pop("method", "espo")
-  method = _CLASSES[name](**stated.get(name, {}))
+  method = methods.by_name(name)(**stated.get(name, {}))
   batch = blank(method, run, new_tokens=Reinforce(**loop).new_tokens, asks=True)
   objective = Reinforced(
     objective=run.objective, method=method, denoiser=run.denoiser

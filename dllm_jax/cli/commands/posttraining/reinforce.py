@@ -9,14 +9,6 @@ from dllm_jax.cli import command as commands
 from dllm_jax.config import config as configs
 from dllm_jax.config import files
 
-_METHODS = {
-  "diffu_grpo": "DiffuGRPO",
-  "coupled_grpo": "CoupledGRPO",
-  "tracerl": "TraceRL",
-  "espo": "ESPO",
-  "spg": "SPG",
-  "wd1": "WD1",
-}
 _LOOP = "reinforce"
 
 
@@ -27,7 +19,7 @@ def _made(name: str, **fields: Any) -> Any:
 
   if name == _LOOP:
     return reinforcement.Reinforce(**fields)
-  return getattr(methods, _METHODS[name])(**fields)
+  return methods.by_name(name)(**fields)
 
 
 def _define(flag: commands.Flags) -> None:
@@ -38,7 +30,7 @@ def _define(flag: commands.Flags) -> None:
     "directory of the new run; by default `reinforced` in --workdir. One that was "
     "begun so continues from its newest checkpoint",
   )
-  flag.enum("method", None, list(_METHODS), "the loss; by default as --config")
+  flag.enum("method", None, files.METHODS, "the loss; by default as --config")
 
 
 def _variant(argv: Sequence[str]) -> commands.Command:
@@ -46,7 +38,7 @@ def _variant(argv: Sequence[str]) -> commands.Command:
   name, _ = commands.take(argv, "config")
   stated = files.methods(name) if name else {}
   sections = {}
-  for section in files.METHODS:
+  for section in files.LEARNING:
     given = dict(stated.get(section, {}))
     if section == _LOOP:
       given.pop("method", None)
@@ -66,11 +58,11 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   workdir = commands.required(values, "workdir", "runs/countdown")
   stated = files.methods(name) if name else {}
   chosen = values.method or stated.get(_LOOP, {}).get("method", "espo")
-  if chosen not in _METHODS:
+  if chosen not in files.METHODS:
     raise commands.UsageError(
-      f"unknown reinforce.method {chosen!r}; legal: {', '.join(_METHODS)}"
+      f"unknown reinforce.method {chosen!r}; legal: {', '.join(files.METHODS)}"
     )
-  others = [other for other in _METHODS if other != chosen]
+  others = [other for other in files.METHODS if other != chosen]
   if wrong := [a for a in argv if a.lstrip("-").split(".")[0] in others]:
     raise commands.UsageError(f"{wrong[0]} means nothing to --method={chosen}")
   resolved = values["config"].value or configs.stored(workdir)
@@ -97,6 +89,6 @@ COMMAND = commands.Command(
   define=_define,
   run=_run,
   overrides=("config",),
-  sections={name: functools.partial(_made, name) for name in files.METHODS},
+  sections={name: functools.partial(_made, name) for name in files.LEARNING},
   variant=_variant,
 )

@@ -17,3 +17,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "wd1": ["WD1"],
   },
 )
+
+
+def by_name(name: str) -> type:
+  """Returns the class of a method.
+
+  Raises:
+    KeyError: there is no such method.
+  """
+  found = {one.name: one for one in map(__getattr__, __all__)}
+  if name not in found:
+    raise KeyError(f"unknown method {name!r}; legal: {', '.join(found)}")
+  return found[name]
