@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from dllm_jax.core import check
 
@@ -61,15 +61,10 @@ class Calibration:
   def answer(self, log_probs: Sequence[float]) -> Answer:
     """Returns the answer of labels' log-probabilities."""
     raw = np.asarray(log_probs, np.float64)
-    p = _normal(raw / self.temperature)
+    p = special.softmax(raw / self.temperature)
     return Answer(
       probabilities=tuple(p.tolist()), mass=min(float(np.exp(raw).sum()), 1.0)
     )
-
-
-def _normal(x: np.ndarray) -> np.ndarray:
-  p = np.exp(x - x.max())
-  return p / p.sum()
 
 
 def fitted(
@@ -87,7 +82,7 @@ def fitted(
 
   def cost(log_t):
     each = [
-      -np.log(np.maximum(_normal(row / np.exp(log_t))[k], 1e-300))
+      -np.log(np.maximum(special.softmax(row / np.exp(log_t))[k], 1e-300))
       for row, k in zip(rows, truth, strict=True)
     ]
     return float(np.mean(each))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 import numpy as np
 
 from dllm_jax.core import check
@@ -186,6 +186,17 @@ def masks(
     if objective.reads_time
     else share / region,
   )
+
+
+def fewest(
+  order: Float[Array, "B n L"],
+  among: Bool[Array, "B #n L"],
+  number: Float[Array, "B n"] | Int[Array, "B n"],
+) -> Bool[Array, "B n L"]:
+  """Returns the first of some slots by a random order, as many as told."""
+  order = jnp.where(among, order, 2.0)
+  rank = jnp.argsort(jnp.argsort(order, axis=2), axis=2)
+  return among & (rank < number[..., None])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

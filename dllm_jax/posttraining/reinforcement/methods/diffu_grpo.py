@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from dllm_jax.core import check
 from dllm_jax.objectives.base import check_choice
+from dllm_jax.posttraining.likelihood import Masks
 from dllm_jax.posttraining.reinforcement.methods import surrogate
 from dllm_jax.posttraining.reinforcement.methods.base import (
   Lost,
@@ -36,6 +37,14 @@ def prompt_and_answer(
 ) -> Bool[Array, "B L"]:
   """Returns what is hidden: the region, and prompt tokens with u < rate."""
   return batch.region | (uniform < rate)
+
+
+def mean_field(objective, batch: Rollouts, rate: float) -> Masks:
+  """Returns one view: the answer hidden, and a part of the prompt."""
+  uniform = row_uniforms(batch, batch.tokens.shape[1])
+  hidden = prompt_and_answer(uniform, rate, batch)
+  weight = batch.loss_mask[:, None]
+  return masks(objective, batch, hidden[:, None], weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,10 +132,7 @@ class DiffuGRPO(TokenRatios):
 
   def views(self, objective, process, batch):
     """Returns one view: the answer hidden, and a part of the prompt."""
-    uniform = row_uniforms(batch, batch.tokens.shape[1])
-    hidden = prompt_and_answer(uniform, self.prompt_rate, batch)
-    weight = batch.loss_mask[:, None]
-    return masks(objective, batch, hidden[:, None], weight)
+    return mean_field(objective, batch, self.prompt_rate)
 
   def scores(self, objective, process, denoise, views, batch):
     """Returns log p of each token, nats."""

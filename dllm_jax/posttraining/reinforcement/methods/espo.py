@@ -23,6 +23,7 @@ from dllm_jax.posttraining.likelihood import Masks
 from dllm_jax.posttraining.reinforcement.methods import surrogate
 from dllm_jax.posttraining.reinforcement.methods.advantages import Baseline
 from dllm_jax.posttraining.reinforcement.methods.base import (
+  fewest,
   Lost,
   masks,
   Method,
@@ -119,9 +120,7 @@ class ESPO(Method):
     first = jnp.floor(u * (slots[0, 0] + 1)).astype(jnp.int32)
     number = counts(first, batch.place, slots)
     order = row_uniforms(batch, self.samples, length)
-    order = jnp.where(batch.region[:, None], order, 2.0)
-    rank = jnp.argsort(jnp.argsort(order, axis=2), axis=2)
-    masked = batch.region[:, None] & (rank < number[..., None])
+    masked = fewest(order, batch.region[:, None], number)
     return pair_views(objective, batch, masked, number, self.complement)
 
   def scores(self, objective, process, denoise, views, batch):

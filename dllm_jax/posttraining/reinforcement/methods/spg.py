@@ -20,6 +20,7 @@ from dllm_jax.core import check
 from dllm_jax.objectives.base import check_choice
 from dllm_jax.posttraining.reinforcement.methods import surrogate
 from dllm_jax.posttraining.reinforcement.methods.base import (
+  fewest,
   Lost,
   masks,
   Method,
@@ -152,7 +153,7 @@ class SPG(Method):
     if self.masking == "random":
       low, high = self.share_low, self.share_high
       number = jnp.ceil((low + (high - low) * own(1, n)) * tokens[:, None])
-      return _fewest(order, batch.loss_mask[:, None], jnp.maximum(number, 1))
+      return fewest(order, batch.loss_mask[:, None], jnp.maximum(number, 1))
     size = self.block_length
     blocks = jnp.maximum(-(-tokens // size), 1)[:, None]
     drawn = _without_replacement(own(1, -(-length // size)), blocks, n)
@@ -164,7 +165,7 @@ class SPG(Method):
       return inside | behind
     count = jnp.sum(inside, axis=2)
     number = 1 + jnp.floor(own(2, n) * count)
-    return behind | _fewest(order, inside, number)
+    return behind | fewest(order, inside, number)
 
   def scores(self, objective, process, denoise, views, batch):
     """Returns log p of each token in each view, `[B, L, n]`, nats."""
@@ -194,17 +195,6 @@ class SPG(Method):
       weight=jnp.sum(tokens),
       metrics={"score": surrogate.mean(score, tokens > 0)},
     )
-
-
-def _fewest(
-  order: Float[Array, "B n L"],
-  among: Bool[Array, "B n L"],
-  number: Float[Array, "B n"],
-) -> Bool[Array, "B n L"]:
-  """Returns the first of some slots by a random order, as many as told."""
-  order = jnp.where(among, order, 2.0)
-  rank = jnp.argsort(jnp.argsort(order, axis=2), axis=2)
-  return among & (rank < number[..., None])
 
 
 def _without_replacement(

@@ -11,24 +11,14 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
+from scipy import special
 
 from dllm_jax.core import check
-from dllm_jax.posttraining.reinforcement.methods.base import (
-  Lost,
-  masks,
-  Method,
-)
+from dllm_jax.posttraining.reinforcement.methods.base import Lost, Method
 from dllm_jax.posttraining.reinforcement.methods.diffu_grpo import (
   check_prompts,
-  prompt_and_answer,
+  mean_field,
 )
-from dllm_jax.posttraining.reinforcement.rollouts import row_uniforms
-
-
-def _softmax(x):
-  e = np.exp(x - x.max())
-  return e / e.sum()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +53,14 @@ class WD1(Method):
 
   def coefficients(self, advantage):
     """Returns softmax(A) - softmax(-A), over rows."""
-    found = _softmax(advantage)
-    return found if self.positive_only else found - _softmax(-advantage)
+    found = special.softmax(advantage)
+    if self.positive_only:
+      return found
+    return found - special.softmax(-advantage)
 
   def views(self, objective, process, batch):
     """Returns one view: the answer hidden, and a part of the prompt."""
-    uniform = row_uniforms(batch, batch.tokens.shape[1])
-    hidden = prompt_and_answer(uniform, self.prompt_rate, batch)
-    weight = batch.loss_mask[:, None]
-    return masks(objective, batch, hidden[:, None], weight)
+    return mean_field(objective, batch, self.prompt_rate)
 
   def scores(self, objective, process, denoise, views, batch):
     """Returns the summed log p of each answer, nats."""
