@@ -22,14 +22,16 @@ _PART_BYTES = 2**20
 _SECONDS = 1.0  # between writes of one object, of which stores allow so many
 
 
-def write_whole(path: Path, text: str) -> None:
-  """Writes a text so that a kill leaves no half file."""
+def write_whole(path: Path, content: str | bytes) -> None:
+  """Writes a text, or bytes, so that a kill leaves no half file."""
+  if isinstance(content, str):
+    content = content.encode("utf-8")
   if in_bucket(path):
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(content)
     return
   temporary = path.with_suffix(f".{os.getpid()}.tmp")
   try:
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)

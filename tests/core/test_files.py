@@ -58,6 +58,14 @@ def test_a_file_can_be_read_while_it_is_written(root):
   writer.join()
 
 
+def test_bytes_are_written_as_they_are(root):
+  path = root / "x.bin"
+  files.write_whole(path, "é\n")
+  assert path.read_bytes() == b"\xc3\xa9\n"
+  files.write_whole(path, b"\xff\r\n")
+  assert path.read_bytes() == b"\xff\r\n"
+
+
 def test_two_writers_of_one_file_lose_nothing(root):
   path = root / "x.jsonl"
   one, two = files.Lines(path), files.Lines(path)

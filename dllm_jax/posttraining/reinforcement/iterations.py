@@ -30,7 +30,7 @@ from dllm_jax.posttraining.reinforcement.rewards.pool import (
   Earned,
   Rewards,
 )
-from dllm_jax.posttraining.reinforcement.rollouts import Rollouts, rows
+from dllm_jax.posttraining.reinforcement.rollouts import answer, Rollouts, rows
 from dllm_jax.posttraining.reinforcement.sampled import Part, Sampling
 from dllm_jax.posttraining.reinforcement.scoring import Score
 from dllm_jax.training.step import TrainState
@@ -199,10 +199,9 @@ class Iterations(Iterator[Rollouts]):
     ]
 
   def _completion(self, tokens: np.ndarray, given: int) -> str:
-    answer = tokens[given : given + self._sampling.new_tokens]
-    ends = np.flatnonzero(np.isin(answer, self._ends))
-    answer = answer[: ends[0]] if len(ends) else answer
-    return self._sampling.run.tokenizer.decode(answer.tolist())
+    sampled = self._sampling.new_tokens
+    found = answer(tokens, given, sampled, self._ends)
+    return self._sampling.run.tokenizer.decode(found)
 
   def _rows(self, whole: Part) -> tuple[dict[str, Any], Rollouts]:
     batch = rows(

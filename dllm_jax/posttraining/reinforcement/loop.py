@@ -26,7 +26,7 @@ from dllm_jax.posttraining.reinforcement.methods.base import (
 from dllm_jax.posttraining.reinforcement.methods.tracerl import TraceRL
 from dllm_jax.posttraining.reinforcement.rewards import judges, registry
 from dllm_jax.posttraining.reinforcement.rewards.pool import Asked, Rewards
-from dllm_jax.posttraining.reinforcement.rollouts import Rollouts, rows
+from dllm_jax.posttraining.reinforcement.rollouts import answer, Rollouts, rows
 from dllm_jax.posttraining.reinforcement.sampled import Sampling
 from dllm_jax.posttraining.train import train
 from dllm_jax.run.begin import begin
@@ -252,7 +252,7 @@ class Reinforcement:
         done += len(part.tokens)
         calls += int(part.calls.sum())
         texts = [
-          decode(_answer(tokens, given, sampling.new_tokens, self._ends))
+          decode(answer(tokens, given, sampling.new_tokens, self._ends))
           for tokens, given in zip(part.tokens, part.given, strict=True)
         ]
         pending.append(
@@ -317,13 +317,6 @@ def blank(method: Method, run: Run, *, new_tokens: int, asks: bool) -> Rollouts:
     old=said if asks else None,
     reference=said if method.asks_reference else None,
   )
-
-
-def _answer(tokens, given, new_tokens, ends) -> list[int]:
-  """Returns the ids of an answer, up to its end."""
-  answer = tokens[given : given + new_tokens]
-  where = np.flatnonzero(np.isin(answer, ends))
-  return answer[: where[0] if len(where) else None].tolist()
 
 
 def _check_sampler(sampler: Any) -> None:

@@ -9,13 +9,12 @@ sampled are gone. Both appear whole.
 from collections.abc import Mapping, Sequence
 import io
 import json
-import os
 from typing import Any
 
 import numpy as np
 
 from dllm_jax.core.files import write_whole
-from dllm_jax.core.paths import in_bucket, Path
+from dllm_jax.core.paths import Path
 
 _FOLDER = "rollouts"
 
@@ -33,13 +32,7 @@ def write(
   write_whole(folder / f"{iteration:06d}.jsonl", text)
   made = io.BytesIO()
   np.savez(made, **arrays)
-  path = folder / f"{iteration:06d}.npz"
-  if in_bucket(path):
-    path.write_bytes(made.getvalue())
-    return
-  temporary = path.with_suffix(f".{os.getpid()}.tmp")
-  temporary.write_bytes(made.getvalue())
-  temporary.replace(path)
+  write_whole(folder / f"{iteration:06d}.npz", made.getvalue())
 
 
 def read(workdir: Path, iteration: int) -> dict[str, np.ndarray]:

@@ -90,6 +90,25 @@ def batch_key(batch: Rollouts) -> Key[Array, ""]:
   return jax.random.key(batch.batch_seed[0])
 
 
+def answer(
+  tokens: Int[np.ndarray, "L"],
+  given: int,
+  sampled: int,
+  ends: tuple[int, ...],
+) -> list[int]:
+  """Returns the tokens of a canvas's answer, up to its first end.
+
+  Args:
+    tokens: the canvas.
+    given: tokens of the prompt.
+    sampled: slots that were sampled behind it.
+    ends: tokens that end an answer.
+  """
+  found = tokens[given : given + sampled]
+  where = np.flatnonzero(np.isin(found, ends))
+  return found[: where[0] if len(where) else None].tolist()
+
+
 def rows(
   tokens: Int[np.ndarray, "B L"],
   given: Int[np.ndarray, "B"],
