@@ -25,6 +25,11 @@ from dllm_jax.run.run import Run
 from dllm_jax.training.step import TrainState
 
 Score = Callable[[TrainState, Rollouts], PyTree]
+Params = Callable[[TrainState], PyTree]
+
+
+def _trained(state: TrainState) -> PyTree:
+  return state.params
 
 
 def scorer(
@@ -32,7 +37,7 @@ def scorer(
   objective: Objective,
   denoiser: Denoiser,
   mesh: jax.sharding.Mesh,
-  params_of: Callable[[TrainState], PyTree] = lambda state: state.params,
+  params_of: Params = _trained,
 ) -> Score:
   """Returns a function to what a network says of rows, on the host.
 
@@ -43,21 +48,7 @@ def scorer(
     mesh: the device mesh.
     params_of: whose parameters, of the state that trains.
   """
-
-  def ask(params, process, batch):
-    process = process.replace(params=params["process"])
-    denoise = lambda inputs: denoiser.apply(params["model"], inputs, None)[0]
-    views = method.views(objective, process, batch)
-    return method.scores(objective, process, denoise, views, batch)
-
-  program = compilation.jit(ask, mesh=mesh)
-
-  def score(state: TrainState, batch: Rollouts) -> PyTree:
-    with jax.set_mesh(mesh):
-      said = program(params_of(state), state.process, global_batch(batch, mesh))
-    return jax.device_get(said)
-
-  return score
+  return _launched(_said(method, objective, denoiser), mesh, params_of)
 
 
 def valuer(objective: Reinforced, mesh: jax.sharding.Mesh) -> Score:
@@ -68,28 +59,41 @@ def valuer(objective: Reinforced, mesh: jax.sharding.Mesh) -> Score:
     views = objective.method.views(objective.objective, process, batch)
     return objective.values(process, views, batch)
 
-  program = compilation.jit(ask, mesh=mesh)
-
-  def score(state: TrainState, batch: Rollouts) -> PyTree:
-    with jax.set_mesh(mesh):
-      said = program(state.params, state.process, global_batch(batch, mesh))
-    return jax.device_get(said)
-
-  return score
+  return _launched(ask, mesh)
 
 
 def shape(method: Method, run: Run, batch: Rollouts) -> PyTree:
   """Returns the shape of what a network says of rows."""
-
-  def ask(params, process):
-    process = process.replace(params=params["process"])
-    denoise = lambda x: run.denoiser.apply(params["model"], x, None)[0]
-    views = method.views(run.objective, process, batch)
-    return method.scores(run.objective, process, denoise, views, batch)
-
+  ask = _said(method, run.objective, run.denoiser)
   abstract = run.served.abstract
   with jax.set_mesh(run.mesh):
-    return jax.eval_shape(ask, abstract.params, abstract.process)
+    return jax.eval_shape(ask, abstract.params, abstract.process, batch)
+
+
+def _said(method: Method, objective: Objective, denoiser: Denoiser):
+  """Returns parameters, process, rows -> what the network says of the rows."""
+
+  def ask(params, process, batch):
+    process = process.replace(params=params["process"])
+    denoise = lambda inputs: denoiser.apply(params["model"], inputs, None)[0]
+    views = method.views(objective, process, batch)
+    return method.scores(objective, process, denoise, views, batch)
+
+  return ask
+
+
+def _launched(
+  ask: Callable, mesh: jax.sharding.Mesh, params_of: Params = _trained
+) -> Score:
+  """Returns a program that is asked of rows, and answers on the host."""
+  program = compilation.jit(ask, mesh=mesh)
+
+  def score(state: TrainState, batch: Rollouts) -> PyTree:
+    with jax.set_mesh(mesh):
+      said = program(params_of(state), state.process, global_batch(batch, mesh))
+    return jax.device_get(said)
+
+  return score
 
 
 def reference(method: Method, run: Run, source: Run) -> Score:
