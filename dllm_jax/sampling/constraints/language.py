@@ -14,10 +14,6 @@ _NESTED = 2
 """Objects and arrays inside of each other where nothing says how many."""
 
 
-LANGUAGES = ("choices", "regex", "json_schema")
-"""What a sampler's configuration has, of which one may say a language."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Language:
   """A set of texts.
@@ -107,42 +103,50 @@ def json_object() -> Language:
   return Language(rf"\{{{_SPACE}{pairs(deep)}\}}", "JSON objects")
 
 
-def asked(*, choices: str, regex: str, json_schema: str) -> Language | None:
+def asked(**given: str) -> Language | None:
   """Returns the language that a command line asks for; None for none.
 
   Args:
-    choices: texts with "|" between them.
-    regex: an expression.
-    json_schema: a schema, or the place of a file with one.
+    **given: what it says of each of `LANGUAGES`; "" for nothing.
 
   Raises:
-    ValueError: it is illegal, or there is no such file.
+    ValueError: it is illegal, two are asked for, or there is no such file.
   """
-  given = dict(choices=choices, regex=regex, json_schema=json_schema)
   named = [name for name in LANGUAGES if given[name]]
   if len(named) > 1:
     raise ValueError(
       f"sampler.{named[0]} and sampler.{named[1]} are two languages; give one"
     )
-  if choices:
-    return _choices(choices.split("|"))
-  if regex:
-    return _regex(regex)
-  if not json_schema:
-    return None
-  if json_schema.lstrip()[:1] in ("{", "[") or json_schema in ("true", "false"):
-    return _json_schema(json_schema)
+  return LANGUAGES[named[0]](given[named[0]]) if named else None
+
+
+def _schema_at(text: str) -> str:
+  """Returns a schema that is given, or that a file has whose place is.
+
+  Raises:
+    ValueError: there is no such file.
+  """
+  if text.lstrip()[:1] in ("{", "[") or text in ("true", "false"):
+    return text
   try:
-    text = paths.place(json_schema).read_text(encoding="utf-8")
+    return paths.place(text).read_text(encoding="utf-8")
   except OSError as error:
     raise ValueError(
-      f"sampler.json_schema: {json_schema} cannot be read ({error.strerror}); give"
-      " a file or a JSON schema"
+      f"sampler.json_schema: {text} cannot be read ({error.strerror}); give a"
+      " file or a JSON schema"
     ) from None
-  return _json_schema(text)
 
 
-_choices, _regex, _json_schema = choices, regex, json_schema
+LANGUAGES = {
+  "choices": lambda text: choices(text.split("|")),
+  "regex": regex,
+  "json_schema": lambda text: json_schema(_schema_at(text)),
+}
+"""What a sampler's configuration has, of which one may say a language.
+
+It is made of choices with "|" between them, of an expression, of a schema or the
+place of a file with one.
+"""
 
 
 def _literal(text: str) -> str:
