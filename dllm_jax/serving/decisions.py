@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictStr
 
+from dllm_jax.parallel import distributed
 from dllm_jax.run import decisions
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.decisions.answers import Answer
@@ -21,7 +22,7 @@ from dllm_jax.sampling.decisions.layout import laid_out, Layout, Question
 from dllm_jax.serving.http.limits import Refusal
 from dllm_jax.serving.http.protocol import Body, Text
 
-_LEAST_MASS = 1e-12  # of labels, below which a question is refused
+_LEAST = 1e-6  # mass of labels for each token, below which there is no answer
 _MOST = 400  # questions of a request
 _WAITING = 256  # requests
 
@@ -145,8 +146,15 @@ class Decider:
     """Returns the canvas of a body.
 
     Raises:
-      Refusal: it does not fit, or cannot be asked of this model.
+      Refusal: it does not fit, or cannot be asked of this model or server.
     """
+    if distributed.store() is not None:
+      # The others would wait for a call that this one alone makes.
+      raise Refusal(
+        "decisions need one process, and this server has several: ask a server"
+        " of one",
+        param="questions",
+      )
     try:
       made = laid_out(
         _context(body.input, self._run.tokenizer),
@@ -217,8 +225,10 @@ def response(
   return {
     "model": body.model,
     "answers": [
-      _answered(asked, answer)
-      for asked, answer in zip(body.questions, answers, strict=True)
+      _answered(asked, answer, max(map(len, labels)))
+      for asked, answer, labels in zip(
+        body.questions, answers, layout.labels, strict=True
+      )
     ],
     "usage": {
       "input_tokens": given,
@@ -230,8 +240,9 @@ def response(
   }
 
 
-def _answered(asked: Any, answer: Answer) -> dict[str, Any]:
-  if not answer.mass >= _LEAST_MASS:
+def _answered(asked: Any, answer: Answer, tokens: int) -> dict[str, Any]:
+  """Returns one answer; a refusal where labels of so many tokens are unlikely."""
+  if not 0 < answer.mass >= _LEAST**tokens:
     return {"type": "refusal", "name": asked.name}
   made = {"type": asked.type, "name": asked.name, "label_mass": answer.mass}
   if asked.type == "predicate":

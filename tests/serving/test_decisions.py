@@ -1,9 +1,13 @@
 """Decisions by the openai package: predicates, choices, scores and refusals."""
 
+import types
+
 import openai
 import pytest
 
-from dllm_jax.sampling.decisions.layout import Question
+from dllm_jax.sampling.decisions.answers import Answer
+from dllm_jax.sampling.decisions.layout import Layout, Question
+from dllm_jax.serving import decisions
 from tests.serving import servers
 from tests.serving.servers import NAME
 
@@ -64,6 +68,36 @@ def test_predicates_and_scores(client):
 def test_what_is_wrong_is_said(client, question, named):
   with pytest.raises(openai.BadRequestError, match=named):
     decide(client, question)
+
+
+def test_several_processes_decide_nothing(client, monkeypatch):
+  several = types.SimpleNamespace(store=object)
+  monkeypatch.setattr(decisions, "distributed", several)
+  with pytest.raises(openai.BadRequestError, match="need one process") as error:
+    decide(client, {"type": "predicate"})
+  assert "\n" not in error.value.body["message"]
+
+
+@pytest.mark.parametrize(
+  "mass, tokens, kind",
+  [
+    (1e-5, 1, "predicate"),
+    (1e-7, 1, "refusal"),
+    (1e-7, 2, "predicate"),
+    (1e-13, 2, "refusal"),
+    (0.0, 90, "refusal"),  # of which the least is 0
+  ],
+)
+def test_labels_are_unlikely_by_the_token(mass, tokens, kind):
+  body = decisions.Decision(
+    model=NAME,
+    input="hi",
+    questions=[{"type": "predicate", "instructions": "ok?"}],
+  )
+  layout = Layout(row=(1, None), slots=(1,), labels=(((2,), (3,) * tokens),))
+  answer = Answer(probabilities=(0.25, 0.75), mass=mass)
+  made = decisions.response(body, layout, [answer])
+  assert [one["type"] for one in made["answers"]] == [kind]
 
 
 @pytest.mark.all
