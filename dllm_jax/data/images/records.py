@@ -286,9 +286,7 @@ def _idx(path: str) -> Iterator[Record]:
     )
   for n, (picture, number) in enumerate(zip(pictures, numbers, strict=True)):
     word = _DIGITS[number]
-    text = f"{'an' if word[0] in 'aeiou' else 'a'} {word}".replace(
-      "an one", "a one"
-    )
+    text = f"{'an' if word == 'eight' else 'a'} {word}"
     data = png(np.repeat(picture[..., None], 3, axis=-1))
     yield Record(f"{path}: picture {n}", data, text)
 
