@@ -39,6 +39,12 @@ from dllm_jax.objectives.texts import text_sums
 
 Pads = Literal["float", "hard", "none"]
 
+_NO_PART = (
+  "autoregressive_weight", "kept_weight", "mask_at_least_one", "normalisation",
+  "sampling_epsilon", "shift", "weighting",
+)  # fmt: skip
+"""Fields of MDLM that its loss and its grid read, and none of those here."""
+
 
 @struct.dataclass
 class Weighted(Drawn):
@@ -107,6 +113,13 @@ class MMaDA(MDLM):
     check.within("condition_dropout", self.condition_dropout, "[0, 1]")
     check_choice("pads", self.pads, Pads)
     check_choice("text_over", self.text_over, Literal["row", "answer"])
+    usual = {field.name: field.default for field in dataclasses.fields(self)}
+    for name in _NO_PART:
+      if (value := getattr(self, name)) != usual[name]:
+        raise ValueError(
+          f"{name} has no part in MMaDA, whose loss and grid are its own: leave"
+          f" it {usual[name]!r}, not {value!r}"
+        )
 
   @classmethod
   def over(cls, space: TokenSpace, **fields: Any) -> Self:

@@ -280,3 +280,23 @@ def test_bad_fields():
     MMaDA(vocab_size=5, mask_id=4, pads="soft")
   with pytest.raises(ValueError, match="condition_dropout"):
     MMaDA(vocab_size=5, mask_id=4, condition_dropout=2.0)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"autoregressive_weight": 1.0},
+    {"kept_weight": 0.1},
+    {"mask_at_least_one": True},
+    {"normalisation": "sequence"},
+    {"sampling_epsilon": 1e-3},
+    {"shift": 1},
+    {"weighting": "uniform"},
+  ],
+  ids=lambda fields: next(iter(fields)),
+)
+def test_what_has_no_part_is_refused(fields):
+  (name,) = fields
+  with pytest.raises(ValueError, match=f"{name} has no part in") as error:
+    MMaDA(vocab_size=5, mask_id=4, **fields)
+  assert "\n" not in str(error.value)
