@@ -30,7 +30,6 @@ def test_an_engine_is_measured_beside_what_it_is_compared_with(tmp_path):
   assert found["answer_seconds"] <= found["seconds"]
   assert 0 < found["alone_seconds"] <= 2 * found["block_seconds"]
   assert results["http"]["tokens_per_second"] > 0
-  assert results["http"]["overhead"] > -1
   text = benchmark_serve.table(results)
   assert "saturated, 2 slots" in text and "2 arrivals at random" in text
   assert "streams over HTTP" in text

@@ -4,12 +4,13 @@ import json
 import math
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from dllm_jax.cli import main
 from dllm_jax.reports import scaling
-from dllm_jax.reports.scaling import fit
+from dllm_jax.reports.scaling import fit, grid
 from tests.reports.test_compare import files  # noqa: F401  a fixture
 
 BUDGETS = (1e12, 3e12, 1e13)
@@ -137,6 +138,42 @@ def test_a_grid_spends_its_budgets():
 def test_a_bad_grid_is_one_line(line, says, capsys):
   assert main.main(["scaling", "--configs=shakespeare:smoke", *line]) == 2
   assert says in capsys.readouterr().err
+
+
+def test_what_a_grid_takes_is_told_by_its_ends(monkeypatch):
+  """The rate of a size between lies between, in the logarithm of its FLOPs."""
+  cell = lambda config, size, flops, steps: grid.Cell(
+    config=config,
+    size=size,
+    budget=float(flops * steps),
+    seed=0,
+    resolved=ConfigDict({"training": {"steps": steps}}),
+    parameters=1,
+    flops=flops,
+  )
+  # Rates 1e5 and 4e5 FLOPs a second, and 2e5 halfway.
+  known = {"small": (10.0, 3.0, 7), "large": (250.0, 5.0, 9)}
+  known |= {"alone": (2.0, 1.0, 8)}
+  asked = []
+
+  def timed(cell, devices):
+    asked.append(cell.size)
+    names = "seconds", "compile_seconds", "peak_bytes"
+    return dict(zip(names, known[cell.size], strict=True))
+
+  monkeypatch.setattr(grid, "_timed", timed)
+  found = grid.estimate([
+    cell("one", "middle", 10**7, 6),
+    cell("one", "small", 10**6, 100),
+    cell("one", "small", 10**6, 10),
+    cell("one", "large", 10**8, 2),
+    cell("two", "alone", 10**6, 5),
+  ])
+  seconds = 6 * 50.0 + 110 * 10.0 + 2 * 250.0 + 5 * 2.0
+  compiling = 4 * (3.0 + 5.0) / 2 + 1.0
+  assert found["seconds"] == pytest.approx(seconds + compiling)
+  assert found["peak_bytes"] == 9
+  assert set(asked) == known.keys()
 
 
 @pytest.mark.all
