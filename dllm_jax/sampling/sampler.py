@@ -95,6 +95,7 @@ class Sampler:
         "gaps that grow and shrink are seen whole: leave block_length None, and"
         " cache 'none'"
       )
+    self._check_drafts()
     self._check_steps(width)
     if self.slides:
       self._check_slides()
@@ -107,6 +108,14 @@ class Sampler:
       forces=self.policy.forces,
       extend=self.extend,
     )
+
+  def _check_drafts(self) -> None:
+    if isinstance(self.policy, Speculation) and self.cache != "block":
+      raise ValueError(
+        "drafts are tested on kept keys and values: leave cache and block_length"
+        f" as the preset has them, not cache={self.cache!r},"
+        f" block_length={self.block_length}"
+      )
 
   def _check_steps(self, width: int) -> None:
     least, why = self.policy.least_steps(width), "one a slot"

@@ -180,5 +180,6 @@ def test_policies_that_draw_no_whole_text_refuse():
   from tests.sampling import small
 
   policy = Speculation(objective=small.AUTOREGRESSIVE, drafts=2)
+  sampler = Sampler(policy=policy, length=4, block_length=1, cache="block")
   with pytest.raises(ValueError, match="cannot keep a text in a language"):
-    Sampler(policy=policy, length=4).check_languages()
+    sampler.check_languages()

@@ -186,6 +186,16 @@ def test_no_legal_setting_leaves_a_mask(objective, prefers, fields):
     ("diffusion_lm", {"preset": "diffusion_gemma"}, "which moves vectors"),
     ("genmd4", {"preset": "remdm"}, "needs a masked-diffusion objective"),
     ("genmd4", {"preset": "psi"}, "which GenMD4 has not"),
+    (
+      "autoregressive",
+      {"preset": "idlm_published", "block_length": 4},
+      "on kept keys and values.* not cache='none', block_length=4",
+    ),
+    (
+      "autoregressive",
+      {"preset": "idlm", "cache": "none"},
+      "on kept keys and values.* not cache='none', block_length=1",
+    ),
   ],
   ids=str,
 )
