@@ -1,5 +1,6 @@
 """Set-up for every test: CPU, 8 simulated devices, quick and cached compiling."""
 
+import collections
 import gc
 import importlib.metadata
 import os
@@ -44,3 +45,19 @@ def _shared_programs():
   with pytest.MonkeyPatch.context() as patch:
     sharing.share(patch)
     yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Marks all but a few cases of each test that is marked so as long."""
+  cases = collections.defaultdict(list)
+  for item in items:
+    if item.get_closest_marker("few") and not item.get_closest_marker("all"):
+      cases[item.path, item.originalname].append(item)
+  for found in cases.values():
+    (few,) = found[0].get_closest_marker("few").args
+    # From the first to the last: neighbours have most in common.
+    kept = {round(i * (len(found) - 1) / max(few - 1, 1)) for i in range(few)}
+    for i, item in enumerate(found):
+      if i not in kept:
+        item.add_marker(pytest.mark.all)

@@ -67,6 +67,7 @@ def test_sample_prompt_infill_and_trace(trained, capsys, tmp_path):
   assert len(sample) == len("To be  not") + 8 and "\u2581" not in sample
 
 
+@pytest.mark.all
 def test_samples_do_not_depend_on_their_number(trained, capsys):
   args = ["sample", f"--workdir={trained}", "--seed=3", "--sampler.steps=8"]
   main([*args, "--num_samples=1"])

@@ -16,6 +16,7 @@ def root(request, tmp_path):
   return paths.place(stores.bucket(request.param)) / "a"
 
 
+@pytest.mark.few(2)
 def test_lines_are_there_before_the_next_one(root, monkeypatch):
   monkeypatch.setattr(files, "_PART_BYTES", 40)
   path = root / "x.jsonl"
@@ -42,6 +43,7 @@ def test_what_was_not_flushed_is_written_within_a_second(root):
   assert files.read_lines(path) == list("01234")
 
 
+@pytest.mark.few(2)
 def test_a_file_can_be_read_while_it_is_written(root):
   path = root / "x.jsonl"
   writes = 100 if paths.in_bucket(path) else 10

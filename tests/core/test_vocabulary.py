@@ -63,6 +63,7 @@ def _dense(out, targets, weights):
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.few(2)
 def test_cross_entropy_equals_the_dense_one(chunking, bias):
   del chunking
   out, (targets, weights) = _outputs(bias=bias), _targets_and_weights()

@@ -118,6 +118,7 @@ def states(corpus, request):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.few(10)
 def test_resumes_on_any_number_of_processes(corpus, whole, states, processes):
   for steps, state in states.items():
     rest, _ = _run(corpus, 4, processes=processes, state=state)
@@ -167,6 +168,7 @@ def test_an_epoch_has_every_row_once(corpus):
   assert not np.array_equal(epochs[0], [corpus.train[i][0] for i in range(n)])
 
 
+@pytest.mark.few(2)
 def test_held_out_counts_every_token_once(corpus):
   tokens = []
   for processes in (1, 4):

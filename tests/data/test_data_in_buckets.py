@@ -21,6 +21,7 @@ def _upload(folder, address):
 
 
 @pytest.mark.filterwarnings("ignore:.*left out:UserWarning")
+@pytest.mark.few(1)
 def test_documents_and_text_exactly(tmp_path, bucket):
   for name in MAKERS:
     folder = tmp_path / name

@@ -149,6 +149,7 @@ def test_shares_of_other_settings_are_refused(
   assert _bytes(output) == before
 
 
+@pytest.mark.all
 def test_a_lost_race_of_plans_is_noticed(tmp_path, source, monkeypatch):
   output, other = str(tmp_path / "out"), str(tmp_path / "other")
   plan_of = "unfinished/plan.json"
@@ -261,6 +262,7 @@ def _documents(source):
 
 
 @pytest.mark.parametrize("at_once", [1, 100, 2**21])
+@pytest.mark.few(1)
 def test_each_text_is_kept_where_it_comes_first(
   tmp_path, repetitive, monkeypatch, at_once
 ):
@@ -418,6 +420,7 @@ def _storm(source, output, *, kills, dedup, workers, seed):
     pytest.param(20, "exact", 2, marks=pytest.mark.all),
   ],
 )
+@pytest.mark.all
 def test_kills_change_nothing(tmp_path, source, kills, dedup, workers):
   settings = {"dedup": dedup or None, "piece_bytes": 200}
   _, whole = _whole(source, tmp_path / "whole", **settings)

@@ -209,6 +209,7 @@ print(tokenizer.make_tokenizer("bpe:512", [], training_texts=[text]).to_json())
 """
 
 
+@pytest.mark.all
 def test_learned_byte_pairs():
   """Two processes, which hash differently, learn the same, for any text."""
   first, second = (

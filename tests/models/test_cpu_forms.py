@@ -92,6 +92,7 @@ def _value_and_gradients(linear, params, x):
 @pytest.mark.parametrize(
   "kind, base", [(LoRA, "default"), (DoRA, "default"), (LoRA, "nf4")]
 )
+@pytest.mark.few(1)
 def test_a_sum_of_matrices_is_what_thin_products_are(kind, base, monkeypatch):
   linear, params, x = _adapted(base, kind)
   found = _value_and_gradients(linear, params, x)

@@ -80,6 +80,7 @@ def test_the_published_size_and_its_sharding():
   shardings(tree, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
 
 
+@pytest.mark.all
 def test_a_fresh_network_says_nothing_and_hears_once_trained():
   net = dit(CONFIG)
   params = jax.device_get(jax.jit(net.init)(jax.random.key(0), inputs()))

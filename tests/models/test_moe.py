@@ -75,6 +75,7 @@ def by_hand(params, c, x):
 
 @pytest.mark.parametrize("implementation", ["ragged", "tiled", "dense"])
 @pytest.mark.parametrize("router", FIELDS)
+@pytest.mark.few(3)
 def test_mixture(router, implementation):
   c = config(router, experts_implementation=implementation)
   params = params_of(c)
@@ -235,6 +236,7 @@ def test_ragged_meshes_agree(rows, sizes):
   assert not bias.any()  # the choice has no gradient
 
 
+@pytest.mark.all
 def test_each_device_multiplies_by_its_own_experts_only():
   """Of 8 experts over 8 devices, each has one, and all positions meet it."""
   c = dataclasses.replace(CONFIG, shared_dim=0, experts_implementation="dense")

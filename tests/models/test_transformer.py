@@ -61,6 +61,7 @@ def paths(params):
   }
 
 
+@pytest.mark.all
 def test_first_embeddings_are_as_wide_as_asked():
   wide, usual = (
     jax.jit(
@@ -183,6 +184,7 @@ def gradient(config):
     {"remat": "full"}, long({"remat": "dots", "unroll": 2}),
     long({"unroll": 2}), long({"remat": "dots_no_batch"}),
 ], ids=str)  # fmt: skip
+@pytest.mark.all
 def test_unroll_and_remat_change_no_number(change):
   changed = gradient(dataclasses.replace(FULL, **change))
   for a, b in zip(
@@ -199,6 +201,7 @@ def gradient_program(config, x):
   return jax.jit(gradient).lower(params).compile()
 
 
+@pytest.mark.all
 def test_remat_saves_memory():
   x = inputs(length=64, batch=4)
   config = dataclasses.replace(SMALL, layers=4, mlp_dim=128)
@@ -254,6 +257,7 @@ def test_padding_and_neighbouring_segments_are_invisible():
 
 
 @pytest.mark.parametrize("spec", [Full(), BlockCausal(2)], ids=str)
+@pytest.mark.few(1)
 def test_cached_forward_equals_full_forward_with_ragged_rows(spec):
   """Row 0 has 6 slots, row 1 has 4; a block of 2 follows at each row's end."""
   x = inputs(mask=spec)
@@ -319,6 +323,7 @@ def test_two_streams_equal_one_stream_with_a_clean_prefix():
     )  # fmt: skip
 
 
+@pytest.mark.all
 def test_conditioning_is_zero_at_first_and_read_afterwards():
   x = inputs(conditioning=TIMES, cond=np.array([0, 2]))
   net = transformer(FULL)

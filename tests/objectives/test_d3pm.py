@@ -120,6 +120,7 @@ def test_matrices_are_constants_of_the_process():
   assert float(first) != float(second) and loss._cache_size() == 1
 
 
+@pytest.mark.all
 def test_fifty_thousand_tokens_in_a_thousand_steps():
   vocab, width = 50_257, 4
   objective = D3PM(vocab_size=vocab, transition=Uniform(), steps=1000)

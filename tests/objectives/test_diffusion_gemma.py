@@ -76,6 +76,7 @@ def test_what_lies_behind_an_answer_is_its_end(fill):
     np.testing.assert_array_equal(mask[1], [1, 1, 0, 0])
 
 
+@pytest.mark.all
 def test_draws_are_uniform_over_canvases_tokens_and_rows_told():
   batch = toy.batch(np.zeros((4096, 8)))
   objective = dataclasses.replace(OBJECTIVE, self_conditioning=0.25)

@@ -71,6 +71,7 @@ def _shifted(table):
 
 
 @pytest.mark.parametrize("name", _TIMED)
+@pytest.mark.few(5)
 def test_loss_is_the_enumerated_bound(table, name):
   objective, even = _TIMED[name]
   if even is None:
@@ -116,6 +117,7 @@ def _block_bound(network, objective, x0):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.few(2)
 def test_block_loss_is_the_enumerated_bound(size):
   network = toy.Attention(length=_LENGTH, tokens=_VOCAB)
   objective = BD3LM(**_SPACE, length=_LENGTH, block_size=size)
@@ -280,6 +282,7 @@ _SAMPLED = {
     *map(long, ("MD4, mean", "MDLM, change of variables", "MD4", "Dream")),
   ],
 )
+@pytest.mark.all
 def test_reverse_steps_reach_the_any_order_law(table, name):
   objective = _SAMPLED[name]
   process = objective.init(_KEY)

@@ -118,6 +118,7 @@ def _ratio(case, network, p, rows):
 
 
 @pytest.mark.parametrize("case", _CONTINUOUS, ids=_ids(_CONTINUOUS))
+@pytest.mark.few(3)
 def test_drawn_loss_is_the_enumerated_bound(case):
   objective, length = case.objective, 4
   network, p = enumerated.table(
@@ -175,6 +176,7 @@ def _data(size):
 
 
 @pytest.mark.parametrize("case", _SAMPLERS, ids=_ids(_SAMPLERS))
+@pytest.mark.few(5)
 def test_many_reverse_steps_of_an_exact_network_reach_the_data(case):
   objective = case.objective
   rows, data = _data(objective.vocab_size)
@@ -337,6 +339,7 @@ def test_bound_of_d3pm_exceeds_the_likelihood_of_its_sampler():
 
 
 @pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.few(2)
 def test_many_steps_of_d3pm_with_an_exact_network_reach_the_data(kind):
   steps = 96
   make = _masked if _KINDS[kind].masks else _uniform
@@ -392,6 +395,7 @@ _FEW = ("udlm", "gidd-bump", "sedd-uniform", "d3pm-mix")
     for case in _DRAWN
   ],
 )
+@pytest.mark.few(2)
 def test_drawn_steps_follow_the_enumerated_chain(case):
   objective, n = case.objective, 20_000
   size = objective.vocab_size

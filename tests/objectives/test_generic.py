@@ -82,6 +82,7 @@ def trained(tmp_path_factory):
 
 
 @each_variant
+@pytest.mark.few(7)
 def test_corruption_frequencies(objective):
   """Tokens differ from x0 as often as the objective says, early and late.
 
@@ -111,6 +112,7 @@ def test_corruption_frequencies(objective):
 
 
 @each_variant
+@pytest.mark.few(4)
 def test_prompts_count_nothing(objective):
   process = objective.init(jax.random.key(0))
   rows = jax.random.randint(jax.random.key(1), (8, SPACE.length), 0, 6)
@@ -186,6 +188,7 @@ def _small(width: int) -> Denoiser:
 
 
 @some
+@pytest.mark.few(1)
 def test_losses_do_not_depend_on_the_mesh(name):
   objective = registry.objective_class(name).over(SPACE)
   width = objective.network_fields().get("output_dim", objective.vocab_size)

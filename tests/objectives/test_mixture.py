@@ -57,6 +57,7 @@ _NAMES = list(_all(5))
 
 
 @pytest.mark.parametrize("name", [*_NAMES, "d3pm-gaussian"])
+@pytest.mark.few(6)
 def test_corruption_follows_the_law(name):
   objective = (
     _all(5)
@@ -129,6 +130,7 @@ _ALIKE = (
 @pytest.mark.parametrize(
   "name", [long(name) if name in _ALIKE else name for name in _NAMES]
 )
+@pytest.mark.few(2)
 def test_gradients_are_finite_and_prompts_cost_nothing(name):
   objective = _all(5)[name]
   x0 = np.tile(np.arange(5), (6, 1))
@@ -155,6 +157,7 @@ def test_gradients_are_finite_and_prompts_cost_nothing(name):
 
 
 @pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.few(6)
 def test_posteriors_are_laws_whatever_z(name):
   objective = _all(3)[name]
   size = objective.vocab_size
@@ -245,6 +248,7 @@ def mdlm_bytes():
     ),
   ],
 )
+@pytest.mark.few(1)
 def test_peak_memory_of_a_large_vocabulary_is_mdlms(name, mdlm_bytes):
   assert _temporary_bytes(_all(_LARGE)[name]) < 1.2 * mdlm_bytes
 

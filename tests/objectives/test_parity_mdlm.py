@@ -144,6 +144,7 @@ _MEANS = (
 
 
 @pytest.mark.parametrize("variant", [match[1] for match in _MEANS if match])
+@pytest.mark.few(5)
 def test_mdlm_loss(mdlm, variant):
   a, config = mdlm.arrays, mdlm.config
   kind = variant.removeprefix("subs").removeprefix("_")
@@ -191,6 +192,7 @@ def test_mdlm_loss(mdlm, variant):
 @pytest.mark.parametrize(
   "name", ["ddpm", "ddpm_tc", "ddpm_cache", "analytic", "denoiser"]
 )
+@pytest.mark.few(3)
 def test_mdlm_reverse_step(mdlm, said, name):
   # The Tweedie step of the absorbing graph is the ancestral one; the denoiser's
   # is the one to time 0.

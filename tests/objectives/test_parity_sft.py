@@ -113,6 +113,7 @@ _RULES = {
 
 
 @pytest.mark.parametrize("rule", _RULES)
+@pytest.mark.few(2)
 def test_dllm(sft, rule):
   a = sft.arrays
   tokens, labels = a["dllm_input_ids"], a["dllm_labels"]
@@ -130,6 +131,7 @@ def test_dllm(sft, rule):
     _same_gradient(sft, "dllm_token", gradient)
 
 
+@pytest.mark.all
 def test_dream_weighs_by_context(sft):
   a = sft.arrays
   objective = _objective(

@@ -74,6 +74,7 @@ class _TimesOfLogLinear(UDLM):
 
 
 @pytest.mark.parametrize("steps", [None, "T"])
+@pytest.mark.few(1)
 def test_loss_with_reconstruction(udlm, steps):
   config, g = udlm
   steps = config["T_variant"] if steps else None

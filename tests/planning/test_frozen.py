@@ -22,6 +22,7 @@ def reference(**adapter):
 
 
 @pytest.mark.parametrize("base, bits", [("default", 16), ("nf4", 4)])
+@pytest.mark.all
 def test_frozen_weights_count_in_their_own_type(base, bits):
   found = reference(rank=RANK, base=base)
   facts, network = found.facts, found.network
@@ -42,6 +43,7 @@ def test_frozen_weights_count_in_their_own_type(base, bits):
   assert 0 <= kinds["optimizer"] - 8 * adapters <= 16
 
 
+@pytest.mark.all
 def test_gradients_of_what_is_frozen_are_not_formed():
   few, all_ = (reference(rank=rank).remat("none") for rank in (RANK, 0))
   # Two of three: forward, and back through each matrix to the inputs.

@@ -107,6 +107,7 @@ def test_recomputation_is_time_and_no_model_flops(reference):
   assert 3.7 * forward < passes["full"] < 4 * forward
 
 
+@pytest.mark.all
 def test_full_remat_keeps_the_input_of_each_layer(reference):
   _, kept = reference.remat("full")
   network = reference.network
@@ -133,6 +134,7 @@ def test_the_program_multiplies_what_was_counted(sharded, reference):
   assert sharded.model_flops_per_device == model < sharded.flops_per_device
 
 
+@pytest.mark.all
 def test_what_is_planned_is_compiled_as_it_runs(monkeypatch, machine):
   """The train step brings its compiler's options with it."""
   options = {"cpu": {"xla_no_such_option": "1"}}
@@ -201,6 +203,7 @@ def test_search_compiles_the_first_and_returns_the_best(machine, reference):
   assert best.model.remat == found.settings["remat"]
 
 
+@pytest.mark.all
 def test_candidates_divide_everything_and_are_ordered(machine, reference):
   ranked = rank(resolved(), machine, reference)
   assert len(ranked) > 50
@@ -246,6 +249,7 @@ def test_the_sampler_is_planned_too(machine, reference):
 @pytest.mark.parametrize(
   "cache", ["dual", pytest.param("prefix", marks=pytest.mark.all)]
 )
+@pytest.mark.all
 def test_a_cached_call_writes_no_cache_whole(machine, reference, cache):
   """Keys and values stay in place while tokens are revealed.
 

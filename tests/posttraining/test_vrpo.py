@@ -238,6 +238,7 @@ def test_counts_are_spread_over_the_samples(n_yt):
     )
 
 
+@pytest.mark.all
 def test_never_all_positions_times_the_vocabulary(monkeypatch):
   from dllm_jax.core import vocabulary
 

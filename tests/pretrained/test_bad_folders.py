@@ -177,6 +177,7 @@ def test_an_interrupted_conversion_leaves_nothing(
   assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.all
 def test_half_precision(tmp_path):
   folder = publish(CASE, tmp_path)
   half = lambda t: t.update({k: v.astype(np.float16) for k, v in t.items()})

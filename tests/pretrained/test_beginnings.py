@@ -83,6 +83,7 @@ def test_a_prompt_has_nothing_before_it(qwen, capsys):
   assert found["samples"] == [" ".join(WORDS[i] for i in ids)]
 
 
+@pytest.mark.all
 def test_likelihoods_have_nothing_before_a_context(qwen, capsys, tmp_path):
   source, workdir = qwen
   model = dllm_jax.load_pretrained(source)
@@ -180,6 +181,7 @@ def test_templates_know_the_tokenizers_ends(tmp_path):
 
 # abetlen/llama-cpp-python issue 1561: a template that writes the beginning.
 @pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.few(1)
 def test_a_chat_loses_no_token(begins, tmp_path, capsys, monkeypatch):
   source = publish(
     "dream_logits", tmp_path / "in", **QWEN, bos_token_id=3, eos_token_id=6,

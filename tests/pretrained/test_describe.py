@@ -68,6 +68,7 @@ def workdir(path, objective, model):
   return params
 
 
+@pytest.mark.all
 def test_from_scratch_to_a_published_layout(tmp_path, capsys):
   run, out = tmp_path / "run", tmp_path / "out"
   params = workdir(run, "llada", {})

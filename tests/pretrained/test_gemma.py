@@ -121,6 +121,7 @@ def test_logits_told_what_was_said():
 @pytest.mark.parametrize(
   "side", [pytest.param("lp", marks=pytest.mark.all), "rp"]
 )
+@pytest.mark.all
 def test_padding(side):
   a = case().arrays
   prompt, real = a[f"{side}_prompt_ids"], a[f"{side}_attention_mask"]

@@ -71,6 +71,7 @@ def test_sedd(name):
   close(score, a["log_score"])
 
 
+@pytest.mark.all
 def test_bd3lm_two_streams():
   case, _, logits = loaded("bd3lm")
   a = case.arrays

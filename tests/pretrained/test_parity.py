@@ -38,6 +38,7 @@ def at(mask):
 
 
 @pytest.mark.parametrize("name", ["llada_logits", "llada_logits_gqa"])
+@pytest.mark.few(1)
 def test_llada(name):
   a, model = loaded(name)
   assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=2e-4)
@@ -60,6 +61,7 @@ def test_dream():
   assert model.objective.shift == 1 and model.sampler == "dream"
 
 
+@pytest.mark.all
 def test_llada_moe():
   a, model = loaded("llada_moe")
   assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=2e-4)
@@ -72,6 +74,7 @@ def test_llada_moe():
 # Written and run by transformers 5.24.0: `rope_parameters`, `num_local_experts`,
 # one tensor an expert. Other sets of recorded arrays need not have them.
 @pytest.mark.parametrize("name", golden_cases.present("qwen3_moe", "mixtral"))
+@pytest.mark.few(1)
 def test_experts_of_autoregressive_models(name):
   a, model = loaded(name)
   assert_allclose(model.logits(a["input_ids"]), a["logits"], atol=2e-4)
@@ -80,6 +83,7 @@ def test_experts_of_autoregressive_models(name):
 
 
 @pytest.mark.parametrize("name, atol", [("llada2_moe", 5e-4), ("sdar", 2e-4)])
+@pytest.mark.few(1)
 def test_block_models(name, atol):
   a, model = loaded(name)
   tokens = a["input_ids"]
@@ -90,6 +94,7 @@ def test_block_models(name, atol):
   assert model.sampler == {"llada2_moe": "llada2"}.get(name, name)
 
 
+@pytest.mark.all
 def test_sdar_samples_and_trains_as_published():
   a, model = loaded("sdar")
   # Its own mask is the block-causal one.
@@ -116,6 +121,7 @@ def test_mdlm():
 
 
 @pytest.mark.parametrize("name", ["sedd_absorb", "sedd_uniform"])
+@pytest.mark.few(1)
 def test_sedd(name):
   a, model = loaded(name)
   ours = model.logits(a["x"], time=a["t"])
@@ -198,6 +204,7 @@ _SAME = (
     for name in (*PUBLISHED, "mdlm", "bd3lm", "sedd_absorb", "sedd_uniform")
   ],
 )
+@pytest.mark.few(8)
 def test_round_trip_is_byte_equal(name, tmp_path):
   theirs = golden_cases.weights(name)
   folder = publish(name, tmp_path / "in")

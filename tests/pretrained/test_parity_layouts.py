@@ -59,6 +59,7 @@ def test_illada():
     ),
   ],
 )
+@pytest.mark.few(1)
 def test_blocks_are_its_own_mask(name, family):
   a, model = loaded(name)
   assert model.family.name == family

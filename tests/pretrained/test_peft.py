@@ -42,6 +42,7 @@ def adapted(model, folder):
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
+@pytest.mark.few(1)
 def test_same_logits(name, base):
   recorded = np.load(PEFT / "logits.npz")
   network, params = adapted(base, PEFT / name)

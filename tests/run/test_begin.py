@@ -46,6 +46,7 @@ def _same(a, b):
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.all
 def test_begins_with_averages(source, begun):
   assert int(begun.state.step) == 0
   _same(begun.state.params, source.state.ema_params)

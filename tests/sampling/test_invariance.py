@@ -268,6 +268,7 @@ def test_limits_are_one_a_step_and_all_at_once(low, high):
   assert (np.asarray(everything.function_evaluations) == 1).all()
 
 
+@pytest.mark.all
 def test_a_row_stops_at_its_end_of_text_and_others_go_on():
   requests = ragged(BLOCKS, seed=1, rows=8)
   plain = sample(exact("threshold", "block"), requests)

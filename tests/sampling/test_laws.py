@@ -48,6 +48,7 @@ QUICK = ("first_hitting", "one_random_slot")
 @pytest.mark.parametrize(
   "name", [name if name in QUICK else long(name) for name in POLICIES]
 )
+@pytest.mark.few(1)
 def test_samples_follow_the_joint_law(name):
   sequences, p = toys.joint(3, tokens=3, length=LENGTH)
   requests = Requests(

@@ -124,6 +124,7 @@ LAWS = (
     long("dream", "llada", {"temperature": 1.0, "top_p": 1.0}),
   ],
 )
+@pytest.mark.few(1)
 def test_log_prob_is_of_the_distribution_that_each_row_drew_from(
   preset, name, fields
 ):
@@ -147,6 +148,7 @@ def test_log_prob_is_of_the_distribution_that_each_row_drew_from(
   np.testing.assert_array_equal(new[0], law(log_p[0]).argmax(-1))  # greedy
 
 
+@pytest.mark.all
 def test_samplers_numbers_say_the_same_without_options():
   config = SamplerConfig(preset="llada", temperature=0.6, top_k=3)
   plain = sample(config, OBJECTIVES["llada"], None)
@@ -232,6 +234,7 @@ ALONE = (
     long("fast_dllm", small.MDLM_, {"cfg_scale": 0.5, "block_length": 4}),
   ],
 )
+@pytest.mark.all
 def test_a_row_in_any_mix_is_as_alone_of_one_program(preset, objective, fields):
   config = SamplerConfig(preset=preset, **fields)
   ends = (3, 7)

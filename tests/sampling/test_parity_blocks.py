@@ -36,6 +36,7 @@ def blocks_seen(history, block, first):
     lambda case: {case[1], SDAR[case[0]]["remasking_strategy"]},
   ),
 )
+@pytest.mark.few(1)
 def test_sdar(case):
   i, kind = case
   run, arrays = SDAR[i], golden_cases.load("sdar").arrays
@@ -87,6 +88,7 @@ def test_sdar(case):
     lambda case: {case[1], LLADA2[case[0]]["threshold"] < 0.5},
   ),
 )
+@pytest.mark.all
 def test_llada2(case):
   i, kind = case
   case = golden_cases.load("llada2_moe")

@@ -56,6 +56,7 @@ def features(i):
 
 
 @pytest.mark.parametrize("i", quick.few(range(len(RUNS)), features))
+@pytest.mark.few(2)
 def test_every_step(i):
   run, rows = RUNS[i], rows_of(RUNS[i])
   objective = published.model("dllm").objective

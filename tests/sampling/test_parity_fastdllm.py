@@ -31,6 +31,7 @@ def features(i):
 
 
 @pytest.mark.parametrize("i", quick.few(range(len(RUNS)), features))
+@pytest.mark.few(1)
 def test_every_step_and_count(i):
   run, arrays = RUNS[i], golden_cases.load(NAME).arrays
   block = run.get("block_length") or run["block_size"]

@@ -54,6 +54,7 @@ def _features(run):
 
 
 @pytest.mark.parametrize("i", few("llada_generate"))
+@pytest.mark.few(1)
 def test_every_step_of_greedy_generations(i):
   name = "llada_generate"
   case = golden_cases.load(name)
@@ -74,6 +75,7 @@ def test_every_step_of_greedy_generations(i):
 
 
 @pytest.mark.parametrize("i", few("llada_generate_noise"))
+@pytest.mark.few(1)
 def test_every_step_with_recorded_noise(i):
   name = "llada_generate_noise"
   case = golden_cases.load(name)

@@ -159,6 +159,7 @@ def caches(name):
 
 
 @pytest.mark.parametrize(("name", "cache"), presets(caches))
+@pytest.mark.few(2)
 def test_memory_is_bounded(name, cache):
   """No value has canvas x vocabulary elements a row, guided and cached."""
   rows, length, vocab = 2, 512, 50_000
@@ -188,6 +189,7 @@ def test_memory_is_bounded(name, cache):
 
 
 @pytest.mark.parametrize("name", presets())
+@pytest.mark.few(2)
 def test_every_preset_fills_the_canvas_in_few_steps(name):
   objective = objective_of(name)
   few = {} if name in ("bd3lm", "autoregressive") else {"steps": 3}
@@ -377,6 +379,7 @@ def test_a_cache_that_the_network_lacks_is_refused():
     )
 
 
+@pytest.mark.all
 def test_a_row_goes_on_with_the_end_that_it_drew():
   tokenizer = Numbers(vocab_size=9, mask_id=8, end_ids=(0, 3))
   denoiser = toys.mixer(9, 4)

@@ -228,6 +228,7 @@ def _plain_loop(spec, requests, net, row):
 
 @pytest.mark.parametrize("policy", [Ancestral, Unmasking])
 @pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.few(2)
 def test_fixed_slots_stay_and_all_others_are_text(policy, block):
   requests = ragged()
   out = run(sampler(policy, length=14, block=block), requests)
@@ -239,6 +240,7 @@ def test_fixed_slots_stay_and_all_others_are_text(policy, block):
 
 
 @pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.few(1)
 def test_fixed_slots_stay_even_if_a_process_rewrites_every_slot(block):
   requests = ragged()
   objective = Rewriting(vocab_size=VOCAB, mask_id=MASK)
@@ -277,6 +279,7 @@ def test_blocks_start_at_each_prompt_and_go_left_to_right():
 
 
 @pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.few(1)
 def test_a_latent_may_be_a_pytree(block):
   requests = ragged()
   carrying = Carrying(vocab_size=VOCAB, mask_id=MASK)

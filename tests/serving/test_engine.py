@@ -93,6 +93,7 @@ def test_rows_move_where_fewer_are_computed_for_fewer(name):
   assert [served.heard[n].tokens for n in range(3)] == want
 
 
+@pytest.mark.all
 def test_a_prompt_that_is_there_is_not_computed_again():
   spec, made = of("block")
   row = (3, 1, 4, 1, 5, 9, 2, 6, 5, None, None, None)
@@ -233,6 +234,7 @@ def test_a_full_queue_and_a_deadline(engine):
   assert {client.wait() for client in clients[:taken]} == {"cancelled"}
 
 
+@pytest.mark.all
 def test_a_listener_that_raises_is_alone_in_it(engine, caplog):
   rows = templates(SPECS["dual"].objective, 2)
   engine.start()

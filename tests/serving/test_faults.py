@@ -56,6 +56,7 @@ def answers(server):
 
 
 @pytest.mark.parametrize("seed", [0, *map(long, range(1, 5))])
+@pytest.mark.all
 def test_faults_are_noticed_by_no_other(server, answers, seed):
   crowd = Crowd(server.url, answers)
   until = time.monotonic() + 60

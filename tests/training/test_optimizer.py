@@ -143,6 +143,7 @@ def test_muon_orthogonalises_each_layer_and_expert_alone():
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
+@pytest.mark.few(2)
 def test_state_lies_as_its_parameters_do(name):
   """Nothing is computed: shapes alone say where statistics lie."""
   network = transformer(

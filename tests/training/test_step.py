@@ -55,6 +55,7 @@ def test_losses_do_not_depend_on_the_mesh(plain, tmp_path, mesh):
 
 
 @pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.all)])
+@pytest.mark.all
 def test_losses_do_not_depend_on_microbatches(plain, tmp_path, parts):
   losses, state = _losses(tmp_path / "run", training__microbatches=parts)
   np.testing.assert_allclose(losses, plain[0], rtol=1e-5)

@@ -43,6 +43,7 @@ def test_right_programs_pass(kind):
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)",
   ],
 )
+@pytest.mark.few(3)
 def test_what_does_not_end_is_ended(program, kind):
   start = time.monotonic()
   assert ran(program, kind, LIMITS).reason == "timeout"

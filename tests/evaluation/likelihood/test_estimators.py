@@ -134,6 +134,7 @@ def test_counts_need_no_end_terms(table):
   # Five copies do not divide the two tokens' counts.
   [("counts", 0, 0, 16), ("counts", 1, 1, 5), ("times", 0, 0, 16)],
 )
+@pytest.mark.few(2)
 def test_agrees_with_the_exact_value_and_its_interval_covers(
   table, name, given, after, copies
 ):
@@ -197,6 +198,7 @@ def _surest(p, name, x0):
 
 
 @pytest.mark.parametrize("name", ["confidence", "margin", "entropy", "target"])
+@pytest.mark.few(2)
 def test_an_order_by_policy_is_a_law(table, name):
   rows = toy.states(_MASK, _LENGTH)
   objective = MDLM(**_SPACE)
@@ -234,6 +236,7 @@ def _chain(network, objective):
   return total
 
 
+@pytest.mark.all
 def test_blocks_of_one_are_exact_and_larger_ones_bound():
   network = toy.Attention(length=_LENGTH, tokens=_VOCAB)
   # Times that training leaves out belong to the bound.
@@ -290,6 +293,7 @@ def _scorer(objective, network, seen, **fields):
     (BD3LM(**_SPACE, length=8, block_size=2), "counts", 2 * 8 * 4 * 3),
   ],
 )
+@pytest.mark.few(1)
 def test_costs_as_many_tokens_as_the_protocol_says(
   objective, estimator, slots, monkeypatch
 ):
@@ -421,6 +425,7 @@ _RUNS = golden_cases.load("llada_likelihood").config["runs"]
 
 
 @pytest.mark.parametrize("i", range(len(_RUNS)))
+@pytest.mark.few(1)
 def test_recorded_likelihood(i):
   case, run = golden_cases.load("llada_likelihood"), _RUNS[i]
   arrays = case.arrays

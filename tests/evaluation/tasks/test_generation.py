@@ -75,6 +75,7 @@ def test_the_task(workdir, judge, capsys):
   assert main([*args, "--judge=nowhere"]) == 2
 
 
+@pytest.mark.all
 def test_a_judge_is_its_own_likelihood(judge):
   opened = open_judge(str(judge))
   texts = ["To be, or not", "x"]

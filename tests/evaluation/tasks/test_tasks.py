@@ -59,6 +59,7 @@ def test_reversal_of_given_runs(pair, tmp_path):
     run_task("reversal", tmp_path / "b", **wrong)
 
 
+@pytest.mark.all
 def test_planning_of_a_given_run_resumes(pair, tmp_path, monkeypatch):
   path = tmp_path / "human.jsonl"
   row = {

@@ -148,6 +148,7 @@ def test_long_rows_are_scored_some_queries_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("block", [1, 3, 6])
+@pytest.mark.few(1)
 def test_two_parts_equal_the_dense_mask_gradients_included(block):
   segments = np.ones((BATCH, LENGTH), np.int32)
   spec = TwoStream(6, block)
@@ -233,6 +234,7 @@ def long_segments():
 
 
 @pytest.mark.parametrize("spec", MASKS[:3] + [TwoStream(128, 32)], ids=str)
+@pytest.mark.few(2)
 def test_splash_equals_the_reference(spec):
   segments = long_segments()
 
@@ -275,6 +277,7 @@ def test_splash_over_divided_positions_gradients_included():
   )
 
 
+@pytest.mark.all
 def test_splash_skips_empty_tiles():
   """Of two streams in n tiles each, n (n + 2) of 4 n^2 tiles are not empty."""
   tiles = lambda spec, length, shards: (

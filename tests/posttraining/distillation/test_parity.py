@@ -91,6 +91,7 @@ def _masks(case, name, where, batch, u):
 
 
 @pytest.mark.parametrize("name", ["dparallel0", "dparallel1", "dparallel2"])
+@pytest.mark.few(1)
 def test_dparallel(case, name):
   a, method = case.arrays, DParallel(**case.config["dparallel"])
   batch = _batch(a[f"{name}_input_ids"], a[f"{name}_prompt_lengths"])
@@ -156,6 +157,7 @@ def _before(case, given):
 
 
 @pytest.mark.parametrize("name", ["d3llm", "d3llm_plain", "d3llm_random"])
+@pytest.mark.few(1)
 def test_d3llm(case, name):
   a, config = case.arrays, case.config["d3llm"]
   given = a["d3llm_prompt_lengths"]

@@ -145,6 +145,7 @@ def test_diffu_grpo_of_dllm():
       near(loss, a[f"dllm_loss_{name}"][i])
 
 
+@pytest.mark.all
 def test_coupled_grpo():
   case = recorded("coupled_grpo")
   a, config = case.arrays, case.config
@@ -555,6 +556,7 @@ def test_spg():
       case.check_gradient(name, [method], views, batch)
 
 
+@pytest.mark.all
 def test_wd1():
   case = recorded("wd1")
   a, config = case.arrays, case.config

@@ -150,6 +150,7 @@ def check(objective, prefers, fields):
   ],
   ids=str,
 )  # fmt: skip
+@pytest.mark.few(2)
 def test_what_cannot_be_preferred_is_still_written(objective, prefers, fields):
   check(objective, prefers, fields)
 
@@ -169,6 +170,7 @@ def settings(count):
   [*settings(16), *(long(*case) for case in [*settings(120)][16:])],
   ids=str,
 )
+@pytest.mark.few(7)
 def test_no_legal_setting_leaves_a_mask(objective, prefers, fields):
   try:
     check(objective, prefers, fields)
