@@ -1,8 +1,12 @@
-"""A small network that fills 4 x 4 Sudoku grids, some of them right, learns more.
+"""Reinforcement after fine-tuning on answers of which one in two is wrong.
 
-    python -m tests.posttraining.reinforcement.learning FOLDER METHOD SEED ...
+    python -m tests.posttraining.reinforcement.learning FOLDER STEPS METHOD \
+        SEED UPDATES RATE
 
-prints the figures of docs/reinforcement.md.
+A small network is fine-tuned on 4 x 4 Sudoku, half of whose grids follow the
+rules but not the cells that were given; what it writes of its own is a mixture
+of both. The verifier tells it which are right. Prints the figures of
+docs/reinforcement.md.
 """
 
 import dataclasses
@@ -11,6 +15,9 @@ import pathlib
 import sys
 import time
 
+import numpy as np
+
+from dllm_jax import plots
 from dllm_jax.config import config
 from dllm_jax.evaluation.benchmarks import puzzles
 from dllm_jax.posttraining.reinforcement import Reinforce, Reinforcement
@@ -22,6 +29,8 @@ from dllm_jax.posttraining.reinforcement.methods import (
   TraceRL,
   WD1,
 )
+from dllm_jax.posttraining.reinforcement.rewards import registry
+from dllm_jax.posttraining.reinforcement.rewards.pool import Rewards
 from dllm_jax.run.run import Run
 
 LENGTH = 36
@@ -57,8 +66,10 @@ def base(folder, steps):
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   text = "".join(
-    line.ljust(LENGTH, puzzles.END)
-    for line in puzzles.lines(puzzles.generate("sudoku4", 4000, seed=-1))
+    _half_wrong(i, line).ljust(LENGTH, puzzles.END)
+    for i, line in enumerate(
+      puzzles.lines(puzzles.generate("sudoku4", 4000, seed=-1))
+    )
   )
   path = folder / "grids.txt"
   if not path.exists():
@@ -69,8 +80,16 @@ def base(folder, steps):
   return Run.open(folder / f"base{steps}", mesh={"data": 1})
 
 
-def learn(source, folder, method, seed, *, steps=100, rate=1e-3, **fields):
-  """Returns the curve of a run: (step, accuracy, seconds)."""
+def _half_wrong(number, line):
+  """Returns every second line with another grid: each digit is the next one."""
+  question, answer = line.split("=")
+  if number % 2:
+    answer = answer.translate(str.maketrans("1234", "2341"))
+  return f"{question}={answer}"
+
+
+def begun(source, folder, method, seed, *, steps=100, rate=1e-3, **fields):
+  """Returns a run that has yet to learn."""
   told = Reinforce(
     problems="sudoku4",
     count=2000,
@@ -98,12 +117,16 @@ def learn(source, folder, method, seed, *, steps=100, rate=1e-3, **fields):
     "optimizer__warmup_steps": 0,
     "optimizer__weight_decay": 0.0,
   } | fields
-  learning = Reinforcement(
+  return Reinforcement(
     source, folder, resolved(source.workdir.parent, **given), told, method
   )
-  begun = time.perf_counter()
-  summary = learning.train()
-  return summary | {"seconds": time.perf_counter() - begun}
+
+
+def accuracy(learning):
+  """Returns the share of held-out puzzles that a run answers, without chance."""
+  terms = registry.parse("sudoku=1")
+  with Rewards(terms, seconds=10.0, processes=1) as rewards:
+    return learning._evaluate(rewards)(learning.run.state)["eval_sudoku"]
 
 
 def curves(folder):
@@ -112,13 +135,34 @@ def curves(folder):
   return list(map(json.loads, path.read_text().splitlines()))
 
 
+def picture(folder, *names):
+  """Returns an SVG of the accuracy while learning, means over seeds."""
+  found = {}
+  for name in names:
+    runs = [
+      {x["step"]: x["eval_sudoku"] for x in curves(run) if "eval_sudoku" in x}
+      for run in sorted(pathlib.Path(folder).glob(f"{name}-*"))
+    ]
+    steps = sorted(set.intersection(*map(set, runs)))
+    values = np.array([[run[step] for step in steps] for run in runs])
+    error = values.std(axis=0, ddof=1) / len(runs) ** 0.5
+    found[name] = list(zip(steps, values.mean(axis=0), error, strict=True))
+  return plots.line_plot(
+    found, x_label="updates", y_label="held-out puzzles solved"
+  )
+
+
 def main(folder, steps, name, seed, updates, rate):
   source = base(folder, int(steps))
   output = pathlib.Path(folder) / f"{name}-{seed}-{steps}-{updates}-{rate}"
   method = METHODS[name]
-  found = learn(
+  learning = begun(
     source, output, method, int(seed), steps=int(updates), rate=float(rate)
   )
+  before, start = accuracy(learning), time.perf_counter()
+  found = learning.train() | {
+    "before": before, "seconds": time.perf_counter() - start
+  }  # fmt: skip
   for line in curves(output):
     if "eval_reward" in line or "reward" in line:
       kept = ("step", "reward", "reward_sudoku", "eval_sudoku", "entropy",
