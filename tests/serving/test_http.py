@@ -1,6 +1,7 @@
 """Routes and what they refuse, by plain HTTP."""
 
 import json
+import re
 import socket
 import subprocess
 import time
@@ -291,6 +292,28 @@ def test_the_names_of_special_tokens_are_told(server):
   body = {"prompt": made["eos_token"], "add_special_tokens": False}
   _, _, ids = send(f"{server.url}/tokenize", body)
   assert ids["tokens"] == [256]
+
+
+def test_the_description_for_people_has_every_field_and_loads_nothing(server):
+  _, headers, page = send(f"{server.url}/docs")
+  assert send(f"{server.url}/redoc")[0] == 404
+  policy = headers["Content-Security-Policy"]
+  assert "default-src 'none'" in policy and "unsafe" not in policy
+  assert not re.search(r"<script|src=|url\(|@import|https?:", page)
+  assert re.findall(r'href="([^"#]+)', page) == ["openapi.json"]
+  _, _, told = send(f"{server.url}/openapi.json")
+  for path, methods in told["paths"].items():
+    for method in methods:
+      assert f"<h3>{method.upper()} {path}</h3>" in page
+  schemas = told["components"]["schemas"]
+  for name in ("Completion", "Chat", "Tokenize", "Decision", "StreamOptions"):
+    part = page.partition(f'<h3 id="{name}">')[2].partition("<h3")[0]
+    fields = re.findall(r"<tr><td><code>([^<]+)</code>", part)
+    assert fields == list(schemas[name]["properties"])
+  links = set(re.findall(r'href="#([^"]+)"', page))
+  assert links == set(re.findall(r'id="([^"]+)"', page))
+  seed = page.partition("<code>seed</code>")[2].partition("</tr>")[0]
+  assert "integer from 0 below 4294967296" in seed
 
 
 WRONG = {

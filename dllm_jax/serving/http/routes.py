@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.likelihood.reading import Reading
-from dllm_jax.serving import decisions
+from dllm_jax.serving import decisions, description
 from dllm_jax.serving.http import prompts, protocol, wishes
 from dllm_jax.serving.http.forms import Chats, Completions, Form
 from dllm_jax.serving.http.gate import Gate
@@ -203,6 +203,11 @@ class Routes:
     text, headers = _page()
     return responses.HTMLResponse(text, headers=headers)
 
+  async def docs(self, request: fastapi.Request) -> responses.HTMLResponse:
+    """What the server takes, as a page."""
+    text = description.page(request.app.openapi())
+    return responses.HTMLResponse(text, headers=_headers(text))
+
 
 def application(model: Model, *, key: str | None = None) -> Gate:
   """Returns the server of a model, as an ASGI application.
@@ -218,6 +223,9 @@ def application(model: Model, *, key: str | None = None) -> Gate:
     version="1",
     description="A diffusion language model behind OpenAI's conventions.",
     responses=_REFUSED,
+    # FastAPI's have browsers load scripts from elsewhere.
+    docs_url=None,
+    redoc_url=None,
   )
   post = functools.partial(app.add_api_route, methods=["POST"])
   get = functools.partial(app.add_api_route, methods=["GET"])
@@ -231,8 +239,9 @@ def application(model: Model, *, key: str | None = None) -> Gate:
   post("/detokenize", routes.detokenize)
   get("/health", routes.health, response_model=None)
   get("/metrics", routes.metrics, response_class=responses.PlainTextResponse)
-  get("/", routes.page, response_class=responses.HTMLResponse,
-      include_in_schema=False)  # fmt: skip
+  shown = {"response_class": responses.HTMLResponse, "include_in_schema": False}
+  get("/", routes.page, **shown)
+  get("/docs", routes.docs, **shown)
   refused = functools.partial(_refused, metrics)
   app.add_exception_handler(Refusal, refused)
   app.add_exception_handler(exceptions.RequestValidationError, refused)
@@ -333,8 +342,13 @@ def _page() -> tuple[str, dict[str, str]]:
   """Returns the page and the headers that it is sent with."""
   file = Path(__file__).parent.parent / "page.html"
   text = file.read_text(encoding="utf-8")
-  allowed = {tag: _digest(text, tag) for tag in ("script", "style")}
-  return text, {
+  return text, _headers(text)
+
+
+def _headers(page: str) -> dict[str, str]:
+  """Returns what a page is sent with, by which it can load nothing."""
+  allowed = {tag: _digest(page, tag) for tag in ("script", "style")}
+  return {
     "Content-Security-Policy": _PAGE_POLICY.format(**allowed),
     "Cache-Control": "no-cache",
     "Referrer-Policy": "no-referrer",
