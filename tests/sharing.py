@@ -66,7 +66,7 @@ def _configured(run: Run) -> tuple:
 def _scored(scorer: Scorer) -> tuple:
   """Returns what a scorer is made of, its guidance apart."""
   objective, places = scorer.objective, _places(scorer._mesh)
-  return objective, scorer.estimator, places, _network(scorer._denoiser)
+  return objective, scorer.estimator, places, _network(scorer.denoiser)
 
 
 def _wrap(patch, cls, name: str, key: Callable[[Any], tuple]) -> None:

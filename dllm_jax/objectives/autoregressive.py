@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.core import check
 from dllm_jax.core.mask import Causal, MaskSpec, TwoStream
@@ -135,18 +135,20 @@ class Autoregressive(Discrete):
       known |= ~batch.loss_mask
     return begins_segment(batch.segment_ids) & known
 
+  def seen(self, batch) -> Int[Array, "B L"]:
+    """Returns the segments of slots that the network sees, 0 elsewhere."""
+    return jnp.where(self._hidden(batch), 0, batch.segment_ids)
+
   def loss(self, process, denoise, drawn, batch, *, step) -> Loss:
     """Returns the exact negative log-likelihood, nats; with drafts, theirs too."""
     if self.masks_ahead:
       return self._drafted(denoise, batch)
-    hidden = self._hidden(batch)
-    counted = batch.loss_mask & ~hidden
+    counted = batch.loss_mask & ~self._hidden(batch)
     weight = evenly(counted)
     if batch.loss_weight is not None:
       weight = weight * batch.loss_weight[:, None]
     inputs = self.inputs(process, drawn.z, drawn.t, batch)
-    segments = jnp.where(hidden, 0, batch.segment_ids)
-    out = denoise(inputs.replace(segment_ids=segments))
+    out = denoise(inputs.replace(segment_ids=self.seen(batch)))
     out = forbid(out, self.mask_id)
     total, terms = cross_entropy(out, batch.tokens, weight)
     return Loss(

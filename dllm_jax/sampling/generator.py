@@ -174,7 +174,10 @@ class Generator:
     if options is not None:
       _check_as_many(options, rows)
       chosen = stack(
-        options, defaults=sampler.options(ends), objective=self.objective
+        options,
+        defaults=sampler.options(ends),
+        objective=self.objective,
+        steps=built.row_steps,
       )
     batch = requests.build(
       canvases,

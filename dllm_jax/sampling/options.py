@@ -2,7 +2,7 @@
 
 What is chosen is data: requests with any choices are rows of one batch and one
 compiled program. What shapes a program is the sampler's: policy, cache, blocks,
-canvas and steps. How many tokens are wanted at most is a request's template, or
+canvas and the most steps. How many tokens are wanted at most is a request's template, or
 `continuation(prompt, new_tokens=...)`.
 """
 
@@ -41,6 +41,8 @@ class RowOptions:
     min_p: draw among tokens at least so probable beside the best, in [0, 1].
     threshold: reveal all slots at least so sure, in (0, 1]; for samplers that
       reveal by a threshold.
+    steps: network calls for each block, at most, no more than the sampler's; for
+      samplers whose rows may have steps of their own (`Sampler.row_steps`).
     repetition_penalty: l / penalty where l > 0, l * penalty elsewhere, for tokens
       that stand in the row, its prompt included (arXiv:1909.05858, sec. 4.1);
       above 0, 1 for none.
@@ -60,6 +62,7 @@ class RowOptions:
   top_p: float | None = None
   min_p: float | None = None
   threshold: float | None = None
+  steps: int | None = None
   repetition_penalty: float | None = None
   presence_penalty: float | None = None
   frequency_penalty: float | None = None
@@ -94,12 +97,13 @@ _INTERVALS = {
   "top_p": "(0, 1]",
   "min_p": "[0, 1]",
   "threshold": "(0, 1]",
+  "steps": "[1, inf)",
   "repetition_penalty": "(0, inf)",
   "presence_penalty": "(-inf, inf)",
   "frequency_penalty": "(-inf, inf)",
   "min_tokens": "[0, inf)",
 }
-_WHOLE = ("top_k", "min_tokens")
+_WHOLE = ("top_k", "min_tokens", "steps")
 _NEUTRAL = {
   "temperature": 1.0,
   "top_k": 0,
@@ -134,6 +138,7 @@ def stack(
   *,
   defaults: RowOptions,
   objective: Objective,
+  steps: int | None = None,
   ends: int = ENDS,
   biases: int = BIASES,
 ) -> Options:
@@ -143,6 +148,7 @@ def stack(
     rows: what each chose.
     defaults: of what a row leaves out: `SamplerConfig.options`.
     objective: what the tokens must fit.
+    steps: that the sampler has and rows may lower, `Sampler.row_steps`.
     ends: end tokens that there is room for.
     biases: tokens with a bias that there is room for.
 
@@ -153,6 +159,7 @@ def stack(
   """
   for row in rows:
     check_row(row, defaults=defaults, objective=objective)
+    _check_steps(row.steps, steps)
   seeds = [row.seed for row in rows]
   if None in seeds and any(seed is not None for seed in seeds):
     raise ValueError("give each row a seed, or none: the others have no number")
@@ -168,6 +175,9 @@ def stack(
   bias = [dict(row.get("logit_bias", {})) for row in full]
   return Options(
     **single,
+    steps=None
+    if steps is None
+    else np.asarray([row.steps or steps for row in rows], np.int32),
     bias_ids=_padded("logit_bias", [list(b) for b in bias], -1, biases),
     bias=_padded("logit_bias", [list(b.values()) for b in bias], 0.0, biases),
     end_ids=_padded(
@@ -201,6 +211,22 @@ def check_row(
           f"{name} has token {token}, outside the vocabulary [0, "
           f"{objective.vocab_size}): use ids of the model's tokenizer"
         )
+
+
+def _check_steps(wanted: int | None, most: int | None) -> None:
+  """Raises ValueError unless a row may have steps, of a sampler with so many."""
+  if wanted is None:
+    return
+  if most is None:
+    raise ValueError(
+      "steps of a row mean nothing to this sampler, which plans all of them from "
+      "the start: leave them out, or choose another sampler.steps"
+    )
+  if wanted > most:
+    raise ValueError(
+      f"steps must be at most {most}, the network calls for a block of this "
+      f"sampler, not {wanted}: choose a higher sampler.steps"
+    )
 
 
 def _padded(

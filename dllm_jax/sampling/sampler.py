@@ -179,6 +179,11 @@ class Sampler:
     return self.policy.steps
 
   @property
+  def row_steps(self) -> int | None:
+    """The same, which rows may lower; None where they may not."""
+    return self.steps if self.policy.paces and not self.slides else None
+
+  @property
   def most_calls(self) -> int:
     """Network calls for each block, at most, with that of keeping it."""
     stores = self.cache == "block" and self.objective.shift == 0

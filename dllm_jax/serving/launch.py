@@ -178,7 +178,12 @@ class Program:
     """Returns what rows chose, each with a seed."""
     seeded = [dataclasses.replace(row, seed=row.seed or 0) for row in rows]
     objective = self.sampler.objective
-    return stack(seeded, defaults=self._defaults, objective=objective)
+    return stack(
+      seeded,
+      defaults=self._defaults,
+      objective=objective,
+      steps=self.sampler.row_steps,
+    )
 
   def ends(self, options: RowOptions) -> Sequence[int]:
     """Returns what ends a row."""

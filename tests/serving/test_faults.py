@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import os
 import signal
@@ -200,3 +201,36 @@ def test_a_signal_while_it_compiles_waits_for_the_compiler(monkeypatch):
   model = types.SimpleNamespace(engine=Engine(), name="m", limits=Limits())
   assert http_server.serve(model, host="127.0.0.1", port=0)["tokens"] == 0
   assert done == ["compiled", "stopped"]
+
+
+def test_a_prompt_that_nobody_waits_for_is_not_read_on(server):
+  readings, calls = server.model.readings, []
+
+  def reader(prompt, *, gone):
+    while not gone():
+      calls.append(prompt)
+      time.sleep(0.01)
+    raise RuntimeError("nobody hears this")
+
+  body = bodies(1)[0] | {"echo": True, "logprobs": 0}
+  text, headers = json.dumps(body), {"Content-Type": "application/json"}
+  address = server.url.removeprefix("http://")
+  before = readings.__dict__.get("_reader")
+  readings.__dict__["_reader"] = reader
+  try:
+    with contextlib.closing(http.client.HTTPConnection(address)) as client:
+      client.request("POST", "/v1/completions", text, headers)
+      until = time.monotonic() + 20
+      while not calls and time.monotonic() < until:
+        time.sleep(0.01)
+      # Others are answered meanwhile.
+      assert send(f"{server.url}/v1/completions", bodies(1)[0])[0] == 200
+    settled(server)
+    count = len(calls)
+    time.sleep(0.1)
+    assert 0 < count == len(calls) and readings._waiting == 0
+  finally:
+    readings.__dict__.pop("_reader")
+    if before is not None:
+      readings.__dict__["_reader"] = before
+  assert send(f"{server.url}/v1/completions", body)[0] == 200

@@ -1,12 +1,15 @@
 """Routes and what they refuse, by plain HTTP."""
 
 import json
+import re
 import socket
 import subprocess
 import time
 
+import jax
 import pytest
 
+from dllm_jax.evaluation.likelihood.scorer import Item, Scorer
 from tests.serving.servers import (
   CHOICES,
   events,
@@ -208,6 +211,111 @@ def test_drafts_show_the_canvas(server):
   assert letters[0] in spelled
 
 
+def test_fewer_steps_are_fewer_calls_of_the_same_program(server):
+  programs = server.engine._program.programs()
+  for steps, calls in ((None, 16), (2, 4), (8, 16)):
+    body = COMPLETION | ({} if steps is None else {"steps": steps})
+    status, _, made = send(f"{server.url}/v1/completions", body)
+    assert status == 200, made
+    wanted = server.text("ROMEO:", 16, seed=SEED, steps=steps)
+    assert made["choices"][0]["text"] == wanted
+    assert made["usage"]["network_calls"] == calls
+  assert server.engine._program.programs() == programs
+
+
+def likelihood(server, ids, given):
+  """Returns what the harness's estimator makes of an answer, nats."""
+  scorer = Scorer.of(server.run, estimator="left")
+  item, key = Item(tokens=tuple(ids), given=given), jax.random.key(0)
+  return -scorer.score([item], samples=1, key=key, rows=1)[0]
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_the_tokens_of_an_echoed_prompt_are_told_first(server, text):
+  prompt, ids = "ROMEO:", [*b"ROMEO:"]
+  asked = COMPLETION | {"prompt": prompt if text else ids, "logprobs": 2}
+  url = f"{server.url}/v1/completions"
+  _, _, plain = send(url, asked)
+  status, _, made = send(url, asked | {"echo": True})
+  assert status == 200, made
+  (choice,), (alone,) = made["choices"], plain["choices"]
+  assert choice["text"] == prompt + alone["text"]
+  told, own = choice["logprobs"], alone["logprobs"]
+  assert told["tokens"] == [*prompt, *own["tokens"]]
+  assert told["token_logprobs"][6:] == own["token_logprobs"]
+  assert told["top_logprobs"][6:] == own["top_logprobs"]
+  later = [at + 6 for at in own["text_offset"]]
+  assert told["text_offset"] == [*range(6), *later]
+  assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
+  assert len(set(told["token_logprobs"][1:6])) == 5
+  for given in (1, 4):
+    said = sum(told["token_logprobs"][given:6])
+    assert said == pytest.approx(likelihood(server, ids, given), abs=1e-4)
+  for token, p, best in list(
+    zip(told["tokens"], told["token_logprobs"], told["top_logprobs"])
+  )[1:6]:
+    assert best[token] == p <= max(best.values()) and len(best) in (2, 3)
+  calls = [x["usage"]["network_calls"] for x in (plain, made)]
+  assert calls[1] - calls[0] == 3  # 5 tokens, as many rows as slots
+
+
+def test_nothing_is_written_after_an_echo_of_no_tokens(server):
+  url = f"{server.url}/v1/completions"
+  body = COMPLETION | {"prompt": ["ROMEO:", "a", ""], "echo": True}
+  body |= {"logprobs": 0, "max_tokens": 0}
+  status, _, made = send(url, body)
+  assert status == 200, made
+  assert [c["text"] for c in made["choices"]] == ["ROMEO:", "a", ""]
+  assert {c["finish_reason"] for c in made["choices"]} == {"length"}
+  told = [c["logprobs"]["token_logprobs"] for c in made["choices"]]
+  assert [len(row) for row in told] == [6, 1, 0] and told[1] == [None]
+  assert made["choices"][0]["logprobs"]["top_logprobs"] is None
+  used = made["usage"]
+  assert (used["prompt_tokens"], used["completion_tokens"]) == (7, 0)
+  _, _, more = send(url, body | {"max_tokens": 1, "prompt": "ROMEO:"})
+  assert more["choices"][0]["logprobs"]["token_logprobs"][:6] == told[0]
+  chunks = [
+    json.loads(data)
+    for _, data in events(url, body | {"stream": True})
+    if data != "[DONE]"
+  ]
+  for index, row in enumerate(told):
+    own = [c for x in chunks for c in x["choices"] if c["index"] == index]
+    said = [p for c in own for p in c["logprobs"]["token_logprobs"]]
+    assert said == row and own[-1]["finish_reason"] == "length"
+
+
+def test_the_names_of_special_tokens_are_told(server):
+  _, _, made = send(f"{server.url}/tokenizer_info")
+  assert made["eos_token"] == "<eos>" and made["bos_token"] is None
+  assert "assistant" in made["chat_template"]
+  body = {"prompt": made["eos_token"], "add_special_tokens": False}
+  _, _, ids = send(f"{server.url}/tokenize", body)
+  assert ids["tokens"] == [256]
+
+
+def test_the_description_for_people_has_every_field_and_loads_nothing(server):
+  _, headers, page = send(f"{server.url}/docs")
+  assert send(f"{server.url}/redoc")[0] == 404
+  policy = headers["Content-Security-Policy"]
+  assert "default-src 'none'" in policy and "unsafe" not in policy
+  assert not re.search(r"<script|src=|url\(|@import|https?:", page)
+  assert re.findall(r'href="([^"#]+)', page) == ["openapi.json"]
+  _, _, told = send(f"{server.url}/openapi.json")
+  for path, methods in told["paths"].items():
+    for method in methods:
+      assert f"<h3>{method.upper()} {path}</h3>" in page
+  schemas = told["components"]["schemas"]
+  for name in ("Completion", "Chat", "Tokenize", "Decision", "StreamOptions"):
+    part = page.partition(f'<h3 id="{name}">')[2].partition("<h3")[0]
+    fields = re.findall(r"<tr><td><code>([^<]+)</code>", part)
+    assert fields == list(schemas[name]["properties"])
+  links = set(re.findall(r'href="#([^"]+)"', page))
+  assert links == set(re.findall(r'id="([^"]+)"', page))
+  seed = page.partition("<code>seed</code>")[2].partition("</tr>")[0]
+  assert "integer from 0 below 4294967296" in seed
+
+
 WRONG = {
   "model": ({"model": "gpt-5"}, 404, "model", "legal: 'tiny'"),
   "no model": ({"model": None}, 400, "model", "valid string"),
@@ -268,7 +376,26 @@ MORE = [
     "999999951 more than the 48",
   ),
   ("/v1/completions", {"prompt": ["a"] * 5}, "prompt", "at most 4"),
-  ("/v1/completions", {"echo": True, "logprobs": 1}, "logprobs", "echo"),
+  (
+    "/v1/completions",
+    {"echo": True, "logprobs": 1, "suffix": "a"},
+    "suffix",
+    "left to right",
+  ),
+  ("/v1/completions", {"max_tokens": 0}, "max_tokens", "echo with logprobs"),
+  (
+    "/v1/completions",
+    {"max_tokens": 0, "echo": True},
+    "max_tokens",
+    "echo with logprobs",
+  ),
+  (
+    "/v1/completions",
+    {"echo": True, "logprobs": 0, "max_tokens": 0, "prompt": "a" * 60},
+    "prompt",
+    "12 more than the 48",
+  ),
+  ("/v1/chat/completions", {"max_tokens": 0}, "max_tokens", "equal to 1"),
   ("/v1/chat/completions", {"messages": []}, "messages", "at least 1 item"),
   (
     "/v1/chat/completions",
@@ -297,7 +424,7 @@ MORE = [
   ),
   ("/v1/completions", {"logprobs": 3}, "logprobs", "--top_logprobs"),
   ("/v1/completions", {"threshold": 0.5}, "threshold", "fast_dllm"),
-  ("/v1/completions", {"steps": 3}, "steps", "--sampler.steps"),
+  ("/v1/completions", {"steps": 9}, "steps", "at most 8"),
   ("/v1/completions", {"preset": "dream"}, "preset", "'llada'"),
   ("/v1/completions", {"block_length": 9}, "block_length", "as 8"),
   ("/v1/completions", {"logit_bias": {"999": 1}}, "logit_bias", "vocabulary"),

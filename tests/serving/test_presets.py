@@ -97,10 +97,19 @@ def test_a_preset_is_served_as_it_samples(name):
   made._held = (made._held[0], process)
   rows = served.templates(objective, 6)
   chosen = [
-    RowOptions(seed=served.SEED, temperature=0.7 if number % 2 else None)
+    RowOptions(
+      seed=served.SEED,
+      temperature=0.7 if number % 2 else None,
+      steps=2 if spec.row_steps and number % 3 == 0 else None,
+    )
     for number in range(len(rows))
   ]
-  options = stack(chosen, defaults=config.options((3,)), objective=objective)
+  options = stack(
+    chosen,
+    defaults=config.options((3,)),
+    objective=objective,
+    steps=spec.row_steps,
+  )
   requests = build(rows, objective=objective, length=LENGTH, options=options)
   want = published.quick(spec, denoiser, params, process, small.KEY, requests)
   found = served.at_random(made, rows, seed=1, options=chosen)

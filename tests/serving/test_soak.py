@@ -46,13 +46,73 @@ def written(run, chat: bool, prompts: list[str]) -> list[str]:
   return found
 
 
-@pytest.mark.parametrize("chat", [False, True])
-def test_the_harness_finds_the_same_figures(trained, run, tmp_path, chat):
+def evaluated(folder, docs, model, *, chat=False, task, **args):
+  """Returns what lm-evaluation-harness finds on a task of some documents."""
   os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
   import lm_eval
   from lm_eval.models import openai_completions  # noqa: F401  registers both
   from lm_eval.tasks import TaskManager
 
+  file = folder / "docs.jsonl"
+  file.write_text("\n".join(map(json.dumps, docs)) + "\n")
+  whole = {
+    "task": "toy",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": str(file)}},
+    "test_split": "test",
+    "doc_to_text": "{{q}}",
+  }
+  (folder / "toy.yaml").write_text(json.dumps(whole | task))
+  return lm_eval.simple_evaluate(
+    model=model,
+    tasks=["toy"],
+    task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+    apply_chat_template=chat,
+    bootstrap_iters=0,
+    **args,
+  )
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_harness_finds_the_same_likelihoods(trained, run, tmp_path, batch):
+  from dllm_jax.evaluation.harness.model import DiffusionLM
+
+  docs = [
+    {"q": "ROMEO:", "a": ["\nO, she doth", " xq", "\nWhat"], "right": 0},
+    {"q": "To be, or", "a": [" not", " zzzz"], "right": 0},
+  ]
+  task = {
+    "output_type": "multiple_choice",
+    "doc_to_choice": "{{a}}",
+    "doc_to_target": "right",
+    "metric_list": [{"metric": "acc"}],
+  }
+  args = {
+    "model": servers.NAME,
+    "base_url": f"{trained.url}/v1/completions",
+    "tokenizer_backend": "remote",
+    "batch_size": batch,
+  }
+  own = DiffusionLM(str(run.workdir), estimator="left", batch_size=4)
+  inside = evaluated(tmp_path, docs, own, task=task)
+  outside = evaluated(
+    tmp_path, docs, "local-completions", task=task, model_args=args
+  )
+  said = [
+    [
+      nats
+      for sample in found["samples"]["toy"]
+      for ((nats, _),) in sample["resps"]
+    ]
+    for found in (inside, outside)
+  ]
+  assert said[1] == pytest.approx(said[0], abs=1e-4) and len(said[0]) == 5
+  figures = [f["results"]["toy"]["acc,none"] for f in (inside, outside)]
+  assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_harness_finds_the_same_figures(trained, run, tmp_path, chat):
   from dllm_jax.evaluation.harness.model import DiffusionLM
 
   prompts = ["ROMEO:", "A", "To be", "Enter"]
@@ -61,14 +121,8 @@ def test_the_harness_finds_the_same_figures(trained, run, tmp_path, chat):
     {"q": prompt, "a": answer if i % 2 else "never that"}
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
   ]
-  (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, docs)) + "\n")
   task = {
-    "task": "toy",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"test": str(tmp_path / "docs.jsonl")}},
-    "test_split": "test",
     "output_type": "generate_until",
-    "doc_to_text": "{{q}}",
     "doc_to_target": "{{a}}",
     "generation_kwargs": {
       "until": ["\n"],
@@ -77,20 +131,6 @@ def test_the_harness_finds_the_same_figures(trained, run, tmp_path, chat):
     },
     "metric_list": [{"metric": "exact_match"}],
   }
-  (tmp_path / "toy.yaml").write_text(json.dumps(task))
-
-  def evaluated(model, **args):
-    return lm_eval.simple_evaluate(
-      model=model,
-      tasks=["toy"],
-      task_manager=TaskManager(
-        include_path=str(tmp_path), include_defaults=False
-      ),
-      apply_chat_template=chat,
-      bootstrap_iters=0,
-      **args,
-    )
-
   own = DiffusionLM(
     str(run.workdir), sampler="llada", block_length=8, batch_size=4
   )
@@ -101,9 +141,14 @@ def test_the_harness_finds_the_same_figures(trained, run, tmp_path, chat):
     "tokenizer_backend": None,
     "num_concurrent": 3,
   }
-  inside = evaluated(own)
+  told = {"task": task, "chat": chat}
+  inside = evaluated(tmp_path, docs, own, **told)
   outside = evaluated(
-    "local-chat-completions" if chat else "local-completions", model_args=args
+    tmp_path,
+    docs,
+    "local-chat-completions" if chat else "local-completions",
+    model_args=args,
+    **told,
   )
   said = [
     [sample["resps"] for sample in found["samples"]["toy"]]

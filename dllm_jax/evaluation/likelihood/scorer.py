@@ -55,6 +55,7 @@ class Scorer:
 
   Attributes:
     objective: how it was trained, with the blocks that were asked for.
+    denoiser: the network itself.
     estimator: how log p(x) is estimated.
     forward_tokens: slots that the network has seen so far, padding included.
 
@@ -86,7 +87,7 @@ class Scorer:
   ):
     if block_size:
       objective = objective.with_blocks(block_size)
-    self.objective, self._denoiser = objective, denoiser
+    self.objective, self.denoiser = objective, denoiser
     self.estimator = estimators.choose(objective, estimator)
     if cfg_scale and self.estimator != "counts":
       raise ValueError(
@@ -112,9 +113,9 @@ class Scorer:
 
   def _nats(self, params, process, keys, batch):
     """Returns nats of each row, and the tokens of the row with most to score."""
-    denoise = lambda inputs: self._denoiser.apply(
-      params["model"], inputs, None
-    )[0]
+    denoise = lambda inputs: self.denoiser.apply(params["model"], inputs, None)[
+      0
+    ]
     if self._scale:
       prompt = ~batch.loss_mask & (batch.segment_ids > 0)
       mask_id = self.objective.mask_id
@@ -144,8 +145,8 @@ class Scorer:
     return np.asarray(found, np.float64)
 
   def compiled(
-    self, fn: Callable[[PyTree, Process, Batch], Array]
-  ) -> Callable[[Batch], np.ndarray]:
+    self, fn: Callable[[PyTree, Process, Batch], PyTree]
+  ) -> Callable[[Batch], PyTree]:
     """Returns a function of rows under this network, as one program."""
     program = compilation.jit(
       lambda params, process, batch: fn(
@@ -157,7 +158,8 @@ class Scorer:
     def run(batch: Batch) -> np.ndarray:
       with jax.set_mesh(self._mesh):
         placed = global_batch(batch, self._mesh)
-        return np.asarray(program(self._params, self._process, placed))
+        found = program(self._params, self._process, placed)
+      return jax.tree.map(np.asarray, found)
 
     return run
 

@@ -75,6 +75,7 @@ class Stepwise:
   stands = False
   conditions = False
   resizes = False
+  paces = False
   proposes = True
   extra = 0
   """Calls beyond `steps` that a revision may add."""

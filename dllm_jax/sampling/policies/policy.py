@@ -31,6 +31,7 @@ class Policy(Protocol):
       `info["said"]`.
     resizes: whether some slots of a window may be out of use (`live`): whole
       canvases only, of which positions count what is in use.
+    paces: whether rows may take fewer steps than it has.
     proposes: whether it reveals what is drawn at all slots together, so that a
       text can be kept in a language; there is then `weigh` and `takes_best`.
   """
@@ -45,6 +46,7 @@ class Policy(Protocol):
   top: int
   conditions: bool
   resizes: bool
+  paces: bool
   proposes: bool
 
   def least_steps(self, width: int) -> int:

@@ -56,6 +56,7 @@ class Options:
     end_ids: what ends a row; -1 in unused places.
     min_tokens: new slots in which nothing ends the row.
     seed: of each row's noise; None for that of the call.
+    steps: network calls for each block, at most; None for the policy's.
   """
 
   temperature: Float[Array, "B"]
@@ -71,6 +72,7 @@ class Options:
   end_ids: Int[Array, "B E"]
   min_tokens: Int[Array, "B"]
   seed: UInt32[Array, "B"] | None = None
+  steps: Int[Array, "B"] | None = None
 
   @property
   def penalises(self) -> Bool[Array, ""]:
@@ -122,6 +124,13 @@ class Rows:
   def threshold(self) -> Float[Array, "B 1"] | None:
     """Returns the confidence from which each row reveals slots together."""
     return None if self.options is None else self.options.threshold[..., 0]
+
+  @property
+  def steps(self) -> Int[Array, "B"] | None:
+    """Returns the network calls of each row for a block, if rows have their own."""
+    if self.options is None or self.options.steps is None:
+      return None
+    return self.options.steps[:, 0, 0]
 
   def within(self, law: Logits, read: Logits) -> Logits:
     """Returns what of a law is in the rows' languages; see `Proposal`."""

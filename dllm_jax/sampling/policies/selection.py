@@ -4,7 +4,8 @@ A selection is `(seen, progress, steps, objective) -> [B, W] bool`: which
 candidates take their drawn token now. Some reveal planned numbers in a known
 number of steps; the others look at the network and take as few steps as it
 allows, each for an even share of what is left or more. No window stays
-unfinished: the last step reveals what is left.
+unfinished: the last step reveals what is left. `steps` is a number, or one a
+row where plans are counted as they go (`paces`).
 """
 
 import abc
@@ -19,6 +20,8 @@ import numpy as np
 
 from dllm_jax.core import check
 from dllm_jax.core.types import Objective
+
+Steps = int | Int[Array, "B"]
 
 
 @struct.dataclass
@@ -60,7 +63,7 @@ class Seen:
     """The number of candidates."""
     return jnp.sum(self.candidates, axis=1, dtype=jnp.int32)
 
-  def due(self, progress: Progress, steps: int) -> Int[Array, "B"]:
+  def due(self, progress: Progress, steps: Steps) -> Int[Array, "B"]:
     """Returns how many must be revealed now to finish evenly in time.
 
     1 at the least: of as many steps as slots each may reveal no more.
@@ -102,6 +105,8 @@ class Selection(abc.ABC):
 
   entropy = False
   uniform = False
+  paces = True
+  """Whether each row may have steps of its own: no plan is made before."""
 
   @property
   def threshold(self) -> float | None:
@@ -110,7 +115,7 @@ class Selection(abc.ABC):
 
   @abc.abstractmethod
   def __call__(
-    self, seen: Seen, progress: Progress, steps: int, objective: Objective
+    self, seen: Seen, progress: Progress, steps: Steps, objective: Objective
   ) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
 
@@ -131,7 +136,7 @@ class Even(Selection):
   steps: int | None = None
 
   def quota(
-    self, seen: Seen, progress: Progress, steps: int
+    self, seen: Seen, progress: Progress, steps: Steps
   ) -> Int[Array, "B"]:
     """Returns how many are revealed now."""
     total = progress.maskable
@@ -170,6 +175,8 @@ class Proportional(Selection):
 
   curve: Literal["linear", "cosine"] = "linear"
 
+  paces = False
+
   def __post_init__(self):
     if self.curve not in ("linear", "cosine"):
       raise ValueError(f"curve must be linear or cosine, not {self.curve!r}")
@@ -207,6 +214,8 @@ class Truncated(Selection):
   Dream's rule, on the objective's grid of times (arXiv:2508.15487).
   """
 
+  paces = False
+
   def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
     share, last = _share(progress, steps, objective)
@@ -222,6 +231,7 @@ class Chance(Selection):
   """
 
   uniform = True
+  paces = False
 
   def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""

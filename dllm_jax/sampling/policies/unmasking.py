@@ -22,7 +22,13 @@ from dllm_jax.sampling.policies.processors import (
   Processor,
   Temperature,
 )
-from dllm_jax.sampling.policies.revision import empty, Memory, Revision, Taken
+from dllm_jax.sampling.policies.revision import (
+  empty,
+  MaskPredict,
+  Memory,
+  Revision,
+  Taken,
+)
 from dllm_jax.sampling.policies.rows import NONE
 from dllm_jax.sampling.policies.score import (
   confidence,
@@ -175,6 +181,17 @@ class Unmasking(Stepwise):
     return self.revision is None
 
   @property
+  def paces(self) -> bool:
+    """Whether rows may take fewer steps.
+
+    Not where what is masked again, noise that falls or the times that a network
+    is told go by their number, too.
+    """
+    others = isinstance(self.revision, MaskPredict)
+    others |= self.falling == "compounding" or self.objective.reads_time
+    return self.selection.paces and not others
+
+  @property
   def extra(self) -> int:
     """Calls beyond `steps` that the revision may add."""
     return 0 if self.revision is None else self.revision.extra
@@ -229,7 +246,8 @@ class Unmasking(Stepwise):
       else None,
       threshold=rows.threshold,
     )
-    chosen = self.selection(seen, state, self.steps, self.objective)
+    steps = self.steps if rows.steps is None else rows.steps
+    chosen = self.selection(seen, state, steps, self.objective)
     if must is not None:
       chosen = (chosen & ~jnp.any(must, axis=1, keepdims=True)) | (
         masked & must

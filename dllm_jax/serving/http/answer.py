@@ -10,6 +10,7 @@ import dataclasses
 import time
 from typing import Literal
 
+from dllm_jax.evaluation.likelihood.reading import Reading
 from dllm_jax.serving.http.model import Model
 from dllm_jax.serving.http.text import Detokenizer, Stops
 from dllm_jax.serving.http.wishes import Wish, Wishes
@@ -30,13 +31,14 @@ class Token:
     id: which.
     log_prob: at the call that committed it, nats; None where it was given.
     offset: characters of the answer before it.
-    best: the best tokens of that call with their log-probabilities.
+    best: the best tokens of that call with their log-probabilities; None for
+      the first token of a text, before which there is nothing to say it by.
   """
 
   id: int
   log_prob: float | None
   offset: int
-  best: Sequence[tuple[int, float]] = ()
+  best: Sequence[tuple[int, float]] | None = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class Answer:
     wishes: what all of its request is.
     model: what writes.
     changed: called when there is something to take.
+    told: the tokens of the prompt, where they are shown.
 
   Attributes:
     wish: as given.
@@ -78,6 +81,7 @@ class Answer:
     wishes: Wishes,
     model: Model,
     changed: Callable[[], None],
+    told: Sequence[Token] = (),
   ):
     self.wish, self._changed = wish, changed
     self._detokenizer = Detokenizer(model.tokenizer, wish.before)
@@ -85,9 +89,10 @@ class Answer:
     self._logprobs = wishes.logprobs is not None
     self._ticket = None
     self._draft: Draft | None = None
-    self._text, self._length = wish.head, 0
-    self._waiting: list[Token] = []
-    self._decoded = 0
+    # Offsets of tokens count what is echoed where its tokens are told.
+    before = len(wish.head) if wishes.reads else 0
+    self._text, self._length, self._decoded = wish.head, before, before
+    self._told, self._waiting = list(told), []
     self._finish = None
     self.tokens = 0
     self.usage: Usage | None = None
@@ -163,4 +168,29 @@ class Answer:
     if finish == "length" or (finish == "stop" and not self._stops.found):
       sent = self._waiting  # those without a character of their own, too
     self._waiting = [] if finish else self._waiting[len(sent) :]
+    sent, self._told = [*self._told, *sent], []
     return Piece(text=text, tokens=sent, draft=draft, finish=finish)
+
+
+def told(wish: Wish, reading: Reading, model: Model) -> list[Token]:
+  """Returns the tokens of a prompt that was read.
+
+  Args:
+    wish: an answer to it.
+    reading: what the network holds of it.
+    model: what read it.
+  """
+  ids, read = wish.before, reading
+  best = [
+    tuple(zip(*pair, strict=True))
+    for pair in zip(
+      read.top_ids.tolist(), read.top_log_probs.tolist(), strict=True
+    )
+  ]
+  sure, best = [None, *read.log_probs.tolist()], [None, *best]
+  tokens, at, detokenizer = [], 0, Detokenizer(model.tokenizer)
+  for token, log_prob, top in zip(ids, sure, best, strict=False):
+    offset = min(at, len(wish.head))
+    tokens.append(Token(id=token, log_prob=log_prob, offset=offset, best=top))
+    at += len(detokenizer.add([token]))
+  return tokens

@@ -97,15 +97,18 @@ class Completions(Form):
       return None
     text = self._spelling.text_of
     best = [
-      {
+      None
+      if t.best is None
+      else {
         text(i): _finite(p)
         for i, p in [*t.best[: self._top], (t.id, t.log_prob)]
       }
       for t in tokens
     ]
+    sure = [None if t.best is None else _finite(t.log_prob) for t in tokens]
     return {
       "tokens": [text(token.id) for token in tokens],
-      "token_logprobs": [_finite(token.log_prob) for token in tokens],
+      "token_logprobs": sure,
       "top_logprobs": best if self._top else None,
       "text_offset": [token.offset for token in tokens],
     }
@@ -155,12 +158,15 @@ class Chats(Form):
     }
 
 
-def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
+def usage(
+  answers: Sequence[Answer], n: int, *, read: int = 0
+) -> dict[str, Any]:
   """Returns what answers cost together; a prompt counts once for its n.
 
   Args:
     answers: all of them, over.
     n: answers to each prompt.
+    read: network calls that read the prompts.
   """
   costs = [answer.usage for answer in answers]
   prompt = sum(cost.prompt for cost in costs[::n])
@@ -172,7 +178,7 @@ def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
     "prompt_tokens_details": {
       "cached_tokens": sum(c.cached for c in costs[::n])
     },
-    "network_calls": sum(cost.calls for cost in costs),
+    "network_calls": sum(cost.calls for cost in costs) + read,
   }
 
 

@@ -13,6 +13,7 @@ from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.serving.decisions import Decider
 from dllm_jax.serving.engine import Engine
 from dllm_jax.serving.http.limits import Limits
+from dllm_jax.serving.readings import Readings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Model:
     sampler: how the engine samples, as it was configured.
     limits: of a request.
     decider: what answers by labels.
+    readings: what reads prompts.
   """
 
   name: str
@@ -38,6 +40,7 @@ class Model:
   sampler: SamplerConfig
   limits: Limits
   decider: Decider
+  readings: Readings
 
   @classmethod
   def of(
@@ -59,7 +62,7 @@ class Model:
       name: what requests call it.
       sampler: how the engine samples.
       limits: of a request.
-      state: whose parameters decide; by default the newest checkpoint's.
+      state: whose parameters decide and read; by default the newest checkpoint's.
       use_ema: whether to use averaged parameters where there are any.
     """
     return cls(
@@ -71,6 +74,13 @@ class Model:
       sampler=sampler,
       limits=limits,
       decider=Decider(run, state=state, use_ema=use_ema),
+      readings=Readings(
+        run,
+        rows=engine.slots,
+        top=engine.sampler.policy.top,
+        state=state,
+        use_ema=use_ema,
+      ),
     )
 
   @property

@@ -160,16 +160,19 @@ class Common(Body):
     "events named `draft`.",
   )
   preset: Text | None = Field(
-    None, description="A published sampler, of those that the server holds."
+    None, description="A published sampler: the server's."
   )
   steps: Count | None = Field(
-    None, description="Network calls for each block, at most."
+    None,
+    description="Network calls for each block, at most: as many as the server's, "
+    "or fewer, which is quicker.",
   )
   threshold: Probability | None = Field(
     None, description="Reveal all slots at least so sure."
   )
   block_length: Count | None = Field(
-    None, description="Slots sampled together, from left to right."
+    None,
+    description="Slots sampled together, from left to right: the server's.",
   )
   response_format: ResponseFormat | None = Field(
     None, description="`text`, `json_object`, or `json_schema` with a schema."
@@ -210,13 +213,19 @@ class Completion(Common):
     description="Instead of a prompt, a text with gaps such as `[MASK*8]`, in "
     "tokens; the answer is the whole text.",
   )
+  max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+    None,
+    description="Slots to fill after the prompt, in tokens; 0 with `echo` and "
+    "`logprobs`, for those of the prompt alone.",
+  )
   echo: bool | None = Field(
     None, description="Put the prompt (and the suffix) around the answer."
   )
   logprobs: Annotated[int, Field(ge=0, le=5)] | None = Field(
     None,
     description="Log-probability of each token at the call that committed it, "
-    "and of so many best ones there.",
+    "and of so many best ones there. With `echo` those of the prompt before it, "
+    "read from left to right.",
   )
 
 

@@ -5,6 +5,7 @@ said by `protocol` and `wishes`, what goes back by `forms` and `stream`.
 """
 
 import base64
+from collections.abc import Sequence
 import functools
 import hashlib
 import json
@@ -17,7 +18,8 @@ from starlette import concurrency
 from starlette.exceptions import HTTPException
 
 from dllm_jax.core.paths import Path
-from dllm_jax.serving import decisions
+from dllm_jax.evaluation.likelihood.reading import Reading
+from dllm_jax.serving import decisions, description
 from dllm_jax.serving.http import prompts, protocol, wishes
 from dllm_jax.serving.http.forms import Chats, Completions, Form
 from dllm_jax.serving.http.gate import Gate
@@ -29,6 +31,7 @@ from dllm_jax.serving.http.stream import (
   attended,
   EventStream,
   Gone,
+  timely,
   whole,
 )
 from dllm_jax.serving.http.wishes import Wishes
@@ -81,25 +84,44 @@ class Routes:
     self, wanted: Wishes, form: Form, request: fastapi.Request
   ) -> responses.Response:
     since, route = time.monotonic(), request.url.path
-    answers = Answers(wanted, self._model, self._metrics.retry_after)
-    answers.submit()
     seconds = self._model.limits.seconds
-
-    def ended(status: int) -> None:
-      self._metrics.answered(route, status)
-      if status == 200:
-        self._metrics.took(answers.answers, since)
-
-    if wanted.stream:
-      return EventStream(answers, form, seconds, ended)
     try:
+      readings = await self._read(wanted, request, seconds)
+      seconds -= time.monotonic() - since
+      answers = Answers(
+        wanted, self._model, self._metrics.retry_after, readings
+      )
+      answers.submit()
+
+      def ended(status: int) -> None:
+        self._metrics.answered(route, status)
+        if status == 200:
+          self._metrics.took(answers.answers, since)
+
+      if wanted.stream:
+        return EventStream(answers, form, seconds, ended)
       async with attended(answers, request.receive, seconds):
         made = await whole(answers, form)
     except Gone:
-      ended(499)
+      self._metrics.answered(route, 499)
       return responses.Response(status_code=499)  # nobody reads it
     ended(200)
     return responses.JSONResponse(made)
+
+  async def _read(
+    self, wanted: Wishes, request: fastapi.Request, seconds: float
+  ) -> Sequence[Reading]:
+    """Returns what the network holds of each prompt, where that is asked for."""
+    if not wanted.reads:
+      return ()
+
+    async def look() -> None:
+      if await request.is_disconnected():
+        raise Gone
+
+    prompts = [wish.before for wish in wanted.answers[:: wanted.n]]
+    async with timely(seconds):
+      return await self._model.readings(prompts, look)
 
   async def decisions(self, body: decisions.Decision) -> dict[str, Any]:
     """Answers questions about an input by labels, in one network call."""
@@ -132,6 +154,15 @@ class Routes:
       "preset": self._model.sampler.preset,
       "sampler": self._model.settings,
     }
+
+  def tokenizer_info(self) -> dict[str, str | None]:
+    """Returns the names of special tokens and the chat template, or null."""
+    tokenizer = self._model.tokenizer
+    name = lambda i: None if i is None else tokenizer.decode([i], special=True)
+    templates = getattr(tokenizer, "chat_templates", {})
+    roles = ("bos", "eos", "pad")
+    named = {f"{r}_token": name(getattr(tokenizer, f"{r}_id")) for r in roles}
+    return named | {"chat_template": templates.get("default")}
 
   def tokenize(self, body: protocol.Tokenize) -> dict[str, Any]:
     """Returns the token ids of a prompt, or of messages."""
@@ -172,6 +203,11 @@ class Routes:
     text, headers = _page()
     return responses.HTMLResponse(text, headers=headers)
 
+  async def docs(self, request: fastapi.Request) -> responses.HTMLResponse:
+    """What the server takes, as a page."""
+    text = description.page(request.app.openapi())
+    return responses.HTMLResponse(text, headers=_headers(text))
+
 
 def application(model: Model, *, key: str | None = None) -> Gate:
   """Returns the server of a model, as an ASGI application.
@@ -187,6 +223,9 @@ def application(model: Model, *, key: str | None = None) -> Gate:
     version="1",
     description="A diffusion language model behind OpenAI's conventions.",
     responses=_REFUSED,
+    # FastAPI's have browsers load scripts from elsewhere.
+    docs_url=None,
+    redoc_url=None,
   )
   post = functools.partial(app.add_api_route, methods=["POST"])
   get = functools.partial(app.add_api_route, methods=["GET"])
@@ -195,12 +234,14 @@ def application(model: Model, *, key: str | None = None) -> Gate:
   post("/v1/decisions", routes.decisions, response_model=None)
   get("/v1/models", routes.models)
   get("/v1/models/{name}", routes.one_model)
+  get("/tokenizer_info", routes.tokenizer_info)
   post("/tokenize", routes.tokenize)
   post("/detokenize", routes.detokenize)
   get("/health", routes.health, response_model=None)
   get("/metrics", routes.metrics, response_class=responses.PlainTextResponse)
-  get("/", routes.page, response_class=responses.HTMLResponse,
-      include_in_schema=False)  # fmt: skip
+  shown = {"response_class": responses.HTMLResponse, "include_in_schema": False}
+  get("/", routes.page, **shown)
+  get("/docs", routes.docs, **shown)
   refused = functools.partial(_refused, metrics)
   app.add_exception_handler(Refusal, refused)
   app.add_exception_handler(exceptions.RequestValidationError, refused)
@@ -301,8 +342,13 @@ def _page() -> tuple[str, dict[str, str]]:
   """Returns the page and the headers that it is sent with."""
   file = Path(__file__).parent.parent / "page.html"
   text = file.read_text(encoding="utf-8")
-  allowed = {tag: _digest(text, tag) for tag in ("script", "style")}
-  return text, {
+  return text, _headers(text)
+
+
+def _headers(page: str) -> dict[str, str]:
+  """Returns what a page is sent with, by which it can load nothing."""
+  allowed = {tag: _digest(page, tag) for tag in ("script", "style")}
+  return {
     "Content-Security-Policy": _PAGE_POLICY.format(**allowed),
     "Cache-Control": "no-cache",
     "Referrer-Policy": "no-referrer",

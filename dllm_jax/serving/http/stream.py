@@ -47,12 +47,13 @@ from typing import Any
 
 from starlette import responses
 
-from dllm_jax.serving.http.answer import Answer, Piece
+from dllm_jax.evaluation.likelihood.reading import Reading
+from dllm_jax.serving.http.answer import Answer, Piece, told
 from dllm_jax.serving.http.forms import Form, usage
 from dllm_jax.serving.http.limits import Refusal
 from dllm_jax.serving.http.model import Model
 from dllm_jax.serving.http.wishes import Wishes
-from dllm_jax.serving.requests import Closed, Full
+from dllm_jax.serving.requests import Closed, Finished, Full, Usage
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 FAILED = "the answer failed in the network: try again"
@@ -70,20 +71,39 @@ class Answers:
     wishes: what is wanted.
     model: what writes.
     retry_after: seconds after which a full queue may have room.
+    readings: of each prompt, where its tokens are told; else none.
 
   Attributes:
     answers: one for each choice.
   """
 
   def __init__(
-    self, wishes: Wishes, model: Model, retry_after: Callable[[], int]
+    self,
+    wishes: Wishes,
+    model: Model,
+    retry_after: Callable[[], int],
+    readings: Sequence[Reading] = (),
   ):
     self.wishes, self._model = wishes, model
     self._retry_after = retry_after
     self._changed = asyncio.Event()
     self._gone = False
+    self._read = sum(reading.calls for reading in readings)
+    prompts = [
+      told(wish, reading, model)
+      for wish, reading in zip(
+        wishes.answers[:: wishes.n], readings, strict=False
+      )
+    ]
     self.answers = [
-      Answer(wish, wishes, model, self._changed.set) for wish in wishes.answers
+      Answer(
+        wish,
+        wishes,
+        model,
+        self._changed.set,
+        prompts[i // wishes.n] if prompts else (),
+      )
+      for i, wish in enumerate(wishes.answers)
     ]
 
   def submit(self) -> None:
@@ -95,8 +115,13 @@ class Answers:
     loop = asyncio.get_running_loop()
     try:
       for answer in self.answers:
+        request = answer.wish.request
+        if request is None:
+          cost = Usage(prompt=len(answer.wish.before), completion=0)
+          answer.hear(Finished(reason="length", usage=cost))
+          continue
         hear = _elsewhere(loop, answer.hear)
-        answer.holds(self._model.engine.submit(answer.wish.request, hear))
+        answer.holds(self._model.engine.submit(request, hear))
     except Full as error:
       self.cancel()
       raise Refusal(
@@ -139,7 +164,7 @@ class Answers:
   @property
   def usage(self) -> dict[str, Any]:
     """What all choices cost, once they are over."""
-    return usage(self.answers, self.wishes.n)
+    return usage(self.answers, self.wishes.n, read=self._read)
 
 
 def closed() -> Refusal:
@@ -187,6 +212,21 @@ async def attended(
 
   watching = asyncio.create_task(watch())
   try:
+    async with timely(seconds):
+      yield
+  finally:
+    watching.cancel()
+    answers.cancel()
+
+
+@contextlib.asynccontextmanager
+async def timely(seconds: float) -> AsyncIterator[None]:
+  """Refuses what takes longer.
+
+  Raises:
+    Refusal: time is over.
+  """
+  try:
     async with asyncio.timeout(seconds):
       yield
   except TimeoutError:
@@ -196,9 +236,6 @@ async def attended(
       code="timeout",
       headers={"x-should-retry": "false"},
     ) from None
-  finally:
-    watching.cancel()
-    answers.cancel()
 
 
 async def whole(answers: Answers, form: Form) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _CHOSEN = (
   "top_p",
   "min_p",
   "threshold",
+  "steps",
   "repetition_penalty",
   "presence_penalty",
   "frequency_penalty",
@@ -50,14 +51,14 @@ class Wish:
   """One answer that is wanted.
 
   Attributes:
-    request: the engine's.
+    request: the engine's; None where nothing is to be written.
     head: text that is put before what is written.
     tail: text that is put after it.
     before: token ids before what is written, of one text with it.
     last: the last slot whose text belongs to the answer.
   """
 
-  request: Request
+  request: Request | None
   head: str = ""
   tail: str = ""
   before: Sequence[int] = ()
@@ -73,6 +74,7 @@ class Wishes:
     n: of them, those of one prompt.
     stops: strings of which the first ends an answer.
     logprobs: None for none, or how many of the best tokens beside each.
+    reads: whether those of the prompts are wanted, too.
     stream: whether text is sent as it becomes final.
     drafts: whether the canvas is sent, too.
     usage: whether a stream ends with what it cost.
@@ -82,6 +84,7 @@ class Wishes:
   n: int = 1
   stops: Sequence[str] = ()
   logprobs: int | None = None
+  reads: bool = False
   stream: bool = False
   drafts: bool = False
   usage: bool = False
@@ -93,19 +96,33 @@ def completion(body: protocol.Completion, model: Model) -> Wishes:
   Raises:
     Refusal: the model cannot do it, or a limit is passed.
   """
-  if body.echo and body.logprobs is not None:
+  reads = bool(body.echo) and body.logprobs is not None
+  if body.max_tokens == 0 and not reads:
     raise Refusal(
-      "logprobs are of tokens that are written, not of an echoed prompt: leave "
-      "out echo or logprobs",
-      param="logprobs",
+      "max_tokens=0 writes nothing, which is for echo with logprobs: give both, "
+      "or ask for at least 1",
+      param="max_tokens",
     )
+  if reads:
+    _check_read(body, model)
   prompts = _prompts(body.prompt)
   _few(body, len(prompts), model)
   if body.infill is not None:
     rows = [_infilled(body, model)]
   else:
     rows = [_row(body, given, model) for given in prompts]
-  return _wishes(body, rows, model, logprobs=body.logprobs)
+  return _wishes(body, rows, model, logprobs=body.logprobs, reads=reads)
+
+
+def _check_read(body: protocol.Completion, model: Model) -> None:
+  """Raises Refusal unless the prompts of a body can be read."""
+  if body.suffix:
+    raise Refusal(
+      "echo with logprobs reads a prompt from left to right, and no suffix: "
+      "leave out suffix, echo or logprobs",
+      param="suffix",
+    )
+  model.readings.check()
 
 
 def chat(body: protocol.Chat, model: Model) -> Wishes:
@@ -192,8 +209,8 @@ def _row(
   if body.echo:
     shown["head"] = given if text else model.tokenizer.decode(given)
   if not body.suffix:
-    room = room_after(prompt, 0, model, "prompt")
     wanted = _COMPLETION if body.max_tokens is None else body.max_tokens
+    room = room_after(prompt, 0, model, "prompt", least=min(wanted, 1))
     wanted = min(wanted, room) if body.max_tokens is None else wanted
     template = filled(prompt, wanted, room, "max_tokens", model)
     return _Row(template=template, **shown)
@@ -256,6 +273,7 @@ def _wishes(
   model: Model,
   *,
   logprobs: int | None,
+  reads: bool = False,
 ) -> Wishes:
   """Returns the answers that rows and the rest of a body ask for."""
   _check(body, model)
@@ -277,7 +295,9 @@ def _wishes(
         options=options,
         number=number,
         drafts=drafts,
-      ),
+      )
+      if None in row.template
+      else None,
       head=row.head,
       tail=row.tail,
       before=row.before,
@@ -286,13 +306,15 @@ def _wishes(
     for number, row in enumerate(row for row in rows for _ in range(n))
   ]
   for answer in answers[::n]:
-    _legal(answer.request, model)
+    if answer.request is not None:
+      _legal(answer.request, model)
   stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
   return Wishes(
     answers=answers,
     n=n,
     stops=stop,
     logprobs=logprobs,
+    reads=reads,
     stream=bool(body.stream),
     drafts=drafts,
     usage=bool(body.stream_options and body.stream_options.include_usage),
@@ -328,7 +350,6 @@ def _check(body: protocol.Common, model: Model) -> None:
   block = served.block_length or served.length
   for name, held in (
     ("preset", model.sampler.preset),
-    ("steps", served.steps),
     ("block_length", block),
   ):
     if getattr(body, name) not in (None, held):
