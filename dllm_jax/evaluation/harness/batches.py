@@ -19,13 +19,13 @@ def number(row: Template) -> int:
 
 def each(
   kind: str,
-  requests: Sequence[Instance],
+  requests: Sequence[Instance] | Sequence[Any],
   alike: Sequence[Any],
   answer: Callable[[Sequence[int]], Sequence[Any]],
   *,
   rows: int,
-  keep: Callable[[str, tuple, Any], None],
   quiet: bool,
+  keep: Callable[[str, tuple, Any], None] | None = None,
 ) -> list[Any]:
   """Returns the answer of each request.
 
@@ -38,8 +38,9 @@ def each(
     alike: of each; requests of equal ones may share a call.
     answer: the numbers of some requests to their answers.
     rows: requests of a call, at most.
-    keep: takes (kind, the request's arguments, its answer).
     quiet: whether no progress is shown.
+    keep: takes (kind, the request's arguments, its answer); None where nothing
+      resumes.
   """
   found: list[Any] = [None] * len(requests)
   groups: dict[Any, list[int]] = {}
@@ -53,6 +54,7 @@ def each(
         part = group[start : start + rows]
         for i, value in zip(part, answer(part), strict=True):
           found[i] = value
-          keep(kind, requests[i].args, value)
+          if keep is not None:
+            keep(kind, requests[i].args, value)
         bar.update(len(part))
   return found

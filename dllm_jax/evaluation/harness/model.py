@@ -20,16 +20,19 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 import numpy as np
 
-from dllm_jax.evaluation.harness import batches, protocols
+from dllm_jax.evaluation.harness import batches, choices, protocols
+from dllm_jax.evaluation.harness.chat import Chats
 from dllm_jax.evaluation.likelihood import contexts, documents
 from dllm_jax.evaluation.likelihood.scorer import Item, Scorer
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests as sampling
+from dllm_jax.sampling.constraints.automaton import Automaton
+from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.presets import SamplerConfig
 
 
 @register_model("dllm_jax")
-class DiffusionLM(LM):
+class DiffusionLM(Chats, LM):
   """A run behind the interface of lm-evaluation-harness.
 
   Attributes:
@@ -133,9 +136,14 @@ class DiffusionLM(LM):
   ) -> list[tuple[float, bool]]:
     """Returns (log p(continuation | context), is_greedy) of each request.
 
+    Of choices by constrained decoding (0, True) for the one that is written.
+
     Raises:
-      ValueError: a continuation is longer than the canvas.
+      ValueError: a continuation is longer than the canvas, or constrained decoding
+        has no choice.
     """
+    if self.protocol.multiple_choice == "constrained":
+      return self._chosen(requests, disable_tqdm)
     if not self.protocol.greedy:
       contexts.say_once(
         "is_greedy is reported as False: what a diffusion model would write is "
@@ -159,6 +167,33 @@ class DiffusionLM(LM):
       item.targets and self._scorer.canvas(len(item.tokens)) for item in items
     ]
     return self._each("loglikelihood", requests, sizes, answer, disable_tqdm)
+
+  def _chosen(self, requests, quiet) -> list[tuple[float, bool]]:
+    """Returns what was written of each document's choices, and what was not."""
+    tokenizer, length = self._run.tokenizer, self._length
+    parts = choices.documents(requests, cached=self.cache_hook.dbdict)
+    args = [[requests[i].args for i in part] for part in parts]
+    asked = [choices.Asked.of(a, self._encode, tokenizer, length) for a in args]
+    rows = [
+      [*self._context(a.given, length - a.slots), *[None] * a.slots]
+      for a in asked
+    ]
+    config = dataclasses.replace(self._sampler, steps=0)
+
+    def answer(part: Sequence[int]) -> list[list[tuple[float, bool]]]:
+      languages = [asked[i].language for i in part]
+      written = self._write([rows[i] for i in part], config, languages)
+      return [asked[i].told(new) for i, new in zip(part, written, strict=True)]
+
+    alike = [self._canvas(row, config) for row in rows]
+    told = batches.each(
+      "multiple_choice", parts, alike, answer, rows=self._rows, quiet=quiet
+    )
+    found: list[Any] = [None] * len(requests)
+    for part, values in zip(parts, told, strict=True):
+      for i, value in zip(part, values, strict=True):
+        found[i] = value
+    return found
 
   def _each(self, kind, requests, alike, answer, quiet) -> list[Any]:
     return batches.each(
@@ -196,49 +231,6 @@ class DiffusionLM(LM):
   def _context(self, given: Sequence[int], room: int) -> list[int]:
     """Returns a context as it begins, cut from the left to fit."""
     return contexts.fitting(self._begin, given, room)
-
-  def chat_template(self, chat_template: bool | str = False) -> str:
-    """Returns the chat template of the run's tokenizer, for the record.
-
-    Args:
-      chat_template: a name chooses among several (`--apply_chat_template`).
-
-    Raises:
-      ValueError: there is none of that name.
-    """
-    templates = getattr(self._run.tokenizer, "chat_templates", {})
-    if isinstance(chat_template, str) and len(templates) > 1:
-      self._template["template"] = chat_template
-    name = self._template.get("template", "default")
-    if templates and name not in templates:
-      raise ValueError(
-        f"there is no chat template {name!r}; legal: {', '.join(templates)}"
-      )
-    return templates.get(name, "")
-
-  def apply_chat_template(
-    self,
-    chat_history: list[dict[str, str]],
-    add_generation_prompt: bool = True,
-  ) -> str:
-    """Returns a conversation as text; from now on all contexts are of this kind.
-
-    Without an answer to come (`gen_prefix`) the last message is the answer's
-    beginning: its turn is left open.
-
-    Raises:
-      ValueError: the tokenizer has no chat template, or it refuses the messages.
-    """
-    tokenizer = self._run.tokenizer
-    if not self.chat_template():
-      raise ValueError(
-        "the tokenizer of this run has no chat template: leave out "
-        "--apply_chat_template"
-      )
-    self._rendered = True
-    return contexts.rendered(
-      tokenizer, chat_history, add_generation_prompt, **self._template
-    )
 
   def _encode(self, text: str) -> list[int]:
     return [int(i) for i in self._run.tokenizer.encode(text)]
@@ -366,11 +358,15 @@ class DiffusionLM(LM):
     return config.canvas(objective, len(sampling.begun(row, objective)))
 
   def _write(
-    self, rows: Sequence[sampling.Template], config: SamplerConfig
+    self,
+    rows: Sequence[sampling.Template],
+    config: SamplerConfig,
+    languages: Sequence[Automaton] = (),
   ) -> list[list[int]]:
     """Returns the new tokens of templates, as many as were asked for."""
     missing = -len(rows) % self._rows  # one program, whatever is left over
     rows = [*rows, *[rows[-1]] * missing]
+    languages = [*languages, *languages[-1:] * missing]
     sampled = self._run.sample_rows(
       rows,
       length=max(self._canvas(row, config) for row in rows),
@@ -378,6 +374,7 @@ class DiffusionLM(LM):
       sampler=config,
       use_ema=self._use_ema,
       numbers=[batches.number(row) for row in rows],
+      options=[RowOptions(language=one) for one in languages] or None,
     )
     given = [row.index(None) for row in rows]
     new = [ids[n:] for ids, n in zip(sampled.rows, given, strict=True)]

@@ -17,6 +17,8 @@ from typing import Any
 from dllm_jax.core import check
 from dllm_jax.sampling.presets import IDS, SamplerConfig
 
+_DECIDE = ("likelihood", "constrained")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -31,6 +33,9 @@ class Protocol:
     greedy: whether to say if a continuation is what the sampler would write
       with temperature 0 (`is_greedy`, which `acc` of LAMBADA reads): one
       generation for each request.
+    multiple_choice: what decides among continuations of a context: the
+      "likelihood" of each, or which of them is written where the sampler is held
+      to them, "constrained".
     cfg_scale: guidance by the context, w, of likelihoods and answers (LLaDA's
       `cfg`); 0 for none.
     begin: whether a context begins with the token that begins a text; None for
@@ -48,6 +53,7 @@ class Protocol:
   strata: int = 16
   overlap: int = 0
   greedy: bool = False
+  multiple_choice: str = "likelihood"
   cfg_scale: float = 0.0
   begin: bool | None = None
   end: bool = False
@@ -58,6 +64,11 @@ class Protocol:
 
   def __post_init__(self):
     check.at_least(self, 1, "mc_num", "strata", "max_gen_toks")
+    if self.multiple_choice not in _DECIDE:
+      raise ValueError(
+        f"multiple_choice must be one of {', '.join(_DECIDE)}, not"
+        f" {self.multiple_choice!r}"
+      )
     if self.mc_num > self.strata and self.mc_num % self.strata:
       raise ValueError(
         f"mc_num must lie in [1, {self.strata}], one mini-batch, or be a "
@@ -99,6 +110,10 @@ _DREAM = Protocol(
 )
 PROTOCOLS = {
   "default": Protocol(),
+  # The choice that the run's own sampler writes, held to them.
+  "constrained": Protocol(
+    multiple_choice="constrained", fields=_fields(temperature=0.0)
+  ),
   "llada": _LLADA,
   # MMLU, CMMLU, C-Eval, whose answers are one token: its count is 1.
   "llada_single": dataclasses.replace(_LLADA, mc_num=1, strata=1),

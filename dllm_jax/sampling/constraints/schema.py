@@ -36,6 +36,7 @@ _OF_TYPE = {
 _FORMATS = {"date", "date-time", "time", "uuid"}
 _MOST_NUMBERS = 1024  # of an interval of integers
 _SAFE = r'"\\\x00-\x1F\x7F'
+_SHORT = {"d": "0-9", "w": "0-9A-Za-z_", "s": " "}
 _KINDS = {
   "string": str,
   "integer": int,
@@ -201,47 +202,68 @@ def _inside(pattern: str, at: str) -> str:
   """Returns a pattern that matches nothing that ends a JSON string.
 
   Raises:
-    ValueError: it can.
+    ValueError: it can, or another engine might read it another way.
   """
   wrong = lambda why: ValueError(
     f"JSON schema at {at}: pattern {pattern!r} {why}"
   )
   bare = pattern.removeprefix("^")
   bare = re.sub(r"(?<!\\)\$$", "", bare)
-  if re.search(r"(?<!\\)[\^$](?![^\[]*\])", bare.replace("[^", "[")):
-    raise wrong("has an anchor inside, which is not supported")
   if "|" in bare and len(bare) != len(pattern):
     bare = f"(?:{bare})"
-  if re.search(r"\\[DWSPXxuU]|\\[bB]", bare):
-    raise wrong(
-      "has \\D, \\W, \\S, \\P, \\x, \\u or \\b: write a class such as [a-z]"
-    )
-  out, in_class, i = [], False, 0
+  out, in_class, barred, i = [], False, False, 0
   while i < len(bare):
     c = bare[i]
     if c == "\\":
-      out.append(bare[i : i + 2])
-      if bare[i : i + 2] in ('\\"', "\\\\", "\\n", "\\t", "\\r", "\\f", "\\v"):
-        raise wrong("can match what JSON has to escape, which is not supported")
-      if bare[i : i + 2] == "\\s":
-        out[-1] = " " if in_class else "[ ]"
+      out.append(_escaped(bare[i : i + 2], in_class, barred, wrong))
       i += 2
       continue
-    if c == '"':
-      raise wrong("can match a quote, which is not supported")
+    if (c == '"' and not barred) or c < " ":
+      raise wrong("can match a quote or a control, which is not supported")
+    if not in_class and c in "^$":
+      raise wrong("has an anchor inside, which is not supported")
     if not in_class and c == ".":
       c = f"[^{_SAFE}]"
     elif not in_class and c == "[":
-      in_class = True
-      if bare[i : i + 2] == "[^":
+      in_class, barred = True, bare[i : i + 2] == "[^"
+      if barred:
         c, i = f"[^{_SAFE}", i + 1
     elif c == "]":
-      in_class = False
+      in_class = barred = False
     elif in_class and c == "-" and not _tame(bare, i):
       raise wrong("has a range that holds a quote or a backslash")
+    elif in_class and c in "[&~":  # Elsewhere a set in a set, or of two.
+      c = f"\\{c}"
     out.append(c)
     i += 1
   return "^" + "".join(out) + "$"
+
+
+def _escaped(escape: str, in_class: bool, barred: bool, wrong: Any) -> str:
+  r"""Returns what an escape of a pattern is in a text that any engine matches.
+
+  \d and \w of a schema are ASCII; other engines' hold as many characters as their
+  version of Unicode has. What is admitted is what all of them admit, and what a
+  class bars is what any of them bars.
+
+  Args:
+    escape: a backslash and what follows.
+    in_class: whether it stands in a class.
+    barred: whether that is of all other characters.
+    wrong: an error of some text.
+  """
+  c = escape[1:]
+  if c in ('"', "\\", *"ntrfv"):
+    if barred:
+      return escape
+    raise wrong("can match what JSON has to escape, which is not supported")
+  if c in ("", "<", ">") or (c.isalnum() and c not in "dwsp"):
+    raise wrong(f"has {escape}: write a class such as [a-z]")
+  if c not in _SHORT:
+    return escape
+  if barred:
+    return escape + r"\x{FEFF}\x{85}" if c == "s" else escape
+  return _SHORT[c] if in_class else f"[{_SHORT[c]}]"
 
 
 def _tame(text: str, i: int) -> bool:
@@ -249,6 +271,8 @@ def _tame(text: str, i: int) -> bool:
   low, high = text[i - 1], text[i + 1 : i + 2]
   if low in "[^" or high in ("]", ""):
     return True
+  if "-" in (low, high):  # Elsewhere the difference of two sets.
+    return False
   return not any(low <= c <= high for c in '"\\\x7f') and low >= " "
 
 

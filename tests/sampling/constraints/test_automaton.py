@@ -150,6 +150,28 @@ def test_any_object_is_json():
 
 
 @pytest.mark.parametrize(
+  "pattern, legal, others",
+  [
+    (r"^\d$", "3", "a٣"),
+    (r"^[\w]$", "a_9", "é٣"),
+    (r"^[^\d]$", "aé", "3٣"),
+    (r"^[^\s]$", "aé", "\xa0\u2003\ufeff\x85"),
+    (r'^[^"\\\n]$', "a[", '"'),
+    ("^[a&&b~~c]$", "a&b~c", "d"),
+    ("^[^a[b]$", "c&", "a[b"),
+  ],
+)
+def test_patterns_are_read_as_schemas_mean_them(pattern, legal, others):
+  """Also where other engines, or versions of Unicode, read them otherwise."""
+  schema = {"type": "string", "pattern": pattern}
+  made = compiled(json_schema(schema).pattern, VOCABULARY)
+  written = lambda c: accepts(made, f'"{c}"'.encode())
+  assert all(map(written, legal)) and not any(map(written, others))
+  for c in legal:
+    jsonschema.validate(c, schema)
+
+
+@pytest.mark.parametrize(
   "schema, named",
   [
     ({"type": "array", "uniqueItems": True}, "uniqueItems"),
@@ -159,6 +181,10 @@ def test_any_object_is_json():
     ({"type": "string", "format": "email"}, "email"),
     ({"type": "string", "pattern": 'a"b'}, "quote"),
     ({"type": "string", "pattern": "a\\Wb"}, "class"),
+    ({"type": "string", "pattern": "a\\ab"}, "class"),
+    ({"type": "string", "pattern": "a\nb"}, "control"),
+    ({"type": "string", "pattern": "(a$|b)]"}, "anchor"),
+    ({"type": "string", "pattern": "[a--b]"}, "range"),
     ({"type": "string", "pattern": "[!-~]"}, "range"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
     ({"allOf": [{"type": "integer"}, {"type": "number"}]}, "allOf"),

@@ -1,6 +1,7 @@
 """Fifty languages, every preset that reveals: what comes out parses and validates.
 
-The judges are `jsonschema` and `re`; the networks are random, nearly even and sure.
+The judges are `jsonschema` and `re`; the networks are random, nearly even and sure,
+and one that was trained on texts of JSON.
 """
 
 import functools
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import jsonschema
 import numpy as np
+import optax
 import pytest
 
-from dllm_jax.core.types import Process
+from dllm_jax.core.types import Batch, Process
 from dllm_jax.data.huggingface import HuggingFace
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.sampling.constraints.arrays import placed
@@ -114,9 +116,9 @@ def batch(objective):
   return build(rows, objective=objective, length=LENGTH, languages=placed_)
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 30.0])
-@pytest.mark.parametrize("preset", BLOCKS + WHOLE)
-def test_all_texts_validate(preset, sharpness):
+@functools.cache
+def program(preset):
+  """Returns a sampler as a compiled function of parameters."""
   tokenizer = letters()
   objective = MDLM(vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id)
   blocks = {"block_length": 8, "steps": 4, "cache": "none"}
@@ -125,27 +127,68 @@ def test_all_texts_validate(preset, sharpness):
   sampler = config.build(objective, length=LENGTH, end_ids=tokenizer.end_ids)
   sampler.check_languages()
   denoiser = toys.mixer(objective.vocab_size, 16)
-  requests = batch(objective)
-  inputs = objective.inputs(
-    Process(), requests.tokens, jnp.ones((len(requests.tokens), 1)), _rows()
+  run = jax.jit(functools.partial(generate, sampler, denoiser))
+  requests, key = batch(objective), jax.random.key(0)
+  return lambda params: run(params, Process(), key, requests)
+
+
+@functools.cache
+def networks():
+  """Returns parameters by what is said of the network."""
+  denoiser = toys.mixer(letters().vocab_size, 16)
+  params = denoiser.init(jax.random.key(1), None)
+  sharp = jax.tree.map(lambda x: x * 30**0.5, params)
+  return {"even": params, "sure": sharp, "trained": trained(denoiser, params)}
+
+
+def trained(denoiser, params, steps=200):
+  """Returns parameters after some steps on texts of JSON, each with its end."""
+  tokenizer, rng = letters(), np.random.default_rng(0)
+  objective = MDLM(vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id)
+  made = np.full((64, LENGTH), tokenizer.eos_id, np.int32)
+  for row in made:
+    some = rng.integers(0, 99, rng.integers(1, 4)).tolist()
+    text = [{"a": some[0], "b": "abc"}, some, [True, "no"], some[0]][
+      rng.integers(4)
+    ]
+    ids = tokenizer.encode(json.dumps(text))
+    row[: len(ids)] = ids
+  ones = np.ones(made.shape, np.int32)
+  texts = Batch(
+    tokens=made,
+    loss_mask=ones > 0,
+    segment_ids=ones,
+    positions=np.broadcast_to(np.arange(LENGTH, dtype=np.int32), made.shape),
   )
-  params = denoiser.init(jax.random.key(1), inputs)
-  params = jax.tree.map(lambda x: x * sharpness**0.5, params)
-  out = jax.jit(lambda p: generate(
-    sampler, denoiser, p, Process(), jax.random.key(0), requests
-  ))(params)  # fmt: skip
+  adam = optax.adam(1e-2)
+
+  def loss(params, key, step):
+    drawn = objective.draw(Process(), key, texts, step=step)
+    denoise = lambda inputs: denoiser.apply(params, inputs, None)[0]
+    found = objective.loss(Process(), denoise, drawn, texts, step=step)
+    return found.total / found.weight
+
+  def update(carry, step):
+    params, state = carry
+    key = jax.random.fold_in(jax.random.key(2), step)
+    cost, slopes = jax.value_and_grad(loss)(params, key, step)
+    change, state = adam.update(slopes, state)
+    return (optax.apply_updates(params, change), state), cost
+
+  start, count = (params, adam.init(params)), jnp.arange(steps)
+  (params, _), costs = jax.jit(lambda x: jax.lax.scan(update, x, count))(start)
+  assert costs[-20:].mean() < 0.5 * costs[0]
+  return params
+
+
+# All of a preset one after another: they share its program.
+@pytest.mark.parametrize("network", ["even", "sure", "trained"])
+@pytest.mark.parametrize("preset", BLOCKS + WHOLE)
+def test_all_texts_validate(preset, network):
+  out = program(preset)(networks()[network])
   tokens = np.asarray(out.tokens).tolist()
+  tokenizer = letters()
   judges = [judge for judge, _ in languages() for _ in range(EACH)]
   for judge, row in zip(judges, tokens, strict=True):
     ids = text_ids(row, [None] * LENGTH, tokenizer.end_ids)
     judge(b"".join(spelling(tokenizer).bytes_of(i) for i in ids).decode())
-
-
-def _rows():
-  from dllm_jax.core.types import Batch
-
-  shape = (50 * EACH, LENGTH)
-  ones = np.ones(shape, np.int32)
-  return Batch(
-    tokens=ones, loss_mask=ones > 0, segment_ids=ones, positions=ones
-  )
