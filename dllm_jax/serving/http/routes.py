@@ -29,6 +29,7 @@ from dllm_jax.serving.http.model import Model
 from dllm_jax.serving.http.stream import (
   Answers,
   attended,
+  Deadline,
   EventStream,
   Gone,
   timely,
@@ -84,10 +85,9 @@ class Routes:
     self, wanted: Wishes, form: Form, request: fastapi.Request
   ) -> responses.Response:
     since, route = time.monotonic(), request.url.path
-    seconds = self._model.limits.seconds
+    deadline = Deadline(since, self._model.limits.seconds)
     try:
-      readings = await self._read(wanted, request, seconds)
-      seconds -= time.monotonic() - since
+      readings = await self._read(wanted, request, deadline)
       answers = Answers(
         wanted, self._model, self._metrics.retry_after, readings
       )
@@ -99,8 +99,8 @@ class Routes:
           self._metrics.took(answers.answers, since)
 
       if wanted.stream:
-        return EventStream(answers, form, seconds, ended)
-      async with attended(answers, request.receive, seconds):
+        return EventStream(answers, form, deadline, ended)
+      async with attended(answers, request.receive, deadline):
         made = await whole(answers, form)
     except Gone:
       self._metrics.answered(route, 499)
@@ -109,7 +109,7 @@ class Routes:
     return responses.JSONResponse(made)
 
   async def _read(
-    self, wanted: Wishes, request: fastapi.Request, seconds: float
+    self, wanted: Wishes, request: fastapi.Request, deadline: Deadline
   ) -> Sequence[Reading]:
     """Returns what the network holds of each prompt, where that is asked for."""
     if not wanted.reads:
@@ -120,7 +120,7 @@ class Routes:
         raise Gone
 
     prompts = [wish.before for wish in wanted.answers[:: wanted.n]]
-    async with timely(seconds):
+    async with timely(deadline):
       return await self._model.readings(prompts, look)
 
   async def decisions(self, body: decisions.Decision) -> dict[str, Any]:

@@ -42,7 +42,9 @@ With `"stream_options": {"include_usage": true}` a chunk before the last has
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import contextlib
+import dataclasses
 import json
+import time
 from typing import Any
 
 from starlette import responses
@@ -58,6 +60,19 @@ from dllm_jax.serving.requests import Closed, Finished, Full, Usage
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 FAILED = "the answer failed in the network: try again"
 _LATE = "the answer took longer than {:g} seconds: ask for fewer tokens"
+
+
+@dataclasses.dataclass(frozen=True)
+class Deadline:
+  """When an answer has to be whole.
+
+  Attributes:
+    since: when it began, by `time.monotonic`.
+    seconds: that it may take from then on.
+  """
+
+  since: float
+  seconds: float
 
 
 class Gone(Exception):  # noqa: N818
@@ -189,7 +204,7 @@ def _elsewhere(loop: asyncio.AbstractEventLoop, hear: Callable[[Any], None]):
 
 @contextlib.asynccontextmanager
 async def attended(
-  answers: Answers, receive: Receive, seconds: float
+  answers: Answers, receive: Receive, deadline: Deadline
 ) -> AsyncIterator[None]:
   """Ends what is inside when its client goes, or when its time is over.
 
@@ -198,7 +213,7 @@ async def attended(
   Args:
     answers: what the engine fills.
     receive: of ASGI, after the body.
-    seconds: that it may take.
+    deadline: when its time is over.
 
   Raises:
     Gone: the client has hung up, which `Answers.pieces` tells.
@@ -212,7 +227,7 @@ async def attended(
 
   watching = asyncio.create_task(watch())
   try:
-    async with timely(seconds):
+    async with timely(deadline):
       yield
   finally:
     watching.cancel()
@@ -220,18 +235,19 @@ async def attended(
 
 
 @contextlib.asynccontextmanager
-async def timely(seconds: float) -> AsyncIterator[None]:
+async def timely(deadline: Deadline) -> AsyncIterator[None]:
   """Refuses what takes longer.
 
   Raises:
     Refusal: time is over.
   """
   try:
-    async with asyncio.timeout(seconds):
+    left = deadline.since + deadline.seconds - time.monotonic()
+    async with asyncio.timeout(left):
       yield
   except TimeoutError:
     raise Refusal(
-      _LATE.format(seconds),
+      _LATE.format(deadline.seconds),
       status=408,
       code="timeout",
       headers={"x-should-retry": "false"},
@@ -268,7 +284,7 @@ class EventStream(responses.Response):
   Args:
     answers: what the engine fills.
     form: what chunks look like.
-    seconds: that it may take, its reader's time included.
+    deadline: when its time is over, its reader's included.
     ended: called at its end with how it ended: a status.
   """
 
@@ -276,7 +292,7 @@ class EventStream(responses.Response):
     self,
     answers: Answers,
     form: Form,
-    seconds: float,
+    deadline: Deadline,
     ended: Callable[[int], None],
   ):
     super().__init__(
@@ -285,7 +301,7 @@ class EventStream(responses.Response):
     )
     del self.headers["content-length"]
     self._answers, self._form = answers, form
-    self._seconds, self._ended = seconds, ended
+    self._deadline, self._ended = deadline, ended
     self._first = set(range(len(answers.answers)))
 
   async def __call__(self, scope, receive, send) -> None:
@@ -297,7 +313,7 @@ class EventStream(responses.Response):
     })
     status = 499  # the client has gone
     try:
-      async with attended(self._answers, receive, self._seconds):
+      async with attended(self._answers, receive, self._deadline):
         start = {"type": "http.response.start", "status": 200}
         await send(start | {"headers": self.raw_headers})
         async for index, piece in self._answers.pieces():
