@@ -34,13 +34,12 @@ SCHEMA = {
   "items": {
     "type": "object",
     "properties": {
-      "name": {"type": "string", "maxLength": 24},
+      "name": {"type": "string", "maxLength": 4},
       "kind": {"enum": ["book", "record", "picture"]},
       "day": {"type": "string", "format": "date"},
-      "count": {"type": "integer"},
       "price": {"type": "number"},
     },
-    "required": ["name", "kind", "day", "count", "price"],
+    "required": ["name", "kind", "day", "price"],
   },
 }
 

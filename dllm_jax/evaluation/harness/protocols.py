@@ -110,10 +110,6 @@ _DREAM = Protocol(
 )
 PROTOCOLS = {
   "default": Protocol(),
-  # The choice that the run's own sampler writes, held to them.
-  "constrained": Protocol(
-    multiple_choice="constrained", fields=_fields(temperature=0.0)
-  ),
   "llada": _LLADA,
   # MMLU, CMMLU, C-Eval, whose answers are one token: its count is 1.
   "llada_single": dataclasses.replace(_LLADA, mc_num=1, strata=1),
@@ -137,6 +133,10 @@ PROTOCOLS = {
   # HumanEval and MBPP.
   "dream_code": dataclasses.replace(
     _DREAM, max_gen_toks=512, fields=_fields(temperature=0.2, top_p=0.95)
+  ),
+  # The choice that the run's own sampler writes, held to them.
+  "constrained": Protocol(
+    multiple_choice="constrained", fields=_fields(temperature=0.0)
   ),
 }
 

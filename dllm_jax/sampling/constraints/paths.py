@@ -61,10 +61,13 @@ def weights(
   """Returns log-sums and maxima of a law over each class of tokens."""
 
   def row(law, cells, cell_class):
-    x = jnp.take(law, cells, axis=-1, mode="fill", fill_value=NO)  # [c, R, 16]
+    # Slots last: whole vectors are gathered, and none is reduced across.
+    x = jnp.take(law.T, cells, axis=0, mode="fill", fill_value=NO)  # [R, 16, c]
     x = jnp.maximum(x, NO)
-    sums, _ = _segments(log_sum(x).T, cell_class, kinds)
-    most = jnp.maximum(jax.ops.segment_max(_max(x).T, cell_class, kinds), NO)
+    most = jnp.max(x, axis=1)
+    total = jnp.sum(jnp.exp(x - most[:, None]), axis=1)
+    sums, _ = _segments(most + jnp.log(total), cell_class, kinds)
+    most = jnp.maximum(jax.ops.segment_max(most, cell_class, kinds), NO)
     return sums.T, most.T
 
   return jax.vmap(row)(law, languages.cells, languages.cell_class)

@@ -29,10 +29,15 @@ def softened(
     law: log-probabilities, up to a constant; -inf where they are cut.
     read: the same before the cut.
   """
-  rest = jnp.maximum(jax.nn.log_softmax(read), -FAINT) - FAINT
+  rest = jnp.maximum(_topped(read), -FAINT) - FAINT
   rest = jnp.where(jnp.isnan(rest), -2.0 * FAINT, rest)
-  law = jax.nn.log_softmax(law)
+  law = _topped(law)
   return jnp.maximum(jnp.where(jnp.isnan(law), -jnp.inf, law), rest)
+
+
+def _topped(x: Float[Array, "B c V"]) -> Float[Array, "B c V"]:
+  """Returns logits of which the greatest is 0: all that a comparison needs."""
+  return x - jnp.max(x, axis=-1, keepdims=True)
 
 
 @struct.dataclass
