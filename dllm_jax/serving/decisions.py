@@ -22,7 +22,8 @@ from dllm_jax.sampling.decisions.layout import laid_out, Layout, Question
 from dllm_jax.serving.http.limits import Refusal
 from dllm_jax.serving.http.protocol import Body, Text
 
-_LEAST = 1e-6  # mass of labels for each token, below which there is no answer
+# Of labels, for each token of the shortest: below it a question is refused.
+_LEAST_MASS = 1e-6
 _MOST = 400  # questions of a request
 _WAITING = 256  # requests
 
@@ -225,7 +226,7 @@ def response(
   return {
     "model": body.model,
     "answers": [
-      _answered(asked, answer, max(map(len, labels)))
+      _answered(asked, answer, min(map(len, labels)))
       for asked, answer, labels in zip(
         body.questions, answers, layout.labels, strict=True
       )
@@ -241,8 +242,8 @@ def response(
 
 
 def _answered(asked: Any, answer: Answer, tokens: int) -> dict[str, Any]:
-  """Returns one answer; a refusal where labels of so many tokens are unlikely."""
-  if not 0 < answer.mass >= _LEAST**tokens:
+  """Returns an answer, or a refusal; tokens are those of the shortest label."""
+  if not 0 < answer.mass >= _LEAST_MASS**tokens:
     return {"type": "refusal", "name": asked.name}
   made = {"type": asked.type, "name": asked.name, "label_mass": answer.mass}
   if asked.type == "predicate":

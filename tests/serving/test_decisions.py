@@ -94,7 +94,8 @@ def test_labels_are_unlikely_by_the_token(mass, tokens, kind):
     input="hi",
     questions=[{"type": "predicate", "instructions": "ok?"}],
   )
-  layout = Layout(row=(1, None), slots=(1,), labels=(((2,), (3,) * tokens),))
+  labels = ((2,) * tokens, (3,) * (tokens + 1))
+  layout = Layout(row=(1, None), slots=(1,), labels=(labels,))
   answer = Answer(probabilities=(0.25, 0.75), mass=mass)
   made = decisions.response(body, layout, [answer])
   assert [one["type"] for one in made["answers"]] == [kind]
