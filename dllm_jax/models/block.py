@@ -30,7 +30,7 @@ from dllm_jax.models.attention.dispatch import attention
 from dllm_jax.models.cache import fill, query_slots, read, write
 from dllm_jax.models.layers import (
   apart,
-  joined,
+  is_apart,
   Linear,
   modulate,
   RMSNorm,
@@ -57,12 +57,16 @@ def denoiser(module: nn.Module, param_dtype: str = "float32") -> Denoiser:
   def apply(params, inputs, cache=None):
     key = inputs.dropout_key
     rngs = None if key is None else {"dropout": key}
-    params = joined(params)
-    return module.apply({"params": params}, inputs, cache, rngs=rngs)
+    own = module.clone(apart=is_apart(params))
+    return own.apply({"params": params}, inputs, cache, rngs=rngs)
 
   def hold(params):
-    unrolled = module.config.unroll >= module.config.layers
-    return apart(params) if unrolled and platform() == "cpu" else params
+    c, kind = module.config, platform()
+    if kind == "cpu":
+      return apart(params) if c.unroll >= c.layers else params
+    # XLA compiles layers of experts apart for GPUs at about 40 seconds each.
+    routed = any(run.routed for run in c.runs)
+    return params if kind == "tpu" or routed else apart(params)
 
   return Denoiser(init, apply, getattr(module.config, "cache", None), hold)
 
@@ -126,6 +130,7 @@ def trunk(
   norm: type,
   mlp: type,
   experts: type | None = None,
+  apart: bool = False,
 ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Array]]:
   """Returns the hidden states after the last norm, the cache, and `aux`.
 
@@ -138,6 +143,7 @@ def trunk(
     norm: `(eps)` to a norm module.
     mlp: `(config)` to a perceptron module, called `(x, real) -> (y, aux)`.
     experts: the same for the layers of routed runs.
+    apart: whether the parameters of each layer lie by themselves.
   """
   c = config
   x = between(x.astype(c.dtype))
@@ -164,9 +170,9 @@ def trunk(
     numbers = None if cache is None else run.first + jnp.arange(run.layers)
     kind = experts if run.routed else mlp
     if run.name:
-      blocks = _Stack(c, norm, kind, run.layers, name=run.name)
+      blocks = _Stack(c, norm, kind, run.layers, apart, name=run.name)
     else:
-      blocks = _stack(c, norm, kind, run.layers)
+      blocks = _stack(c, norm, kind, run.layers, apart)
     (x, cache), more = blocks((x, cache), shared, numbers)
     for key, value in more.items():
       aux.setdefault(key, []).append(value)
@@ -194,9 +200,12 @@ def within(x):
   return constrain(x, BATCH_AXES, CONTEXT, None)
 
 
-def _stack(config, norm: type, mlp: type, layers: int):
-  blocks = stack(Block, layers=layers, remat=config.remat, unroll=config.unroll)
-  return blocks(config, norm, mlp, name="layers")
+def _stack(config, norm: type, mlp: type, layers: int, apart: bool):
+  c = config
+  blocks = stack(
+    Block, layers=layers, remat=c.remat, unroll=c.unroll, apart=apart
+  )
+  return blocks((c, norm, mlp), name="layers")
 
 
 class _Stack(nn.Module):
@@ -206,10 +215,11 @@ class _Stack(nn.Module):
   norm: type
   mlp: type
   layers: int
+  apart: bool
 
   @nn.compact
   def __call__(self, carry, shared: Shared, numbers):
-    blocks = _stack(self.config, self.norm, self.mlp, self.layers)
+    blocks = _stack(self.config, self.norm, self.mlp, self.layers, self.apart)
     return blocks(carry, shared, numbers)
 
 

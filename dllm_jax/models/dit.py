@@ -164,6 +164,7 @@ def dit(config: DiTConfig) -> Denoiser:
 
 class _DiT(nn.Module):
   config: DiTConfig
+  apart: bool = False
 
   @nn.compact
   def __call__(self, inputs: ModelInputs, cache: KVCache | None):
@@ -177,6 +178,7 @@ class _DiT(nn.Module):
       self._conditioning(inputs),
       norm=LayerNorm,
       mlp=GeluMlp,
+      apart=self.apart,
     )
     if c.output_dim is not None:
       linear = Linear((c.width,), (c.output_dim,), bias=True, name="output")

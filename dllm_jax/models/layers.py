@@ -4,7 +4,8 @@ Parameters are float32; arithmetic is in the layer's dtype, norms in float32.
 Networks themselves are in `transformer` and `dit`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import math
 import types
 
@@ -94,7 +95,7 @@ class Linear(nn.Module):
     x = x.reshape(*lead, fan_in).astype(self.dtype)
     flat = lambda: dense(kernel).astype(self.dtype).reshape(fan_in, fan_out)
     own = {}
-    if self.adapter is not None and self.adapter.on("/".join(self.path)):
+    if self.adapter is not None and self.adapter.on(matrix_name(self.path)):
       inits = self.adapter.init(fan_in, fan_out)
       own = {name: self.param(name, init) for name, init in inits.items()}
     if own and self.matmul == "default" and one_is_cheaper(x, fan_out):
@@ -216,18 +217,29 @@ def modulate(x, shift, scale):
   return x * (1 + scale) + shift
 
 
-def stack(block: type, *, layers: int, remat: str, unroll: int) -> type:
-  """Returns a module that scans `block` over parameters stacked on axis 0.
+def stack(
+  block: type, *, layers: int, remat: str, unroll: int, apart: bool = False
+) -> Callable:
+  """Returns what makes, of `block`'s fields, a module that runs all layers.
 
   The block is called as `(carry, shared, own) -> (carry, out)`: `shared` is the
   same for all layers, `own` and `out` are stacked by layer on their first axis.
   What is large and changed in part belongs to the carry, which stays in place.
+
+  Args:
+    block: a layer.
+    layers: how many there are.
+    remat: what each keeps for the backward pass.
+    unroll: layers in a round of the loop over parameters stacked on axis 0.
+    apart: whether parameters lie as `apart` has them; there is no loop then.
   """
+  if apart:
+    return functools.partial(Apart, block, layers)
   if remat != "none":
     # A loop keeps the two passes apart; unrolled whole, the compiler would find
     # what is computed twice and keep it after all.
     block = nn.remat(block, policy=REMAT[remat], prevent_cse=unroll >= layers)
-  return nn.scan(
+  scan = nn.scan(
     block,
     variable_axes={"params": 0},
     split_rngs={"params": True, "dropout": True},
@@ -236,37 +248,79 @@ def stack(block: type, *, layers: int, remat: str, unroll: int) -> type:
     length=layers,
     unroll=min(unroll, layers),
   )
+  return lambda fields, name: scan(*fields, name=name)
+
+
+class Apart(nn.Module):
+  """Layers one after another, the parameters of each under its number.
+
+  Attributes:
+    block: a layer.
+    layers: how many there are.
+    fields: of each.
+  """
+
+  block: type
+  layers: int
+  fields: tuple
+
+  def setup(self):
+    """Makes the layers."""
+    for i in range(self.layers):
+      setattr(self, str(i), self.block(*self.fields))
+
+  def __call__(self, carry, shared, own):
+    """Returns what the last layer passes on, and what all report."""
+    outs = []
+    for i in range(self.layers):
+      mine = jax.tree.map(lambda x, i=i: x[i], own)
+      carry, out = self.layer(i, carry, shared, mine)
+      outs.append(out)
+    return carry, stacked(outs)
+
+  def layer(self, number: int, carry, shared, own):
+    """Returns what one layer passes on, and what it reports."""
+    return getattr(self, str(number))(carry, shared, own)
+
+
+def stacked(trees: Sequence[PyTree]) -> PyTree:
+  """Returns one tree, its arrays stacked on a new first axis."""
+  return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 _STACK = "layers"
 
 
 def apart(params: PyTree) -> PyTree:
-  """Returns parameters with each layer's arrays by themselves.
+  """Returns parameters with each layer's arrays by themselves, under its number.
 
-  Products on CPUs read whole arrays: of a stack, a layer's matrices are copied
-  at each call. `joined` inverts it, and where the loop over layers is unrolled
-  compilers see through both: a program that parts them before it calls the
-  network in a loop copies them once.
+  Products on CPUs and GPUs read whole arrays: of a stack, XLA copies a layer's
+  matrices at each call, and of a loop's on GPUs all of them, to read them twice.
+  A program that parts them before it calls the network in a loop copies them once.
   """
   if not isinstance(params, Mapping):
     return params
-  split = lambda stack: tuple(
-    jax.tree.map(lambda x, i=i: x[i], stack)
-    for i in range(len(jax.tree.leaves(stack)[0]))
-  )
+
+  def split(stack):
+    layers = len(jax.tree.leaves(stack)[0])
+    one = lambda i: jax.tree.map(lambda x: x[i], stack)
+    return {str(i): one(i) for i in range(layers)}
+
   return {
     name: split(x) if name == _STACK else apart(x) for name, x in params.items()
   }
 
 
-def joined(params: PyTree) -> PyTree:
-  """Returns parameters whose layers are stacked, where `apart` parted them."""
-  if isinstance(params, tuple):
-    return jax.tree.map(lambda *x: jnp.stack(x), *params)
-  if not isinstance(params, Mapping):
-    return params
-  return {name: joined(x) for name, x in params.items()}
+def is_apart(params: PyTree) -> bool:
+  """Whether `apart` made these parameters."""
+  return isinstance(params, Mapping) and any(
+    "0" in x if name == _STACK else is_apart(x) for name, x in params.items()
+  )
+
+
+def matrix_name(path: Sequence[str]) -> str:
+  """Returns the name of a module's matrix: without the number of its layer."""
+  return "/".join(part for part in path if not part.isdigit())
 
 
 def check_choice(what: str, value, choices) -> None:

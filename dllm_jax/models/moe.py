@@ -41,7 +41,7 @@ from dllm_jax.models.layers import PRODUCT, scaled_normal, unit_rms
 from dllm_jax.models.perceptron import SwiGLU
 
 ROUTERS = ("softmax", "sigmoid")
-IMPLEMENTATIONS = (None, "ragged", "tiled", "dense")
+_FEW = 512  # positions: a GPU reads matrices no faster than it multiplies these
 
 
 def choose(
@@ -214,10 +214,11 @@ def _report(scores, chosen, real) -> dict[str, Array]:
 def _divided(x, chosen, weights, kernels, config, activation):
   """Returns the mixture, over the mesh if there is one."""
   mesh = jax.sharding.get_abstract_mesh()
-  mix = {"ragged": _ragged, "tiled": tiles.mixture, "dense": _dense}[
-    _implementation(config)
-  ]
-  mix = functools.partial(mix, activation=activation)
+
+  def mix(x, *others):
+    kind = _implementation(config, x.size // x.shape[-1])
+    return _MIXTURES[kind](x, *others, activation=activation)
+
   if mesh.empty or mesh.size == 1:
     return mix(x, chosen, weights, kernels, 0)
   rows = tuple(a for a in BATCH_AXES if a in mesh.shape)
@@ -244,32 +245,31 @@ def _divided(x, chosen, weights, kernels, config, activation):
       return lax.psum_scatter(y, EXPERT, scatter_dimension=0, tiled=True)
     return lax.psum(y, EXPERT) if several else y
 
-  here = jax.P(rows, context, None)
+  here, wide = jax.P(rows, context, None), jax.P(expert, None, tensor)
   return jax.shard_map(
-      local,
-      in_specs=(
-          here, here, here,
-          jax.P(expert, None, tensor),
-          jax.P(expert, None, tensor),
-          jax.P(expert, tensor, None),
-      ),
-      out_specs=here,
-      check_vma=False,
-  )(x, chosen, weights, *kernels)  # fmt: skip
+    local,
+    in_specs=(here, here, here, wide, wide, jax.P(expert, tensor, None)),
+    out_specs=here,
+    check_vma=False,
+  )(x, chosen, weights, *kernels)
 
 
-def _implementation(config) -> str:
+def _implementation(config, positions: int) -> str:
   """Returns how experts are multiplied, if the configuration leaves it open.
 
   A ragged product is a kernel on TPUs, the gradient of its matrices since jax
   0.12 only, and on GPUs where tokamax is installed; else XLA multiplies all rows
-  by all experts.
+  by all experts. That is what a GPU does best with few positions that together
+  choose about all experts, a canvas: each matrix is read once, as it must be.
   """
   if config.experts_implementation:
     return config.experts_implementation
   kind = platform()
   if kind == "cpu":
     return "dense"
+  choices = positions * config.experts_per_token
+  if kind != "tpu" and positions <= _FEW and choices >= config.experts:
+    return "batched"
   grouped = jax.__version_info__ >= (0, 12) if kind == "tpu" else _library()
   return "ragged" if grouped else "tiled"
 
@@ -303,6 +303,19 @@ def _product(sizes):
     return checkpoint_name(out, PRODUCT)
 
   return product
+
+
+def _batched(x, chosen, weights, kernels, first, activation=nn.silu):
+  """Returns the mixture by running all experts at once on every position."""
+  gate, up, down = kernels
+  flat, count = x.reshape(-1, x.shape[-1]), chosen.shape[-1]
+  ids = first + jnp.arange(gate.shape[0])[:, None, None]
+  here = chosen.reshape(-1, count) == ids
+  share = jnp.sum(jnp.where(here, weights.reshape(-1, count), 0.0), axis=-1)
+  product = functools.partial(jnp.einsum, "nd,edf->enf", flat)
+  hidden = activation(product(gate)) * product(up)
+  hidden *= share[..., None].astype(hidden.dtype)
+  return jnp.einsum("enf,efd->nd", hidden, down).reshape(x.shape)
 
 
 def _dense(x, chosen, weights, kernels, first, activation=nn.silu):
@@ -379,3 +392,9 @@ _collect.defvjp(
   lambda y, order, back, mine: (_collect(y, order, back, mine), (order, mine)),
   _collect_backward,
 )
+
+_MIXTURES = {
+  "ragged": _ragged, "tiled": tiles.mixture, "batched": _batched,
+  "dense": _dense,
+}  # fmt: skip
+IMPLEMENTATIONS = (None, *_MIXTURES)

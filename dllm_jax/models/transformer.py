@@ -265,6 +265,7 @@ def transformer(config: TransformerConfig) -> Denoiser:
 
 class _Transformer(nn.Module):
   config: TransformerConfig
+  apart: bool = False
 
   @nn.compact
   def __call__(self, inputs: ModelInputs, cache: KVCache | None):
@@ -273,7 +274,7 @@ class _Transformer(nn.Module):
     conditioning = self._conditioning(inputs)
     x, cache, aux = trunk(
         c, x, inputs, cache, conditioning,
-        norm=RMSNorm, mlp=SwiGLU, experts=moe.Experts,
+        norm=RMSNorm, mlp=SwiGLU, experts=moe.Experts, apart=self.apart,
     )  # fmt: skip
     if "balance" in aux and c.balance_weight:
       aux["loss"] = c.balance_weight * jnp.mean(aux["balance"])

@@ -192,7 +192,8 @@ class Network(NamedTuple):
   ) -> KVCache:
     """Returns the cache of the canvas as it is, seen as clean."""
     if self.objective.two_passes:
-      return self.read(z, self.batch.positions, visible & self.given, cache)
+      slots = self.batch.positions
+      return self.read(z, slots, visible & self.given, cache, first=True)
     if isinstance(self._stored or self.objective.mask_spec, Full):
       visible &= self.given  # A prompt sees itself alone.
     t = jnp.zeros((visible.shape[0], 1))
@@ -231,8 +232,18 @@ class Network(NamedTuple):
     slots: Int[Array, "B W"],
     visible: Bool[Array, "B W"],
     cache: KVCache,
+    *,
+    first: bool = False,
   ) -> KVCache:
-    """Returns the cache after the causal pass over some finished slots."""
+    """Returns the cache after the causal pass over some finished slots.
+
+    Args:
+      z: their tokens.
+      slots: where they are.
+      visible: which of them count.
+      cache: what was read before; nothing, if these are the `first` slots.
+      first: whether they are.
+    """
     batch = gather(self.batch.replace(cond=None), slots)
     batch = batch.replace(
       segment_ids=visible.astype(jnp.int32),
@@ -240,7 +251,8 @@ class Network(NamedTuple):
       cond=self.batch.cond,
     )
     cache = cache.replace(segment_ids=self._rows(self.batch.segment_ids))
-    return self._apply(z, None, batch, slots[:, 0], cache)[1]
+    start = None if first else slots[:, 0]
+    return self._apply(z, None, batch, start, cache)[1]
 
   def finish(
     self, z: PyTree, window: Window, rows: Bool[Array, "B"], cache: KVCache

@@ -73,7 +73,7 @@ def by_hand(params, c, x):
   return c.router_scale * y + shared, chosen
 
 
-@pytest.mark.parametrize("implementation", ["ragged", "tiled", "dense"])
+@pytest.mark.parametrize("implementation", moe.IMPLEMENTATIONS[1:])
 @pytest.mark.parametrize("router", FIELDS)
 @pytest.mark.few(3)
 def test_mixture(router, implementation):
@@ -134,7 +134,7 @@ def test_tiles_and_sorted_rows_of_any_routing(monkeypatch):
       x, weights, kernels
     )
 
-  mixes = (tiles.mixture, moe._ragged, moe._dense)
+  mixes = (tiles.mixture, moe._ragged, moe._batched, moe._dense)
   *found, expected = jax.jit(
     lambda *args: [gradient(mix, *args) for mix in mixes]
   )(x, weights, kernels)
@@ -142,21 +142,23 @@ def test_tiles_and_sorted_rows_of_any_routing(monkeypatch):
     jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-5), one, expected)
 
 
-@pytest.mark.parametrize("kind, version, library, expected", [
-    ("tpu", (0, 10, 2), True, "tiled"),  # the gradient of matrices is dense
-    ("tpu", (0, 12, 0), False, "ragged"),
-    ("NVIDIA H200", (0, 12, 0), False, "tiled"),
-    ("NVIDIA H200", (0, 10, 2), True, "ragged"),
-    ("cpu", (0, 12, 0), True, "dense"),
+@pytest.mark.parametrize("kind, version, library, positions, expected", [
+    ("tpu", (0, 10, 2), True, 600, "tiled"),  # the gradient of matrices is dense
+    ("tpu", (0, 12, 0), False, 256, "ragged"),
+    ("NVIDIA H200", (0, 12, 0), False, 600, "tiled"),
+    ("NVIDIA H200", (0, 12, 0), False, 1, "tiled"),  # which reads few experts
+    ("NVIDIA H200", (0, 12, 0), False, 256, "batched"),
+    ("NVIDIA H200", (0, 10, 2), True, 600, "ragged"),
+    ("cpu", (0, 12, 0), True, 256, "dense"),
 ])  # fmt: skip
 def test_the_usual_form_is_one_that_multiplies_in_groups(
-  monkeypatch, kind, version, library, expected
+  monkeypatch, kind, version, library, positions, expected
 ):
   monkeypatch.setattr(moe, "platform", lambda: kind)
   monkeypatch.setattr(jax, "__version_info__", version)
   monkeypatch.setattr(moe, "_library", lambda: library or None)
   given = config("sigmoid", experts_implementation=None)
-  assert moe._implementation(given) == expected
+  assert moe._implementation(given, positions) == expected
 
 
 def test_rows_of_experts_are_gathered_forwards_and_back():
@@ -282,7 +284,7 @@ def test_each_device_multiplies_by_its_own_experts_only():
     ({"router_top_groups": 5}, "at least router_top_groups 5"),
     ({"experts_per_token": 5}, "more than the 4 experts"),
     ({"router": "tanh"}, "softmax, sigmoid"),
-    ({"experts_implementation": "x"}, "ragged, tiled, dense"),
+    ({"experts_implementation": "x"}, "ragged, tiled, batched, dense"),
 ])  # fmt: skip
 def test_refusals(change, message):
   with pytest.raises(ValueError, match=message):

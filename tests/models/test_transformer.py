@@ -10,7 +10,7 @@ import pytest
 
 from dllm_jax.core.mask import BlockCausal, Causal, Full, TwoStream
 from dllm_jax.core.types import ModelInputs
-from dllm_jax.models import transformer, TransformerConfig
+from dllm_jax.models import layers, LoRA, transformer, TransformerConfig
 from tests.quick import long
 
 SMALL = TransformerConfig(
@@ -403,4 +403,28 @@ def test_bad_configs(change, message):
         "rotary_dim": None,
         **{k: v for k, v in change.items() if k != "head_dim"},
       },
+    )
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"unroll": 1},
+    {"layers": 3, "experts": 4, "experts_per_token": 2, "dense_layers": (0,)},
+    {"adapter": LoRA(rank=2, targets="layers/.*/(q|up)")},
+  ],
+  ids=("alike", "of two kinds", "adapted"),
+)
+def test_layers_that_lie_apart_are_those_of_the_stack(change):
+  """With a cache and without one; adapters are where they were."""
+  config = dataclasses.replace(SMALL, conditioned=False, **change)
+  net, params = build(config, inputs())
+  parted = layers.apart(params)
+  assert layers.is_apart(parted) and not layers.is_apart(params)
+  some = inputs(length=4, slot=np.array([2, 4], np.int32))
+  for x, cache in ((inputs(), None), (some, config.cache(2, 8))):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+      net(params, x, cache),
+      net(parted, x, cache),
     )

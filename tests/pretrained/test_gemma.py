@@ -14,6 +14,7 @@ import pytest
 from dllm_jax.core.mask import Causal, Full
 from dllm_jax.core.types import ModelInputs
 from dllm_jax.core.vocabulary import mean_embedding, reduce
+from dllm_jax.models import layers
 from dllm_jax.parallel import make_mesh
 from dllm_jax.parallel.sharding import shardings
 from dllm_jax.pretrained import load_pretrained, save_pretrained
@@ -128,6 +129,18 @@ def test_padding(side):
   _, _, first, second, *_ = program()(prompt, real, nothing())
   assert_allclose(first, a[f"{side}_logits"], atol=1e-4)
   assert_allclose(second, a[f"{side}_logits2"], atol=1e-4)
+
+
+@pytest.mark.all
+def test_layers_that_lie_apart_are_those_of_the_stack():
+  a, run = case().arrays, program()
+  args = a["prompt_ids"], np.ones(a["prompt_ids"].shape, np.int32), nothing()
+  (params,) = run.args
+  jax.tree.map(
+    functools.partial(assert_allclose, atol=2e-5),
+    run.func(layers.apart(params), *args),
+    run(*args),
+  )
 
 
 def test_cache_keeps_the_window():

@@ -82,7 +82,9 @@ def gemma(config: GemmaConfig) -> Denoiser:
     return by_period(params, fold=False)
 
   def apply(params, inputs, cache=None):
-    return whole.apply(by_period(layers.joined(params), True), inputs, cache)
+    if not layers.is_apart(params):
+      params = by_period(params, fold=True)
+    return whole.apply(params, inputs, cache)
 
   return whole._replace(init=init, apply=apply)
 
@@ -137,6 +139,7 @@ def _sight(kind: Kind, inputs: ModelInputs, past: KVCache | None, places):
 
 class _Gemma(nn.Module):
   config: GemmaConfig
+  apart: bool = False
 
   @nn.compact
   def __call__(self, inputs: ModelInputs, cache: KVCache | None):
@@ -183,15 +186,18 @@ class _Gemma(nn.Module):
     old = [None] * len(runs)
     if past is not None and inputs.slot is not None:
       old = list(zip(past.key, past.value, strict=True))
-    fold = lambda a: a.reshape(periods, -1, *a.shape[1:])
     sights = tuple(
       _sight(c.kind(run), inputs, past, one and one[0].shape[3])
       for run, one in zip(runs, old, strict=True)
     )
     shared = _Shared(inputs.segment_ids, sights, text)
+    if self.apart:
+      return _Apart(c, name="period")(x, shared, old)
+    fold = lambda a: a.reshape(periods, -1, *a.shape[1:])
     unroll = max(c.unroll // c.period, 1)
     blocks = layers.stack(_Period, layers=periods, remat="none", unroll=unroll)
-    x, (new, aux) = blocks(c, name="period")(x, shared, jax.tree.map(fold, old))
+    blocks = blocks((c,), name="period")
+    x, (new, aux) = blocks(x, shared, jax.tree.map(fold, old))
     flat = lambda a: a.reshape(-1, *a.shape[2:])
     kept = jax.tree.map(flat, new) if text else None
     aux = {
@@ -199,6 +205,54 @@ class _Gemma(nn.Module):
       for key in aux[0]
     }
     return x, kept and tuple(zip(*kept, strict=True)), aux
+
+
+class _Apart(nn.Module):
+  """All layers, the parameters of each by themselves."""
+
+  config: GemmaConfig
+
+  @nn.compact
+  def __call__(self, x, shared: _Shared, old):
+    """Returns what `_Gemma._layers` does."""
+    c = self.config
+    runs = [
+      _RunApart(c, c.kind(run), run.layers, name=_name(run)) for run in c.runs
+    ]
+    order = sorted(
+      (number, r, i)
+      for r, run in enumerate(c.runs)
+      for i, number in enumerate(run.numbers)
+    )
+    kept, reports = [[] for _ in runs], []
+    for _, r, i in order:
+      sights = (shared.sights[r],)
+      past = jax.tree.map(lambda a, i=i: a[i], old[r])
+      x, (new, aux) = runs[r](i, x, shared.replace(sights=sights), past)
+      kept[r].append(new)
+      reports.append(aux)
+    kept = list(map(layers.stacked, kept)) if shared.text else None
+    kept = kept and tuple(zip(*kept, strict=True))
+    return x, kept, layers.stacked(reports)
+
+
+class _RunApart(nn.Module):
+  """The layers of one kind."""
+
+  config: GemmaConfig
+  kind: Kind
+  number: int
+
+  def setup(self):
+    fields = self.config, self.kind
+    self.layers = layers.Apart(_Block, self.number, fields)
+
+  def __call__(self, i: int, x, shared: _Shared, past):
+    return self.layers.layer(i, x, shared, past)
+
+
+def _name(run) -> str:
+  return run.name.removeprefix("period/")
 
 
 class _Period(nn.Module):
@@ -210,8 +264,7 @@ class _Period(nn.Module):
   def __call__(self, x, shared: _Shared, old):
     c, kept, reports = self.config, [], []
     for run, sight, past in zip(c.runs, shared.sights, old, strict=True):
-      name = run.name.removeprefix("period/")
-      x, (new, aux) = _Run(c, c.kind(run), run.each, name=name)(
+      x, (new, aux) = _Run(c, c.kind(run), run.each, name=_name(run))(
         x, shared.replace(sights=(sight,)), past
       )
       kept.append(new)
@@ -232,7 +285,7 @@ class _Run(nn.Module):
     blocks = layers.stack(
       _Block, layers=self.layers, remat=c.remat, unroll=c.unroll
     )
-    return blocks(c, self.kind, name="layers")(x, shared, past)
+    return blocks((c, self.kind), name="layers")(x, shared, past)
 
 
 class _Block(nn.Module):
