@@ -1,5 +1,6 @@
 """The loop: what it keeps, that a kill changes nothing, and what it refuses."""
 
+import html
 import json
 import signal
 import time
@@ -19,6 +20,7 @@ from dllm_jax.posttraining.reinforcement.methods import (
   TraceRL,
   WD1,
 )
+from dllm_jax.reports import report
 from dllm_jax.training.checkpoint import steps_in
 from tests import quick, runs
 from tests.posttraining.reinforcement import tiny
@@ -69,6 +71,22 @@ def test_what_is_kept(whole):
   assert {"clip_fraction", "loss_nats_per_token"} <= steps[0].keys()
   # Before the first update policy, old policy and reference are one.
   assert abs(steps[0]["kl"]) < 1e-6 < max(abs(step["kl"]) for step in steps)
+
+
+@pytest.mark.all
+def test_a_report_shows_what_was_earned_and_said(whole, tmp_path):
+  learning, _ = whole
+  page = tmp_path / "report.html"
+  told = report.Content(batches=1, num_samples=2, rounds=2)
+  (row,) = report.report([learning.run.workdir], page, told)["rows"]
+  said = record.newest(learning.run.workdir, 2)
+  assert row["samples"]["texts"] == said
+  text = html.unescape(page.read_text(encoding="utf-8"))
+  assert all(rollout in text for rollout in said)
+  (figures,) = [report.figures(learning.run, told)]
+  curves = figures["curves"]
+  assert {"reward", "kl", "entropy", "clip_fraction"} <= curves.keys()
+  assert all(curves[name] for name in ("reward", "kl", "entropy"))
 
 
 @pytest.mark.all
