@@ -41,7 +41,7 @@ from dllm_jax.models.layers import PRODUCT, scaled_normal, unit_rms
 from dllm_jax.models.perceptron import SwiGLU
 
 ROUTERS = ("softmax", "sigmoid")
-_FEW = 512  # positions: a GPU reads matrices no faster than it multiplies these
+_FEW = 512  # positions that a device multiplies as fast as it reads matrices
 
 
 def choose(
@@ -257,21 +257,20 @@ def _divided(x, chosen, weights, kernels, config, activation):
 def _implementation(config, positions: int) -> str:
   """Returns how experts are multiplied, if the configuration leaves it open.
 
-  A ragged product is a kernel on TPUs, the gradient of its matrices since jax
-  0.12 only, and on GPUs where tokamax is installed; else XLA multiplies all rows
-  by all experts. That is what a GPU does best with few positions that together
-  choose about all experts, a canvas: each matrix is read once, as it must be.
+  A ragged product is a kernel on TPUs since jax 0.12 (before, the gradient of its
+  matrices was none) and on GPUs with tokamax; else XLA multiplies all rows by all
+  experts: best for few positions that choose about all, as those of a canvas do.
   """
   if config.experts_implementation:
     return config.experts_implementation
   kind = platform()
   if kind == "cpu":
     return "dense"
+  kernel = kind == "tpu" and jax.__version_info__ >= (0, 12)
   choices = positions * config.experts_per_token
-  if kind != "tpu" and positions <= _FEW and choices >= config.experts:
+  if not kernel and positions <= _FEW and choices >= config.experts:
     return "batched"
-  grouped = jax.__version_info__ >= (0, 12) if kind == "tpu" else _library()
-  return "ragged" if grouped else "tiled"
+  return "ragged" if kernel or (kind != "tpu" and _library()) else "tiled"
 
 
 @functools.cache
@@ -307,10 +306,9 @@ def _product(sizes):
 
 def _batched(x, chosen, weights, kernels, first, activation=nn.silu):
   """Returns the mixture by running all experts at once on every position."""
-  gate, up, down = kernels
-  flat, count = x.reshape(-1, x.shape[-1]), chosen.shape[-1]
-  ids = first + jnp.arange(gate.shape[0])[:, None, None]
-  here = chosen.reshape(-1, count) == ids
+  (gate, up, down), count = kernels, chosen.shape[-1]
+  ids, flat = first + jnp.arange(len(gate)), x.reshape(-1, x.shape[-1])
+  here = chosen.reshape(-1, count) == ids[:, None, None]
   share = jnp.sum(jnp.where(here, weights.reshape(-1, count), 0.0), axis=-1)
   product = functools.partial(jnp.einsum, "nd,edf->enf", flat)
   hidden = activation(product(gate)) * product(up)
@@ -394,7 +392,9 @@ _collect.defvjp(
 )
 
 _MIXTURES = {
-  "ragged": _ragged, "tiled": tiles.mixture, "batched": _batched,
+  "ragged": _ragged,
+  "tiled": tiles.mixture,
+  "batched": _batched,
   "dense": _dense,
-}  # fmt: skip
+}
 IMPLEMENTATIONS = (None, *_MIXTURES)

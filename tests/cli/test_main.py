@@ -38,6 +38,7 @@ def error(capsys) -> str:
   return lines[0]
 
 
+@pytest.mark.all
 def test_train_again_is_done_at_once(trained, capsys):
   assert main(["train", f"--workdir={trained}"]) == 0
   result = last_line(capsys)

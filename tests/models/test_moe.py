@@ -144,6 +144,7 @@ def test_tiles_and_sorted_rows_of_any_routing(monkeypatch):
 
 @pytest.mark.parametrize("kind, version, library, positions, expected", [
     ("tpu", (0, 10, 2), True, 600, "tiled"),  # the gradient of matrices is dense
+    ("tpu", (0, 10, 2), True, 256, "batched"),
     ("tpu", (0, 12, 0), False, 256, "ragged"),
     ("NVIDIA H200", (0, 12, 0), False, 600, "tiled"),
     ("NVIDIA H200", (0, 12, 0), False, 1, "tiled"),  # which reads few experts

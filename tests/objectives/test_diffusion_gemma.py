@@ -51,6 +51,7 @@ def chosen(fill="counted", share=0.0):
   return objective.chosen(drawn(batch, canvas=[share, share]), batch)
 
 
+@pytest.mark.all
 def test_canvases_begin_with_each_answer():
   firsts = [chosen(share=s).slots[:, 0].tolist() for s in (0.0, 0.34, 0.99)]
   assert firsts == [[3, 4], [7, 8], [11, 12]]
@@ -200,6 +201,7 @@ def test_the_canvas_teaches_the_text_unless_it_may_not():
   assert text == 0.0 and abs(canvas) > 1e-4
 
 
+@pytest.mark.all
 def test_a_row_without_an_answer_counts_as_zero():
   batch = answers()
   empty = batch.replace(loss_mask=batch.loss_mask.at[1].set(False))

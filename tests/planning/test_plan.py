@@ -215,6 +215,7 @@ def test_candidates_divide_everything_and_are_ordered(machine, reference):
   assert seconds == sorted(seconds)
 
 
+@pytest.mark.all
 def test_a_plan_that_does_not_fit_says_what_would(machine, reference):
   small = dataclasses.replace(CHIP, memory=12 * 2**20)
   tight = dataclasses.replace(machine, chip=small)

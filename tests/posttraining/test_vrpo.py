@@ -210,6 +210,7 @@ def test_masks_depend_on_the_pair_alone():
   assert (np.asarray(whole.z) != other.z).any()
 
 
+@pytest.mark.all
 def test_reference_is_asked_of_the_same_or_of_its_own():
   pairs = _answers()
   for shared in (True, False):

@@ -147,6 +147,7 @@ def test_ancestral_law_is_the_joint_law():
     long(Unmasking, 4, 0),
   ],
 )
+@pytest.mark.all
 def test_scan_equals_a_plain_loop(policy, block, shift):
   objective = (Shifted if shift else MDLM)(vocab_size=VOCAB, mask_id=MASK)
   spec = sampler(

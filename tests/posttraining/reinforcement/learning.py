@@ -135,13 +135,19 @@ def curves(folder):
   return list(map(json.loads, path.read_text().splitlines()))
 
 
-def picture(folder, *names):
-  """Returns an SVG of the accuracy while learning, means over seeds."""
+def picture(folder, names):
+  """Returns an SVG of the accuracy while learning, means over seeds.
+
+  Args:
+    folder: of the runs.
+    names: what runs are called in the picture, and the pattern of their folders.
+  """
   found = {}
-  for name in names:
+  for name, pattern in names.items():
     runs = [
-      {x["step"]: x["eval_sudoku"] for x in curves(run) if "eval_sudoku" in x}
-      for run in sorted(pathlib.Path(folder).glob(f"{name}-*"))
+      {0: 0.0}
+      | {x["step"]: x["eval_sudoku"] for x in curves(run) if "eval_sudoku" in x}
+      for run in sorted(pathlib.Path(folder).glob(pattern))
     ]
     steps = sorted(set.intersection(*map(set, runs)))
     values = np.array([[run[step] for step in steps] for run in runs])
