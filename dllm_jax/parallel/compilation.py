@@ -1,8 +1,10 @@
 """How programs are compiled, and that they are kept on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import functools
 import importlib.metadata
+import math
 import os
 import types
 from typing import Any
@@ -115,3 +117,15 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", directory)
   if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@contextlib.contextmanager
+def not_kept() -> Iterator[None]:
+  """Keeps no program on disk, of a machine that is not here: none is read back."""
+  name = "jax_persistent_cache_min_compile_time_secs"
+  least = getattr(jax.config, name)
+  jax.config.update(name, math.inf)
+  try:
+    yield
+  finally:
+    jax.config.update(name, least)

@@ -22,7 +22,7 @@ from dllm_jax.core.vocabulary import chunks
 from dllm_jax.data import Tokenizer
 from dllm_jax.data.batches import blank
 from dllm_jax.models.quantised import is_quantised
-from dllm_jax.parallel import batch_sharding
+from dllm_jax.parallel import batch_sharding, compilation
 from dllm_jax.parallel.mesh import check_batches
 from dllm_jax.parallel.topology import Machine
 from dllm_jax.planning import hlo, roofline, sampler, update
@@ -234,7 +234,8 @@ def _start(run: Run) -> int:
 def _compiled(lowered) -> tuple[str | None, float]:
   """Returns the optimised program, or None, and the bytes that it takes."""
   try:
-    compiled = lowered.compile()
+    with compilation.not_kept():
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", str(error))
     if used is None:

@@ -143,6 +143,20 @@ def test_what_is_planned_is_compiled_as_it_runs(monkeypatch, machine):
     plan(resolved(data=8), machine, tokens())
 
 
+def test_what_is_planned_is_kept_nowhere():
+  """XLA reads no program of a machine that is not here, and says so at length."""
+  least = lambda: jax.config.jax_persistent_cache_min_compile_time_secs
+  found, before = [], least()
+
+  class Lowered:
+    def compile(self):
+      found.append(least())
+      raise jax.errors.JaxRuntimeError("Used 2.5K of 1K")
+
+  assert plan._compiled(Lowered()) == (None, 2560.0)
+  assert found == [math.inf] and least() == before
+
+
 def test_kinds_of_memory_add_up(sharded):
   assert sum(sharded.bytes_by_kind.values()) == sharded.bytes_per_device
   assert min(sharded.bytes_by_kind.values()) > 0
