@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import json
 import math
@@ -153,7 +154,8 @@ def test_what_is_planned_is_kept_nowhere():
       found.append(least())
       raise jax.errors.JaxRuntimeError("Used 2.5K of 1K")
 
-  assert plan._compiled(Lowered()) == (None, 2560.0)
+  planning = importlib.import_module("dllm_jax.planning.plan")
+  assert planning._compiled(Lowered()) == (None, 2560.0)
   assert found == [math.inf] and least() == before
 
 
