@@ -119,7 +119,7 @@ def test_protocols_are_published_settings():
   assert answers["llada_1p5"] == (True, 256, surest | {"block_length": 16})
   assert answers["dream"] == (True, 256, cold)
   assert answers["dream_code"] == (True, 512, warm)
-  with pytest.raises(ValueError, match="legal: default, constrained, llada"):
+  with pytest.raises(ValueError, match="legal: default, llada"):
     protocols.named("gpt", {})
   with pytest.raises(ValueError, match="unknown --model_args speed; legal"):
     protocols.named("llada", {"speed": 9})
