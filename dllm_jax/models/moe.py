@@ -41,7 +41,7 @@ from dllm_jax.models.layers import PRODUCT, scaled_normal, unit_rms
 from dllm_jax.models.perceptron import SwiGLU
 
 ROUTERS = ("softmax", "sigmoid")
-_FEW = 512  # positions that a device multiplies as fast as it reads matrices
+_FEW = 512  # positions: of more, products cost more than tiles' copies do
 
 
 def choose(
@@ -257,9 +257,9 @@ def _divided(x, chosen, weights, kernels, config, activation):
 def _implementation(config, positions: int) -> str:
   """Returns how experts are multiplied, if the configuration leaves it open.
 
-  A ragged product is a kernel on TPUs since jax 0.12 (before, the gradient of its
-  matrices was none) and on GPUs with tokamax; else XLA multiplies all rows by all
-  experts: best for few positions that choose about all, as those of a canvas do.
+  A ragged product is a kernel on TPUs, the gradient of its matrices since jax 0.12
+  only, and on GPUs with tokamax; else XLA multiplies all rows by all experts: best
+  for few positions that choose about all, as those of a canvas do.
   """
   if config.experts_implementation:
     return config.experts_implementation

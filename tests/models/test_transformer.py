@@ -10,7 +10,7 @@ import pytest
 
 from dllm_jax.core.mask import BlockCausal, Causal, Full, TwoStream
 from dllm_jax.core.types import ModelInputs
-from dllm_jax.models import layers, LoRA, transformer, TransformerConfig
+from dllm_jax.models import block, layers, LoRA, transformer, TransformerConfig
 from tests.quick import long
 
 SMALL = TransformerConfig(
@@ -428,3 +428,19 @@ def test_layers_that_lie_apart_are_those_of_the_stack(change):
       net(params, x, cache),
       net(parted, x, cache),
     )
+
+
+@pytest.mark.parametrize("kind, change, parted", [
+    ("cpu", {"unroll": 1}, False),
+    ("cpu", {"unroll": 2}, True),
+    ("tpu", {"unroll": 2}, False),  # reads matrices where they lie in a stack
+    ("NVIDIA H200", {"unroll": 1}, True),
+    ("NVIDIA H200", {"experts": 4}, False),  # takes minutes to compile
+])  # fmt: skip
+def test_layers_lie_apart_where_products_would_copy(
+  monkeypatch, kind, change, parted
+):
+  monkeypatch.setattr(block, "platform", lambda: kind)
+  net = transformer(dataclasses.replace(SMALL, **change))
+  params = jax.eval_shape(net.init, jax.random.key(0), inputs())
+  assert layers.is_apart(jax.eval_shape(net.hold, params)) == parted

@@ -138,6 +138,8 @@ def curves(folder):
 def picture(folder, names):
   """Returns an SVG of the accuracy while learning, means over seeds.
 
+  Before the first update it is 0, as `main` prints.
+
   Args:
     folder: of the runs.
     names: what runs are called in the picture, and the pattern of their folders.
