@@ -30,10 +30,11 @@ NO = -1e30
 """The logarithm of nothing, with which sums stay finite."""
 
 
-def log_sum(x: Float[Array, "*n m"]) -> Float[Array, "*n"]:
-  """Returns log sum exp over the last axis; about `NO` of nothing."""
-  most = jnp.max(x, axis=-1)
-  return most + jnp.log(jnp.sum(jnp.exp(x - most[..., None]), axis=-1))
+def log_sum(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+  """Returns log sum exp over an axis; about `NO` of nothing."""
+  most = jnp.max(x, axis=axis, keepdims=True)
+  total = jnp.sum(jnp.exp(x - most), axis=axis)
+  return jnp.squeeze(most, axis) + jnp.log(total)
 
 
 def _max(x):
@@ -64,10 +65,9 @@ def weights(
     # Slots last: whole vectors are gathered, and none is reduced across.
     x = jnp.take(law.T, cells, axis=0, mode="fill", fill_value=NO)  # [R, 16, c]
     x = jnp.maximum(x, NO)
-    most = jnp.max(x, axis=1)
-    total = jnp.sum(jnp.exp(x - most[:, None]), axis=1)
-    sums, _ = _segments(most + jnp.log(total), cell_class, kinds)
-    most = jnp.maximum(jax.ops.segment_max(most, cell_class, kinds), NO)
+    sums, _ = _segments(log_sum(x, axis=1), cell_class, kinds)
+    most = jax.ops.segment_max(jnp.max(x, axis=1), cell_class, kinds)
+    most = jnp.maximum(most, NO)
     return sums.T, most.T
 
   return jax.vmap(row)(law, languages.cells, languages.cell_class)
