@@ -20,8 +20,8 @@ import numpy as np
 from dllm_jax.core import files, paths
 from dllm_jax.data.tokenizer import Tokenizer
 from dllm_jax.sampling.constraints.language import Language, NEEDED
+from dllm_jax.sampling.constraints.monoid import hashes, maps_of
 from dllm_jax.sampling.constraints.spelling import spelling
-from dllm_jax.sampling.constraints.walk import loops_of, tree_of, walked
 
 _VERSION = 1  # of what is kept on disk
 MOST_STATES = 32_768
@@ -157,25 +157,17 @@ def compiled(
     ValueError: as of `automaton`.
   """
   table, accepting = _bytes(pattern, name)
-  tree = tree_of(tuple(tokens))
-  loops = loops_of(table, tree)
-  src, token, dst = walked(table, tree, loops)
-  src, token, dst, accepting, number = _trimmed(src, token, dst, accepting)
+  kind, *ways = maps_of(table, tokens)
+  of, src, dst, accepting = _trimmed(*ways, accepting)
   if not len(accepting):
     raise ValueError(
       f"this tokenizer's tokens cannot write any text of {name}: it has"
       " characters that they lack"
     )
-  loops = [(number[at][number[at] >= 0], stays) for at, stays in loops]
-  classes, first = _classes(src, token, dst, loops, len(tokens))
-  some = np.isin(token, first)  # one token of each class speaks for all
-  ways = [(src[some], token[some], dst[some])]
-  for at, stays in loops:
-    own = first[stays[first]]
-    states = np.repeat(at, len(own))
-    ways.append((states, np.tile(own, len(at)), states))
-  src, token, dst = (np.concatenate(parts) for parts in zip(*ways, strict=True))
-  made = _arcs(src, classes[token], dst)
+  classes, first = _classes(of, src, dst, kind)
+  some = np.isin(of, first)  # one map of each class speaks for all
+  made = _arcs(src[some], classes[of[some]], dst[some])
+  classes = np.append(classes, 0)[kind]  # -1 is no map
   return _with_end(classes, *made, accepting, end_ids, name)
 
 
@@ -218,24 +210,22 @@ def _bytes(pattern: str, name: str) -> tuple[np.ndarray, np.ndarray]:
   return table, accepting
 
 
-def _trimmed(src, token, dst, accepting):
+def _trimmed(of, src, dst, accepting):
   """Returns what lies between the first state and one that accepts.
 
-  States are numbered anew, by the last that is returned, -1 for those that are
-  gone; none is left where there is no way.
+  States are numbered anew; none is left where there is no way.
   """
-  pairs = np.unique(src.astype(np.int64) * len(accepting) + dst)
+  pairs = np.unique(src * len(accepting) + dst)
   tail, head = pairs // len(accepting), pairs % len(accepting)
   here = np.zeros(len(accepting), bool)
   here[0] = True
   reached = _closure(here, tail, head)
   useful = _closure(accepting, head, tail) & reached
-  number = np.where(useful, np.cumsum(useful) - 1, -1)
+  number = np.cumsum(useful) - 1
   if not useful[0]:
-    return src, token, dst, accepting[:0], number
+    return of, src, dst, accepting[:0]
   keep = useful[src] & useful[dst]
-  src, token, dst = number[src[keep]], token[keep], number[dst[keep]]
-  return src, token, dst, accepting[useful], number
+  return of[keep], number[src[keep]], number[dst[keep]], accepting[useful]
 
 
 def _closure(start, tail, head):
@@ -246,54 +236,27 @@ def _closure(start, tail, head):
   return reached
 
 
-def _mixed(*parts):
-  """Returns a number for each tuple, whose sums are as good as random."""
-  mixed = np.zeros(len(parts[0]), np.uint64)
-  for i, part in enumerate(parts):
-    mixed = (mixed ^ part.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(29 + i)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(32)
-  return mixed
-
-
-def _hashes(group, *parts):
-  """Returns a number for each group: equal for equal sets of its parts."""
-  mixed = _mixed(*parts)
-  order = np.argsort(group, kind="stable")
-  sorted_, mixed = group[order], mixed[order]
-  begins = np.flatnonzero(np.diff(sorted_, prepend=-1))
-  return sorted_[begins], np.add.reduceat(mixed, begins)
-
-
-def _classes(src, token, dst, loops, vocab):
-  """Returns the class of each token, and a token of each class from 1 on."""
-  marks, some = np.zeros(vocab, np.uint64), np.zeros(vocab, bool)
-  if len(token):
-    ids, mark = _hashes(token, src, dst)
-    marks[ids], some[ids] = mark, True
-  for at, stays in loops:
-    if len(at):
-      marks[stays] += _mixed(at, at).sum(dtype=np.uint64)
-      some |= stays
-  ids = np.flatnonzero(some)
-  mark = marks[ids]
-  _, first, inverse = np.unique(mark, return_index=True, return_inverse=True)
-  classes = np.zeros(vocab, np.int32)
-  classes[ids] = inverse + 1
-  return classes, ids[first]
+def _classes(of, src, dst, kind):
+  """Returns the class of each map, and a map of each class from 1 on."""
+  marks = hashes(of, int(kind.max()) + 1, src, dst)
+  known, first, inverse = np.unique(
+    marks, return_index=True, return_inverse=True
+  )
+  if known[:1].all():  # each map has a place
+    return inverse + 1, first
+  return inverse, first[1:]
 
 
 def _arcs(src, kind, dst):
   """Returns members and arcs of single (from, class, to)."""
-  base = np.int64(max(src.max(), dst.max())) + 1
-  pair = src.astype(np.int64) * base + dst
-  ways, mark = _hashes(pair, kind)
+  base = max(src.max(initial=0), dst.max(initial=0)) + 1
+  ways, pair = np.unique(src * base + dst, return_inverse=True)
+  mark = hashes(pair, len(ways), kind)
   _, first, inverse = np.unique(mark, return_index=True, return_inverse=True)
   arcs = np.stack([ways // base, inverse, ways % base], 1)
   number = np.full(len(ways), -1)
   number[first] = np.arange(len(first))
-  of = number[np.searchsorted(ways, pair)]
+  of = number[pair]
   some = of >= 0
   members = np.unique(np.stack([of[some], kind[some]], 1), axis=0)
   return members.astype(np.int32), arcs.astype(np.int32)
@@ -304,7 +267,7 @@ def _with_end(classes, members, arcs, accepting, end_ids, name) -> Automaton:
   if not len(end_ids):
     return Automaton(classes, members, arcs, accepting, name=name)
   classes = classes.copy()
-  kind, group = classes.max() + 1, members[:, 0].max() + 1
+  kind, group = classes.max() + 1, members[:, 0].max(initial=-1) + 1
   classes[list(end_ids)] = kind
   state = len(accepting)
   froms = np.append(np.flatnonzero(accepting), state)

@@ -129,6 +129,13 @@ def test_an_automaton_accepts_what_the_expression_matches(pattern):
   assert not accepts(made, (END, 0))
 
 
+def test_a_language_of_the_empty_text_alone():
+  made = compiled("é?", TOKENS, [END])
+  assert accepts(made, ()) and accepts(made, (END,))
+  assert not any(accepts(made, (token,)) for token in range(7))
+  assert made.shortest == 0
+
+
 def test_tokens_that_nothing_tells_apart_are_one_class():
   made = compiled("[a-z]+", [bytes([i]) for i in range(97, 123)] + [b"1"])
   assert (made.kinds, made.sets, len(made.arcs), made.ended) == (2, 1, 2, -1)
