@@ -43,6 +43,10 @@ demo: $(VENV)/.installed  ## trains on Shakespeare for some minutes, evaluates, 
 	@$(BIN)/dllm sample --workdir=$(DEMO) --num_samples=2 --trace=$(DEMO)/unmasking.html
 	@$(BIN)/dllm evaluate --workdir=$(DEMO)
 
+# Bytecode is kept where Python is told to keep none, too: else each worker compiles
+# all sources of the package and of its tests anew.
+test test-all test-newest: export PYTHONDONTWRITEBYTECODE =
+
 test: $(VENV)/.installed  ## runs the tests
 	@$(BIN)/python -m pytest -n 2 --dist=loadfile -m "not all"
 

@@ -50,6 +50,7 @@ def test_train_again_is_done_at_once(trained, capsys):
   } <= result.keys()
 
 
+@pytest.mark.all
 def test_sample_prompt_infill_and_trace(trained, capsys, tmp_path):
   page = tmp_path / "unmasking.html"
   args = ["sample", f"--workdir={trained}", "--sampler.steps=4"]

@@ -16,7 +16,7 @@ def root(request, tmp_path):
   return paths.place(stores.bucket(request.param)) / "a"
 
 
-@pytest.mark.few(2)
+@pytest.mark.all
 def test_lines_are_there_before_the_next_one(root, monkeypatch):
   monkeypatch.setattr(files, "_PART_BYTES", 40)
   path = root / "x.jsonl"
@@ -32,6 +32,7 @@ def test_lines_are_there_before_the_next_one(root, monkeypatch):
   assert len(files.read_lines(path)) == 7
 
 
+@pytest.mark.all
 def test_what_was_not_flushed_is_written_within_a_second(root):
   path = root / "x.jsonl"
   lines = files.Lines(path)

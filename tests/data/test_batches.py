@@ -118,7 +118,7 @@ def states(corpus, request):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.few(10)
+@pytest.mark.few(3)
 def test_resumes_on_any_number_of_processes(corpus, whole, states, processes):
   for steps, state in states.items():
     rest, _ = _run(corpus, 4, processes=processes, state=state)

@@ -42,7 +42,7 @@ def _bytes(output):
   return {p.name: p.read_bytes() for p in paths.place(output).iterdir()}
 
 
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_shares_in_a_bucket(here, bucket, source, whole, tmp_path):
   output = f"{bucket}/a/tokens"
   first = data.prepare(
@@ -69,7 +69,7 @@ def test_shares_in_a_bucket(here, bucket, source, whole, tmp_path):
   }
 
 
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_from_a_bucket(here, bucket, source, whole):
   text = paths.place(source).read_text()
   paths.place(f"{bucket}/corpus/docs.jsonl").write_text(text)

@@ -406,6 +406,7 @@ def test_bad_configs(change, message):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
   "change",
   [

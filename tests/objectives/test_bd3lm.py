@@ -154,6 +154,7 @@ def _batch(run):
     return benchmark._first_batch(run)
 
 
+@pytest.mark.all
 def test_a_step_costs_at_most_twice_mdlms_products(compared):
   whole, blocks = (x.model_flops() for x in compared)
   assert blocks <= 2.2 * whole

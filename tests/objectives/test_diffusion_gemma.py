@@ -136,6 +136,7 @@ def nats(hidden, targets):
 @pytest.mark.parametrize(
   "without", ["zero", pytest.param("mean", marks=pytest.mark.all)]
 )
+@pytest.mark.all
 def test_both_passes_and_what_the_second_is_told(without):
   batch = answers()
   objective = dataclasses.replace(OBJECTIVE, without=without)

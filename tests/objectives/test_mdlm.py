@@ -193,6 +193,7 @@ def test_many_reverse_steps_reach_the_any_order_law(table):
   assert toy.variation(law[clean], exact) < 0.02
 
 
+@pytest.mark.all
 def test_drawn_steps_follow_the_enumerated_chain(table):
   process, times = _OBJECTIVE.init(jax.random.key(0)), _OBJECTIVE.grid(5)
   law = toy.chain(_OBJECTIVE, process, table, _LENGTH, times)

@@ -77,6 +77,7 @@ def _answers(case):
   return _batch(tokens, np.arange(tokens.shape[1]) >= given[:, None])
 
 
+@pytest.mark.all
 def test_llada_divides_each_answer_by_its_length(sft):
   a = sft.arrays
   value, gradient, loss = _loss(

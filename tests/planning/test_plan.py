@@ -127,6 +127,7 @@ def test_state_bytes_are_those_of_the_shards(reference):
   assert parts["parameters"] == pytest.approx(facts.parameters / 2, rel=0.02)
 
 
+@pytest.mark.all
 def test_the_program_multiplies_what_was_counted(sharded, reference):
   facts = reference.facts
   passes = reference.remat("full")[0] + 3 * facts.vocabulary

@@ -38,7 +38,7 @@ def _batch(tokens, given=0):
 
 
 @pytest.mark.parametrize("name", _OBJECTIVES)
-@pytest.mark.few(2)
+@pytest.mark.all
 def test_reads_what_objectives_restore(name):
   objective = _OBJECTIVES[name]
   network = toys.mixer(5, 7)

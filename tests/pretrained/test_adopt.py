@@ -28,7 +28,7 @@ def qwen(path, kind, **changes):
 @pytest.mark.parametrize("kind, target", [
     ("qwen2", "dream"), ("qwen3", "dream"), ("qwen2", "llada"), ("qwen3", "bd3lm"),
 ])  # fmt: skip
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_a_new_row_is_the_mask(kind, target, tmp_path):
   model = dllm_jax.load_pretrained(qwen(tmp_path / "in", kind))
   size = model.config.vocab_size

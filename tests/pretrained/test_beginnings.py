@@ -102,6 +102,7 @@ def test_likelihoods_have_nothing_before_a_context(qwen, capsys, tmp_path):
   np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
+@pytest.mark.all
 def test_a_text_without_context_begins_after_what_ends_one(qwen):
   """The first token of a text stands where another text has ended."""
   source, workdir = qwen
@@ -181,7 +182,7 @@ def test_templates_know_the_tokenizers_ends(tmp_path):
 
 # abetlen/llama-cpp-python issue 1561: a template that writes the beginning.
 @pytest.mark.parametrize("begins", [True, False])
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_a_chat_loses_no_token(begins, tmp_path, capsys, monkeypatch):
   source = publish(
     "dream_logits", tmp_path / "in", **QWEN, bos_token_id=3, eos_token_id=6,

@@ -61,6 +61,7 @@ def test_a_run_from_scratch_leaves_in_the_type_that_is_asked_for(tmp_path):
     assert types == {kind} and set(named.values()) <= {kind}
 
 
+@pytest.mark.all
 def test_an_import_goes_back_in_the_type_that_is_asked_for(tmp_path):
   source = publish("llada_logits", tmp_path / "in", torch_dtype="bfloat16")
   run = tmp_path / "run"

@@ -143,6 +143,7 @@ def test_layers_that_lie_apart_are_those_of_the_stack():
   )
 
 
+@pytest.mark.all
 def test_cache_keeps_the_window():
   a = case().arrays
   real = np.ones(a["prompt_ids"].shape, np.int32)

@@ -68,6 +68,7 @@ def run(folder, imported):
   return Run.open(folder.parent / "run")
 
 
+@pytest.mark.all
 def test_a_folders_sampler_is_the_runs(run):
   sampler = run.config.sampler
   found = [getattr(sampler, name) for name in ("steps", "hot", "cold")]

@@ -60,6 +60,7 @@ def test_mdlm():
 
 
 @pytest.mark.parametrize("name", ["sedd_absorb", "sedd_uniform"])
+@pytest.mark.all
 def test_sedd(name):
   case, config, logits = loaded(name)
   a = case.arrays
@@ -128,6 +129,7 @@ def test_bd3lm_sampling_with_and_without_a_cache():
   check(cached, "sample_logprobs_cached", start)
 
 
+@pytest.mark.all
 def test_udlm():
   case, config, logits = loaded("udlm")
   a = case.arrays

@@ -89,6 +89,7 @@ def test_experts_are_chosen_block_by_block():
   assert_allclose(first, a["logits"][:, :part], atol=ATOL)
 
 
+@pytest.mark.all
 def test_nemotron_reads_both_ways_and_causally():
   a, model = loaded("nemotron")
   tokens = a["input_ids"]

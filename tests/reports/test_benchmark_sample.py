@@ -54,6 +54,7 @@ def test_a_cached_call_is_timed_beside_the_weights(run):
   assert run.state.opt_state is None and run.state.ema_params is None
 
 
+@pytest.mark.all
 def test_what_cannot_be_compared_is_refused(run):
   bare = SamplerConfig(preset="llada", block_length=8)
   with pytest.raises(ValueError, match="measures a cache"):
@@ -64,6 +65,7 @@ def test_what_cannot_be_compared_is_refused(run):
     benchmark.sample(run, DUAL, against="yesterday")
 
 
+@pytest.mark.all
 def test_the_published_size_lowers(tmp_path):
   """LLaDA-8B's shapes: 16 GB of weights; calls on a block and on the canvas."""
   resolved = config.load("benchmark_llada_8b")

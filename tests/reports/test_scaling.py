@@ -67,6 +67,7 @@ def test_the_interval_covers_what_noise_hides():
   assert 1.05 < found["high"] / found["low"] < 3.0
 
 
+@pytest.mark.all
 def test_the_parametric_law_is_found():
   truth = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.4}
   points = []

@@ -54,6 +54,7 @@ def test_begins_with_averages(source, begun):
   assert any((x != y).any() for x, y in newest)
 
 
+@pytest.mark.all
 def test_is_an_ordinary_run(source, begun):
   opened = runs.Run.open(begun.workdir, devices=jax.devices()[:1])
   assert opened.tokenizer == source.tokenizer

@@ -30,6 +30,7 @@ def test_help_imports_nothing_that_it_does_not_need():
   assert "dllm_jax.cli.main" in found
 
 
+@pytest.mark.all
 def test_what_samples_a_run_imports_no_data_and_no_log():
   found = imported("import dllm_jax.run.run, dllm_jax.cli.commands.sample")
   wrong = {"grain", "tensorboardX", "matplotlib", "jinja2", "safetensors"}

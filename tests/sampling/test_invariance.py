@@ -73,6 +73,7 @@ def exact(name, cache, **fields):
     *map(long, ("threshold", "timed", "first_hitting", "remdm")),
   ],
 )
+@pytest.mark.all
 def test_an_exact_cache_changes_nothing(name):
   net = network(conditioned=name == "timed")
   requests = ragged(EXACT[name][0])

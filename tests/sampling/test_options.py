@@ -299,6 +299,7 @@ def test_seeds_ends_and_least_lengths_are_each_rows_own():
     assert (found[row, first:] == plain.tokens[row, first]).all()
 
 
+@pytest.mark.all
 def test_frequent_tokens_become_rarer_as_they_are_written():
   """One slot a call: logits less what the row wrote before, prompt left out."""
   objective = OBJECTIVES["autoregressive"]

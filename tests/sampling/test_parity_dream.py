@@ -71,7 +71,7 @@ CACHED = [i for i, run in enumerate(RUNS) if "block_length" in run]
 
 
 @pytest.mark.parametrize("i", quick.few(PLAIN, features))
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_every_step(i):
   run, arrays = RUNS[i], golden_cases.load(NAME).arrays
   attended = arrays[f"run{i}_attention_mask"]
@@ -95,7 +95,7 @@ def test_every_step(i):
 
 
 @pytest.mark.parametrize("i", quick.few(CACHED, features))
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_every_step_and_count_with_caches(i):
   run, arrays = RUNS[i], golden_cases.load(NAME).arrays
   block, new = run["block_length"], run["max_new_tokens"]

@@ -38,7 +38,7 @@ def sample(config, objective, steps):
   ("preset", "name", "fields"),
   [
     ("llada", "llada", {"block_length": 4}),
-    ("fast_dllm", "llada", {"block_length": 4, "threshold": 0.99}),
+    long("fast_dllm", "llada", {"block_length": 4, "threshold": 0.99}),
     long("fast_dllm", "dream", {"block_length": 4, "threshold": 0.99}),
     long("llada2_edit", "bd3lm", {"stop": False}),
     long("llada2", "bd3lm", {"stop": False}),

@@ -91,6 +91,7 @@ def recorded(arrays, rounds, length):
 
 
 @pytest.mark.parametrize("i", quick.few([0, 1, 4], lambda i: {i} & {1}))
+@pytest.mark.all
 def test_idlm_every_round_as_published(i):
   arrays, run = golden_cases.load("idlm").arrays, IDLM[i]
   (prompt,) = published.prompts(arrays[f"run{i}_prompt"])

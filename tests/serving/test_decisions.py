@@ -26,6 +26,7 @@ def decide(client, question, given="hi"):
   return made, answer
 
 
+@pytest.mark.all
 def test_a_choice_is_that_of_the_run(client, server):
   values = [{"value": "a"}, {"value": "b", "description": "x"}]
   question = {"type": "choice", "choices": values, "name": "q"}

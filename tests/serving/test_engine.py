@@ -110,6 +110,7 @@ def test_a_prompt_that_is_there_is_not_computed_again():
   assert [served.heard[n].tokens for n in range(4)] == want
 
 
+@pytest.mark.all
 def test_a_row_whose_network_fails_is_alone_in_it(monkeypatch):
   spec, made = of("block")
   good, others = templates(spec.objective, 1)[0], templates(spec.objective, 6)

@@ -142,6 +142,7 @@ def test_a_server_drains(server, limits):
   assert int(late[1]["retry-after"]) >= 1
 
 
+@pytest.mark.all
 def test_a_drain_has_a_deadline(server, limits):
   front = Front(
     dataclasses.replace(server.model, limits=limits(drain_seconds=0.1))

@@ -58,6 +58,7 @@ def _lose_the_data_state(directory):
   shutil.rmtree(directory / "data")
 
 
+@pytest.mark.all
 def test_every_kind_of_damage_is_passed_over(tmp_path, caplog):
   run = runs.run(tmp_path / "run")
   run.train()
@@ -106,6 +107,7 @@ def test_no_readable_checkpoint_is_an_error(tmp_path):
     runs.run(tmp_path / "run").train()
 
 
+@pytest.mark.all
 def test_only_the_newest_are_kept(tmp_path):
   runs.run(tmp_path / "run", checkpoint__every_steps=1).train()
   left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())

@@ -42,6 +42,7 @@ def _names(tree):
   return {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+@pytest.mark.all
 def test_only_what_trains_has_an_average_and_an_optimisers_state(whole):
   state = whole.state
   adapters = {"lora_a", "lora_b", "lora_magnitude"}

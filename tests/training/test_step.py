@@ -47,6 +47,7 @@ def plain(tmp_path_factory):
   ],
   ids=["data", "data_fsdp_tensor"],
 )
+@pytest.mark.all
 def test_losses_do_not_depend_on_the_mesh(plain, tmp_path, mesh):
   fields = {f"mesh__{k}": v for k, v in mesh.items()}
   losses, state = _losses(tmp_path / "run", **fields)
@@ -96,6 +97,7 @@ def test_no_vocabulary_by_positions(tmp_path):
   assert not jaxprs.larger_than(jaxpr, 1024 * 50_000)
 
 
+@pytest.mark.all
 def test_bfloat16_computes_and_float32_remembers(tmp_path):
   """Masters, averages and moments are float32; products are bfloat16's."""
   run = runs.run(

@@ -71,6 +71,7 @@ def chosen(found, documents):
   return numbers
 
 
+@pytest.mark.all
 def test_a_letter_is_chosen_as_by_its_likelihood(workdir):
   """Both are what one network call says of one slot."""
   made = DiffusionLM(str(workdir), protocol="constrained", batch_size=4)

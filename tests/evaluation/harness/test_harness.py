@@ -53,6 +53,7 @@ def test_ragged_requests_are_answered_as_if_alone(model):
   assert item.given == 5 and item.targets == 7
 
 
+@pytest.mark.all
 def test_rolling_is_the_sum_of_windows(model):
   text = "To be, or not to be, that is the question."
   found = model.loglikelihood_rolling(ask((text,)), disable_tqdm=True)[0]
@@ -226,6 +227,7 @@ def test_templates_without_a_system_message(model, tmp_path, monkeypatch):
   assert text == "<s><|user|>a b<|end|><|assistant|>"
 
 
+@pytest.mark.all
 def test_flags_of_the_command_reach_the_class(workdir):
   make = lambda **args: DiffusionLM(str(workdir), mc_num=8, **args)
   for size in ("auto", "auto:4", None, 16, "16"):

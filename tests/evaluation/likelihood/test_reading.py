@@ -30,7 +30,7 @@ def read(run, *, rows=4, top=3, text=TEXT, **how):
 
 
 @pytest.mark.parametrize(
-  "name", ["mdlm", "autoregressive", long("dream"), long("bd3lm")]
+  "name", ["mdlm", *map(long, ("autoregressive", "dream", "bd3lm"))]
 )
 def test_sums_are_the_figures_of_answers(tmp_path, name):
   wanted, fields = NAMES[name]

@@ -34,6 +34,7 @@ def test_closed_forms():
   assert quality.word_share(["12 !"], known) == 0
 
 
+@pytest.mark.all
 def test_mauve_between_equal_and_apart():
   rng = np.random.default_rng(0)
   one, two = rng.normal(size=(2, 200, 8))
@@ -91,6 +92,7 @@ def test_a_judge_is_its_own_likelihood(judge):
 @pytest.mark.parametrize(
   "begin", [pytest.param("<s>", marks=pytest.mark.all), None]
 )
+@pytest.mark.all
 def test_a_published_folder_judges(begin, tmp_path):
   fields = {"model_type": "qwen2", "architectures": ..., "mask_token_id": ...}
   folder = publish("dream_logits", tmp_path, bos_token_id=..., **fields)

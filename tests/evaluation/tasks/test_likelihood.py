@@ -55,6 +55,7 @@ def test_held_out_text_resumes_and_stops_at_the_error(
   assert wide["bits_per_token"] == resumed["bits_per_token"]
 
 
+@pytest.mark.all
 def test_documents_and_answers(workdir, capsys, tmp_path):
   text = tmp_path / "words.txt"
   text.write_text(" he does n't know , and it 's late . \n" * 3)

@@ -140,6 +140,7 @@ def test_pareto_resumes(pair):
     registry.task("pareto").options(**options | {"steps": "2,x"})
 
 
+@pytest.mark.all
 def test_traffic_is_what_shapes_say(pair):
   run = Run.open(pair / "autoregressive")
   weights = sum(x.nbytes for x in jax.tree.leaves(run.state.params["model"]))

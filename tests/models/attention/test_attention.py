@@ -249,6 +249,7 @@ def test_splash_equals_the_reference(spec):
   np.testing.assert_allclose(out, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.all
 def test_splash_over_divided_positions_gradients_included():
   spec = TwoStream(128, 32)
   draws = draw(length=256, heads=2, groups=1, width=128)

@@ -116,6 +116,7 @@ def collectives(program):
   return {n: len(re.findall(rf" {n}(-start)?\(", text)) for n in names}
 
 
+@pytest.mark.all
 def test_memory_and_collectives(monkeypatch):
   """The compiler alone keeps all scores; the ring never gathers."""
   monkeypatch.setattr(context, "_PIECE", 32)

@@ -108,6 +108,7 @@ def test_dparallel(case, name):
     _same_gradient(case, name, gradient)
 
 
+@pytest.mark.all
 def test_dparallel_of_a_batch_as_the_original_has_it(case):
   """Each row's part is hidden in all rows, and only the last row has a tail."""
   a, name = case.arrays, "dparallel_batch"
@@ -157,7 +158,7 @@ def _before(case, given):
 
 
 @pytest.mark.parametrize("name", ["d3llm", "d3llm_plain", "d3llm_random"])
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_d3llm(case, name):
   a, config = case.arrays, case.config["d3llm"]
   given = a["d3llm_prompt_lengths"]
@@ -237,6 +238,7 @@ def test_paths_of_duo(duo):
     assert method.delta(step) == want
 
 
+@pytest.mark.all
 def test_the_integral_of_duo(duo):
   """Ours to rounding; the original's own sum has a coarse grid."""
   a, vocab = duo.arrays, duo.config["vocab_size"]

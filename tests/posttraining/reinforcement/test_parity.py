@@ -213,6 +213,7 @@ def _trace_rows(case):
 @pytest.mark.parametrize(
   "kind", ["trace", quick.long("random"), quick.long("coupled")]
 )
+@pytest.mark.all
 def test_tracerl_llada(kind):
   case = recorded("tracerl_llada")
   a, config = case.arrays, case.config

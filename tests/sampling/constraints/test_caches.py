@@ -111,6 +111,7 @@ def test_texts_are_in_their_language(name):
 @pytest.mark.parametrize(
   "cold, guidance", [(False, None), long(True, None), long(False, GUIDED)]
 )
+@pytest.mark.all
 def test_an_exact_cache_changes_no_text(cold, guidance):
   """Drawn and greedy texts, rows without a language among them."""
   batch, rows, patterns = requests(small.BLOCKS)
@@ -123,6 +124,7 @@ def test_an_exact_cache_changes_no_text(cold, guidance):
   assert (kept.function_evaluations > anew.function_evaluations).any()
 
 
+@pytest.mark.all
 def test_guidance_chooses_the_best_text_of_the_joint_law():
   """Of one call: p_c^(w + 1) / p_u^w in each slot, by brute force."""
   rng, differ = np.random.default_rng(0), 0

@@ -54,6 +54,7 @@ def step(policy, tokens, *, at=0, logits=LOGITS, state=None, out=None):
   return z[0].tolist(), state, info
 
 
+@pytest.mark.all
 def test_the_surest_stay_while_the_entropies_before_them_are_bounded():
   policy = Renoise(objective=OBJECTIVE, steps=48, bound=0.1)
   # At temperature 0.8 entropies are 0, 0.02 and log 5: those before the greatest

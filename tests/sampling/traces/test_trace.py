@@ -39,6 +39,7 @@ def _generation():
   return launcher(params, Process(), jax.random.key(1), requests)
 
 
+@pytest.mark.all
 def test_a_film_leads_from_the_request_to_the_tokens(generation):
   long, short = films(generation.trace)
   assert (len(long.steps), len(short.steps)) == (8, 3)
