@@ -111,6 +111,7 @@ def test_a_bucket_that_is_not_there(here, bucket, source):
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.all
 def test_an_upload_that_fails_leaves_nothing(
   here, bucket, source, whole, monkeypatch
 ):

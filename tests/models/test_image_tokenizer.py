@@ -67,7 +67,8 @@ def test_features_and_ids(case, tokenizer, name):
   np.testing.assert_array_equal(ids, case.arrays[f"{name}_ids"])
 
 
-@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.all), 1])
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.all
 def test_pixels(case, tokenizer, which):
   one = case.config["resolutions"][which]
   name, grid = one["name"], tuple(one["grid"])

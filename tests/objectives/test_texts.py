@@ -107,17 +107,8 @@ def _run(objective, drawn, batch, mesh=None):
     return jax.jit(jax.value_and_grad(value))(params, *placed)
 
 
-# What rules share is in three of them.
-_QUICK = ("dllm_rl",)
-
-
-@pytest.mark.parametrize(
-  "rule",
-  [
-    rule if rule in _QUICK else pytest.param(rule, marks=pytest.mark.all)
-    for rule in _RULES
-  ],
-)
+@pytest.mark.all
+@pytest.mark.parametrize("rule", _RULES)
 def test_packed_is_each_alone(rule):
   objective, alone = _RULES[rule], _alone()
   together = _together(alone)

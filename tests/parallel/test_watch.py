@@ -71,6 +71,7 @@ def test_alone_it_notices_no_progress(monkeypatch, capfd):
   assert "test_watch.py" in capfd.readouterr().err  # where it hangs
 
 
+@pytest.mark.all
 def test_a_silent_process_is_named_to_all(stores, monkeypatch):
   job = Job(stores, monkeypatch)
   with contextlib.ExitStack() as stack:

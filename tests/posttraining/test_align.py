@@ -146,7 +146,7 @@ def test_other_pairs_and_other_references_are_told(
     (["--config.data.path=nowhere.jsonl"], "nowhere.jsonl"),
   ],
 )
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_mistakes_are_one_line(source, tmp_path, capsys, more, says):
   status, err = _align(capsys, source, tmp_path / "run", *more)
   assert status == 2 and says in err and err.count("\n") == 1

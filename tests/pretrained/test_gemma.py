@@ -260,6 +260,7 @@ def tensors(folder):
   return {name: (x.dtype, x.shape, x.tobytes()) for name, x in found.items()}
 
 
+@pytest.mark.all
 def test_export_is_what_was_imported(tmp_path):
   first = publish(NAME, tmp_path / "first")
   model = published.model(NAME)

@@ -78,6 +78,7 @@ def test_a_folders_sampler_is_the_runs(run):
   assert built.policy.rest == 0.005 and built.policy.bound == 0.2
 
 
+@pytest.mark.all
 def test_all_ends_of_a_folder_end_a_row(run):
   ends = plain(NAME)[:3]
   assert set(ends) <= set(run.tokenizer.end_ids)

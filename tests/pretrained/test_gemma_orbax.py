@@ -149,6 +149,7 @@ def test_the_tree_is_that_of_gemmas_own_modules():
   assert {k: list(v) for k, v in shapes(own).items()} == recorded
 
 
+@pytest.mark.all
 def test_a_config_is_made_of_shapes_and_published_numbers():
   made = Fields(gemma_jax.config(shapes(), "folder"), "config.json")
   assert families.find(made).name == "diffusion_gemma"

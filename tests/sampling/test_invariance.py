@@ -97,6 +97,7 @@ def test_an_exact_cache_changes_nothing(name):
 @pytest.mark.parametrize(
   "name", ["autoregressive", *map(long, ("threshold", "timed", "opens"))]
 )
+@pytest.mark.all
 def test_what_lies_before_given_tokens_is_kept_if_no_neighbour_calls(name):
   """A whole block is given inside a text, and one behind all that is wanted."""
   if name == "opens":

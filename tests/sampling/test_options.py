@@ -190,6 +190,7 @@ def test_frequencies_are_what_log_prob_says():
   assert (np.abs(counts / rows - joint) <= 5 * deviation + 1e-9).all()
 
 
+@pytest.mark.all
 def test_log_prob_of_what_is_replaced_is_the_posteriors():
   """UDLM: at each step q(z_s | z_t), by hand, where a token came to stand."""
   objective = UDLM(vocab_size=VOCAB)
@@ -277,6 +278,7 @@ def test_a_row_in_any_mix_is_as_alone_of_one_program(preset, objective, fields):
   assert np.isfinite(mixed.log_prob).all() and (mixed.log_prob <= 0.0).all()
 
 
+@pytest.mark.all
 def test_seeds_ends_and_least_lengths_are_each_rows_own():
   config, objective = SamplerConfig(preset="mdlm"), OBJECTIVES["mdlm"]
   plain = sample(config, objective, [RowOptions()] * ROWS, key=7)

@@ -66,6 +66,7 @@ def test_predicates_and_scores(client):
     ({"type": "guess"}, "predicate"),
   ],
 )
+@pytest.mark.all
 def test_what_is_wrong_is_said(client, question, named):
   with pytest.raises(openai.BadRequestError, match=named):
     decide(client, question)

@@ -11,7 +11,6 @@ from dllm_jax.sampling.requests import text_ids
 from dllm_jax.serving.engine import Engine
 from dllm_jax.serving.requests import Closed, Finished, Full, Request
 from dllm_jax.serving.scheduler import canvas_of
-from tests.quick import long
 from tests.sampling.small import MASK
 from tests.sampling.test_invariance import ALONE, EXACT, exact
 from tests.serving.served import (
@@ -35,9 +34,8 @@ def of(name):
   return spec, program(spec, counts=counts, conditioned=timed)
 
 
-@pytest.mark.parametrize(
-  "name", ["dual", *(long(n) for n in SPECS if n != "dual")]
-)
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.all
 def test_rows_that_come_and_go_have_the_tokens_of_one_batch(name):
   spec, made = of(name)
   compiled = made.programs()
@@ -136,6 +134,7 @@ def test_a_row_whose_network_fails_is_alone_in_it(monkeypatch):
   assert served.heard[0].tokens == want[0]
 
 
+@pytest.mark.all
 def test_ends_drafts_and_what_text_is():
   spec, made = of("block")
   rows = templates(spec.objective, 3)

@@ -53,6 +53,7 @@ def test_only_what_trains_has_an_average_and_an_optimisers_state(whole):
   assert adapters < _names(state.eval_params["model"])
 
 
+@pytest.mark.all
 def test_step_0_holds_the_rest_and_stays(whole):
   folder = whole.workdir / "checkpoints"
   assert sorted(int(p.name) for p in folder.iterdir()) == [0, 4, 6]
@@ -61,6 +62,7 @@ def test_step_0_holds_the_rest_and_stays(whole):
   assert "lora_a" in text(6) and "embedding" not in text(6)
 
 
+@pytest.mark.all
 def test_a_run_that_is_resumed_is_the_same_from_any_step(whole, tmp_path):
   """Also where newer checkpoints are damaged, and back to step 0."""
   for left in ([0, 4], [0]):

@@ -41,10 +41,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize(
   "mesh",
-  [
-    pytest.param({"data": 8}, marks=pytest.mark.all),
-    {"data": 2, "fsdp": 2, "tensor": 2},
-  ],
+  [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
   ids=["data", "data_fsdp_tensor"],
 )
 @pytest.mark.all

@@ -89,9 +89,7 @@ def test_a_judge_is_its_own_likelihood(judge):
   assert opened.features(texts, rows=4).shape == (2, 16)
 
 
-@pytest.mark.parametrize(
-  "begin", [pytest.param("<s>", marks=pytest.mark.all), None]
-)
+@pytest.mark.parametrize("begin", ["<s>", None])
 @pytest.mark.all
 def test_a_published_folder_judges(begin, tmp_path):
   fields = {"model_type": "qwen2", "architectures": ..., "mask_token_id": ...}

@@ -96,6 +96,7 @@ def test_documents_and_answers(workdir, capsys, tmp_path):
     ("--pairs=nowhere.jsonl", "nowhere.jsonl"),
   ],
 )
+@pytest.mark.all
 def test_mistakes_are_one_line(workdir, capsys, arg, said):
   status = main(["evaluate", f"--workdir={workdir}", arg])
   lines = capsys.readouterr().err.strip().splitlines()

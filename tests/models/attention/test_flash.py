@@ -76,6 +76,7 @@ def test_kernels_over_divided_positions():
   agree(found, expected)
 
 
+@pytest.mark.all
 def test_tiles_that_are_empty_are_not_in_the_lists():
   spec = TwoStream(512, 32)
   options = flash._Options(spec, 1024, True)

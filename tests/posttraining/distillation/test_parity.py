@@ -91,7 +91,7 @@ def _masks(case, name, where, batch, u):
 
 
 @pytest.mark.parametrize("name", ["dparallel0", "dparallel1", "dparallel2"])
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_dparallel(case, name):
   a, method = case.arrays, DParallel(**case.config["dparallel"])
   batch = _batch(a[f"{name}_input_ids"], a[f"{name}_prompt_lengths"])

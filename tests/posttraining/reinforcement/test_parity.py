@@ -53,6 +53,7 @@ def _one_view(case, uniform, batch):
   return masks(case.objective, batch, hidden[:, None], region)
 
 
+@pytest.mark.all
 def test_diffu_grpo():
   case = recorded("diffu_grpo")
   a, config = case.arrays, case.config

@@ -67,6 +67,7 @@ def test_the_surest_stay_while_the_entropies_before_them_are_bounded():
   assert step(tight, [0, 0, 0])[0] == [3, 1, 3]
 
 
+@pytest.mark.all
 def test_the_temperature_counts_the_calls_that_remain():
   # Two tokens, one 1 nat ahead: the entropy at each temperature is known.
   logits = jnp.full((1, 3, VOCAB), -jnp.inf).at[..., :2].set([0.0, 1.0])
