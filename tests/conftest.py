@@ -37,6 +37,11 @@ os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "false")
 gc.set_threshold(200_000, 50, 100)
 
 
+def pytest_sessionfinish():
+  """Keeps the last search for cycles, some seconds, from all that is alive."""
+  gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shared_programs():
   """Lets runs, generators and scorers that are equal have equal programs."""

@@ -239,6 +239,7 @@ def test_a_cached_call():
   assert math.isclose(row["ratio"], step / read)
 
 
+@pytest.mark.all
 def test_attention(monkeypatch):
   parts = script("device_parts")
   few = parts._masks(1, 128)

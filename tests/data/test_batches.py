@@ -154,6 +154,7 @@ def _rows(batches):
   return collections.Counter(rows)
 
 
+@pytest.mark.few(2)
 def test_an_epoch_has_every_row_once(corpus):
   if not hasattr(corpus.train, "__len__"):
     pytest.skip("text packed on the fly has epochs a shard; see test_stream")

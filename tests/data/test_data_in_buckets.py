@@ -45,6 +45,7 @@ def test_documents_and_text_exactly(tmp_path, bucket):
     )
 
 
+@pytest.mark.few(1)
 def test_globs_training_and_bad_paths(tmp_path, bucket):
   published.slimpajama(tmp_path)
   _upload(tmp_path, f"{bucket}/pajama")

@@ -59,7 +59,7 @@ def test_every_batch_has_the_weights_shares(corpus):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_order_and_resuming(corpus, processes):
   whole, _ = _run(corpus, 40)
   for steps in (0, 3, 36):

@@ -152,6 +152,7 @@ def _changed(**fields):
     {"added_tokens__0__single_word": True},
   ],
 )
+@pytest.mark.few(4)
 def test_what_cuts_otherwise_spells_whole_documents(fields):
   assert encoder._is_cut_at_words(_changed())
   assert not encoder._is_cut_at_words(_changed(**fields))

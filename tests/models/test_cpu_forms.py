@@ -102,6 +102,7 @@ def test_a_sum_of_matrices_is_what_thin_products_are(kind, base, monkeypatch):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * jnp.abs(b).max())
 
 
+@pytest.mark.all
 def test_a_kernel_that_trains_beside_its_adapter_has_its_gradient():
   linear, params, x = _adapted()
   total = lambda params, x: jnp.sum(linear.apply({"params": params}, x) ** 2)

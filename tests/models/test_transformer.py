@@ -371,6 +371,7 @@ def test_dropout_only_with_a_key():
   assert (drop(0) != plain).any()
 
 
+@pytest.mark.all
 def test_bfloat16_activations_stay_near():
   x = inputs(conditioning=TIMES, cond=np.array([0, 2]))
   apply, params = build(FULL, x)

@@ -320,6 +320,7 @@ def bounds(table, *, epsilon, leave_one_out=False, points=24):
     (3, 5.0, 1e-4, True),
   ],
 )
+@pytest.mark.few(2)
 def test_no_network_says_more_than_all_rows_can_have(
   seed, scale, epsilon, leave_one_out
 ):

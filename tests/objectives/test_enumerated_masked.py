@@ -117,7 +117,7 @@ def _block_bound(network, objective, x0):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_block_loss_is_the_enumerated_bound(size):
   network = toy.Attention(length=_LENGTH, tokens=_VOCAB)
   objective = BD3LM(**_SPACE, length=_LENGTH, block_size=size)

@@ -176,7 +176,7 @@ def _data(size):
 
 
 @pytest.mark.parametrize("case", _SAMPLERS, ids=_ids(_SAMPLERS))
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 def test_many_reverse_steps_of_an_exact_network_reach_the_data(case):
   objective = case.objective
   rows, data = _data(objective.vocab_size)
@@ -269,6 +269,7 @@ def _prior(kind, matrices):
     *map(long, ("uniform", "absorbing", "band")),
   ],
 )
+@pytest.mark.few(1)
 def test_drawn_loss_is_the_enumerated_bound_of_d3pm(kind):
   objective, matrices = _d3pm(kind, 5)
   network, p = enumerated.table(
@@ -395,7 +396,7 @@ _FEW = ("udlm", "gidd-bump", "sedd-uniform", "d3pm-mix")
     for case in _DRAWN
   ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_drawn_steps_follow_the_enumerated_chain(case):
   objective, n = case.objective, 20_000
   size = objective.vocab_size

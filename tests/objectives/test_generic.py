@@ -112,7 +112,7 @@ def test_corruption_frequencies(objective):
 
 
 @each_variant
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_prompts_count_nothing(objective):
   process = objective.init(jax.random.key(0))
   rows = jax.random.randint(jax.random.key(1), (8, SPACE.length), 0, 6)

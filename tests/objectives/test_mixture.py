@@ -57,7 +57,7 @@ _NAMES = list(_all(5))
 
 
 @pytest.mark.parametrize("name", [*_NAMES, "d3pm-gaussian"])
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 def test_corruption_follows_the_law(name):
   objective = (
     _all(5)
@@ -130,7 +130,7 @@ _ALIKE = (
 @pytest.mark.parametrize(
   "name", [long(name) if name in _ALIKE else name for name in _NAMES]
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_gradients_are_finite_and_prompts_cost_nothing(name):
   objective = _all(5)[name]
   x0 = np.tile(np.arange(5), (6, 1))

@@ -120,7 +120,7 @@ def _told_of_the_first_block(case, inputs):
 
 
 @pytest.mark.parametrize("name", [*_BD3_SCHEDULES, "tc"])
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_bd3lm_loss(bd3lm, name):
   a = bd3lm.arrays
   schedule = _BD3_SCHEDULES.get(name, _BD3_SCHEDULES["loglinear"])

@@ -112,6 +112,7 @@ def _shows(i):
 
 
 @pytest.mark.parametrize("i", quick.few(range(len(_IMAGE["combos"])), _shows))
+@pytest.mark.few(1)
 def test_image_process(image, i):
   combo = _IMAGE["combos"][i]
   objective, name = _image_objective(combo), combo["name"]
@@ -203,6 +204,7 @@ def _text_objective(kind):
 @pytest.mark.parametrize(
   "kind", quick.few(_TEXT["kinds"], lambda kind: {*kind.rpartition("_")})
 )
+@pytest.mark.few(2)
 def test_text_process(text, kind):
   objective = _text_objective(kind)
   process, size = objective.init(jax.random.key(0)), objective.vocab_size

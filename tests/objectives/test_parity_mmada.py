@@ -172,6 +172,7 @@ def test_masked_pictures():
 
 
 @pytest.mark.parametrize("name", ["lm", "lm_chat", "mmu"])
+@pytest.mark.few(1)
 def test_factors_of_text(name):
   """Of every position, by the recorded noise, the original's 1 / (p length)."""
   a, objective = ROWS.arrays, over_rows(text_over="answer", lm=1.0, mmu=1.0)

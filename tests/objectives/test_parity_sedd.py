@@ -183,6 +183,7 @@ def _inputs(objective, z, t):
   return _told(objective)(z, t, toy.batch(z))
 
 
+@pytest.mark.few(1)
 def test_denoiser(case, run):
   objective, g = case
   t, uniform = np.asarray(g["denoiser_t"]), g["denoiser_uniform"]
@@ -201,6 +202,7 @@ def test_denoiser(case, run):
   )
 
 
+@pytest.mark.few(1)
 def test_trajectory(case, run):
   objective, g = case
   steps = len(g["traj_history"]) - 2  # predictor steps, then the denoiser

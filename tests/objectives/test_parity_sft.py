@@ -114,7 +114,7 @@ _RULES = {
 
 
 @pytest.mark.parametrize("rule", _RULES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_dllm(sft, rule):
   a = sft.arrays
   tokens, labels = a["dllm_input_ids"], a["dllm_labels"]

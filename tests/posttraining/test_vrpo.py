@@ -200,6 +200,7 @@ def _drawn(method, reference=False):
   return jax.jit(functools.partial(draw, reference=reference))
 
 
+@pytest.mark.all
 def test_masks_depend_on_the_pair_alone():
   draw, pairs = _drawn(VRPO(n_t=4)), _answers()
   whole = draw(pairs)

@@ -64,6 +64,7 @@ def test_reads_what_objectives_restore(name):
 
 
 @pytest.mark.parametrize("estimator", ["counts", "times"])
+@pytest.mark.few(1)
 def test_its_mean_is_the_log_likelihood(estimator):
   # Under the exact conditionals every order has the same product.
   sequences, p = toys.joint(3, tokens=4, length=3)

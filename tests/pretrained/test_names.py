@@ -51,6 +51,7 @@ def close(ours, theirs):
   np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
 
+@pytest.mark.all
 def test_mdlm():
   case, _, logits = loaded("mdlm")
   a = case.arrays

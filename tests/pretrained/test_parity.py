@@ -204,7 +204,7 @@ _SAME = (
     for name in (*PUBLISHED, "mdlm", "bd3lm", "sedd_absorb", "sedd_uniform")
   ],
 )
-@pytest.mark.few(8)
+@pytest.mark.few(3)
 def test_round_trip_is_byte_equal(name, tmp_path):
   theirs = golden_cases.weights(name)
   folder = publish(name, tmp_path / "in")

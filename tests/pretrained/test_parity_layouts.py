@@ -107,6 +107,7 @@ def test_nemotron_reads_both_ways_and_causally():
   assert_allclose(ours[:, known.shape[1] :], a["cached_logits"], atol=ATOL)
 
 
+@pytest.mark.all
 def test_wedlm_is_reordered_by_its_mask_alone():
   a, model = loaded("wedlm")
   tokens = a["input_ids"]

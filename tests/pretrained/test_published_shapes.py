@@ -163,7 +163,7 @@ def resolved(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_counts(name):
   family, fields, config = resolved(name)
   assert table.parameters(family.table, config) == COUNTS[name]

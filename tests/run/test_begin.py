@@ -64,6 +64,7 @@ def test_is_an_ordinary_run(source, begun):
   assert record["method"] == "liking" and record["beta"] == 0.1
 
 
+@pytest.mark.all
 def test_goes_on_with_the_same_method_only(source, begun):
   begin(source, begun.workdir, _config(), Liking())
   with pytest.raises(ValueError, match=r"otherwise \(beta: 0.1 -> 0.2\)"):

@@ -124,7 +124,7 @@ LAWS = (
     long("dream", "llada", {"temperature": 1.0, "top_p": 1.0}),
   ],
 )
-@pytest.mark.few(1)
+@pytest.mark.all
 def test_log_prob_is_of_the_distribution_that_each_row_drew_from(
   preset, name, fields
 ):
@@ -328,6 +328,7 @@ def test_frequent_tokens_become_rarer_as_they_are_written():
     assert found[row].tolist() == text
 
 
+@pytest.mark.all
 def test_texts_end_where_their_own_rows_do():
   generator = Generator(
     OBJECTIVES["llada"],

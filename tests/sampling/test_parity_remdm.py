@@ -59,7 +59,7 @@ def moment(run, memory):
 @pytest.mark.parametrize(
   "run", RUNS, ids=lambda run: f"{run['sampler']}-{run['t']}"
 )
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 def test_probabilities_and_draws(run):
   arrays, i = CASE.arrays, run["run"]
   x, memory = jnp.asarray(arrays["x"]), jnp.asarray(arrays["conf_in"])

@@ -159,7 +159,7 @@ def caches(name):
 
 
 @pytest.mark.parametrize(("name", "cache"), presets(caches))
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_memory_is_bounded(name, cache):
   """No value has canvas x vocabulary elements a row, guided and cached."""
   rows, length, vocab = 2, 512, 50_000
@@ -189,7 +189,7 @@ def test_memory_is_bounded(name, cache):
 
 
 @pytest.mark.parametrize("name", presets())
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_every_preset_fills_the_canvas_in_few_steps(name):
   objective = objective_of(name)
   few = {} if name in ("bd3lm", "autoregressive") else {"steps": 3}

@@ -229,7 +229,7 @@ def _plain_loop(spec, requests, net, row):
 
 @pytest.mark.parametrize("policy", [Ancestral, Unmasking])
 @pytest.mark.parametrize("block", [None, 4])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_fixed_slots_stay_and_all_others_are_text(policy, block):
   requests = ragged()
   out = run(sampler(policy, length=14, block=block), requests)

@@ -178,6 +178,7 @@ class _Gate:
     """Is so at once."""
 
 
+@pytest.mark.all
 def test_a_signal_while_it_compiles_waits_for_the_compiler(monkeypatch):
   done = []
 

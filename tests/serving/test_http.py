@@ -231,6 +231,7 @@ def likelihood(server, ids, given):
 
 
 @pytest.mark.parametrize("text", [True, False])
+@pytest.mark.few(1)
 def test_the_tokens_of_an_echoed_prompt_are_told_first(server, text):
   prompt, ids = "ROMEO:", [*b"ROMEO:"]
   asked = COMPLETION | {"prompt": prompt if text else ids, "logprobs": 2}

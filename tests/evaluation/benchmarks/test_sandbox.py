@@ -43,7 +43,7 @@ def test_right_programs_pass(kind):
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)",
   ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_what_does_not_end_is_ended(program, kind):
   start = time.monotonic()
   assert ran(program, kind, LIMITS).reason == "timeout"
@@ -113,6 +113,7 @@ def test_leaving_early_is_no_success(program, kind):
   assert (verdict.passed, verdict.reason) == (False, "exited")
 
 
+@pytest.mark.few(1)
 def test_nothing_is_left_behind(kind):
   before = cages()
   ran("import time; time.sleep(60)", kind, LIMITS)

@@ -134,7 +134,7 @@ def test_counts_need_no_end_terms(table):
   # Five copies do not divide the two tokens' counts.
   [("counts", 0, 0, 16), ("counts", 1, 1, 5), ("times", 0, 0, 16)],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_agrees_with_the_exact_value_and_its_interval_covers(
   table, name, given, after, copies
 ):

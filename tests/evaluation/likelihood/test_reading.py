@@ -56,6 +56,7 @@ def test_sums_are_the_figures_of_answers(tmp_path, name):
   np.testing.assert_allclose(told, found.log_probs, atol=1e-6)
 
 
+@pytest.mark.all
 def test_what_follows_is_not_seen_and_short_texts_are_read(tmp_path):
   run = runs.run(tmp_path / "run")
   run.start()

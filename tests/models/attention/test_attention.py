@@ -234,7 +234,7 @@ def long_segments():
 
 
 @pytest.mark.parametrize("spec", MASKS[:3] + [TwoStream(128, 32)], ids=str)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_splash_equals_the_reference(spec):
   segments = long_segments()
 

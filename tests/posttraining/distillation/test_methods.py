@@ -86,6 +86,7 @@ def test_answers_end_at_their_end():
   assert (_answers().tokens[:, -1] == 7).all()
 
 
+@pytest.mark.all
 def test_the_split_into_microbatches_changes_nothing():
   batch, method = _answers(), DParallel(block_size=4)
   masks = _masks(method, batch)
@@ -154,6 +155,7 @@ def test_the_law_of_paths():
   np.testing.assert_allclose(share, 1 / vocab, atol=5 / len(moved) ** 0.5)
 
 
+@pytest.mark.all
 def test_the_integral_in_closed_form():
   """Of two tokens the argmax is right with probability Phi(signal / sqrt 2)."""
   gamma = jnp.array([-4.0, -1.0, 2.0])
