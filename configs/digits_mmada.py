@@ -16,11 +16,8 @@ folder with MNIST's `t10k-images-idx3-ubyte.gz` and its labels:
 
 from ml_collections import ConfigDict
 
-SIZE, SIDE, TEXT = (
-  28,
-  4,
-  24,
-)  # pixels of a picture, of a token; tokens of a text
+SIZE, SIDE = 28, 4  # pixels of a picture, of a token
+TEXT = 18  # tokens of a text: question and answer, and an end
 
 
 def get_config() -> ConfigDict:
@@ -30,7 +27,7 @@ def get_config() -> ConfigDict:
     "data": {
       "path": "digits",
       "format": "images",
-      "tokenizer": "bpe:288",
+      "tokenizer": "bpe:308",  # each name is one token
       "length": tokens + TEXT + 3,
       "image_size": SIZE,
       "image_tokenizer": "runs/tokens",

@@ -74,7 +74,7 @@ def test_runs(path, tmp_path, monkeypatch):
   (tmp_path / "work").mkdir()
   nbclient.NotebookClient(
     notebook,
-    km=_ThisInterpreter(),
+    kernel_manager_class=_ThisInterpreter,  # its own, so that it ends the kernel
     timeout=300,  # seconds for one cell
     resources={"metadata": {"path": str(tmp_path / "work")}},
   ).execute()  # raises with the cell and its traceback

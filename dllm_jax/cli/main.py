@@ -96,6 +96,11 @@ def _disk_is_full(error: BaseException) -> bool:
   )
 
 
+def _memory_is_full(error: BaseException) -> bool:
+  text = str(error)
+  return "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+
+
 def _message(error: BaseException) -> str:
   text = error.args[0] if isinstance(error, KeyError) and error.args else error
   return " ".join(str(text).split())
@@ -113,7 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if argv else 2
   name = argv.pop(0)
   if name not in (*_COMMANDS, "--version"):
-    return _fail(f"unknown command {name!r}; legal: {', '.join(_COMMANDS)}", 2)
+    from dllm_jax.core import check  # pylint: disable=g-import-not-at-top
+
+    hint = check.close(name, _COMMANDS)
+    legal = ", ".join(_COMMANDS)
+    return _fail(f"unknown command {name!r}; {hint}legal: {legal}", 2)
   from dllm_jax.cli import installed  # pylint: disable=g-import-not-at-top
 
   if name == "--version":
@@ -136,6 +145,13 @@ def main(argv: Sequence[str] | None = None) -> int:
       return _fail(
         "the disk is full; free some space and run the same command again: it "
         "continues from the last complete checkpoint",
+        1,
+      )
+    if _memory_is_full(error):
+      return _fail(
+        "a device's memory is too small for this: fewer rows at once (training."
+        "microbatches, --slots) or shorter ones (data.length, --length); dllm "
+        f"plan says beforehand what fits ({_message(error)[:200]})",
         1,
       )
     if _callers_mistake(error):

@@ -10,7 +10,6 @@ everything below this module sees dataclasses.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import difflib
 import json
 import os
 import types
@@ -21,7 +20,7 @@ from ml_collections import config_dict, ConfigDict
 
 from dllm_jax import models
 from dllm_jax.config import files
-from dllm_jax.core import paths
+from dllm_jax.core import check, paths
 from dllm_jax.core.types import Denoiser, Objective
 from dllm_jax.data import Dataset, Tokenizer
 from dllm_jax.objectives import registry
@@ -319,8 +318,7 @@ def _nested(section: str, cls: type, name: str, value: Any) -> Any:
 def _check_names(kind: str, given, legal, where: str) -> None:
   for name in given:
     if name not in legal:
-      close = difflib.get_close_matches(name, legal, n=1)
-      hint = f"did you mean {close[0]!r}? " if close else ""
+      hint = check.close(name, legal)
       raise ValueError(
         f"unknown {kind} {where}.{name}; {hint}legal: {', '.join(legal)}"
       )

@@ -11,7 +11,7 @@ import re
 import types
 from typing import Any
 
-from dllm_jax.core import paths
+from dllm_jax.core import check, paths
 from dllm_jax.core.paths import Path
 
 
@@ -35,9 +35,11 @@ def find(name: str) -> Path:
       f"{name} is no config: that is a .py file which defines get_config()"
     )
   known = bundled()
-  hint = f"; a bundled one is {path.stem!r}" if path.stem in known else ""
+  hint = check.close(path.stem, known)
+  if path.stem in known:
+    hint = f"a bundled one is {path.stem!r}; "
   raise FileNotFoundError(
-    f"there is no config {name!r}{hint}; give a .py file, or one of:"
+    f"there is no config {name!r}; {hint}give a .py file, or one of:"
     f" {', '.join(known)}"
   )
 

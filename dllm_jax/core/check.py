@@ -1,6 +1,17 @@
-"""Checks of numbers that a caller gives: one message for each kind of bound."""
+"""Checks of numbers that a caller gives: one message for each kind of bound.
 
+Of names: what a wrong one is close to.
+"""
+
+from collections.abc import Iterable
+import difflib
 from typing import Any
+
+
+def close(name: str, legal: Iterable[str]) -> str:
+  """Returns "did you mean ...? " where a legal name is close, else ""."""
+  found = difflib.get_close_matches(name, [*legal], n=1)
+  return f"did you mean {found[0]!r}? " if found else ""
 
 
 def at_least(owner: Any, low: float, *names: str, prefix: str = "") -> None:

@@ -9,6 +9,7 @@ autoregressive ones slot by slot.
 from collections.abc import Sequence
 import dataclasses
 
+from dllm_jax.core import check
 from dllm_jax.core.mask import BlockCausal, Causal
 from dllm_jax.core.types import Objective
 from dllm_jax.sampling.catalogue import (
@@ -150,13 +151,11 @@ class SamplerConfig:
   def __post_init__(self):
     if self.preset not in PRESETS:
       raise ValueError(
-        f"unknown sampler.preset {self.preset!r}; legal: {', '.join(PRESETS)}"
+        f"unknown sampler.preset {self.preset!r};"
+        f" {check.close(self.preset, PRESETS)}legal: {', '.join(PRESETS)}"
       )
     counts = ("steps", "block_length", "top_k", "refresh", "reach", "context")
-    for name in counts:
-      if getattr(self, name) < 0:
-        value = getattr(self, name)
-        raise ValueError(f"sampler.{name} must be at least 0, not {value}")
+    check.at_least(self, 0, *counts, prefix="sampler.")
     for name in ("top_p", "threshold"):
       value = getattr(self, name)
       if value is not None and not 0.0 < value <= 1.0:

@@ -23,7 +23,7 @@ from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.constraints.arrays import Room
 from dllm_jax.sampling.presets import SamplerConfig
-from dllm_jax.serving.launch import Program
+from dllm_jax.serving.launch import Program, Progress
 from dllm_jax.serving.requests import Closed, Full, Listener, Request
 from dllm_jax.serving.scheduler import canvas_of, Scheduler, Ticket
 
@@ -129,6 +129,7 @@ class Engine:
       params["model"],
       state.process.replace(params=params["process"]),
       defaults=sampler.options(ends),
+      end_ids=ends,
       rows=slots,
       mesh=run.mesh,
       room=Room.for_states(languages, run.objective.vocab_size)
@@ -155,23 +156,30 @@ class Engine:
       **{name: scheduler.counts[name] for name in names},
     )
 
-  def compile(self) -> float:
-    """Compiles all programs; returns the seconds it took, 0 if they are."""
+  def compile(self, before: Progress = lambda number, count: None) -> float:
+    """Compiles all programs; returns the seconds it took, 0 if they are.
+
+    Args:
+      before: as of `Program.compile`.
+    """
     if self._compiled:
       return 0.0
-    seconds = self._program.compile()
+    seconds = self._program.compile(before)
     self._compiled = True
     return seconds
 
-  def start(self) -> None:
+  def start(self, before: Progress = lambda number, count: None) -> None:
     """Compiles, then starts the thread; returns when it is ready.
 
     On several processes each calls it, and process 0 alone is given requests;
     the others wait in `join` for its end.
+
+    Args:
+      before: as of `Program.compile`.
     """
     if self._thread is not None:
       raise ValueError("the engine was started before: make a new one")
-    self.compile()
+    self.compile(before)
     self._open = distributed.index() == 0
     self._thread = threading.Thread(
       target=self._serve, name="engine", daemon=True

@@ -1,6 +1,6 @@
 """The programs of an engine, compiled, and the state that they hand on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import time
@@ -54,6 +54,10 @@ def check_served(sampler: Sampler) -> None:
     )
 
 
+Progress = Callable[[int, int], None]
+"""Is told the number of a program that compiles next, and how many there are."""
+
+
 class Program:
   """Rows on the devices, and what can be done with them.
 
@@ -75,6 +79,7 @@ class Program:
     rows: int,
     mesh: jax.sharding.Mesh,
     defaults: RowOptions = RowOptions(),
+    end_ids: Sequence[int] = (),
     counts: Sequence[int] | None = None,
     room: Room | None = None,
   ):
@@ -88,6 +93,8 @@ class Program:
       rows: how many run at once.
       mesh: what they are divided over.
       defaults: what rows choose that say nothing else, `SamplerConfig.options`.
+      end_ids: what ends the texts of rows that name no ends, also where the
+        sampler would write on behind it.
       counts: of rows that programs are compiled for; by default 1, half and all of
         them, where the first rows lie together.
       room: of the languages that rows may choose; None for none.
@@ -106,7 +113,7 @@ class Program:
     self.sampler, self.rows, self.mesh = sampler, rows, mesh
     self.widths = _widths(sampler)
     self.counts = counts or _counts(sampler, rows, mesh)
-    self._defaults, self._state = defaults, None
+    self._defaults, self._end_ids, self._state = defaults, end_ids, None
     with jax.set_mesh(mesh):
       made = functools.partial(Model, sampler, denoiser)
       launch = functools.partial(compilation.jit, mesh=mesh)
@@ -127,18 +134,31 @@ class Program:
       self._move = launch(move, donate_argnums=0)
       self._held = _held(denoiser, params), process
 
-  def compile(self) -> float:
-    """Compiles everything, by doing everything once; returns the seconds."""
+  def compile(self, before: Progress = lambda number, count: None) -> float:
+    """Compiles everything, by doing everything once; returns the seconds.
+
+    Args:
+      before: called before each program with its number, from 1, and how many
+        there are; what it raises ends this.
+    """
     start = time.perf_counter()
     self.reset()
-    for width in (0, *self.widths):
-      self.admit(self.blank, row=0, width=width)
-    for count in self.counts:
-      self._due = self._approximate
-      self.advance(count)
-    self.move(0, self.rows - 1)
+    admit = functools.partial(self.admit, self.blank, row=0)
+    programs = [
+      *(functools.partial(admit, width=width) for width in (0, *self.widths)),
+      *(functools.partial(self._first, count) for count in self.counts),
+      functools.partial(self.move, 0, self.rows - 1),
+    ]
+    for number, program in enumerate(programs, 1):
+      before(number, len(programs))
+      program()
     self.reset()
     return time.perf_counter() - start
+
+  def _first(self, count: int) -> None:
+    """Runs a call that makes what an approximate cache keeps."""
+    self._due = self._approximate
+    self.advance(count)
 
   @property
   def _approximate(self) -> bool:
@@ -188,7 +208,7 @@ class Program:
   def ends(self, options: RowOptions) -> Sequence[int]:
     """Returns what ends a row."""
     ends = options.end_ids
-    ends = (self._defaults.end_ids or ()) if ends is None else ends
+    ends = (self._defaults.end_ids or self._end_ids) if ends is None else ends
     return ends or (options.language.end_ids if options.language else ())
 
   def arrays(

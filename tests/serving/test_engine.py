@@ -154,6 +154,25 @@ def test_ends_drafts_and_what_text_is():
     assert heard.tokens == text_ids(want[number], row)
 
 
+@pytest.mark.all
+def test_a_text_ends_where_the_sampler_writes_on(monkeypatch):
+  spec = SPECS["dual"]
+  made = program(spec, counts=QUICK["dual"])
+  rows = templates(spec.objective, 3)
+  want = offline(spec, rows)
+  end = want[0][rows[0].index(None) + 1]
+  monkeypatch.setattr(made, "_end_ids", (end,))
+  served = Served(made)
+  served.round(*(served.ticket(row, n) for n, row in enumerate(rows)))
+  served.finish()
+  for number, row in enumerate(rows):
+    heard, text = served.heard[number], text_ids(want[number], row, (end,))
+    assert [t for t in heard.tokens if t is not None] == text
+    cut = len(text) < len(want[number])
+    assert heard[-1].reason == ("stop" if cut else "length")
+  assert served.heard[0][-1].reason == "stop"
+
+
 def asked(template, number=0):
   return Request(
     template=template, number=number, options=RowOptions(seed=SEED)

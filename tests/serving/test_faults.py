@@ -179,8 +179,12 @@ class _Gate:
 
 
 @pytest.mark.all
-def test_a_signal_while_it_compiles_waits_for_the_compiler(monkeypatch):
-  done = []
+def test_a_signal_while_it_compiles_ends_it_before_the_next_program(
+  monkeypatch,
+):
+  done, said = [], []
+  say = lambda text, flush: said.append(text)
+  monkeypatch.setattr(http_server, "print", say, raising=False)
 
   @dataclasses.dataclass
   class Stats:
@@ -191,10 +195,13 @@ def test_a_signal_while_it_compiles_waits_for_the_compiler(monkeypatch):
   class Engine:
     stats = Stats()
 
-    def start(self):
+    def start(self, before):
+      before(1, 2)
       os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(1.0)  # drained long before
       done.append("compiled")
+      before(2, 2)
+      done.append("never")
 
     def stop(self):
       done.append("stopped")
@@ -203,6 +210,9 @@ def test_a_signal_while_it_compiles_waits_for_the_compiler(monkeypatch):
   model = types.SimpleNamespace(engine=Engine(), name="m", limits=Limits())
   assert http_server.serve(model, host="127.0.0.1", port=0)["tokens"] == 0
   assert done == ["compiled", "stopped"]
+  begun, first, stopping = said  # and is never ready
+  assert begun.endswith("compiling") and first == "program 1 of 2"
+  assert stopping.startswith("stopping")
 
 
 def test_a_prompt_that_nobody_waits_for_is_not_read_on(server):

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+import jax
 import uvicorn
 
 from dllm_jax.parallel import distributed
@@ -71,6 +72,11 @@ class Server(uvicorn.Server):
 
   def drain(self) -> None:
     """Takes no more requests, and ends when those that it has are over."""
+    seconds = self._limits.drain_seconds
+    print(
+      f"stopping: what is under way has {seconds:g} s; again to end at once",
+      flush=True,
+    )
     self._gate.draining = True
     self._draining = asyncio.ensure_future(self._drain())
 
@@ -81,6 +87,10 @@ class Server(uvicorn.Server):
     except TimeoutError:
       pass
     self.should_exit = True
+
+
+class _Stopped(Exception):
+  """A signal came before all was compiled."""
 
 
 def serve(
@@ -110,8 +120,17 @@ def serve(
     server.listening.wait()
     where = "http://{}:{}".format(*server.address)
     print(f"{model.name} at {where}, compiling", flush=True)
+
+    def before(number: int, count: int) -> None:
+      # Of several processes the others would wait for this one.
+      if gate.draining and jax.process_count() == 1:
+        raise _Stopped
+      print(f"program {number} of {count}", flush=True)
+
     try:
-      model.engine.start()
+      model.engine.start(before)
+    except _Stopped:
+      return
     except BaseException as error:  # noqa: BLE001  Told by the main thread.
       failed.append(error)
       server.should_exit = True
