@@ -167,7 +167,7 @@ def compiled(
   classes, first = _classes(of, src, dst, kind)
   some = np.isin(of, first)  # one map of each class speaks for all
   made = _arcs(src[some], classes[of[some]], dst[some])
-  classes = np.append(classes, 0)[kind]  # -1 is no map
+  classes = np.append(classes, 0).astype(np.int32)[kind]  # -1 is no map
   return _with_end(classes, *made, accepting, end_ids, name)
 
 
