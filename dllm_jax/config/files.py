@@ -36,7 +36,7 @@ def find(name: str) -> Path:
     )
   known = bundled()
   hint = check.close(path.stem, known)
-  if path.stem in known:
+  if path.stem in known:  # of another folder
     hint = f"a bundled one is {path.stem!r}; "
   raise FileNotFoundError(
     f"there is no config {name!r}; {hint}give a .py file, or one of:"

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from dllm_jax.cli import main as cli_main
 from dllm_jax.cli.main import main
 from tests import runs
 
@@ -332,3 +333,24 @@ def test_full_disk_loses_nothing(tmp_path, capfd):
     assert int(run.state.step) >= 2
   finally:
     subprocess.run(["umount", disk], check=True)
+
+
+def test_a_command_that_is_close_is_told(capsys):
+  assert main(["serv"]) == 2
+  assert (
+    "unknown command 'serv'; did you mean 'serve'?" in capsys.readouterr().err
+  )
+
+
+@pytest.mark.parametrize(
+  "said",
+  ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: Out of memory allocating 9"],
+)
+def test_memory_that_is_too_small_is_one_line(said, capsys, monkeypatch):
+  def full(*_):
+    raise RuntimeError(said)
+
+  monkeypatch.setattr(cli_main, "_run", full)
+  assert main(["serve"]) == 1
+  err = capsys.readouterr().err
+  assert err.count("\n") == 1 and "--slots" in err and said in err

@@ -8,9 +8,11 @@ import pytest
 
 from dllm_jax.sampling.options import RowOptions
 from dllm_jax.sampling.requests import text_ids
+from dllm_jax.serving import engine as engine_lib
 from dllm_jax.serving.engine import Engine
 from dllm_jax.serving.requests import Closed, Finished, Full, Request
 from dllm_jax.serving.scheduler import canvas_of
+from tests import runs
 from tests.sampling.small import MASK
 from tests.sampling.test_invariance import ALONE, EXACT, exact
 from tests.serving.served import (
@@ -171,6 +173,23 @@ def test_a_text_ends_where_the_sampler_writes_on(monkeypatch):
     cut = len(text) < len(want[number])
     assert heard[-1].reason == ("stop" if cut else "length")
   assert served.heard[0][-1].reason == "stop"
+
+
+def test_the_tokenizers_ends_are_those_of_texts(tmp_path, monkeypatch):
+  run = runs.run(tmp_path / "run")
+  run.start()
+  monkeypatch.setattr(type(run.tokenizer), "end_ids", (3,))
+  made = {}
+
+  def program_of(*_, **fields):
+    made.update(fields)
+    raise InterruptedError
+
+  monkeypatch.setattr(engine_lib, "Program", program_of)
+  with pytest.raises(InterruptedError):
+    Engine.of(run, slots=1)
+  assert made["end_ids"] == (3,)
+  assert not made["defaults"].end_ids  # this sampler fills its canvas
 
 
 def asked(template, number=0):

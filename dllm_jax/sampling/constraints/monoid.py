@@ -4,7 +4,7 @@ A text w takes states to states, f_w(s), some to none; and one byte before it
 f_{bw}(s) = f_w(f_b(s)). Tokens number a hundred thousand, but the maps that
 their texts make are few: of two texts with one map it is enough to go on with
 one. So tokens are read from their ends, all at once, a byte at a time, and each
-map is made once (J.-E. Pin, Mathematical Foundations of Automata Theory, IV.3).
+map is made once.
 """
 
 from collections.abc import Sequence
