@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -524,6 +525,7 @@ def test_metrics_count(server):
   assert after["dllm_slots"] == SLOTS and after["dllm_slots_running"] == 0
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_curl(server):
   done = subprocess.run(
     [
