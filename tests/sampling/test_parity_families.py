@@ -95,7 +95,7 @@ SDAR_MOE = golden_cases.load("sdar_moe").config["runs"]
 
 @pytest.mark.parametrize(
   "i",
-  map(quick.long, range(len(SDAR_MOE))),
+  [*map(quick.long, range(len(SDAR_MOE)))],
 )
 def test_sdar_moe_is_sampled_as_sdar(i):
   case = golden_cases.load("sdar_moe")
@@ -138,7 +138,7 @@ REASONER = golden_cases.load("dreamreasoner").config["runs"]
 
 @pytest.mark.parametrize(
   "i",
-  map(quick.long, range(len(REASONER))),
+  [*map(quick.long, range(len(REASONER)))],
 )
 def test_dream_reasoner_reveals_what_is_sure(i):
   case = golden_cases.load("dreamreasoner")
@@ -172,7 +172,7 @@ LIKE_LLADA = [
 ]
 
 
-@pytest.mark.parametrize("case", map(quick.long, LIKE_LLADA))
+@pytest.mark.parametrize("case", [*map(quick.long, LIKE_LLADA)])
 def test_illada_and_llada_moe_are_sampled_as_llada(case):
   name, i = case
   case = golden_cases.load(name)
@@ -255,7 +255,7 @@ def test_fast_dllm_v2_opens_blocks_and_fills_their_parts(i):
 WEDLM = golden_cases.load("wedlm").config["runs"]
 
 
-@pytest.mark.parametrize("i", map(quick.long, range(len(WEDLM))))
+@pytest.mark.parametrize("i", [*map(quick.long, range(len(WEDLM)))])
 def test_wedlm_slides_a_window_over_decided_tokens(i):
   case = golden_cases.load("wedlm")
   run, arrays, mask = WEDLM[i], case.arrays, case.config["mask_id"]
@@ -298,7 +298,7 @@ def nemotron(**run):
 
 @pytest.mark.parametrize(
   "i",
-  map(quick.long, nemotron(method="generate", causal_context=True)),
+  [*map(quick.long, nemotron(method="generate", causal_context=True))],
 )
 def test_nemotron_reads_blocks_both_ways_on_a_causal_context(i):
   case = golden_cases.load("nemotron")

@@ -130,7 +130,7 @@ def nemotron(**run):
 
 
 @pytest.mark.parametrize(
-  "i", map(quick.long, nemotron(method="linear_spec_generate"))
+  "i", [*map(quick.long, nemotron(method="linear_spec_generate"))]
 )
 def test_nemotron_drafts_both_ways_and_tests_causally(i):
   case = golden_cases.load("nemotron")
