@@ -100,6 +100,25 @@ def join() -> None:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
+def numbers(name: str, given: list[str], kind: type) -> list:
+  """Returns the numbers that a flag lists.
+
+  Args:
+    name: the flag.
+    given: what was given, split at its commas.
+    kind: int or float.
+
+  Raises:
+    UsageError: one is no number.
+  """
+  try:
+    return [kind(one) for one in given]
+  except ValueError as error:
+    raise UsageError(
+      f"--{name} are numbers with commas between, not {','.join(given)!r}"
+    ) from error
+
+
 def required(values: flags.FlagValues, name: str, example: str) -> Any:
   """Returns a flag's value.
 

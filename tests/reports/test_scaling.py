@@ -157,12 +157,13 @@ def test_what_a_grid_takes_is_told_by_its_ends(monkeypatch):
   known |= {"alone": (2.0, 1.0, 8)}
   asked = []
 
-  def timed(cell, devices):
-    asked.append(cell.size)
+  def timed(resolved, name, devices):
+    size = name.split("/")[1].split("-")[0]
+    asked.append(size)
     names = "seconds", "compile_seconds", "peak_bytes"
-    return dict(zip(names, known[cell.size], strict=True))
+    return dict(zip(names, known[size], strict=True))
 
-  monkeypatch.setattr(grid, "_timed", timed)
+  monkeypatch.setattr(grid.estimates, "timed", timed)
   found = grid.estimate([
     cell("one", "middle", 10**7, 6),
     cell("one", "small", 10**6, 100),

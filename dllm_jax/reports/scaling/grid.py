@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import os
 import re
 import tempfile
 from typing import Any
@@ -12,10 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dllm_jax.config import config as configs
-from dllm_jax.core.paths import Path
-from dllm_jax.reports import benchmark
-from dllm_jax.run import workdir as workdirs
-from dllm_jax.run.run import Run
+from dllm_jax.reports import estimate as estimates
 
 _WARMUP = 0.1  # share of a run's steps, at most
 _SIZE = re.compile(r"(\d+)x(\d+)")
@@ -170,15 +166,9 @@ def _budgeted(sized: ConfigDict, steps: int, seed: int) -> ConfigDict:
 def _counts(resolved: ConfigDict, devices) -> tuple[int, int]:
   """Returns parameters, and model FLOPs of a train step; compiles nothing."""
   with tempfile.TemporaryDirectory() as directory:
-    run = _run(resolved, directory, devices)
+    run = estimates.opened(resolved, directory, devices)
     leaves = jax.tree.leaves(run.program.abstract.params)
     return sum(leaf.size for leaf in leaves), run.model_flops()
-
-
-def _run(resolved: ConfigDict, directory: str, devices) -> Run:
-  place = Path(directory) / "run"
-  corpus = workdirs.load_corpus(place, resolved)
-  return Run(place, resolved, corpus.tokenizer, corpus=corpus, devices=devices)
 
 
 def estimate(
@@ -203,7 +193,10 @@ def estimate(
   for config in dict.fromkeys(cell.config for cell in grid):
     mine = [cell for cell in grid if cell.config == config]
     ends = min(mine, key=_flops), max(mine, key=_flops)
-    timed = {cell.flops: _timed(cell, devices) for cell in ends}
+    timed = {
+      cell.flops: estimates.timed(cell.resolved, cell.place, devices)
+      for cell in ends
+    }
     x = np.log([cell.flops for cell in ends])
     rates = [np.log(c.flops / timed[c.flops]["seconds"]) for c in ends]
     compiling = np.mean([t["compile_seconds"] for t in timed.values()])
@@ -216,33 +209,3 @@ def estimate(
 
 def _flops(cell: Cell) -> int:
   return cell.flops
-
-
-def _timed(cell: Cell, devices) -> dict[str, Any]:
-  with tempfile.TemporaryDirectory() as directory:
-    run = _run(cell.resolved, directory, devices)
-    room = _memory(run)
-    try:
-      found = benchmark.step(run, steps=2, rounds=2)
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      raise ValueError(f"{cell.place} does not fit this device") from error
-    if room and found["peak_bytes"] > room:
-      raise ValueError(
-        f"{cell.place} takes {found['peak_bytes'] / 2**30:.1f} GiB a device, and "
-        f"there are {room / 2**30:.1f}: smaller --sizes, or training.microbatches"
-      )
-  found["seconds"] = found["step_milliseconds"] / 1000
-  return found
-
-
-def _memory(run: Run) -> int:
-  """Returns bytes of a device; 0 where nobody tells."""
-  device = run.mesh.devices.flat[0]
-  stats = device.memory_stats()
-  if stats and "bytes_limit" in stats:
-    return stats["bytes_limit"]
-  if device.platform == "cpu":
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  return 0

@@ -21,6 +21,7 @@ def _define(flag: commands.Flags) -> None:
     "runs/compare",
     "directory of the runs, the table and the plot; what it holds continues",
   )
+  flag.list("seeds", [], "seeds of each run; by default the configurations'")
   flag.integer("points", 8, "evaluations along the way", lower_bound=1)  # fmt: skip
 
 
@@ -33,13 +34,21 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   commands.join()
   from dllm_jax.reports import compare  # pylint: disable=g-import-not-at-top
 
+  seeds = commands.numbers("seeds", values.seeds, int)
   prepared = compare.prepare(
     [name for name in names.split(",") if name],
     budget,
     values.points,
     change=lambda resolved: commands.overridden(resolved, argv)[0],
   )
-  result = compare.compare(prepared, values.output)
+  if left := compare.left(prepared, values.output, seeds=seeds):
+    seconds = compare.estimate(prepared, values.output, seeds=seeds)
+    print(
+      f"{left} of {len(prepared) * max(1, len(seeds))} runs are to be trained: "
+      f"about {seconds / 60:.0f} minutes here, evaluation aside",
+      flush=True,
+    )
+  result = compare.compare(prepared, values.output, seeds=seeds)
   if result["interrupted"]:
     print("stopped and saved; the same command continues", flush=True)
   print(compare.table(result["rows"]), flush=True)

@@ -38,8 +38,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   names = commands.required(values, "configs", "shakespeare_autoregressive,shakespeare")  # fmt: skip
   if not values.flops:
     raise commands.UsageError("--flops must be given, for example --flops=1e12,3e12,1e13")  # fmt: skip
-  budgets = _numbers("flops", values.flops, float)
-  seeds = _numbers("seeds", values.seeds, int)
+  budgets = commands.numbers("flops", values.flops, float)
+  seeds = commands.numbers("seeds", values.seeds, int)
 
   commands.join()
   from dllm_jax.reports import scaling  # pylint: disable=g-import-not-at-top
@@ -77,14 +77,6 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
     result |= scaling.write(points, values.output)
     print(result.pop("table"), flush=True)
   return result
-
-
-def _numbers(name: str, given: list[str], kind: type) -> list:
-  """Returns numbers that a flag lists."""
-  try:
-    return [kind(one) for one in given]
-  except ValueError as error:
-    raise commands.UsageError(f"--{name} are numbers with commas between, not {','.join(given)!r}") from error  # fmt: skip
 
 
 COMMAND = commands.Command(
