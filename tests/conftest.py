@@ -52,6 +52,25 @@ def _shared_programs():
     yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_maps():
+  """Drops compiled programs before they are as many as Linux has maps for.
+
+  Each takes some memory maps, of which a process may have 65,530 as a rule
+  (vm.max_map_count); without another one, XLA's next program crashes it.
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  most = pathlib.Path("/proc/sys/vm/max_map_count")
+  if not most.exists():
+    return
+  if len(maps.read_bytes().splitlines()) > int(most.read_text()) // 2:
+    import jax  # Reads what is set above.
+
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
   """Marks all but a few cases of each test that is marked so as long."""

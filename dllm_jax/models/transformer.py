@@ -8,6 +8,7 @@ config, and `layers` is `run0/layers`, `run1/layers`, ... where some layers have
 experts and others have none:
 
     embed/embedding                [V, D]           (token inputs)
+    positions/embedding            [P, D]           (learned_positions)
     input/{kernel,bias}            [E, D], [D]      (vector inputs)
     time/{hidden,out}/{kernel,bias}                 (conditioned)
     classes/embedding              [classes + 1, C] (num_classes; last = none)
@@ -41,6 +42,7 @@ import dataclasses
 from flax import linen as nn
 import jax.numpy as jnp
 
+from dllm_jax.core.axes import BATCH_AXES, constrain, CONTEXT
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers, moe
 from dllm_jax.models.adapters import ADAPTERS, LoRA
@@ -79,6 +81,10 @@ class TransformerConfig(Shape):
     embedding_std: deviation of the first embeddings. What a branch adds is of
       deviation 0.1 to 1 from the start, beside which 0.02 is lost: a small
       network learns sooner with 1.
+    learned_positions: embeddings of so many positions, added to those of tokens
+      (arXiv:1706.03762, sec. 3.5, learned), beside rotary ones; 0 for none. A row
+      with more is refused. With few tokens that stand where they stand, as those
+      of pictures, a small network learns sooner.
     dropout: rate on the output of each branch, where a dropout key is given.
     conditioned: told the time by adaptive norms; an absent time reads as 0.
     num_classes: class labels that `cond` may name; 0 for none. A row without a
@@ -135,6 +141,7 @@ class TransformerConfig(Shape):
   qkv_bias: bool = False
   tied: bool = False
   embedding_std: float = 0.02
+  learned_positions: int = 0
   dropout: float = 0.0
   conditioned: bool = False
   num_classes: int = 0
@@ -174,6 +181,7 @@ class TransformerConfig(Shape):
         "head_dim", "mlp_dim", "cond_dim", "latent_dim", "output_dim",
         "vocab_multiple", "unroll",
     )  # fmt: skip
+    layers.check_at_least(self, 0, "learned_positions")
     if self.head_dim is None and self.width % self.heads:
       raise ValueError(
         f"width {self.width} is no multiple of heads {self.heads}; change one"
@@ -271,6 +279,8 @@ class _Transformer(nn.Module):
   def __call__(self, inputs: ModelInputs, cache: KVCache | None):
     c = self.config
     x, embedding = self._embed(inputs.latent)
+    if c.learned_positions:
+      x += self._positions(inputs, cache)
     conditioning = self._conditioning(inputs)
     x, cache, aux = trunk(
         c, x, inputs, cache, conditioning,
@@ -298,6 +308,20 @@ class _Transformer(nn.Module):
     init = nn.initializers.normal(c.embedding_std)
     embedding = Weight("embedding", shape, init, name="embed")()
     return layers.lookup(embedding, latent), embedding
+
+  def _positions(self, inputs, cache):
+    c = self.config
+    known = inputs if cache is None else cache
+    slots = known.segment_ids.shape[1]
+    if slots > c.learned_positions:
+      raise ValueError(
+        f"rows of {slots} positions, and model.learned_positions embeds"
+        f" {c.learned_positions}: raise it, or shorten rows"
+      )
+    shape = (c.learned_positions, c.width)
+    init = nn.initializers.normal(c.embedding_std)
+    table = Weight("embedding", shape, init, name="positions")()
+    return constrain(table[inputs.positions], BATCH_AXES, CONTEXT)
 
   def _conditioning(self, inputs):
     c = self.config

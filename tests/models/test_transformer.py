@@ -18,8 +18,9 @@ SMALL = TransformerConfig(
     vocab_multiple=8, cond_dim=6,
 )  # fmt: skip
 FULL = dataclasses.replace(
-  SMALL, qk_norm=True, qkv_bias=True, conditioned=True, num_classes=3
-)
+  SMALL, qk_norm=True, qkv_bias=True, conditioned=True, num_classes=3,
+  learned_positions=10,
+)  # fmt: skip
 TIMES = np.array([[0.3], [0.9]], np.float32)
 
 
@@ -81,6 +82,27 @@ def test_first_embeddings_are_as_wide_as_asked():
     dataclasses.replace(SMALL, embedding_std=0.0)
 
 
+def test_learned_positions_are_added_to_tokens():
+  """A token whose embedding holds its position's is another token, and no more."""
+  config = dataclasses.replace(SMALL, learned_positions=8)
+  x = inputs(batch=1, latent=np.array([[0, 1, 2, 3, 4, 5, 6, 7]]))
+  apply, params = build(config, x)
+  plain = {k: v for k, v in params.items() if k != "positions"}
+  table = plain["embed"]["embedding"].copy()
+  table[:8] += params["positions"]["embedding"]
+  added = plain | {"embed": {"embedding": table}}
+  np.testing.assert_allclose(
+    apply(params, x)[0].hidden,
+    compiled(SMALL)(added, x)[0].hidden,
+    atol=2e-5,
+    rtol=1e-5,
+  )
+  with pytest.raises(ValueError, match="rows of 9 positions.*embeds 8: raise"):
+    apply(params, inputs(length=9))
+  with pytest.raises(ValueError, match="rows of 10 positions"):
+    apply(params, x, config.cache(1, 10))
+
+
 def test_the_parameter_tree():
   net = transformer(FULL)
   params = jax.eval_shape(net.init, jax.random.key(0), inputs())
@@ -104,6 +126,7 @@ def test_the_parameter_tree():
   }
   assert paths(params) == {
     "embed/embedding": (16, 16),
+    "positions/embedding": (10, 16),
     "time/hidden/kernel": (256, 6),
     "time/hidden/bias": (6,),
     "time/out/kernel": (6, 6),
