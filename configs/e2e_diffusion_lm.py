@@ -32,7 +32,6 @@ def get_config() -> ConfigDict:
       "steps": 200_000,
       "batch_size": 64,
       "ema_decay": 0.9999,
-      "dropout": True,
     },
     "checkpoint": {"every_steps": 5000},
     "logging": {"every_steps": 100},

@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
       "steps": 5000,
       "batch_size": 256,
       "ema_decay": 0.999,
-      "dropout": True,
     },
     "checkpoint": {"every_steps": 500},
     "evaluation": {

@@ -41,7 +41,6 @@ def get_config() -> ConfigDict:
       "steps": 1_000_000,
       "batch_size": 512,
       "ema_decay": 0.9999,
-      "dropout": True,
     },
     "checkpoint": {"every_steps": 5000},
     "logging": {"every_steps": 100},

@@ -62,7 +62,7 @@ class DiTConfig(Shape):
     tied: the unembedding is the embedding.
     latent_dim: features of vector inputs; None for tokens.
     output_dim: features of vector outputs; None for logits.
-    dropout: rate on the output of each branch, where a dropout key is given.
+    dropout: rate on the output of each branch while it is trained.
     norm_eps: added to variances.
     rope_theta: base of the rotary wavelengths.
     vocab_multiple: the vocabulary is padded to a multiple of this.

@@ -85,7 +85,7 @@ class TransformerConfig(Shape):
       (arXiv:1706.03762, sec. 3.5, learned), beside rotary ones; 0 for none. A row
       with more is refused. With few tokens that stand where they stand, as those
       of pictures, a small network learns sooner.
-    dropout: rate on the output of each branch, where a dropout key is given.
+    dropout: rate on the output of each branch while it is trained.
     conditioned: told the time by adaptive norms; an absent time reads as 0.
     num_classes: class labels that `cond` may name; 0 for none. A row without a
       label has the class `num_classes`.

@@ -160,8 +160,8 @@ class Generator:
     longest = max(map(len, canvases), default=1)
     if length is None:
       length = sampler.canvas(self.objective, max(longest, 1))
-    if self.objective.two_passes:  # what is asked for may end inside a block
-      length = max(length, longest)
+    else:  # what is asked for may end inside a block
+      length += requests.spare(self.objective)
     ends = self.tokenizer.end_ids
     built = sampler.build(
       self.objective,

@@ -66,7 +66,6 @@ class Training:
     microbatches: parts that a batch is split into, to save memory; a divisor.
     seed: the seed of initialisation, corruption and data order.
     ema_decay: decay of the parameter average a step; 0 keeps none.
-    dropout: whether networks with dropout use it.
     hang_seconds: the run ends, to be started again, when it gets no further for
       so long; longer than compiling, evaluating and saving take.
     heartbeat_seconds: how long a process of several may be silent.
@@ -80,7 +79,6 @@ class Training:
   microbatches: int = 1
   seed: int = 0
   ema_decay: float = 0.0
-  dropout: bool = False
   hang_seconds: float = 1800.0
   heartbeat_seconds: float = 60.0
   profile_steps: str = ""
@@ -335,8 +333,7 @@ class Trainer:
       process = state.process.replace(params=params["process"])
 
       def denoise(inputs):
-        if self.training.dropout:
-          inputs = inputs.replace(dropout_key=key)
+        inputs = inputs.replace(dropout_key=key)  # of networks that have any
         out = self.denoiser.apply(params["model"], inputs, None)[0]
         if "loss" in out.aux:
           extra.append(out.aux["loss"])

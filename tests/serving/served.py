@@ -53,13 +53,14 @@ def program(spec, *, rows=3, counts=None, conditioned=False, mesh=None):
 def templates(objective, count, *, seed=0):
   """Returns random prompts with budgets, and tokens given between.
 
-  An autoregressive network gets none of these, which it refuses, and rows that
-  begin as it wants them to.
+  A causal network gets none of these, which it refuses, and rows that begin as
+  its objective wants them to.
   """
   requests = small.ragged(objective, seed=seed, rows=count)
   fixed, tokens = requests.fixed, requests.tokens.copy()
   if isinstance(objective.mask_spec, Causal):
     fixed = np.cumprod(fixed, axis=1) > 0
+  if objective.begin_id is not None:
     tokens[:, 0] = objective.begin_id
   return [
     tuple(

@@ -63,6 +63,12 @@ def test_losses_do_not_depend_on_microbatches(plain, tmp_path, parts):
     np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.all
+def test_a_network_with_dropout_is_trained_with_it(plain, tmp_path):
+  losses, _ = _losses(tmp_path / "run", steps=2, model__dropout=0.5)
+  assert abs(losses[0] - plain[0][0]) > 1e-3
+
+
 def test_average_follows_parameters(tmp_path):
   _, state = _losses(tmp_path / "run", steps=1)
   run = runs.run(tmp_path / "other")
