@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
       "heads": 4,
       "embedding_std": 1.0,
       "learned_positions": tokens + TEXT + 3,
+      "dropout": 0.2,  # nine thousand pictures are seen six times
       "unroll": 4,
     },
     "optimizer": {
@@ -55,7 +56,7 @@ def get_config() -> ConfigDict:
       "warmup_steps": 100,
       "schedule": "cosine",
     },
-    "training": {"steps": 2400, "batch_size": 32, "ema_decay": 0.995},
+    "training": {"steps": 3600, "batch_size": 32, "ema_decay": 0.995},
     "evaluation": {"every_steps": 0, "sample_every": 0},
     "checkpoint": {"every_steps": 1200},
     "sampler": {"preset": "llada"},  # of text; pictures have their own
