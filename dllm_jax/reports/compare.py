@@ -205,7 +205,7 @@ def compare(
     if summary["interrupted"]:
       stopped = True
       break
-    row = _row(label, run, summary)
+    row = _row(label, place, run, summary)
     own[label].append(row)
     print(
       f"{place}: {row['bits_per_char']:.4f} +- {row['standard_error']:.4f} "
@@ -219,7 +219,9 @@ def compare(
   return result
 
 
-def _row(label: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+def _row(
+  label: str, place: str, run: Run, summary: dict[str, Any]
+) -> dict[str, Any]:
   """Returns a finished run's figures, evaluated on all held-out text."""
   path = run.workdir / _FIGURES
   step = summary["step"]
@@ -235,6 +237,7 @@ def _row(label: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
   text = run.corpus.train
   row = {
     "config": label,
+    "place": place,
     "objective": run.resolved.objective.name,
     "seed": run.config.training.seed,
     "bits_per_char": figures["bits_per_char"],
@@ -280,6 +283,7 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     "interval": [middle - half, middle + half],
     "bits_per_token": float(np.mean([row["bits_per_token"] for row in rows])),
     "seeds": {str(row["seed"]): row["bits_per_char"] for row in rows},
+    "places": [row["place"] for row in rows],  # below the output
     "curve": curve.tolist(),
   }
 

@@ -56,6 +56,9 @@ def test_compares_and_continues(files, tmp_path, capsys):
     assert [tokens for tokens, _, _ in row["curve"]] == [512, 1024]
     assert row["standard_error"] >= 0 and row["seeds"].keys() == {"0", "3"}
     assert len(set(row["seeds"].values())) == 2
+    assert all(
+      (output / place / "config.json").exists() for place in row["places"]
+    )
   assert "behind" in rows[1] and rows[0]["epoch"] > 0
   saved = json.loads((output / "comparison.json").read_text())
   assert saved["rows"] == json.loads(json.dumps(rows))
@@ -68,6 +71,7 @@ def test_compares_and_continues(files, tmp_path, capsys):
 def row(config, seed, bits, curve=()):
   return {
     "config": config,
+    "place": f"{config}/seed{seed}",
     "seed": seed,
     "bits_per_char": bits,
     "bits_per_token": 2 * bits,
