@@ -289,7 +289,7 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Returns rows, best first, with `behind`: how far each is behind the last.
+  """Returns rows, best first, with `behind`: how far each is behind the one before.
 
   Mean and half the 95 % interval of the differences of one seed each, where rows
   have several seeds and the same.
