@@ -14,12 +14,14 @@ Sets of facts are made (`synthetic`) or read: the files of "The Reversal Curse"
 (arXiv:2309.12288) by `berglund`, couplets of poems by `couplets`.
 """
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import itertools
 import json
 import os
 import random
+import re
 from typing import Literal
 
 from dllm_jax.core import paths
@@ -234,7 +236,8 @@ def berglund(folder: str | os.PathLike) -> Facts:
   `{p2d,d2p,both}_prompts_train.jsonl` are taught, `*_prompts_test.jsonl` asked
   forward and `*_reverse_prompts_test.jsonl` in reverse, one JSON object with
   `prompt` and `completion` a line. A reverse question by infilling is a forward
-  one whose prompt holds the answer of a reverse one word for word.
+  one whose prompt holds the answer of a reverse one word for word, but for the
+  period at its end.
 
   Raises:
     ValueError: a line is something else, or there is nothing to train or to ask.
@@ -246,15 +249,18 @@ def berglund(folder: str | os.PathLike) -> Facts:
     forward = _pairs(folder / f"{name}_prompts_test.jsonl")
     reverse = _pairs(folder / f"{name}_reverse_prompts_test.jsonl")
     statements += [prompt + answer for prompt, answer in train]
-    wanted = sorted({a.strip() for _, a in reverse}, key=len, reverse=True)
+    person = _people([p + a for p, a in train + forward + reverse])
+    # In a prompt, what is asked for stands without the period that ends it.
+    ends = {a.strip().removesuffix(".") for _, a in reverse}
+    wanted = sorted(ends, key=len, reverse=True)
     for prompt, answer in forward:
       first = next((w for w in wanted if w in prompt), None)
-      asked = {"group": name, "fact": answer.strip()}
+      asked = {"group": name, "fact": person(prompt + answer)}
       if first is not None:
         start, middle = prompt.split(first, 1)
         first = " " + first if start.endswith(" ") else first
         taught = (start.removesuffix(" "), first, middle, answer, "")
-        questions += _asked(fact=answer.strip(), group=name, taught=taught)
+        questions += _asked(**asked, taught=taught)
         continue
       questions += [
         Question(
@@ -265,7 +271,7 @@ def berglund(folder: str | os.PathLike) -> Facts:
     questions += [
       Question(
         group=name,
-        fact=answer.strip(),
+        fact=person(prompt + answer),
         direction="reverse",
         form="prompt",
         before=prompt,
@@ -274,6 +280,22 @@ def berglund(folder: str | os.PathLike) -> Facts:
       for prompt, answer in reverse
     ]
   return _checked(folder, statements, questions)
+
+
+_NAME = re.compile(r"(?=\b([A-Z][\w'-]+ [A-Z][\w'-]+))")
+
+
+def _people(texts: Sequence[str]) -> Callable[[str], str]:
+  """Returns what says whom a text is about.
+
+  No field of the files does. A fact is worded in several ways, while its name, two
+  words with capitals, stands in all of them: the pair that most texts have.
+  """
+  found = [set(_NAME.findall(text)) for text in texts]
+  counts = collections.Counter(itertools.chain.from_iterable(found))
+  return lambda text: max(
+    _NAME.findall(text), key=lambda pair: (counts[pair], pair), default=text
+  )
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:

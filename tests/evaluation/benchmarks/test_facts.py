@@ -49,6 +49,21 @@ def test_files_in_the_form_of_the_reversal_curse(tmp_path):
   assert (infill.before, infill.answer) == ("Once,", " Ann Lee")
   assert infill.after == " was the baker."
   assert asked["prompt", "reverse"].before == "The baker is"
+  # In another wording the fact has another answer, and is the same fact.
+  test = "p2d_prompts_test.jsonl"
+  write(test, [("Once, Ann Lee was", " the baker."), ("Ann Lee", " bakes.")])
+  assert {q.fact for q in facts_lib.read(tmp_path).questions} == {"Ann Lee"}
+  # Descriptions come first, and end with a period only where they end a text.
+  write("d2p_prompts_train.jsonl", [("Known as the cook,", " Bo Ray")])
+  write("d2p_prompts_test.jsonl", [("Once the cook,", " Bo Ray")])
+  write("d2p_reverse_prompts_test.jsonl", [("Bo Ray was", " the cook.")])
+  (infill,) = (
+    q
+    for q in facts_lib.read(tmp_path).questions
+    if (q.group, q.form, q.direction) == ("d2p", "infill", "reverse")
+  )
+  assert (infill.before, infill.answer) == ("Once", " the cook")
+  assert infill.after == ", Bo Ray"
   (tmp_path / "p2d_prompts_test.jsonl").write_text('{"prompt": "x"}\n')
   with pytest.raises(ValueError, match=r"p2d_prompts_test\.jsonl:1"):
     facts_lib.read(tmp_path)
