@@ -70,7 +70,8 @@ METHODS = ("diffu_grpo", "coupled_grpo", "tracerl", "espo", "spg", "wd1")
 LEARNING = ("reinforce", *METHODS)
 """Sections of `dllm reinforce`, which are no part of a run's configuration."""
 
-_ASIDE = ("machines", "variants", "vocab_size", *LEARNING)
+_GRID = ("configs", "flops", "sizes", "seeds")
+_ASIDE = ("machines", "variants", "vocab_size", "grid", *LEARNING)
 
 
 def machines(name: str) -> dict[str, dict[str, Any]]:
@@ -87,6 +88,22 @@ def methods(name: str) -> dict[str, dict[str, Any]]:
 def variants(name: str) -> dict[str, dict[str, Any]]:
   """Returns what a config changes for runs that it names besides its own."""
   return _stated(name).get("variants", {})
+
+
+def grid(name: str) -> dict[str, Sequence[Any]]:
+  """Returns the grid of `dllm scaling` that a config states, by flag.
+
+  Raises:
+    ValueError: it states none, or something else.
+  """
+  stated = _stated(name).get("grid", {})
+  unknown = [field for field in stated if field not in _GRID]
+  if unknown or not stated:
+    wrong = f"grid.{unknown[0]}, which is unknown" if unknown else "no grid"
+    raise ValueError(
+      f"config {name} states {wrong}; a grid has {', '.join(_GRID)}"
+    )
+  return dict(stated)
 
 
 def vocab_size(name: str) -> int | None:
@@ -107,7 +124,7 @@ def split(name: str) -> tuple[str, str]:
 def read(path: Path) -> dict[str, Any]:
   """Returns what a file states, on top of the file that it names as `base`.
 
-  Machines and vocabulary, which are for plans, and methods are left out.
+  Machines and vocabulary, which are for plans, grids and methods are left out.
 
   Raises:
     FileNotFoundError: there is no such base.

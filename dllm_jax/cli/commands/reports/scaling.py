@@ -5,6 +5,9 @@ from typing import Any
 
 from dllm_jax.cli import command as commands
 from dllm_jax.config import config as configs
+from dllm_jax.config import files
+
+_SIZES, _SEEDS = ("32x2", "64x2", "96x3", "128x4"), (0,)
 
 
 def _define(flag: commands.Flags) -> None:
@@ -16,8 +19,14 @@ def _define(flag: commands.Flags) -> None:
     "field of each",
   )
   flag.list("flops", None, "budgets of model FLOPs of training, with commas between")  # fmt: skip
-  flag.list("sizes", ["32x2", "64x2", "96x3", "128x4"], "networks, WIDTHxLAYERS")  # fmt: skip
-  flag.list("seeds", ["0"], "seeds of each run")
+  flag.list("sizes", None, f"networks, WIDTHxLAYERS; by default {','.join(_SIZES)}")  # fmt: skip
+  flag.list("seeds", None, "seeds of each run; by default 0")
+  flag.string(
+    "grid",
+    None,
+    "a configuration whose grid says what the flags above do not, such as "
+    "scaling_text8",
+  )
   flag.integer("least_steps", 50, "runs with fewer steps are left out", lower_bound=1)  # fmt: skip
   flag.float(
     "max_hours",
@@ -35,19 +44,25 @@ def _define(flag: commands.Flags) -> None:
 def _run(argv: list[str]) -> Mapping[str, Any]:
   _, rest = commands.overridden(configs.resolve({}), argv)
   values = commands.parse(COMMAND, rest)
-  names = commands.required(values, "configs", "shakespeare_autoregressive,shakespeare")  # fmt: skip
-  if not values.flops:
+  stated = files.grid(values.grid) if values.grid else {}
+  names = [name for name in (values.configs or "").split(",") if name]
+  names = names or list(stated.get("configs", ()))
+  if not names:
+    commands.required(values, "configs", "shakespeare_autoregressive,shakespeare")  # fmt: skip
+  flops = values.flops or stated.get("flops")
+  if not flops:
     raise commands.UsageError("--flops must be given, for example --flops=1e12,3e12,1e13")  # fmt: skip
-  budgets = commands.numbers("flops", values.flops, float)
-  seeds = commands.numbers("seeds", values.seeds, int)
+  budgets = commands.numbers("flops", flops, float)
+  seeds = values.seeds or stated.get("seeds", _SEEDS)
+  seeds = commands.numbers("seeds", seeds, int)
 
   commands.join()
   from dllm_jax.reports import scaling  # pylint: disable=g-import-not-at-top
 
   grid, left_out = scaling.cells(
-    [name for name in names.split(",") if name],
+    names,
     budgets,
-    values.sizes,
+    values.sizes or stated.get("sizes", _SIZES),
     seeds=seeds,
     least_steps=values.least_steps,
     change=lambda resolved: commands.overridden(resolved, argv)[0],
