@@ -1,5 +1,6 @@
 """Scaling: laws on points that obey one, and a grid that is trained."""
 
+import dataclasses
 import json
 import math
 
@@ -87,7 +88,16 @@ def test_the_parametric_law_is_found():
         )
       )
   found = fit.parametric(points)
-  assert found == pytest.approx(truth, rel=0.02)
+  values = {name: one["value"] for name, one in found.items()}
+  assert values == pytest.approx(truth, rel=0.02)
+  noise = np.random.default_rng(0).normal(0, 0.01, len(points))
+  noisy = [
+    dataclasses.replace(p, loss=p.loss + e)
+    for p, e in zip(points, noise, strict=True)
+  ]
+  for name, one in fit.parametric(noisy).items():
+    assert one["low"] < truth[name] < one["high"], name
+    assert one["high"] / one["low"] > 1.001
   assert fit.parametric(points[:5]) is None
 
 
@@ -96,6 +106,14 @@ def test_what_cannot_be_fitted_is_said():
   found = fit.law(few)
   assert "2 sizes, and a parabola has 3 parameters" in found.missing[0]
   assert fit.multiplier(_points(budgets=(1e12,)), _points()) is None
+  # Three exact points a budget lie on their parabola: nothing tells an error.
+  three = [
+    p
+    for p in _points()
+    if 0.4e4 < p.parameters / math.sqrt(p.budget / 1e12) < 2.5e4
+  ]
+  assert fit.bootstrapped(three) == []
+  assert fit.multiplier(three, _points())["low"] is None
   assert (
     "a line has 2 parameters" in fit.law(_points(budgets=(1e12,))).missing[0]
   )
@@ -196,6 +214,28 @@ def test_a_grid_is_trained_and_goes_on(files, tmp_path):  # noqa: F811
   assert "a line has 2 parameters" in (place / "scaling.md").read_text()
   again, _ = scaling.train(grid, place, **alone)  # nothing is left
   assert again == points
+
+
+def test_a_file_holds_a_grid(tmp_path, capsys):
+  file = tmp_path / "mine.py"
+  text = """from ml_collections import ConfigDict
+def get_config():
+  return ConfigDict({"base": "shakespeare", "grid": GRID})
+"""
+  file.write_text(text.replace("GRID", '{"flops": [1e9], "sizes": ["wide"]}'))
+  line = ["scaling", f"--grid={file}"]
+  assert main.main(line) == 2
+  assert "--configs must be given" in capsys.readouterr().err
+  line.append("--configs=shakespeare:smoke")
+  assert main.main(line) == 2
+  assert "not 'wide'" in capsys.readouterr().err
+  assert main.main([*line, "--sizes=33x2"]) == 2
+  assert "multiple of" in capsys.readouterr().err
+  file.write_text(text.replace("GRID", '{"seed": [1]}'))
+  assert main.main(line) == 2
+  assert "grid.seed, which is unknown" in capsys.readouterr().err
+  assert main.main(["scaling", "--grid=shakespeare"]) == 2
+  assert "states no grid" in capsys.readouterr().err
 
 
 @pytest.mark.all

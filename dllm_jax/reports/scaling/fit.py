@@ -12,7 +12,7 @@ Intervals are those of the bootstrap over residuals (Efron 1979): residuals of a
 fit, drawn anew with replacement, are put on its curve, and all is fitted again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
@@ -135,45 +135,82 @@ def _parabola(points: Sequence[Point]) -> tuple[Optimum, np.ndarray] | None:
   return optimum, np.polyval([a, b, c], x - middle)
 
 
-def parametric(points: Sequence[Point]) -> Mapping[str, float] | None:
-  """Returns E, A, B, alpha and beta of L(N, D), None with fewer than 6 points."""
-  if len(points) < 6 or len({p.parameters for p in points}) < 2:
-    return None
-  from scipy import optimize
-  from scipy.special import logsumexp
+_NAMES = ("E", "A", "B", "alpha", "beta")
 
+
+def parametric(
+  points: Sequence[Point], seed: int = 0
+) -> dict[str, dict[str, float]] | None:
+  """Returns L(N, D) of points, and the bootstrap's middle 95 % of its parameters.
+
+  Args:
+    points: of one configuration.
+    seed: of the bootstrap.
+
+  Returns:
+    `value`, `low` and `high` of E, A, B, alpha and beta; None with fewer than 6
+    points, 2 sizes or 2 numbers of tokens.
+  """
   n = np.log([p.parameters for p in points])
   d = np.log([p.tokens for p in points])
   y = np.log([p.loss for p in points])
-
-  def residuals(theta):
-    e, a, b, alpha, beta = theta
-    whole = [np.full_like(n, e), a - alpha * n, b - beta * d]
-    return logsumexp(whole, axis=0) - y
-
-  best = None
+  if len(points) <= len(_NAMES) or min(len({*n}), len({*d})) < 2:
+    return None
+  starts = []
   for share in (0.2, 0.5, 0.8):
     for power in (0.2, 0.5):
-      low = math.log(share) + y.min()
       rest = math.log(1 - share) + y.mean()
-      start = [low, rest + power * n.mean(), rest + power * d.mean()]
-      found = optimize.least_squares(
-        residuals, [*start, power, power], loss="huber", f_scale=_HUBER
-      )
-      if best is None or found.cost < best.cost:
-        best = found
-  e, a, b, alpha, beta = best.x
+      low = math.log(share) + y.min()
+      ends = [rest + power * n.mean(), rest + power * d.mean()]
+      starts.append([low, *ends, power, power])
+  theta = _surface(n, d, y, starts)
+  fitted = _log_loss(theta, n, d)
+  residuals = (y - fitted) * math.sqrt(len(y) / (len(y) - len(_NAMES)))
+  rng, drawn = np.random.default_rng(seed), []
+  for _ in range(_DRAWS):
+    again = fitted + rng.choice(residuals, len(y))
+    drawn.append(_values(_surface(n, d, again, [theta])))
+  low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
   return {
-    "E": math.exp(e),
-    "A": math.exp(a),
-    "B": math.exp(b),
-    "alpha": float(alpha),
-    "beta": float(beta),
+    name: {"value": float(v), "low": float(a), "high": float(b)}
+    for name, v, a, b in zip(_NAMES, _values(theta), low, high, strict=True)
   }
 
 
+def _log_loss(theta, n, d):
+  """Returns log L at log N and log D."""
+  from scipy.special import logsumexp
+
+  e, a, b, alpha, beta = theta
+  whole = [np.full_like(n, e), a - alpha * n, b - beta * d]
+  return logsumexp(whole, axis=0)
+
+
+def _surface(n, d, y, starts) -> np.ndarray:
+  """Returns log E, log A, log B, alpha and beta that fit best."""
+  from scipy import optimize
+
+  found = [
+    optimize.least_squares(
+      lambda theta: _log_loss(theta, n, d) - y,
+      start,
+      loss="huber",
+      f_scale=_HUBER,
+    )
+    for start in starts
+  ]
+  return min(found, key=lambda one: one.cost).x
+
+
+def _values(theta) -> np.ndarray:
+  return np.concatenate([np.exp(theta[:3]), theta[3:]])
+
+
 def bootstrapped(points: Sequence[Point], seed: int = 0) -> list[Law]:
-  """Returns the law of points whose residuals were drawn anew, many times."""
+  """Returns the law of points whose residuals were drawn anew, many times.
+
+  None where nothing tells how far points scatter: three a budget, all exact.
+  """
   rng, groups = np.random.default_rng(seed), []
   for budget in sorted({p.budget for p in points}):
     mine = [p for p in points if p.budget == budget]
@@ -190,6 +227,8 @@ def bootstrapped(points: Sequence[Point], seed: int = 0) -> list[Law]:
     [p.loss for p in mine] - fitted for mine, fitted in groups
   ])
   residuals = residuals * math.sqrt(count / left) if left else None
+  if residuals is None and not any(p.error for mine, _ in groups for p in mine):
+    return []
   laws = []
   for _ in range(_DRAWS):
     drawn = []
@@ -222,8 +261,9 @@ def multiplier(
   one law is read beyond its budgets, and `extrapolated` says by how many times.
 
   Returns:
-    `times`, `low`, `high` (the bootstrap's middle 95 %), `loss`, `extrapolated`
-    (1 for not at all); None where one of them has no frontier.
+    `times`, `low`, `high` (the bootstrap's middle 95 %; None without one),
+    `loss`, `extrapolated` (1 for not at all); None where one of them has no
+    frontier.
   """
   laws = law(reference), law(other)
   if any(one.slope is None or one.slope <= 0 for one in laws):
@@ -237,7 +277,7 @@ def multiplier(
     for a, b in pairs
     if a.slope is not None and b.slope is not None and min(a.slope, b.slope) > 0
   ]
-  low, high = interval(draws) if draws else (math.nan, math.nan)
+  low, high = interval(draws) if draws else (None, None)
   return {
     "times": times(*laws),
     "low": low,

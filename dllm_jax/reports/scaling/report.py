@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import json
-import math
 import os
 from typing import Any
 
@@ -105,11 +104,17 @@ def _said(first: str, laws: dict, against: dict) -> str:
         f"parameters, {one['loss']:.4f} bits per character{edge}"
       )
     if found["slope"] is not None:
-      low, high = found["slope_interval"] or (math.nan, math.nan)
+      low, high = found["slope_interval"] or (None, None)
       lines.append(
-        f"- {config}: loss falls as FLOPs to the power of "
-        f"-{found['slope']:.4f} ({-high:.4f} to {-low:.4f})"
+        f"- {config}: loss falls as FLOPs to the power of minus "
+        f"{_between(found['slope'], low, high, '.4f')}"
       )
+    if found["parametric"] is not None:
+      terms = ", ".join(
+        f"{name} {_between(one['value'], one['low'], one['high'], '.3g')}"
+        for name, one in found["parametric"].items()
+      )
+      lines.append(f"- {config}: E + A / N^alpha + B / D^beta with {terms}")
     lines += [f"- {config}, not fitted: {what}" for what in found["missing"]]
   for config, one in against.items():
     if one is None:
@@ -119,11 +124,20 @@ def _said(first: str, laws: dict, against: dict) -> str:
     if one["extrapolated"] > 1:
       reach = f", extrapolated by {one['extrapolated']:.1f} times the budgets"
     lines.append(
-      f"- {config} needs {one['times']:.2f} times the FLOPs of {first} "
-      f"({one['low']:.2f} to {one['high']:.2f}) at {one['loss']:.4f} bits per "
+      f"- {config} needs {_between(one['times'], one['low'], one['high'], '.2f')} "
+      f"times the FLOPs of {first} at {one['loss']:.4f} bits per "
       f"character{reach}"
     )
   return "\n".join(lines) + "\n"
+
+
+def _between(
+  value: float, low: float | None, high: float | None, form: str
+) -> str:
+  """Returns a figure with its interval, if it has one."""
+  if low is None:
+    return f"{value:{form}} (no interval: as many parameters as points)"
+  return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _curves(points: Sequence[Point]) -> dict[str, list]:
