@@ -27,6 +27,7 @@ class Chip:
     network_rate: bytes/s one way between slices or servers, its share.
     matmul_efficiency: share of `flops` that large matrix products are taken to
       reach: an assumption of plans, not a published figure.
+    memory_efficiency: share of `memory_rate` likewise.
     devices: devices of jax in a chip.
   """
 
@@ -38,6 +39,7 @@ class Chip:
   link_rate: float
   network_rate: float
   matmul_efficiency: float
+  memory_efficiency: float = 0.9
   devices: int = 1
 
   @property

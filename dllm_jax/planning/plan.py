@@ -157,7 +157,7 @@ def plan(
       "peak_flops": machine.chip.flops,
       "matmul_efficiency": machine.chip.matmul_efficiency,
       "kernel_efficiency": roofline.KERNEL_EFFICIENCY,
-      "memory_efficiency": roofline.MEMORY_EFFICIENCY,
+      "memory_efficiency": machine.chip.memory_efficiency,
       "overlap": dict(roofline.OVERLAP),
     },
   )

@@ -10,7 +10,7 @@ r"""How long a step takes at least, and what it waits for.
 F counts everything that runs, recomputation too; peaks are published ones
 (`parallel.hardware`). These are assumptions, not measurements: the efficiency e
 of matrix products (by chip, in the same table), e_k = 0.6 of attention kernels,
-e_m = 0.9 of memory, and the share o_a of an axis's collectives that hides behind
+e_m of memory, likewise, and the share o_a of an axis's collectives that hides behind
 other work: 0.9 where weights are gathered ahead of their use and gradients
 reduced behind it (data, fsdp), 0.5 for the keys and values of context, 0 for
 tensor and expert, which wait for what they send.
@@ -31,7 +31,6 @@ from dllm_jax.parallel.topology import Machine
 from dllm_jax.planning.hlo import Collective
 
 KERNEL_EFFICIENCY = 0.6
-MEMORY_EFFICIENCY = 0.9
 OVERLAP: Mapping[str, float] = types.MappingProxyType({
   "data": 0.9,
   "fsdp": 0.9,
@@ -98,7 +97,8 @@ def compute_seconds(machine: Machine, products: float, kernels: float) -> float:
 
 def memory_seconds(machine: Machine, moved: float) -> float:
   """Returns the time of a device's memory traffic, in bytes."""
-  return moved / (machine.chip.memory_rate * MEMORY_EFFICIENCY)
+  chip = machine.chip
+  return moved / (chip.memory_rate * chip.memory_efficiency)
 
 
 def network(

@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 
+from dllm_jax.evaluation.samples import traffic
 from dllm_jax.planning import hlo
 from dllm_jax.planning.facts import itemsize, state_bytes
 from dllm_jax.run.run import Run
@@ -75,10 +76,7 @@ def call(text: str, run: Run, built: Sampler, rows: int) -> dict[str, float]:
     rows: rows sampled together, over all devices.
   """
   found = hlo.innermost(text, rounds=rounds(built))
-  params = dict(run.served.abstract.params["model"])
-  if not run.network.tied and run.network.latent_dim is None:
-    params.pop("embed")
-  least = {"weights": _bytes(params)}
+  least = {"weights": _bytes(traffic.weights(run))}
   copies, length = 0.0, built.length
   if built.cache != "none":
     cache = jax.eval_shape(lambda: run.denoiser.cache(rows, length))

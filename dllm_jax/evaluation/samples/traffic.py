@@ -7,6 +7,7 @@ read whole and written where the call recomputes; activations are taken to stay
 on the chip. Their quotient is what decides whether a machine computes or waits.
 """
 
+from collections.abc import Mapping
 import dataclasses
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import Batch
+from dllm_jax.parallel.hardware import Chip
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.sampler import Sampler
 
@@ -35,8 +37,33 @@ class Traffic:
       flops=self.flops + other.flops, bytes=self.bytes + other.bytes
     )
 
+  def __sub__(self, other: "Traffic") -> "Traffic":
+    return self + other * -1
+
   def __mul__(self, times: float) -> "Traffic":
     return Traffic(flops=self.flops * times, bytes=self.bytes * times)
+
+  def seconds(self, chip: Chip) -> float:
+    """Returns the least time of it, in seconds: of products or of memory.
+
+    max(FLOPs / (e F), bytes / (e_m R)) for the peaks F and R of a chip and the
+    shares e and e_m of them that are taken to be reached (`parallel.hardware`).
+    """
+    return max(
+      self.flops / (chip.flops * chip.matmul_efficiency),
+      self.bytes / (chip.memory_rate * chip.memory_efficiency),
+    )
+
+
+def weights(run: Run) -> Mapping:
+  """Returns the parameters that a call reads whole.
+
+  Of a table of embeddings that is nothing else, rows are looked up.
+  """
+  params = dict(run.served.abstract.params["model"])
+  if not run.network.tied and run.network.latent_dim is None:
+    params.pop("embed")
+  return params
 
 
 def call(run: Run, *, rows: int, slots: int, cached: int = 0) -> Traffic:
@@ -49,9 +76,7 @@ def call(run: Run, *, rows: int, slots: int, cached: int = 0) -> Traffic:
     cached: slots of the cache; 0 for none.
   """
   params = run.served.abstract.params["model"]
-  cache = None
-  if cached:
-    cache = jax.eval_shape(lambda: run.denoiser.cache(rows, cached))
+  cache = kept(run, rows=rows, slots=cached) if cached else None
   shape = (rows, slots)
   tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
   process = run.served.abstract.process
@@ -70,15 +95,21 @@ def call(run: Run, *, rows: int, slots: int, cached: int = 0) -> Traffic:
     out = run.denoiser.apply(params, inputs, cache)[0]
     return out.hidden if out.unembed is None else out.hidden @ out.unembed
 
-  moved = _bytes(params)
+  moved = size(weights(run))
   if cache is not None:
-    moved += _bytes((cache.key, cache.value)) * (1 + slots / cached)
+    moved += size((cache.key, cache.value)) * (1 + slots / cached)
   return Traffic(
     flops=matmul_flops(logits, params, process, tokens, cache), bytes=moved
   )
 
 
-def _bytes(tree) -> int:
+def kept(run: Run, *, rows: int, slots: int):
+  """Returns the shapes of a cache."""
+  return jax.eval_shape(lambda: run.denoiser.cache(rows, slots))
+
+
+def size(tree) -> int:
+  """Returns the bytes of some arrays."""
   return sum(
     x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
   )

@@ -4,7 +4,8 @@ One diffusion model is sampled over steps, thresholds and policies, and beside i
 an autoregressive one with its cache. Each point says tokens per second (generated
 ones only, compilation apart), network calls, FLOPs and bytes moved, and quality:
 perplexity under a judge with the entropy of its tokens, since either alone is
-easily made to look good.
+easily made to look good. For machines that are not here, `decoders` says by their
+rooflines how many tokens a call must write to be faster than the baseline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,14 @@ from dllm_jax.core import check
 from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.benchmarks import finetune, recall
 from dllm_jax.evaluation.likelihood import scorer
-from dllm_jax.evaluation.samples import quality, traffic
+from dllm_jax.evaluation.samples import decoders, quality, traffic
 from dllm_jax.evaluation.tasks.registry import option, Setting, Task
 from dllm_jax.plots import line_plot
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.sampler import Sampler
+
+_BASELINE = "autoregressive, cached"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,13 @@ class Pareto:
   samples: int = option(16, "texts of each point, one batch")
   length: int = option(0, "tokens of a text; 0 for the training length")
   rounds: int = option(5, "timed rounds of each point; the median counts")
+  networks: str = option(
+    "llada_1b,dream_7b,llada_8b",
+    "configurations whose two decoders are set against each other by roofline",
+  )
+  chips: str = option("h100,v5p", "of which machines, one chip each")
+  context: int = option(2048, "slots of a row's cache there")
+  block: int = option(32, "slots that a call of the diffusion decoder computes")
   seed: int = option(0, "the seed of the samples")
 
   def __post_init__(self):
@@ -62,6 +72,7 @@ class Pareto:
         "for example --autoregressive=runs/autoregressive"
       )
     check.at_least(self, 2, "samples", "rounds", prefix="--")
+    check.at_least(self, 1, "context", "block", prefix="--")
     self.points()
 
   def points(self) -> dict[str, SamplerConfig]:
@@ -105,9 +116,17 @@ def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
   samplers = options.points()
   tried = {name: (setting.run, sampler) for name, sampler in samplers.items()}
   own = SamplerConfig(preset="autoregressive", temperature=options.temperature)
-  tried["autoregressive, cached"] = (baseline, own)
+  tried[_BASELINE] = (baseline, own)
   for run, sampler in tried.values():
     _built(run, sampler, length)  # what does not fit says so before any is run
+  levels = list(
+    decoders.levels(
+      _list("networks", options.networks, str),
+      _list("chips", options.chips, str),
+      context=options.context,
+      block=options.block,
+    )
+  )
   ledger = setting.ledger(
     "pareto",
     {
@@ -144,10 +163,11 @@ def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
       "autoregressive": _parameters(baseline),
     },
     "held_out": _reference(judge, judged, length, options.samples),
+    "levels": [dataclasses.asdict(level) for level in levels],
     "protocol": ledger.protocol,
   }
   if jax.process_index() == 0:
-    result |= _write(result, setting.workdir / "evaluation")
+    result |= _write(result, levels, setting.workdir / "evaluation")
   return result
 
 
@@ -204,6 +224,7 @@ def _point(
     "seconds_quartiles": np.quantile(seconds, (0.25, 0.75)).tolist(),
     "tokens": tokens,
     "function_evaluations": calls,
+    "tokens_per_call": tokens / options.samples / calls,
     "flops_per_token": cost.flops / tokens,
     "bytes_per_token": cost.bytes / tokens,
     "flops_per_byte": cost.flops / cost.bytes,
@@ -279,16 +300,17 @@ def _better(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 def _table(result: Mapping[str, Any]) -> str:
   lines = [
-    "| sampler | tokens/s | network calls | perplexity | error | entropy, nats "
-    "| MFLOP/token | FLOP/byte | front |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| sampler | tokens/s | seconds | calls | tokens a call | perplexity | error "
+    "| entropy, nats | MFLOP/token | FLOP/byte | front |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
   ]
   for row in result["rows"]:
     if row["perplexity"] is None:
       continue
     lines.append(
       f"| {row['point']} | {row['tokens_per_second']:.0f} "
-      f"| {row['function_evaluations']} | {row['perplexity']:.2f} "
+      f"| {row['seconds']:.2f} | {row['function_evaluations']} "
+      f"| {row['tokens_per_call']:.2f} | {row['perplexity']:.2f} "
       f"| {row['standard_error']:.2f} | {row['entropy']:.2f} "
       f"| {row['flops_per_token'] / 1e6:.1f} | {row['flops_per_byte']:.2f} "
       f"| {'yes' if row['pareto'] else ''} |"
@@ -296,18 +318,24 @@ def _table(result: Mapping[str, Any]) -> str:
   held = result["held_out"]
   if held and held["perplexity"] is not None:
     lines.append(
-      f"| held-out text | | | {held['perplexity']:.2f} "
+      f"| held-out text | | | | | {held['perplexity']:.2f} "
       f"| {held['standard_error']:.2f} | {held['entropy']:.2f} | | | |"
     )
   return "\n".join(lines) + "\n"
 
 
-def _write(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
-  """Writes pareto.json, pareto.md and two plots."""
+def _write(
+  result: Mapping[str, Any], levels: Sequence[decoders.Level], folder: Path
+) -> dict[str, str]:
+  """Writes pareto.json, pareto.md and three plots."""
   folder.mkdir(parents=True, exist_ok=True)
   dump = json.dumps(result, indent=2) + "\n"
   (folder / "pareto.json").write_text(dump, encoding="utf-8")
-  (folder / "pareto.md").write_text(_table(result), encoding="utf-8")
+  tried = [row for row in result["rows"] if row["point"] != _BASELINE]
+  page = _table(result) + "\n" + decoders.table(levels, tried)
+  (folder / "pareto.md").write_text(page, encoding="utf-8")
+  picture = decoders.picture(levels, tried)
+  (folder / "pareto_decoders.svg").write_text(picture, encoding="utf-8")
   axes = {
     "tokens_per_second": "generated tokens per second",
     "function_evaluations": "network calls",
@@ -328,6 +356,7 @@ def _write(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
   return {
     "table": str(folder / "pareto.md"),
     "plot": str(folder / "pareto_tokens_per_second.svg"),
+    "decoders": str(folder / "pareto_decoders.svg"),
   }
 
 

@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 import json
+import pathlib
 import shutil
 from xml.etree import ElementTree
 
@@ -106,6 +107,9 @@ def test_pareto_resumes(pair):
     "length": 64,
     "samples": 2,
     "rounds": 2,
+    "networks": "llada_1b",
+    "context": 64,
+    "block": 8,
   }
   figures = run_task("pareto", pair / "mdlm", True, **options)
   rows = {row["point"]: row for row in figures["rows"]}
@@ -113,7 +117,9 @@ def test_pareto_resumes(pair):
   # A step that reveals nothing needs no call where the time is not read.
   assert 1 <= two["function_evaluations"] <= 2
   assert two["function_evaluations"] < four["function_evaluations"] <= 4
-  assert rows["autoregressive, cached"]["tokens"] == 2 * 64
+  baseline = rows["autoregressive, cached"]
+  assert baseline["tokens"] == 2 * 64 and baseline["tokens_per_call"] == 1.0
+  assert two["tokens_per_call"] == 64 / two["function_evaluations"]
   for row in rows.values():
     assert row["tokens_per_second"] > 0 and row["standard_error"] >= 0
     assert row["entropy"] >= 0 and row["flops_per_byte"] > 0
@@ -126,6 +132,9 @@ def test_pareto_resumes(pair):
   ]
   assert each[1] < each[0] == cost[0]
   assert any(row["pareto"] for row in rows.values())
+  assert {level["chip"] for level in figures["levels"]} == {"h100", "v5p"}
+  assert "faster up to" in pathlib.Path(figures["table"]).read_text()
+  ElementTree.parse(figures["decoders"])
   assert (
     run_task("pareto", pair / "mdlm", True, **options)["rows"]
     == (figures["rows"])
@@ -136,6 +145,8 @@ def test_pareto_resumes(pair):
   many = options | {"steps": "65"}
   with pytest.raises(ValueError, match="65 is more than the 64 slots"):
     run_task("pareto", pair / "mdlm", True, **many)
+  with pytest.raises(ValueError, match="unknown chip 'x1'"):
+    run_task("pareto", pair / "mdlm", True, **options | {"chips": "x1"})
   with pytest.raises(ValueError, match="--steps must be of type int"):
     registry.task("pareto").options(**options | {"steps": "2,x"})
 
@@ -143,7 +154,9 @@ def test_pareto_resumes(pair):
 @pytest.mark.all
 def test_traffic_is_what_shapes_say(pair):
   run = Run.open(pair / "autoregressive")
-  weights = sum(x.nbytes for x in jax.tree.leaves(run.state.params["model"]))
+  params = dict(run.state.params["model"])
+  params.pop("embed")  # whose rows are looked up
+  weights = sum(x.nbytes for x in jax.tree.leaves(params))
   one = traffic.call(run, rows=3, slots=1, cached=17)
   cache = run.denoiser.cache(3, 17)
   held = cache.key.nbytes + cache.value.nbytes
