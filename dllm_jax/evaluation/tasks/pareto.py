@@ -95,6 +95,19 @@ class Pareto:
         )
     return found
 
+  def levels(self) -> list[decoders.Level]:
+    """Returns where decoders are level on machines that are not here.
+
+    Raises:
+      FileNotFoundError: there is no such network.
+      ValueError: there is no such machine, or it does not hold it.
+    """
+    names = _list("networks", self.networks, str)
+    chips = _list("chips", self.chips, str)
+    return list(
+      decoders.levels(names, chips, context=self.context, block=self.block)
+    )
+
 
 def _list(name: str, text: str, kind: type) -> list:
   try:
@@ -119,14 +132,7 @@ def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
   tried[_BASELINE] = (baseline, own)
   for run, sampler in tried.values():
     _built(run, sampler, length)  # what does not fit says so before any is run
-  levels = list(
-    decoders.levels(
-      _list("networks", options.networks, str),
-      _list("chips", options.chips, str),
-      context=options.context,
-      block=options.block,
-    )
-  )
+  levels = options.levels()
   ledger = setting.ledger(
     "pareto",
     {
