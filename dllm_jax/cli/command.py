@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags, ConfigDict
 
 from dllm_jax.config import config as configs
+from dllm_jax.config import overrides
 from dllm_jax.core import paths
 
 
@@ -168,7 +169,13 @@ def define_section(
   Raises:
     ValueError: an argument names no field.
   """
-  configs.check_overrides(fields, _overridden(argv, name), name)
+  given = _overridden(argv, name)
+  if name == "config":
+    chosen = [path for path in given if path.endswith(".name")]
+    fields = overrides.named(
+      fields, {path: take(argv, f"config.{path}")[0] for path in chosen}
+    )
+  overrides.check(fields, given, name)
   config_flags.DEFINE_config_dict(
     name, fields, flag_values=values, sys_argv=["dllm", *argv]
   )

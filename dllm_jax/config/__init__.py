@@ -11,7 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   submod_attrs={
     "config": [
-      "check_overrides",
       "Config",
       "differences",
       "load",

@@ -8,7 +8,7 @@ legal values. Reading goes one way: ConfigDict -> dataclasses -> objects;
 everything below this module sees dataclasses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
@@ -209,7 +209,7 @@ def resolve(given: Mapping[str, Any]) -> ConfigDict:
     ValueError: a section or field is unknown.
   """
   known = ("objective", "model", *_SECTIONS)
-  _check_names("section", given, known, "config")
+  check_names("section", given, known, "config")
   result = {}
   for section in known:
     fields = dict(given.get(section, {}))
@@ -242,7 +242,7 @@ def _complete(section: str, cls: type, given: dict[str, Any]) -> dict[str, Any]:
   hints = typing.get_type_hints(cls)
   derived = _DERIVED.get(section, ())
   fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in derived}
-  _check_names("field", given, fields, f"config.{section}")
+  check_names("field", given, fields, f"config.{section}")
   result = {}
   for name, field in fields.items():
     value = given.get(name, field.default)
@@ -315,7 +315,12 @@ def _nested(section: str, cls: type, name: str, value: Any) -> Any:
   return kind(**{k: _nested(section, kind, k, v) for k, v in fields.items()})
 
 
-def _check_names(kind: str, given, legal, where: str) -> None:
+def check_names(kind: str, given, legal, where: str) -> None:
+  """Checks that names are among the legal ones.
+
+  Raises:
+    ValueError: one is not; the message names what is close.
+  """
   for name in given:
     if name not in legal:
       hint = check.close(name, legal)
@@ -345,28 +350,6 @@ def stored(workdir: str | os.PathLike) -> ConfigDict:
       "--workdir"
     ) from error
   return resolve(given)
-
-
-def check_overrides(
-  config: ConfigDict, paths: Sequence[str], root: str = "config"
-) -> None:
-  """Checks that `a.b.c` paths name fields of a resolved config.
-
-  Args:
-    config: the resolved config, or a section of one.
-    paths: paths inside it.
-    root: what the config is called, for messages.
-
-  Raises:
-    ValueError: one does not; the message names the legal fields there.
-  """
-  for path in paths:
-    node, where = config, root
-    for part in path.split("."):
-      if not isinstance(node, ConfigDict):
-        raise ValueError(f"{where} is a value and has no field {part!r}")
-      _check_names("field", [part], list(node.keys()), where)
-      node, where = node[part], f"{where}.{part}"
 
 
 def parse(config: ConfigDict) -> Config:

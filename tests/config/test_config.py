@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dllm_jax.cli import command
 from dllm_jax.config import config, files
 from dllm_jax.data.tokenizer import Bytes, Characters
 from dllm_jax.objectives import registry
@@ -248,3 +249,27 @@ def test_a_batch_may_be_given_in_tokens():
   resolved.training.batch_tokens += 1
   with pytest.raises(ValueError, match="must be a multiple of data.length 128"):
     config.parse(resolved)
+
+
+def test_another_choice_on_the_command_line_has_its_own_fields():
+  argv = [
+    "--config.objective.noise.schedule.name=polynomial",
+    "--config.objective.noise.schedule.power=0.2",
+    "--config.objective.noise.name=sigmoid",
+    "--config.objective.noise.slope=2.0",
+    "--config.optimizer.name=adamw",
+  ]
+  before = config.load("shakespeare_gidd")
+  after, rest = command.overridden(before, argv)
+  assert not rest
+  noise = after.objective.noise
+  assert (noise.name, noise.slope) == ("sigmoid", 2.0)
+  assert (noise.schedule.name, noise.schedule.power) == ("polynomial", 0.2)
+  # A name of what has no other fields leaves those that there are.
+  assert after.optimizer.learning_rate == before.optimizer.learning_rate
+  same, _ = command.overridden(
+    before, [f"--config.objective.noise.name={before.objective.noise.name}"]
+  )
+  assert same.to_dict() == before.to_dict()
+  with pytest.raises(ValueError, match="unknown field config.objective.noise"):
+    command.overridden(before, [argv[2], "--config.objective.noise.height=1"])
