@@ -31,6 +31,7 @@ from dllm_jax.core.types import Process
 from dllm_jax.models.attention import dispatch
 from dllm_jax.parallel import compilation, make_mesh
 from dllm_jax.reports import benchmark
+from dllm_jax.run import timing
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.generator import Generator
 from dllm_jax.sampling.presets import SamplerConfig
@@ -118,7 +119,7 @@ def train(remat: str, tiny: bool) -> Iterator[Row]:
     resolved.training.batch_size = 8 if (_memory() or 0) > 100e9 else 4
   with tempfile.TemporaryDirectory() as directory:
     run = _run(resolved, directory)
-    speed = benchmark.step(run, steps=2 if tiny else 4, rounds=1 if tiny else 5)
+    speed = timing.step(run, steps=2 if tiny else 4, rounds=1 if tiny else 5)
   yield {
     "remat": remat,
     "attention": resolved.model.attention,

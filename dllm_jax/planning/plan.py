@@ -28,6 +28,7 @@ from dllm_jax.parallel.topology import Machine
 from dllm_jax.planning import hlo, roofline, sampler, update
 from dllm_jax.planning.facts import itemsize, Reference, state_bytes
 from dllm_jax.run.run import Run
+from dllm_jax.run.timing import program_bytes
 
 # Products of an attention kernel, by what its name holds; the first match counts.
 _PRODUCTS = {
@@ -243,17 +244,6 @@ def _compiled(lowered) -> tuple[str | None, float]:
     power = "KMGT".index(used[2]) + 1
     return None, float(used[1]) * 1024**power
   return compiled.as_text(), program_bytes(compiled)
-
-
-def program_bytes(compiled: jax.stages.Compiled) -> int:
-  """Returns a device's peak memory of a compiled program, by XLA's analysis."""
-  memory = compiled.memory_analysis()
-  return int(
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
 
 
 def _kinds(kinds: Mapping[str, float], total: float) -> dict[str, int]:

@@ -15,13 +15,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from dllm_jax import data
 from dllm_jax.core.paths import Path
 from dllm_jax.core.progress import progress_bar
-from dllm_jax.core.types import Batch
-from dllm_jax.parallel import compilation, global_batch
-from dllm_jax.parallel.hardware import peak_flops
-from dllm_jax.planning.plan import program_bytes
+from dllm_jax.parallel import compilation
+from dllm_jax.run import timing
 from dllm_jax.run.run import Run
 from dllm_jax.sampling import requests as requests
 from dllm_jax.sampling.generator import Sampled
@@ -53,100 +50,27 @@ def train(
   with tempfile.TemporaryDirectory() as directory:
     run = Run.create(resolved, Path(directory) / "run")
     with jax.set_mesh(run.mesh):
-      batch, _, costs = _compiled(run)
+      batch, _, costs = timing.compiled(run)
       state = run.program.init()
       bare, loop = [], []
       for _ in range(rounds + 1):  # the first round warms up
-        state, seconds = _bare(run.program.step, state, batch, steps)
+        state, seconds = timing.bare(run.program.step, state, batch, steps)
         bare.append(seconds)
         loop.append(_looped(run, steps))
   bare, loop = np.asarray(bare[1:]), np.asarray(loop[1:])
   return {
-    **_speeds(run, float(np.median(loop)) / steps),
+    **timing.speeds(run, float(np.median(loop)) / steps),
     "bare_step_milliseconds": 1000 * float(np.median(bare)) / steps,
     "outside_step": float(np.median(loop / bare)) - 1.0,
     **costs,
   }
 
 
-def step(run: Run, *, steps: int = 5, rounds: int = 5) -> dict[str, Any]:
-  """Returns the speed of the compiled train step alone, on one batch.
-
-  Nothing is saved and one state is held, so that what a plan says to fit fits.
-
-  Args:
-    run: a run that was created; nothing is written into its directory.
-    steps: steps in a round.
-    rounds: rounds, of which the median counts.
-
-  Returns:
-    `tokens_per_second`, `step_milliseconds` (the median), `mfu`,
-    `model_flops_per_step`, `compile_seconds`, `peak_bytes` and `device`, as of
-    `train`.
-  """
-  with jax.set_mesh(run.mesh):
-    batch, program, costs = _compiled(run)
-    state, found = run.program.init(), []
-    for _ in range(rounds + 1):  # the first round warms up
-      state, seconds = _bare(program, state, batch, steps)
-      found.append(seconds)
-  return {**_speeds(run, float(np.median(found[1:])) / steps), **costs}
-
-
-def _compiled(run: Run):
-  """Returns a batch, the compiled step, and what compiling and memory cost."""
-  batch = _first_batch(run)
-  start = time.perf_counter()
-  program = run.program.step.lower(run.program.abstract, batch).compile()
-  costs = {
-    "compile_seconds": time.perf_counter() - start,
-    "peak_bytes": program_bytes(program),
-  }
-  return batch, program, costs
-
-
-def _speeds(run: Run, seconds: float) -> dict[str, Any]:
-  """Returns the figures of a step that takes so many seconds."""
-  flops = run.model_flops()
-  kind = run.mesh.devices.flat[0].device_kind
-  peak = peak_flops(kind)
-  return {
-    "tokens_per_second": _tokens(run) / seconds,
-    "step_milliseconds": 1000 * seconds,
-    "mfu": peak and flops / seconds / (peak * run.mesh.size),
-    "model_flops_per_step": flops,
-    "device": f"{run.mesh.size} x {kind}",
-  }
-
-
-def _tokens(run: Run) -> int:
-  return run.config.training.batch_size * run.config.data.length
-
-
-def _first_batch(run: Run) -> Batch:
-  training = run.config.training
-  batches = data.train_iterator(
-    run.corpus, batch_size=training.batch_size, seed=training.seed
-  )
-  return global_batch(next(batches), run.mesh)
-
-
-def _bare(program, state, batch, steps: int):
-  """Returns the state and seconds of steps back to back on one batch."""
-  state, metrics = program(state, batch)
-  jax.block_until_ready(metrics)
-  start = time.perf_counter()
-  for _ in range(steps):
-    state, metrics = program(state, batch)
-  jax.block_until_ready((state, metrics))
-  return state, time.perf_counter() - start
-
-
 def _looped(run: Run, steps: int) -> float:
   """Returns the seconds of as many steps of the real loop, the first apart."""
   with tempfile.TemporaryDirectory() as workdir:  # what it saves goes with it
     _, summary = run.loop(Path(workdir), Hooks()).run()
-  return steps * _tokens(run) / summary["tokens_per_second"]
+  return steps * timing.tokens(run) / summary["tokens_per_second"]
 
 
 AGAINST = ("uncached", "equal", "weights")

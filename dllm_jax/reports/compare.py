@@ -25,7 +25,7 @@ from dllm_jax.core.files import write_whole
 from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.likelihood.documents import mean
 from dllm_jax.plots import line_plot
-from dllm_jax.reports import estimate as estimates
+from dllm_jax.run import timing
 from dllm_jax.run.run import Run
 from dllm_jax.training import metrics
 
@@ -167,7 +167,7 @@ def estimate(
     if (output / place / _FIGURES).exists():
       continue
     if label not in found:
-      found[label] = estimates.timed(resolved, label, devices)
+      found[label] = timing.timed(resolved, label, devices)
     one = found[label]
     seconds += resolved.training.steps * one["seconds"] + one["compile_seconds"]
   return seconds

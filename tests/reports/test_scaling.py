@@ -181,7 +181,7 @@ def test_what_a_grid_takes_is_told_by_its_ends(monkeypatch):
     names = "seconds", "compile_seconds", "peak_bytes"
     return dict(zip(names, known[size], strict=True))
 
-  monkeypatch.setattr(grid.estimates, "timed", timed)
+  monkeypatch.setattr(grid.timing, "timed", timed)
   found = grid.estimate([
     cell("one", "middle", 10**7, 6),
     cell("one", "small", 10**6, 100),

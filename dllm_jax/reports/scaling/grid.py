@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from dllm_jax.config import config as configs
-from dllm_jax.reports import estimate as estimates
+from dllm_jax.run import timing
 
 _WARMUP = 0.1  # share of a run's steps, at most
 _SIZE = re.compile(r"(\d+)x(\d+)")
@@ -166,7 +166,7 @@ def _budgeted(sized: ConfigDict, steps: int, seed: int) -> ConfigDict:
 def _counts(resolved: ConfigDict, devices) -> tuple[int, int]:
   """Returns parameters, and model FLOPs of a train step; compiles nothing."""
   with tempfile.TemporaryDirectory() as directory:
-    run = estimates.opened(resolved, directory, devices)
+    run = timing.opened(resolved, directory, devices)
     leaves = jax.tree.leaves(run.program.abstract.params)
     return sum(leaf.size for leaf in leaves), run.model_flops()
 
@@ -194,7 +194,7 @@ def estimate(
     mine = [cell for cell in grid if cell.config == config]
     ends = min(mine, key=_flops), max(mine, key=_flops)
     timed = {
-      cell.flops: estimates.timed(cell.resolved, cell.place, devices)
+      cell.flops: timing.timed(cell.resolved, cell.place, devices)
       for cell in ends
     }
     x = np.log([cell.flops for cell in ends])
