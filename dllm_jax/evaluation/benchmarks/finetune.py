@@ -9,8 +9,10 @@ from dllm_jax.config import config as configs
 from dllm_jax.core.files import write_whole
 from dllm_jax.core.paths import Path
 from dllm_jax.evaluation.tasks.registry import Setting
+from dllm_jax.run import timing
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
+from dllm_jax.training import checkpoint
 
 
 class InterruptedTask(RuntimeError):
@@ -32,7 +34,20 @@ def kept(folder: Path, stem: str, text: str, suffix: str) -> str:
   return str(path)
 
 
-def teach(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lesson:
+  """What a model is to be trained on.
+
+  Attributes:
+    workdir: its directory.
+    resolved: its configuration.
+  """
+
+  workdir: Path
+  resolved: configs.ConfigDict
+
+
+def lesson(
   workdir: Path,
   *,
   recipe: str,
@@ -41,23 +56,17 @@ def teach(
   tokenizer: str,
   length: int,
   steps: int = 0,
-  progress: bool = False,
-) -> Run:
-  """Returns a run that was trained on a text; one that was begun continues.
+) -> Lesson:
+  """Returns a lesson on a text.
 
   Args:
-    workdir: its directory.
+    workdir: the directory of what is trained.
     recipe: the configuration; its data and objective are replaced.
     objective: the name of the objective.
     text: the path of the text, of which each `length` tokens are a row.
     tokenizer: as `config.data.tokenizer`.
     length: tokens a row.
     steps: training steps; 0 for the recipe's.
-    progress: whether to draw a bar on standard error.
-
-  Raises:
-    InterruptedTask: training was stopped before its end.
-    ValueError: the directory holds a run of something else.
   """
   resolved = configs.load(recipe, {"objective": objective})
   resolved.data.update({
@@ -67,14 +76,42 @@ def teach(
     "held_out": 0.0,
   })
   resolved.training.steps = steps or resolved.training.steps
-  resolved.logging.progress = progress
-  run = Run.create(resolved, workdir)
-  print(f"{workdir.name}: {run.describe()}", flush=True)
-  if run.train()["interrupted"]:
-    raise InterruptedTask(
-      f"{workdir} was stopped and saved; the same command continues"
-    )
-  return run
+  return Lesson(workdir=workdir, resolved=resolved)
+
+
+def teach(lessons: Sequence[Lesson], *, progress: bool = False) -> list[Run]:
+  """Returns a trained run of each lesson; what was begun continues.
+
+  It says before it starts how long that takes, by timing some steps.
+
+  Args:
+    lessons: what to train.
+    progress: whether to draw bars on standard error.
+
+  Raises:
+    InterruptedTask: training was stopped before its end.
+    ValueError: a directory holds a run of something else, or a step does not fit
+      into memory.
+  """
+  runs = []
+  for one in lessons:
+    one.resolved.logging.progress = progress
+    runs.append(Run.create(one.resolved, one.workdir))
+  seconds = 0.0
+  for one in lessons:
+    done = [0, *checkpoint.steps_in(one.workdir)][-1]
+    if (missing := one.resolved.training.steps - done) > 0:
+      cost = timing.timed(one.resolved, one.workdir.name)
+      seconds += missing * cost["seconds"] + cost["compile_seconds"]
+  if seconds:
+    print(f"training takes about {seconds / 60:.0f} minutes here", flush=True)
+  for one, run in zip(lessons, runs, strict=True):
+    print(f"{one.workdir.name}: {run.describe()}", flush=True)
+    if run.train()["interrupted"]:
+      raise InterruptedTask(
+        f"{one.workdir} was stopped and saved; the same command continues"
+      )
+  return runs
 
 
 def fill(

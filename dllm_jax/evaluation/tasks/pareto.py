@@ -1,7 +1,7 @@
 """`--task=pareto`: speed against quality, of one model and of the baseline.
 
 One diffusion model is sampled over steps, thresholds and policies, and beside it
-an autoregressive one with its cache. Each point says tokens per second (generated
+an autoregressive one with its cache. Those that are not given are trained. Each point says tokens per second (generated
 ones only, compilation apart), network calls, FLOPs and bytes moved, and quality:
 perplexity under a judge with the entropy of its tokens, since either alone is
 easily made to look good. For machines that are not here, `decoders` says by their
@@ -11,24 +11,22 @@ rooflines how many tokens a call must write to be faster than the baseline.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-import math
 import os
 import platform
 from typing import Any
 
 import jax
-import numpy as np
 
+from dllm_jax.config import config as configs
 from dllm_jax.core import check
 from dllm_jax.core.paths import Path
-from dllm_jax.evaluation.benchmarks import finetune, recall
+from dllm_jax.evaluation.benchmarks import finetune
 from dllm_jax.evaluation.likelihood import scorer
-from dllm_jax.evaluation.samples import decoders, quality, traffic
+from dllm_jax.evaluation.samples import decoders, speed
 from dllm_jax.evaluation.tasks.registry import option, Setting, Task
 from dllm_jax.plots import line_plot
 from dllm_jax.run.run import Run
 from dllm_jax.sampling.presets import SamplerConfig
-from dllm_jax.sampling.sampler import Sampler
 
 _BASELINE = "autoregressive, cached"
 
@@ -40,11 +38,26 @@ class Pareto:
   Attributes: as their help says.
   """
 
+  diffusion: str = option(
+    "",
+    "the run of the diffusion model; by default that in --workdir, or one that is "
+    "trained 4 times as long as --recipe says",
+    path=True,
+  )
   autoregressive: str = option(
-    "", "the run of the autoregressive baseline", path=True
+    "",
+    "the run of the autoregressive baseline; by default one that is trained as "
+    "long as --recipe says",
+    path=True,
   )
   judge: str = option(
-    "", "the autoregressive run that judges; '' for the baseline", path=True
+    "",
+    "the autoregressive run that judges; by default one that is trained twice as "
+    "long as the baseline, with another seed",
+    path=True,
+  )
+  recipe: str = option(
+    "shakespeare", "the configuration of what is trained", path=True
   )
   policies: str = option("mdlm,llada", "presets that are tried over --steps")
   steps: str = option("4,8,16,32,64", "network calls for the canvas")
@@ -66,11 +79,6 @@ class Pareto:
   seed: int = option(0, "the seed of the samples")
 
   def __post_init__(self):
-    if not self.autoregressive:
-      raise ValueError(
-        "--autoregressive must name the run of a baseline of the same size, "
-        "for example --autoregressive=runs/autoregressive"
-      )
     check.at_least(self, 2, "samples", "rounds", prefix="--")
     check.at_least(self, 1, "context", "block", prefix="--")
     self.points()
@@ -94,6 +102,15 @@ class Pareto:
           preset=name, threshold=value, **heat
         )
     return found
+
+  def trial(self, length: int) -> speed.Trial:
+    """Returns what samplers are asked for, of texts as long unless told."""
+    return speed.Trial(
+      length=self.length or length,
+      samples=self.samples,
+      rounds=self.rounds,
+      seed=self.seed,
+    )
 
   def levels(self) -> list[decoders.Level]:
     """Returns where decoders are level on machines that are not here.
@@ -120,19 +137,19 @@ def _list(name: str, text: str, kind: type) -> list:
 
 
 def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
-  baseline = _opened("autoregressive", options.autoregressive)
-  judge = baseline
-  if options.judge and options.judge != options.autoregressive:
-    judge = _opened("judge", options.judge)
-  length = options.length or setting.run.config.data.length
+  levels = options.levels()
+  try:
+    run, baseline, judge = _models(setting, options)
+  except finetune.InterruptedTask as stop:
+    return {"interrupted": True, "message": str(stop)}
+  setting = finetune.about(run, setting)
+  trial = options.trial(run.config.data.length)
   judged = scorer.Scorer.of(judge, use_ema=setting.use_ema)
-  samplers = options.points()
-  tried = {name: (setting.run, sampler) for name, sampler in samplers.items()}
+  tried = {name: (run, sampler) for name, sampler in options.points().items()}
   own = SamplerConfig(preset="autoregressive", temperature=options.temperature)
   tried[_BASELINE] = (baseline, own)
-  for run, sampler in tried.values():
-    _built(run, sampler, length)  # what does not fit says so before any is run
-  levels = options.levels()
+  for one, sampler in tried.values():
+    trial.built(one, sampler)  # what does not fit says so before any is run
   ledger = setting.ledger(
     "pareto",
     {
@@ -141,19 +158,19 @@ def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
       "baseline_step": int(baseline.state.step),
       "judge": str(judge.workdir),
       "judge_step": int(judge.state.step),
-      "judge_is_baseline": judge is baseline,
-      "samples": options.samples,
-      "length": length,
-      "rounds": options.rounds,
-      "seed": options.seed,
+      "judge_is_baseline": judge.workdir == baseline.workdir,
+      **dataclasses.asdict(trial),
       "temperature": options.temperature,
       "samplers": {k: dataclasses.asdict(v) for k, (_, v) in tried.items()},
-      "device": _device(setting.run),
+      "device": _device(run),
     },
   )
+  if missing := {n: tried[n] for n in tried if n not in ledger}:
+    seconds = trial.seconds(list(missing.values()))
+    print(f"sampling takes at most {seconds / 60:.0f} minutes here", flush=True)
 
   def measure(names: Sequence[str]) -> list[dict[str, Any]]:
-    return [_point(*tried[n], judged, judge, length, options) for n in names]
+    return [speed.measured(*tried[n], trial, judged, judge) for n in names]
 
   values = ledger.each(list(tried), measure, unit="point")
   rows = [
@@ -163,12 +180,13 @@ def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
   for row in rows:
     row["pareto"] = not any(_better(other, row) for other in rows)
   result = {
+    "interrupted": False,
     "rows": rows,
     "parameters": {
-      "diffusion": _parameters(setting.run),
+      "diffusion": _parameters(run),
       "autoregressive": _parameters(baseline),
     },
-    "held_out": _reference(judge, judged, length, options.samples),
+    "held_out": speed.reference(judge, judged, trial),
     "levels": [dataclasses.asdict(level) for level in levels],
     "protocol": ledger.protocol,
   }
@@ -177,7 +195,41 @@ def _run(setting: Setting, options: Pareto) -> Mapping[str, Any]:
   return result
 
 
-def _opened(name: str, workdir: str) -> Run:
+def _models(setting: Setting, options: Pareto) -> list[Run]:
+  """Returns the diffusion model, the baseline and the judge.
+
+  Raises:
+    InterruptedTask: training was stopped before its end.
+    ValueError: what is given is of another kind.
+  """
+  here = setting.workdir
+  given = here if (here / "config.json").exists() else options.diffusion
+  runs = {
+    "diffusion": Run.open(given) if given else None,
+    "autoregressive": _opened("autoregressive", options.autoregressive),
+    "judge": _opened("judge", options.judge),
+  }
+  own = configs.load(options.recipe)
+  own.training.steps *= 4
+  baseline = configs.load(options.recipe, {"objective": "autoregressive"})
+  if runs["autoregressive"]:
+    baseline = runs["autoregressive"].resolved
+  judge = configs.resolve(baseline.to_dict())
+  judge.training.seed += 1
+  judge.training.steps *= 2
+  recipes = {"diffusion": own, "autoregressive": baseline, "judge": judge}
+  missing = [name for name, run in runs.items() if run is None]
+  lessons = [
+    finetune.Lesson(workdir=here / name, resolved=recipes[name])
+    for name in missing
+  ]
+  taught = finetune.teach(lessons, progress=setting.progress)
+  return list((runs | dict(zip(missing, taught, strict=True))).values())
+
+
+def _opened(name: str, workdir: str) -> Run | None:
+  if not workdir:
+    return None
   run = Run.open(workdir)
   if run.objective.shift != 1 or run.objective.block_length != 1:
     raise ValueError(
@@ -204,97 +256,6 @@ def _parameters(run: Run) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
 
 
-def _point(
-  run: Run,
-  config: SamplerConfig,
-  judged: scorer.Scorer,
-  judge: Run,
-  length: int,
-  options: Pareto,
-) -> dict[str, Any]:
-  """Returns the figures of one sampler."""
-  empty = [[None] * length] * options.samples
-  once = lambda: finetune.fill(
-    run, empty, length=length, sampler=config, seed=options.seed
-  )
-  rows, sampled = once()
-  seconds = [once()[1].seconds for _ in range(options.rounds)]
-  calls = int(np.max(jax.device_get(sampled.generation.function_evaluations)))
-  tokens = sum(map(len, rows))
-  built = _built(run, config, length)
-  cost = traffic.generation(run, built, rows=options.samples, calls=calls)
-  middle = float(np.median(seconds))
-  return {
-    "tokens_per_second": tokens / middle,
-    "seconds": middle,
-    "seconds_quartiles": np.quantile(seconds, (0.25, 0.75)).tolist(),
-    "tokens": tokens,
-    "function_evaluations": calls,
-    "tokens_per_call": tokens / options.samples / calls,
-    "flops_per_token": cost.flops / tokens,
-    "bytes_per_token": cost.bytes / tokens,
-    "flops_per_byte": cost.flops / cost.bytes,
-    **_quality(sampled.texts[: len(rows)], judged, judge),
-  }
-
-
-def _built(run: Run, config: SamplerConfig, length: int) -> Sampler:
-  """Returns the sampler of texts of a length.
-
-  Raises:
-    ValueError: it does not fit the run.
-  """
-  extra = run.objective.begin_id is not None
-  return config.build(
-    run.objective,
-    length=length + extra,
-    end_ids=run.tokenizer.end_ids,
-  )
-
-
-def _quality(
-  texts: Sequence[str], judged: scorer.Scorer, judge: Run
-) -> dict[str, Any]:
-  """Returns perplexity under the judge and unigram entropy, with their errors.
-
-  Perplexity is exp of the mean nats per token over all texts; its error follows
-  from that of the mean over texts, to first order.
-  """
-  items = [
-    scorer.Item(tokens=tuple(int(i) for i in judge.tokenizer.encode(text)))
-    for text in texts
-    if text
-  ]
-  if len(items) < 2:
-    return {"perplexity": None, "entropy": None}
-  nats = judged.score(items, samples=1, key=jax.random.key(0), rows=len(items))
-  sizes = np.asarray([len(item.tokens) for item in items])
-  mean = float(nats.sum() / sizes.sum())
-  # A ratio of means: its residuals are those of nats - mean * size.
-  error = recall.standard_error((nats - mean * sizes) / sizes.mean())
-  entropies = [  # nats
-    math.log(2) * quality.unigram_entropy(item.tokens) for item in items
-  ]
-  return {
-    "perplexity": math.exp(mean),
-    "standard_error": math.exp(mean) * error,
-    "entropy": float(np.mean(entropies)),
-    "entropy_error": recall.standard_error(entropies),
-  }
-
-
-def _reference(
-  judge: Run, judged: scorer.Scorer, length: int, count: int
-) -> dict[str, Any] | None:
-  """Returns the same figures of the judge's held-out text."""
-  held = judge.corpus.held_out
-  if held is None or not hasattr(held, "tokens"):
-    return None
-  ids = held.tokens[: count * length].reshape(-1, length)
-  texts = [judge.tokenizer.decode(row) for row in ids]
-  return _quality(texts, judged, judge)
-
-
 def _better(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
   """Whether a point is at least as fast and as good, and one of both more."""
   if a["perplexity"] is None or b["perplexity"] is None:
@@ -305,6 +266,8 @@ def _better(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _table(result: Mapping[str, Any]) -> str:
+  if "message" in result:
+    return result["message"]
   lines = [
     "| sampler | tokens/s | seconds | calls | tokens a call | perplexity | error "
     "| entropy, nats | MFLOP/token | FLOP/byte | front |",
@@ -372,4 +335,5 @@ TASK = Task(
   run=_run,
   text=_table,
   options=Pareto,
+  opens=False,
 )

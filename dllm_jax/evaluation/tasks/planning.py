@@ -204,7 +204,7 @@ def _model(setting: Setting, options: Planning, asked: Sequence[_Asked]) -> Run:
   length = max(map(len, lines))
   length = -(-length // 4) * 4
   text = "".join(line.ljust(length, puzzles.END) for line in lines)
-  return finetune.teach(
+  lesson = finetune.lesson(
     setting.workdir / options.objective,
     recipe=options.recipe,
     objective=options.objective,
@@ -212,8 +212,8 @@ def _model(setting: Setting, options: Planning, asked: Sequence[_Asked]) -> Run:
     tokenizer="char",
     length=length,
     steps=options.steps,
-    progress=setting.progress,
   )
+  return finetune.teach([lesson], progress=setting.progress)[0]
 
 
 def _answers(

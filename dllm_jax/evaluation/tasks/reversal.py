@@ -67,13 +67,16 @@ def _run(setting: Setting, options: Reversal) -> Mapping[str, Any]:
     if made
     else facts_lib.read(options.facts, limit=options.limit)
   )
-  given = {model: _given(model, options) for model in _MODELS}
+  runs = {model: _given(model, options) for model in _MODELS}
+  missing = [model for model, run in runs.items() if run is None]
+  lessons = [_lesson(model, facts, setting, options) for model in missing]
+  try:
+    taught = finetune.teach(lessons, progress=setting.progress)
+  except finetune.InterruptedTask as stop:
+    return {"interrupted": True, "message": str(stop)}
+  runs |= zip(missing, taught, strict=True)
   rows, protocols = [], {}
-  for model in _MODELS:
-    try:
-      run = given[model] or _taught(model, facts, setting, options)
-    except finetune.InterruptedTask as stop:
-      return {"interrupted": True, "message": str(stop)}
+  for model, run in runs.items():
     found, protocols[model] = _asked(model, run, facts, setting, options)
     rows += found
   result = {
@@ -108,16 +111,16 @@ def _given(model: str, options: Reversal) -> Run | None:
   return run
 
 
-def _taught(
+def _lesson(
   model: str, facts: Facts, setting: Setting, options: Reversal
-) -> Run:
-  """Returns the run of a model that is trained on the facts."""
+) -> finetune.Lesson:
+  """Returns what a model is trained on: the facts."""
   folder = setting.workdir / "facts"
   tokenizer = finetune.kept(folder, "words", recall.words(facts), ".json")
   words = recall.tokenizer(tokenizer)
   length = recall.row_length(facts, words)
   text = recall.training_text(facts, words, length)
-  return finetune.teach(
+  return finetune.lesson(
     setting.workdir / model,
     recipe=options.recipe,
     objective=options.objective if model == "diffusion" else model,
@@ -125,7 +128,6 @@ def _taught(
     tokenizer=tokenizer,
     length=length,
     steps=options.steps,
-    progress=setting.progress,
   )
 
 

@@ -100,6 +100,7 @@ def test_planning_of_a_given_run_resumes(pair, tmp_path, monkeypatch):
 def test_pareto_resumes(pair):
   options = {
     "autoregressive": str(pair / "autoregressive"),
+    "judge": str(pair / "autoregressive"),
     "policies": "mdlm",
     "steps": "2,4",
     "threshold_policies": "llada,fast_dllm",
@@ -111,7 +112,7 @@ def test_pareto_resumes(pair):
     "context": 64,
     "block": 8,
   }
-  figures = run_task("pareto", pair / "mdlm", True, **options)
+  figures = run_task("pareto", pair / "mdlm", **options)
   rows = {row["point"]: row for row in figures["rows"]}
   two, four = (rows[f"mdlm, {n} steps"] for n in (2, 4))
   # A step that reveals nothing needs no call where the time is not read.
@@ -136,19 +137,49 @@ def test_pareto_resumes(pair):
   assert "faster up to" in pathlib.Path(figures["table"]).read_text()
   ElementTree.parse(figures["decoders"])
   assert (
-    run_task("pareto", pair / "mdlm", True, **options)["rows"]
-    == (figures["rows"])
+    run_task("pareto", pair / "mdlm", **options)["rows"] == (figures["rows"])
   )
   wrong = options | {"autoregressive": str(pair / "mdlm")}
   with pytest.raises(ValueError, match="holds a run of mdlm"):
-    run_task("pareto", pair / "mdlm", True, **wrong)
+    run_task("pareto", pair / "mdlm", **wrong)
   many = options | {"steps": "65"}
   with pytest.raises(ValueError, match="65 is more than the 64 slots"):
-    run_task("pareto", pair / "mdlm", True, **many)
+    run_task("pareto", pair / "mdlm", **many)
   with pytest.raises(ValueError, match="unknown chip 'x1'"):
-    run_task("pareto", pair / "mdlm", True, **options | {"chips": "x1"})
+    run_task("pareto", pair / "mdlm", **options | {"chips": "x1"})
   with pytest.raises(ValueError, match="--steps must be of type int"):
     registry.task("pareto").options(**options | {"steps": "2,x"})
+
+
+@pytest.mark.all
+def test_pareto_trains_what_it_is_not_given(tmp_path, capsys):
+  options = {
+    "recipe": "shakespeare:smoke",
+    "policies": "mdlm",
+    "steps": "2",
+    "threshold_policies": "",
+    "samples": 2,
+    "rounds": 2,
+    "networks": "llada_1b",
+  }
+  place = tmp_path / "a place"
+  figures = run_task("pareto", place, **options)
+  told = capsys.readouterr().out
+  assert "training takes about 0 minutes here" in told
+  assert told.index("training takes") < told.index("diffusion: mdlm")
+  assert "sampling takes at most" in told
+  protocol = figures["protocol"]
+  assert not protocol["judge_is_baseline"]
+  steps = [protocol[k] for k in ("step", "baseline_step", "judge_step")]
+  assert steps == [80, 20, 40]
+  seeds = [
+    Run.open(place / name).config.training.seed
+    for name in ("diffusion", "autoregressive", "judge")
+  ]
+  assert seeds == [0, 0, 1]
+  again = run_task("pareto", place, **options)  # trains and samples nothing
+  assert again["rows"] == figures["rows"]
+  assert "takes" not in capsys.readouterr().out
 
 
 @pytest.mark.all
