@@ -56,6 +56,7 @@ def line_plot(
   x_label: str,
   y_label: str,
   log_x: bool = False,
+  log_y: bool = False,
 ) -> str:
   """Returns an SVG of one curve a name, in the order given.
 
@@ -67,6 +68,7 @@ def line_plot(
     x_label: what x is.
     y_label: what y is.
     log_x: whether x, above 0, lies on a logarithmic axis.
+    log_y: whether y does; no curve is left out then.
 
   Raises:
     ValueError: there is no point.
@@ -84,7 +86,7 @@ def line_plot(
   with _look((series, x_label, y_label)):
     axes = _axes(xlabel=x_label, ylabel=y_label)
     for name, points in curves.items():
-      above = 0 < 4 * typical < lowest.get(name, math.inf)
+      above = not log_y and 0 < 4 * typical < lowest.get(name, math.inf)
       x, y, error = points[: 0 if above else None].T
       # Matplotlib leaves a name that begins with _ out of the legend.
       label = " " * name.startswith("_") + name + " (above)" * above
@@ -92,15 +94,23 @@ def line_plot(
       marker = "." if len(x) <= _MARKED else None
       axes.errorbar(x, y, error, label=label, marker=marker, markersize=5)
     if log_x:
-      from matplotlib import ticker
-
       axes.set_xscale("log")
-      axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-      axes.xaxis.set_minor_locator(ticker.NullLocator())
-      axes.xaxis.set_major_formatter(_NUMBER)
+      _logarithmic(axes.xaxis)
     else:
       axes.set_xlim(left=0)
+    if log_y:
+      axes.set_yscale("log")
+      _logarithmic(axes.yaxis)
     return _svg(axes)
+
+
+def _logarithmic(axis) -> None:
+  """Marks 1, 2 and 5 of each power of ten, as numbers."""
+  from matplotlib import ticker
+
+  axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axis.set_minor_locator(ticker.NullLocator())
+  axis.set_major_formatter(_NUMBER)
 
 
 def bar_plot(

@@ -72,6 +72,8 @@ def test_a_curve_far_above_the_others_is_named_and_left_out():
   svg = lines({**near, "far": [(1.0, 30.0, 1.0)]})
   assert texts(svg)[-4:] == ["c0", "c1", "c2", "far (above)"]
   assert not {"30", "20"} & set(texts(svg))
+  whole = lines({**near, "far": [(1.0, 30.0, 1.0)]}, log_y=True)
+  assert texts(whole)[-1] == "far" and {"10", "20"} <= set(texts(whole))
 
 
 def test_names_beyond_the_colours_are_dashed():

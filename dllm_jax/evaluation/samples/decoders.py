@@ -216,6 +216,7 @@ def picture(found: Sequence[Level], tried: Sequence[Mapping[str, Any]]) -> str:
     x_label="rows decoded together",
     y_label="tokens that a call must write",
     log_x=True,
+    log_y=True,
   )
 
 
