@@ -3,7 +3,7 @@ r"""LLaDA-8B's shapes with random bfloat16 weights, to measure a GPU; no trainin
 One cached network call beside one reading of all weights, for 1, 8 and 32 rows
 (a ratio of 1 is what memory allows a batch of 1):
 
-    dllm benchmark sample --config=configs/benchmark_llada_8b.py \
+    dllm benchmark sample --config=configs/benchmark_llada_8b.py:h200:1x1 \
         --against=weights --batch_size=1 --batch_size=8 --batch_size=32
 
 Weights are made on the device, 16 GB of them. The same at a size for any
@@ -34,4 +34,6 @@ def get_config() -> ConfigDict:
       "steps": 16,
       "cache": "dual",
     },
+    # The cache is read where it lies.
+    "machines": {"h200:1x1": {"model": {"attention": "flash"}}},
   })

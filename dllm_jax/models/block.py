@@ -26,8 +26,8 @@ from dllm_jax.core.axes import (
 )
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs
 from dllm_jax.models.adapters import check_targets
-from dllm_jax.models.attention.dispatch import attention
-from dllm_jax.models.cache import fill, query_slots, read, write
+from dllm_jax.models.attention.dispatch import attention, cached_attention
+from dllm_jax.models.cache import fill, query_slots, write
 from dllm_jax.models.layers import (
   apart,
   is_apart,
@@ -292,12 +292,7 @@ class Attention(nn.Module):
       q, k = with_raised(q, k, inputs.raised)
     if cache is not None:
       cache = write(cache, layer, k, v, inputs.slot)
-      if inputs.slot is not None:
-        k, v = read(cache, layer, q.dtype)
-    y = attention(
-      q,
-      k,
-      v,
+    how = dict(
       mask=inputs.mask,
       q_segments=inputs.segment_ids,
       k_segments=shared.key_segments,
@@ -306,6 +301,10 @@ class Attention(nn.Module):
       implementation=c.attention,
       context=c.context,
     )
+    if cache is not None and inputs.slot is not None:
+      y = cached_attention(q, cache, layer, **how)
+    else:
+      y = attention(q, k, v, **how)
     return projected_back(c, c.head_dim, y), cache
 
 

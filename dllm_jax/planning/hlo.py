@@ -274,15 +274,15 @@ class _Program:
     """Returns the kernel that this is, or None.
 
     cuDNN's takes queries `[B, T, H, K]` and keys `[B, S, G, K]` first, and so
-    does that of tiles after five small arrays; of experts' products, all that is
-    no list is an operand.
+    does that of tiles after five small arrays, or that of caches, of all layers
+    `[N, B, G, S, K]`; of experts' products, all that is no list is an operand.
     """
     if op.code != "custom-call":
       return None
     own = re.search(r"/(flash_\w+)/", op.rest)
     if own:
       q, k = (dims_of(self._shape(computation, n)) for n in op.operands[5:7])
-      product = 2.0 * math.prod(q) * k[1]
+      product = 2.0 * math.prod(q) * k[1 if len(k) == 4 else 3]
       return Kernel(name=own[1], product=product, times=1.0)
     if "ragged_dot" in op.rest:
       shapes = [dims_of(self._shape(computation, n)) for n in op.operands]
@@ -321,7 +321,13 @@ class _Program:
       return sum(map(bytes_of, shapes)) + sum(self.written(computation, op))
     if op.code.endswith("-start"):
       return 2.0 * sum(map(bytes_of, shapes))
-    return float(sum(map(bytes_of, shapes)) + bytes_of(op.shape))
+    sizes = [bytes_of(shape) for shape in shapes]
+    if "/flash_kept/" in op.rest:  # is given all layers' keys, and reads one's
+      dims = map(dims_of, shapes)
+      sizes = [
+        s / d[0] if len(d) == 5 else s for s, d in zip(sizes, dims, strict=True)
+      ]
+    return float(sum(sizes) + bytes_of(op.shape))
 
   def _fusion(self, computation: str, op: Op) -> float:
     fused, total = hlo_ops.called(op), 0.0

@@ -39,6 +39,7 @@ _PRODUCTS = {
   "fmha": 2,
   "forward": 2,
   "fwd": 2,
+  "kept": 2,
   "ragged": 1,
   "splash": 2,
 }
@@ -303,8 +304,8 @@ def _kernels(run: Run, work: hlo.Work, facts, rows: int) -> float:
   """Returns the FLOPs of attention kernels on a device.
 
   Each product of a kernel is one of attention's, at all places by cuDNN and in
-  the tiles that are not empty by splash and flash; a backward kernel forms the
-  scores again. Those of experts' products are one each.
+  the tiles that are not empty by splash and flash, of a cache at all its slots; a
+  backward kernel forms the scores again. Those of experts' products are one each.
   """
   own = facts.tiles["splash"] * facts.attention / run.network.layers
   own *= rows / run.mesh.size
@@ -312,7 +313,7 @@ def _kernels(run: Run, work: hlo.Work, facts, rows: int) -> float:
   for kernel in work.kernels:
     count = next((n for key, n in _PRODUCTS.items() if key in kernel.name), 0)
     product = own if kernel.product is None else kernel.product
-    if kernel.name.startswith("flash"):
+    if kernel.name.startswith("flash") and "kept" not in kernel.name:
       product *= facts.tiles["flash"]
     total += count * kernel.times * product
   return total

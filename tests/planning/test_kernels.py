@@ -39,6 +39,18 @@ def test_kernels_of_tiles_count_all_places_of_their_operands(name):
   assert work.flops == 0
 
 
+def test_the_kernel_of_caches_counts_one_layer_of_them():
+  cache = "[3,2,2,1024,64]"
+  text = FLASH.replace("KERNEL", "flash_kept")
+  text = text.replace("[2,512,2,64]{3,2,1,0}", cache + "{4,3,2,1,0}")
+  work = hlo.read(text.replace("[2,512,2,64]", cache), devices=1)
+  (kernel,) = work.kernels
+  assert kernel.product == 2 * 2 * 512 * 1024 * 4 * 64
+  small = 4 * (1 + 16 + 64 + 2 * 1024)
+  queries, layer = 2 * 2 * 512 * 4 * 64, 2 * 2 * 2 * 1024 * 64
+  assert work.moved == small + 2 * queries + 2 * layer
+
+
 @pytest.mark.parametrize("target", ["mosaic_gpu_v2", "__gpu$xla.gpu.triton"])
 @pytest.mark.parametrize(
   "order, operand, shape",

@@ -9,7 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   # Kernels of accelerators: a command on a CPU begins without them.
-  submodules={"flash", "splash"},
+  submodules={"flash", "kept", "splash"},
   submod_attrs={
     "dispatch": ["attention"],
   },

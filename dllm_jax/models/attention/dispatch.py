@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dllm_jax.core.axes import platform
 from dllm_jax.core.mask import (
   BlockCausal,
   Causal,
@@ -22,6 +23,7 @@ from dllm_jax.core.mask import (
   materialise,
   TwoStream,
 )
+from dllm_jax.core.types import KVCache
 from dllm_jax.models import attention as kernels
 from dllm_jax.models.attention import context as divided
 from dllm_jax.models.attention.scores import (
@@ -31,6 +33,7 @@ from dllm_jax.models.attention.scores import (
   scores,
   to_heads,
 )
+from dllm_jax.models.cache import read
 
 IMPLEMENTATIONS = (None, "xla", "cudnn", "flash", "splash")
 Implementation = Literal["xla", "cudnn", "flash", "splash"] | None
@@ -87,8 +90,8 @@ def attention(
     implementation: None or "xla" for the reference; "cudnn" (NVIDIA GPU, 16-bit
       inputs) for rows of one segment under `Full` and `Causal`, and for other
       rows and masks as "flash", the kernel of tiles (`flash`, GPU); "splash"
-      (TPU, no cache and no extra mask, T a multiple of 128). With a cache or an
-      extra mask, "cudnn" is given an array of it, and "flash" the reference.
+      (TPU, no cache and no extra mask, T a multiple of 128). With slots of their own
+      or an extra mask, "cudnn" is given an array of it, and "flash" the reference.
     context: how keys come from other devices where the mesh divides positions,
       "all_gather" or "ring" ("xla" only): `dllm_jax.models.context`.
 
@@ -127,6 +130,54 @@ def attention(
       q, k, v, mask=allowed[:, None], implementation="cudnn"
     )
   return _by_queries(q, k, v, mask, segments, slots, extra)
+
+
+def cached_attention(
+  q: Float[Array, "B T H K"],
+  cache: KVCache,
+  layer: Int[Array, ""],
+  *,
+  mask: MaskSpec,
+  q_segments: Int[Array, "B T"],
+  k_segments: Int[Array, "B S"],
+  q_slots: Int[Array, "B T"],
+  extra: Bool[Array, "*B T S"] | None = None,
+  implementation: Implementation = None,
+  context: divided.Strategy = "all_gather",
+) -> Float[Array, "B T H K"]:
+  """Returns attention to a layer of a cache, which has the queries' own keys.
+
+  On a GPU "cudnn" and "flash" read it where it lies (`kept`); everything else reads
+  a copy of the layer.
+
+  Args:
+    q: rotated queries.
+    cache: of all layers.
+    layer: the layer's number.
+    mask: as of `attention`, and so are the others.
+    q_segments: the segment of each query.
+    k_segments: the segment of each slot.
+    q_slots: the slot of each query.
+    extra: a further mask, or None.
+    implementation: of attention.
+    context: how keys come from other devices.
+
+  Raises:
+    ValueError: as of `attention`.
+  """
+  who = dict(
+    mask=mask, q_segments=q_segments, k_segments=k_segments, q_slots=q_slots
+  )
+  own = implementation in ("cudnn", "flash") and platform() not in (
+    "cpu",
+    "tpu",
+  )
+  if own and extra is None and kernels.kept.fits(cache, mask):
+    return kernels.kept.attention(q, cache, layer, **who)
+  k, v = read(cache, layer, q.dtype)
+  return attention(
+    q, k, v, **who, extra=extra, implementation=implementation, context=context
+  )
 
 
 def _allowed(mask, length, segments, slots, extra):
