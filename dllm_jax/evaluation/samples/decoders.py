@@ -93,6 +93,10 @@ def levels(
     ValueError: one states no vocabulary, there is no such machine, or it does
       not hold a row.
   """
+  if not names or not chips:
+    raise ValueError(
+      "decoders are set against each other on a network and a chip"
+    )
   unknown = [chip for chip in chips if chip not in CHIPS]
   if unknown:
     raise ValueError(f"unknown chip {unknown[0]!r}; legal: {', '.join(CHIPS)}")

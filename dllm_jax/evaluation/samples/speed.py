@@ -13,6 +13,7 @@ from dllm_jax.evaluation.benchmarks import finetune, recall
 from dllm_jax.evaluation.likelihood import scorer
 from dllm_jax.evaluation.samples import quality, traffic
 from dllm_jax.run.run import Run
+from dllm_jax.sampling.generator import Sampled
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.sampler import Sampler
 
@@ -33,7 +34,9 @@ class Trial:
   rounds: int
   seed: int
 
-  def sampled(self, run: Run, config: SamplerConfig):
+  def sampled(
+    self, run: Run, config: SamplerConfig
+  ) -> tuple[list[list[int]], Sampled]:
     """Returns rows, and what sampling them cost."""
     empty = [[None] * self.length] * self.samples
     return finetune.fill(
@@ -54,22 +57,18 @@ class Trial:
     )
 
   def seconds(self, tried: Sequence[tuple[Run, SamplerConfig]]) -> float:
-    """Returns the seconds that samplers take at most, by trying the first.
+    """Returns the seconds that samplers take at most, by trying the first twice.
 
-    Two times with one call a block: no call costs more than one that computes as
-    many slots, and none is taken to compute more than the first's.
+    No call is taken to cost more than one of the first's, and each sampler to make
+    as many as it may.
     """
-    run, config = tried[0]
-    calls = lambda run, config: (
-      self.built(run, config).steps * self.built(run, config).blocks
-    )
-    if run.objective.block_length != 1:
-      config = dataclasses.replace(config, steps=1)
     start = time.perf_counter()
-    self.sampled(run, config)
-    compiling = time.perf_counter() - start
-    call = self.sampled(run, config)[1].seconds / calls(run, config)
-    most = sum(calls(*one) for one in tried)
+    once = self.sampled(*tried[0])[1].seconds
+    compiling = time.perf_counter() - start - once
+    again = self.sampled(*tried[0])[1]
+    call = again.seconds / _calls(again)
+    built = [self.built(*one) for one in tried]
+    most = sum(sampler.steps * sampler.blocks for sampler in built)
     return len(tried) * compiling + most * call * (self.rounds + 1)
 
 
@@ -92,7 +91,7 @@ def measured(
   once = lambda: trial.sampled(run, config)
   rows, sampled = once()
   seconds = [once()[1].seconds for _ in range(trial.rounds)]
-  calls = int(np.max(jax.device_get(sampled.generation.function_evaluations)))
+  calls = _calls(sampled)
   tokens = sum(map(len, rows))
   built = trial.built(run, config)
   cost = traffic.generation(run, built, rows=trial.samples, calls=calls)
@@ -109,6 +108,12 @@ def measured(
     "flops_per_byte": cost.flops / cost.bytes,
     **judgement(sampled.texts[: len(rows)], judged, judge),
   }
+
+
+def _calls(sampled: Sampled) -> int:
+  """Returns the network calls of a batch: those of its slowest row."""
+  evaluations = jax.device_get(sampled.generation.function_evaluations)
+  return int(np.max(evaluations))
 
 
 def judgement(

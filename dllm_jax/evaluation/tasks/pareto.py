@@ -1,11 +1,12 @@
 """`--task=pareto`: speed against quality, of one model and of the baseline.
 
 One diffusion model is sampled over steps, thresholds and policies, and beside it
-an autoregressive one with its cache. Those that are not given are trained. Each point says tokens per second (generated
-ones only, compilation apart), network calls, FLOPs and bytes moved, and quality:
-perplexity under a judge with the entropy of its tokens, since either alone is
-easily made to look good. For machines that are not here, `decoders` says by their
-rooflines how many tokens a call must write to be faster than the baseline.
+an autoregressive one with its cache; what is not given is trained. Each point says
+tokens per second (generated ones only, compilation apart), network calls, FLOPs
+and bytes moved, and quality: perplexity under a judge with the entropy of its
+tokens, since either alone is easily made to look good. For machines that are not
+here, `decoders` says by their rooflines how many tokens a call must write to be
+faster than the baseline.
 """
 
 from collections.abc import Mapping, Sequence

@@ -78,6 +78,7 @@ def test_rows_up_to_which_a_sampler_is_faster(found):
   [
     (["llada_1b"], ["h101"], 64, "unknown chip 'h101'; legal: v5e"),
     (["smoke"], ["h100"], 64, "states no vocab_size"),
+    ([], ["h100"], 64, "on a network and a chip"),
     (["llada_8b"], ["v6e"], 2**16, "more than one v6e has"),
   ],
 )
