@@ -74,8 +74,11 @@ class Reference:
   @functools.cached_property
   def calls(self) -> list[ModelInputs]:
     """Shapes of what the network is called with, for two rows."""
+    return self._called(2)
+
+  def _called(self, rows: int) -> list[ModelInputs]:
     run, calls = self.run, []
-    state, batch = run.program.abstract, blank(2, run.config.data.length)
+    state, batch = run.program.abstract, blank(rows, run.config.data.length)
 
     def loss(params, process, batch):
       process = process.replace(params=params["process"])
@@ -158,9 +161,8 @@ class Reference:
       )
       return jax.grad(total)(trained)
 
-    for inputs in self.calls:
+    for inputs, one in zip(self.calls, self._called(1), strict=True):
       length = inputs.segment_ids.shape[1]
-      one = jax.tree.map(lambda x: _rows(x, 1), inputs)
       with _any_device():
         flops += matmul_flops(gradient, trained, frozen, inputs)
         few = _residuals(whole, trained, frozen, one)
@@ -194,10 +196,6 @@ def _residuals(whole, trained, frozen, inputs):
 def _count(parameter) -> int:
   """Returns how many numbers a parameter has, in however many bits."""
   return getattr(parameter, "qvalue", parameter).size
-
-
-def _rows(x, rows: int):
-  return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
 
 
 def plain(resolved: ConfigDict) -> ConfigDict:

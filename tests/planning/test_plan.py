@@ -287,6 +287,18 @@ def test_a_cached_call_writes_no_cache_whole(machine, reference, cache):
   assert f"{call['ratio']:.2f} times what it has to" in report.text(found)
 
 
+def test_what_two_passes_keep_is_counted_by_the_row():
+  """The second pass is given a cache, whose rows are not its first dimension."""
+  given = config.load("shakespeare_diffusion_gemma:smoke")
+  given.model.update({"width": 32, "layers": 3, "heads": 2, "window": 8})
+  given.data.length, given.objective.canvas = 64, 16
+  reference = Reference(given, tokens())
+  flops, kept = zip(*map(reference.remat, ("full", "none")), strict=True)
+  # Two passes, and of a layer at least its input: 64 and 16 positions.
+  assert kept[0] >= 4 * 32 * 3 * (64 + 16)
+  assert kept[1] > 2 * kept[0] and flops[0] > flops[1]
+
+
 @pytest.mark.all
 def test_caches_of_several_kinds_of_layers_are_counted(machine):
   """A canvas reads what windowed layers and full ones keep, and writes nothing."""
