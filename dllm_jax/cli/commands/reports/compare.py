@@ -51,7 +51,8 @@ def _run(argv: list[str]) -> Mapping[str, Any]:
   result = compare.compare(prepared, values.output, seeds=seeds)
   if result["interrupted"]:
     print("stopped and saved; the same command continues", flush=True)
-  print(compare.table(result["rows"]), flush=True)
+  if result["rows"]:  # none, where the first seed was stopped
+    print(compare.table(result["rows"]), flush=True)
   return result
 
 
