@@ -235,7 +235,7 @@ def test_refusals():
     options(form="exam")
   with pytest.raises(ValueError, match="--count"):
     options(count=-1)
-  with pytest.raises(ValueError, match="--autoregressive"):
-    registry.task("pareto").options()
+  with pytest.raises(ValueError, match="--block"):
+    registry.task("pareto").options(block=0)
   with pytest.raises(ValueError, match="--people"):
     registry.task("reversal").options(people=0)
