@@ -204,7 +204,9 @@ def _models(setting: Setting, options: Pareto) -> list[Run]:
     ValueError: what is given is of another kind.
   """
   here = setting.workdir
-  given = here if (here / "config.json").exists() else options.diffusion
+  given = options.diffusion
+  if not given and (here / "config.json").exists():
+    given = here
   runs = {
     "diffusion": Run.open(given) if given else None,
     "autoregressive": _opened("autoregressive", options.autoregressive),
