@@ -12,6 +12,7 @@ import math
 import re
 
 from dllm_jax.planning import hlo_ops
+from dllm_jax.planning.hlo_loops import trips
 from dllm_jax.planning.hlo_text import (
   ARRAY,
   bytes_of,
@@ -20,9 +21,6 @@ from dllm_jax.planning.hlo_text import (
   group_of,
   names_in,
   Op,
-  place_of,
-  source,
-  stride,
 )
 
 _COLLECTIVES = (
@@ -184,7 +182,7 @@ class _Program:
       for op in self.computations[name].values():
         yield name, op, times, depth
         if op.code == "while":
-          known = self._trips(name, op)
+          known = trips(self.computations, name, op)
           body = hlo_ops.called(op)
           if known is not None:
             yield from visit(body, times * known, depth)
@@ -197,34 +195,6 @@ class _Program:
           yield from visit(hlo_ops.called(op), times, depth)
 
     return visit(self.entry, 1.0, 0)
-
-  def _trips(self, computation: str, loop: Op) -> int | None:
-    """Returns how often a loop runs: as noted, or by i < n with n a constant."""
-    noted = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
-    if noted:
-      return int(noted[1])
-    called = lambda what: self.computations[
-      re.search(what + r"=%?([\w.\-~]+)", loop.rest)[1]
-    ]
-    condition, body = called("condition"), called("body")
-    outer = self.computations[computation]
-    test = next(op for op in condition.values() if op.root)
-    if test.code != "compare" or "direction=LT" not in test.rest:
-      return None
-    counter, limit = (source(condition, name) for name in test.operands)
-    place = place_of(counter)
-    if place is None:
-      return None
-    first = source(outer, loop.operands[0])
-
-    def value(op):
-      at = place_of(op)
-      if at is not None and first is not None and first.code == "tuple":
-        op = source(outer, first.operands[at])
-      return int(op.rest) if op is not None and op.code == "constant" else None
-
-    start, end = value(counter) or 0, value(limit)
-    return None if end is None else -(-(end - start) // stride(body, place))
 
   def _unknown(self, visit, body, times, count, depth):
     inside = list(visit(body, times * (count or 1), depth))

@@ -130,22 +130,6 @@ def place_of(op: Op | None) -> int | None:
   return int(re.search(r"index=(\d+)", op.rest)[1])
 
 
-def stride(body: dict[str, Op], place: int) -> int:
-  """Returns what a loop adds to its counter in a round; unrolled ones, several."""
-  root = next(op for op in body.values() if op.root)
-  if root.code != "tuple":
-    return 1
-  total, op = 0, source(body, root.operands[place])
-  while op is not None and op.code == "add":
-    sides = [source(body, name) for name in op.operands]
-    known = [side for side in sides if side and side.code == "constant"]
-    if len(known) != 1:
-      break
-    total += int(known[0].rest)
-    op = next(side for side in sides if side is not known[0])
-  return max(total, 1)
-
-
 def group_of(rest: str, devices: int) -> tuple[int, ...]:
   """Returns the devices of the first group of a collective."""
   pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)

@@ -93,6 +93,19 @@ def test_loops_of_unknown_length_need_a_number():
   assert hlo.read(text, devices=8, rounds=(7,)).flops == 7 * 2 * 64 * 64
 
 
+def test_a_loop_that_ends_itself_is_a_condition():
+  mesh = make_mesh({"data": 8})
+
+  def fn(x, w):
+    once = lambda carry: (jnp.array(False), jnp.tanh(carry[1] @ w))
+    return lax.while_loop(lambda carry: carry[0], once, (jnp.sum(x) > 0, x))
+
+  text = compiled(fn, mesh, ((8, 64), ("data",)), ((64, 64), ()))
+  assert hlo.read(text, devices=8).flops == 2 * 64 * 64
+  # It lies in no loop, so that the innermost rounds are others'.
+  assert hlo.innermost(text, rounds=(9,)).moved == 0
+
+
 @pytest.mark.parametrize(
   "groups, first",
   [
