@@ -64,9 +64,7 @@ def denoiser(module: nn.Module, param_dtype: str = "float32") -> Denoiser:
     c, kind = module.config, platform()
     if kind == "cpu":
       return apart(params) if c.unroll >= c.layers else params
-    # XLA compiles layers of experts apart for GPUs in minutes: 4 for 6 of them.
-    routed = any(run.routed for run in c.runs)
-    return params if kind == "tpu" or routed else apart(params)
+    return params if kind == "tpu" else apart(params)
 
   return Denoiser(init, apply, getattr(module.config, "cache", None), hold)
 

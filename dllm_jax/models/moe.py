@@ -42,6 +42,7 @@ from dllm_jax.models.perceptron import SwiGLU
 
 ROUTERS = ("softmax", "sigmoid")
 _FEW = 512  # positions: of more, products cost more than tiles' copies do
+_MANY = 1024  # rows of an expert that are worth a program unrolled over experts
 
 
 def choose(
@@ -258,19 +259,18 @@ def _implementation(config, positions: int) -> str:
   """Returns how experts are multiplied, if the configuration leaves it open.
 
   A ragged product is a kernel on TPUs, the gradient of its matrices since jax 0.12
-  only, and on GPUs with tokamax; else XLA multiplies all rows by all experts: best
-  for few positions that choose about all, as those of a canvas do.
+  only, and on GPUs with tokamax. Else few positions meet all experts at once.
   """
   if config.experts_implementation:
     return config.experts_implementation
   kind = platform()
   if kind == "cpu":
     return "dense"
-  kernel = kind == "tpu" and jax.__version_info__ >= (0, 12)
-  choices = positions * config.experts_per_token
-  if not kernel and positions <= _FEW and choices >= config.experts:
-    return "batched"
-  return "ragged" if kernel or (kind != "tpu" and _library()) else "tiled"
+  kernel = jax.__version_info__ >= (0, 12) if kind == "tpu" else _library()
+  if kernel:
+    return "ragged"
+  all_chosen = positions * config.experts_per_token >= config.experts
+  return "batched" if positions <= _FEW and all_chosen else "tiled"
 
 
 @functools.cache
@@ -280,7 +280,7 @@ def _library():
     import tokamax  # pylint: disable=g-import-not-at-top
   except ImportError:
     return None
-  # It would read the command line for flags of its own.
+  # It would read the command line.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
   # It warns at each product that has not been tuned, in some hundred lines.
@@ -289,19 +289,19 @@ def _library():
   return tokamax
 
 
-def _product(sizes):
-  """Returns the product of sorted rows by the matrices of their experts."""
+def _product(rows, kernel, *, sizes):
+  """Returns sorted rows times the matrices of their experts."""
   library = None if platform() in ("cpu", "tpu") else _library()
-
-  def product(rows, kernel):
-    if library is None:
-      out = lax.ragged_dot(rows, kernel, sizes)
-    else:
-      kinds = ("mosaic", "triton")
-      out = library.ragged_dot(rows, kernel, sizes, implementation=kinds)
-    return checkpoint_name(out, PRODUCT)
-
-  return product
+  if library is None:
+    return checkpoint_name(lax.ragged_dot(rows, kernel, sizes), PRODUCT)
+  # Mosaic's has a part of its program for each expert, Triton's of its grid: the
+  # one compiles for minutes where layers lie apart, the other idles at many rows.
+  few = rows.shape[0] < _MANY * sizes.size
+  kinds = ("triton",) if few else ("mosaic", "triton")
+  # Traced by itself: it looks for its arguments' devices in all that was traced.
+  product = jax.jit(library.ragged_dot, static_argnames="implementation")
+  out = product(rows, kernel, sizes, implementation=kinds)
+  return checkpoint_name(out, PRODUCT)
 
 
 def _batched(x, chosen, weights, kernels, first, activation=nn.silu):
@@ -340,7 +340,7 @@ def _ragged(x, chosen, weights, kernels, first, activation=nn.silu):
   order = jnp.argsort(expert, stable=True)
   back = jnp.argsort(order)
   sizes = jnp.bincount(expert, length=here + 1)[:here].astype(jnp.int32)
-  product = _product(sizes)
+  product = functools.partial(_product, sizes=sizes)
   # What a kernel leaves in rows of others' experts is anything, forwards and back.
   ours = lambda rows: jnp.where(mine[order, None], rows, 0)
   rows = _spread(flat, order, back, mine.reshape(-1, count))

@@ -150,6 +150,7 @@ def test_tiles_and_sorted_rows_of_any_routing(monkeypatch):
     ("NVIDIA H200", (0, 12, 0), False, 1, "tiled"),  # which reads few experts
     ("NVIDIA H200", (0, 12, 0), False, 256, "batched"),
     ("NVIDIA H200", (0, 10, 2), True, 600, "ragged"),
+    ("NVIDIA H200", (0, 10, 2), True, 256, "ragged"),
     ("cpu", (0, 12, 0), True, 256, "dense"),
 ])  # fmt: skip
 def test_the_usual_form_is_one_that_multiplies_in_groups(

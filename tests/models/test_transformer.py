@@ -460,7 +460,7 @@ def test_layers_that_lie_apart_are_those_of_the_stack(change):
     ("cpu", {"unroll": 2}, True),
     ("tpu", {"unroll": 2}, False),  # reads matrices where they lie in a stack
     ("NVIDIA H200", {"unroll": 1}, True),
-    ("NVIDIA H200", {"experts": 4}, False),  # takes minutes to compile
+    ("NVIDIA H200", {"experts": 4}, True),
 ])  # fmt: skip
 def test_layers_lie_apart_where_products_would_copy(
   monkeypatch, kind, change, parted

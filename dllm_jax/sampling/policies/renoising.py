@@ -22,9 +22,6 @@ from dllm_jax.sampling.policies.score import confidence, entropy
 from dllm_jax.sampling.policies.selection import bounded, Progress, rank, sort
 from dllm_jax.sampling.window import where
 
-_LIVE = 3
-"""Arrays as large as a chunk's logits that a look at them keeps at once."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Psi(Stepwise):
@@ -283,4 +280,4 @@ class Renoise(Stepwise):
         said=mean(law) if self.conditions else None,
       )
 
-    return reduce(look, out, z, noise, rows, window=window, live=_LIVE)
+    return reduce(look, out, z, noise, rows, window=window)
