@@ -296,9 +296,9 @@ def apart(params: PyTree) -> PyTree:
 
   Products on CPUs and GPUs read whole arrays: of a stack, XLA copies a layer's
   matrices at each call, and of a loop's on GPUs all of them, to read them twice.
-  A program that parts them before it calls the network in a loop copies them once.
+  Parted once, before a program calls the network in a loop, none is copied again.
   """
-  if not isinstance(params, Mapping):
+  if not isinstance(params, Mapping) or is_apart(params):
     return params
 
   def split(stack):

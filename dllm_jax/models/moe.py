@@ -297,7 +297,7 @@ def _product(rows, kernel, *, sizes):
   # Mosaic's has a part of its program for each expert, Triton's of its grid: the
   # one compiles for minutes where layers lie apart, the other idles at many rows.
   few = rows.shape[0] < _MANY * sizes.size
-  kinds = ("triton",) if few else ("mosaic", "triton")
+  kinds = ("triton", "xla") if few else ("mosaic", "triton", "xla")
   # Traced by itself: it looks for its arguments' devices in all that was traced.
   product = jax.jit(library.ragged_dot, static_argnames="implementation")
   out = product(rows, kernel, sizes, implementation=kinds)

@@ -15,7 +15,7 @@ from dllm_jax.sampling import infill, requests
 from dllm_jax.sampling.constraints.arrays import Followed, placed
 from dllm_jax.sampling.constraints.automaton import automaton_of
 from dllm_jax.sampling.constraints.language import asked, LANGUAGES
-from dllm_jax.sampling.launch import Launcher
+from dllm_jax.sampling.launch import held, Launcher
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.presets import SamplerConfig
 from dllm_jax.sampling.program import check_network, Generation
@@ -239,8 +239,9 @@ class Generator:
     """
     built, batch = plan.sampler, plan.batch
     launcher = self._launcher(built, trace)
-    args = (params, process, jax.random.key(seed), batch)
     with jax.set_mesh(self.mesh):
+      params = held(self.denoiser, params)
+      args = (params, process, jax.random.key(seed), batch)
       compile_seconds = launcher.compile(*args)
       start = time.perf_counter()
       generation = launcher(*args)

@@ -14,6 +14,18 @@ from dllm_jax.sampling.sampler import Sampler
 from dllm_jax.sampling.step import NoiseAt
 
 
+def held(denoiser: Denoiser, params: PyTree) -> PyTree:
+  """Returns parameters as programs hold them (`Denoiser.hold`), outside of any.
+
+  Those that are held so already are the same arrays. Others are copied: let go of
+  them, or the weights lie in memory twice.
+  """
+  shapes = jax.eval_shape(denoiser.hold, params)
+  if jax.tree.structure(shapes) == jax.tree.structure(params):
+    return params
+  return compilation.jit(denoiser.hold)(params)
+
+
 class Launcher:
   """A sampler that is ready to run.
 

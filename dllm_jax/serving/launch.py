@@ -15,6 +15,7 @@ from dllm_jax.core.types import Denoiser, Process
 from dllm_jax.parallel import compilation
 from dllm_jax.sampling import requests
 from dllm_jax.sampling.constraints.arrays import Followed, placed, Room
+from dllm_jax.sampling.launch import held
 from dllm_jax.sampling.options import RowOptions, stack
 from dllm_jax.sampling.policies.rows import Options
 from dllm_jax.sampling.policies.speculation import Speculation
@@ -132,7 +133,7 @@ class Program:
         donate_argnums=2,
       )
       self._move = launch(move, donate_argnums=0)
-      self._held = _held(denoiser, params), process
+      self._held = held(denoiser, params), process
 
   def compile(self, before: Progress = lambda number, count: None) -> float:
     """Compiles everything, by doing everything once; returns the seconds.
@@ -285,14 +286,6 @@ class Program:
     """Returns how many programs were compiled and run."""
     made = self._empty, self._admit, self._renew, self._advance, self._move
     return sum(program._cache_size() for program in made)
-
-
-def _held(denoiser: Denoiser, params: PyTree) -> PyTree:
-  """Returns parameters as programs hold them; copies none if they do so already."""
-  shapes = jax.eval_shape(denoiser.hold, params)
-  if jax.tree.structure(shapes) == jax.tree.structure(params):
-    return params
-  return compilation.jit(denoiser.hold)(params)
 
 
 def _widths(sampler: Sampler) -> Sequence[int]:

@@ -90,8 +90,8 @@ def test_mixture(router, implementation):
   assert_allclose(report["expert_share"], hits / hits.sum(), atol=1e-6)
 
 
-def unkind(sizes):
-  """Returns a grouped product that leaves NaN where no group has a row."""
+def unkind(*given, sizes):
+  """Returns a grouped product, with NaN where no group has a row."""
   there = lambda x: (jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None]
 
   @jax.custom_vjp
@@ -107,7 +107,7 @@ def unkind(sizes):
     return jnp.where(there(rows), d_rows, jnp.nan), d_kernel
 
   product.defvjp(lambda *a: (product(*a), a), backward)
-  return product
+  return product(*given)
 
 
 def test_tiles_and_sorted_rows_of_any_routing(monkeypatch):
