@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +162,25 @@ def test_the_usual_form_is_one_that_multiplies_in_groups(
   monkeypatch.setattr(moe, "_library", lambda: library or None)
   given = config("sigmoid", experts_implementation=None)
   assert moe._implementation(given, positions) == expected
+
+
+@pytest.mark.parametrize("rows, first", [(2047, "triton"), (2048, "mosaic")])
+def test_the_kernel_whose_program_grows_is_for_many_rows(
+  monkeypatch, rows, first
+):
+  asked = []
+
+  def ragged_dot(*given, implementation):
+    asked.append(implementation)
+    return jax.lax.ragged_dot(*given)
+
+  library = types.SimpleNamespace(ragged_dot=ragged_dot)
+  monkeypatch.setattr(moe, "platform", lambda: "NVIDIA H200")
+  monkeypatch.setattr(moe, "_library", lambda: library)
+  sizes = jnp.array([rows - 5, 5])
+  given = np.ones((rows, 2), np.float32), np.ones((2, 2, 3), np.float32)
+  assert_array_equal(moe._product(*given, sizes=sizes), 2)
+  assert [kinds[0] for kinds in asked] == [first]
 
 
 def test_rows_of_experts_are_gathered_forwards_and_back():

@@ -446,6 +446,7 @@ def test_layers_that_lie_apart_are_those_of_the_stack(change):
   net, params = build(config, inputs())
   parted = layers.apart(params)
   assert layers.is_apart(parted) and not layers.is_apart(params)
+  assert layers.apart(parted) is parted
   some = inputs(length=4, slot=np.array([2, 4], np.int32))
   for x, cache in ((inputs(), None), (some, config.cache(2, 8))):
     jax.tree.map(
