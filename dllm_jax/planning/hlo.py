@@ -113,8 +113,13 @@ class Round:
   written: tuple[tuple[float, float], ...]
 
   def whole(self, size: float) -> float:
-    """Returns how often an array of this many bytes, or more, is written."""
-    return sum(times for found, times in self.written if found >= size)
+    """Returns how often an array of this many bytes, or up to twice, is written.
+
+    Twice is the array in float32; what is larger is another.
+    """
+    return sum(
+      times for found, times in self.written if size <= found <= 2 * size
+    )
 
 
 def innermost(text: str, *, rounds: Sequence[int]) -> Round:
