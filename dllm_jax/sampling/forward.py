@@ -190,10 +190,19 @@ class Network(NamedTuple):
   def prefill(
     self, z: PyTree, visible: Bool[Array, "B T"], cache: KVCache
   ) -> KVCache:
-    """Returns the cache of the canvas as it is, seen as clean."""
+    """Returns the cache of the canvas as it is, seen as clean.
+
+    Of two passes, the causal one reads prompts in pieces as long as a block: what
+    it makes of a piece is in memory at once.
+    """
     if self.objective.two_passes:
-      slots = self.batch.positions
-      return self.read(z, slots, visible & self.given, cache, first=True)
+      rows, length = visible.shape
+      ends = jnp.where(visible & self.given, jnp.arange(length) + 1, 0)
+      piece = lambda i, cache: self.fill(
+        z, visible, cache, jnp.full(rows, i * self.block), self.block
+      )
+      pieces = -(-jnp.max(ends) // self.block)
+      return jax.lax.fori_loop(0, pieces, piece, cache)
     if isinstance(self._stored or self.objective.mask_spec, Full):
       visible &= self.given  # A prompt sees itself alone.
     t = jnp.zeros((visible.shape[0], 1))
@@ -232,8 +241,6 @@ class Network(NamedTuple):
     slots: Int[Array, "B W"],
     visible: Bool[Array, "B W"],
     cache: KVCache,
-    *,
-    first: bool = False,
   ) -> KVCache:
     """Returns the cache after the causal pass over some finished slots.
 
@@ -241,8 +248,7 @@ class Network(NamedTuple):
       z: their tokens.
       slots: where they are.
       visible: which of them count.
-      cache: what was read before; nothing, if these are the `first` slots.
-      first: whether they are.
+      cache: what was read before.
     """
     batch = gather(self.batch.replace(cond=None), slots)
     batch = batch.replace(
@@ -251,8 +257,7 @@ class Network(NamedTuple):
       cond=self.batch.cond,
     )
     cache = cache.replace(segment_ids=self._rows(self.batch.segment_ids))
-    start = None if first else slots[:, 0]
-    return self._apply(z, None, batch, start, cache)[1]
+    return self._apply(z, None, batch, slots[:, 0], cache)[1]
 
   def finish(
     self, z: PyTree, window: Window, rows: Bool[Array, "B"], cache: KVCache
