@@ -294,10 +294,10 @@ def _product(rows, kernel, *, sizes):
   library = None if platform() in ("cpu", "tpu") else _library()
   if library is None:
     return checkpoint_name(lax.ragged_dot(rows, kernel, sizes), PRODUCT)
-  # Mosaic's has a part of its program for each expert, Triton's of its grid: the
-  # one compiles for minutes where layers lie apart, the other idles at many rows.
-  few = rows.shape[0] < _MANY * sizes.size
-  kinds = ("triton", "xla") if few else ("mosaic", "triton", "xla")
+  # Mosaic's program grows with experts, to minutes of compiling; Triton's grid does.
+  many = rows.shape[0] >= _MANY * sizes.size
+  fits = all(n * kernel.itemsize % 32 == 0 for n in kernel.shape[1:])
+  kinds = (*(("mosaic",) if many and fits else ()), "triton", "xla")
   # Traced by itself: it looks for its arguments' devices in all that was traced.
   product = jax.jit(library.ragged_dot, static_argnames="implementation")
   out = product(rows, kernel, sizes, implementation=kinds)

@@ -164,9 +164,13 @@ def test_the_usual_form_is_one_that_multiplies_in_groups(
   assert moe._implementation(given, positions) == expected
 
 
-@pytest.mark.parametrize("rows, first", [(2047, "triton"), (2048, "mosaic")])
+@pytest.mark.parametrize("rows, width, first", [
+    (2047, 8, "triton"),
+    (2048, 8, "mosaic"),
+    (2048, 10, "triton"),  # rows of 40 bytes, of which Mosaic's has no tile
+])  # fmt: skip
 def test_the_kernel_whose_program_grows_is_for_many_rows(
-  monkeypatch, rows, first
+  monkeypatch, rows, width, first
 ):
   asked = []
 
@@ -178,8 +182,8 @@ def test_the_kernel_whose_program_grows_is_for_many_rows(
   monkeypatch.setattr(moe, "platform", lambda: "NVIDIA H200")
   monkeypatch.setattr(moe, "_library", lambda: library)
   sizes = jnp.array([rows - 5, 5])
-  given = np.ones((rows, 2), np.float32), np.ones((2, 2, 3), np.float32)
-  assert_array_equal(moe._product(*given, sizes=sizes), 2)
+  x, kernel = jnp.ones((rows, 8)), jnp.ones((2, 8, width))
+  assert_array_equal(moe._product(x, kernel, sizes=sizes), 8)
   assert [kinds[0] for kinds in asked] == [first]
 
 
