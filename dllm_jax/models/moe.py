@@ -296,7 +296,7 @@ def _product(rows, kernel, *, sizes):
     return checkpoint_name(lax.ragged_dot(rows, kernel, sizes), PRODUCT)
   # Mosaic's program grows with experts, to minutes of compiling; Triton's grid does.
   many = rows.shape[0] >= _MANY * sizes.size
-  fits = all(n * kernel.itemsize % 32 == 0 for n in kernel.shape[1:])
+  fits = all(n % 64 == 0 for n in kernel.shape[1:])  # its tiles
   kinds = (*(("mosaic",) if many and fits else ()), "triton", "xla")
   # Traced by itself: it looks for its arguments' devices in all that was traced.
   product = jax.jit(library.ragged_dot, static_argnames="implementation")

@@ -73,7 +73,7 @@ def shardings(
 
   Raises:
     ValueError: if no rule matches, if a dimension does not divide, or if an
-      array above 4 MiB stays whole though parameters are divided.
+      array above 4 MiB stays whole by its rule though parameters are divided.
   """
   compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
   shapes = {
@@ -134,10 +134,8 @@ def _parts(names, mesh) -> int:
 
 
 def _check(path, leaf, spec, mesh):
-  whole = 1
   for axis, names in enumerate(spec):
     parts = _parts(names, mesh)
-    whole *= parts
     if leaf.shape[axis] % parts:
       raise ValueError(
         f"{path}: dimension {axis} of shape {tuple(leaf.shape)} does not"
@@ -147,7 +145,8 @@ def _check(path, leaf, spec, mesh):
   size = math.prod(leaf.shape) * leaf.dtype.itemsize
   axes = tuple(a for a in (FSDP, TENSOR, EXPERT) if a in mesh.shape)
   divided = _parts(axes, mesh)
-  if whole == 1 and divided > 1 and size > _LARGE:
+  # What a rule divides along another axis, as a router's rows, is known and small.
+  if not any(spec) and divided > 1 and size > _LARGE:
     raise ValueError(
       f"{path}: {size / 2**20:.1f} MiB would be replicated on a mesh that"
       f" divides parameters by {divided}; add a sharding rule for this path"

@@ -165,9 +165,9 @@ def test_the_usual_form_is_one_that_multiplies_in_groups(
 
 
 @pytest.mark.parametrize("rows, width, first", [
-    (2047, 8, "triton"),
-    (2048, 8, "mosaic"),
-    (2048, 10, "triton"),  # rows of 40 bytes, of which Mosaic's has no tile
+    (2047, 64, "triton"),
+    (2048, 64, "mosaic"),
+    (2048, 88, "triton"),  # no tiles of 64
 ])  # fmt: skip
 def test_the_kernel_whose_program_grows_is_for_many_rows(
   monkeypatch, rows, width, first
@@ -182,8 +182,8 @@ def test_the_kernel_whose_program_grows_is_for_many_rows(
   monkeypatch.setattr(moe, "platform", lambda: "NVIDIA H200")
   monkeypatch.setattr(moe, "_library", lambda: library)
   sizes = jnp.array([rows - 5, 5])
-  x, kernel = jnp.ones((rows, 8)), jnp.ones((2, 8, width))
-  assert_array_equal(moe._product(x, kernel, sizes=sizes), 8)
+  x, kernel = jnp.ones((rows, 64)), jnp.ones((2, 64, width))
+  assert_array_equal(moe._product(x, kernel, sizes=sizes), 64)
   assert [kinds[0] for kinds in asked] == [first]
 
 

@@ -82,6 +82,8 @@ def test_errors_name_the_path():
     shardings(large, mesh, rules[1:])
   shardings(tree(1024, 1024), mesh, rules[1:])
   shardings(large, make_mesh({"data": 8}), rules[1:])
+  # A rule that divides it along an axis of one device is no oversight.
+  shardings(large, make_mesh({"fsdp": 1, "tensor": 8}), rules)
   with pytest.raises(ValueError, match="no sharding rule matches 'mlp/up'"):
     shardings(tree(8), mesh, [("up", jax.P())])
 
