@@ -7,7 +7,7 @@ best groups of experts only; their outputs are summed with their scores,
     y = c sum_{e chosen} p_e F_e(x) (+ F_shared(x)),
 
 p_e divided by their sum if so configured. No token is ever dropped: positions
-are sorted by expert and multiplied in ragged groups, or in `tiles`. Over a mesh,
+are sorted by expert and multiplied in ragged groups, or in tiles (`grouped`). Over a mesh,
 each device has the experts of its share of axis `expert`, sees the positions of
 all of that axis, and adds up what its experts make of them.
 
@@ -17,14 +17,11 @@ of expert e a position and P_e its mean score, is k where all are used alike.
 
 from collections.abc import Callable
 import functools
-import logging
 from typing import Any
 
-from absl import flags
 from flax import linen as nn
 import jax
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -36,13 +33,12 @@ from dllm_jax.core.axes import (
   platform,
   TENSOR,
 )
-from dllm_jax.models import tiles
-from dllm_jax.models.layers import PRODUCT, scaled_normal, unit_rms
+from dllm_jax.models import grouped
+from dllm_jax.models.layers import scaled_normal, unit_rms
 from dllm_jax.models.perceptron import SwiGLU
 
 ROUTERS = ("softmax", "sigmoid")
 _FEW = 512  # positions: of more, products cost more than tiles' copies do
-_MANY = 1024  # rows of an expert that are worth a program unrolled over experts
 
 
 def choose(
@@ -266,42 +262,13 @@ def _implementation(config, positions: int) -> str:
   kind = platform()
   if kind == "cpu":
     return "dense"
-  kernel = jax.__version_info__ >= (0, 12) if kind == "tpu" else _library()
+  kernel = (
+    jax.__version_info__ >= (0, 12) if kind == "tpu" else grouped.library()
+  )
   if kernel:
     return "ragged"
   all_chosen = positions * config.experts_per_token >= config.experts
   return "batched" if positions <= _FEW and all_chosen else "tiled"
-
-
-@functools.cache
-def _library():
-  """Returns tokamax, kernels of grouped products for GPUs, or None."""
-  try:
-    import tokamax  # pylint: disable=g-import-not-at-top
-  except ImportError:
-    return None
-  # It would read the command line.
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  # It warns at each product that has not been tuned, in some hundred lines.
-  tuned = lambda record: "Autotuning cache miss" not in str(record.msg)
-  logging.getLogger("absl").addFilter(tuned)
-  return tokamax
-
-
-def _product(rows, kernel, *, sizes):
-  """Returns sorted rows times the matrices of their experts."""
-  library = None if platform() in ("cpu", "tpu") else _library()
-  if library is None:
-    return checkpoint_name(lax.ragged_dot(rows, kernel, sizes), PRODUCT)
-  # Mosaic's program grows with experts, to minutes of compiling; Triton's grid does.
-  many = rows.shape[0] >= _MANY * sizes.size
-  fits = all(n % 64 == 0 for n in kernel.shape[1:])  # its tiles
-  kinds = (*(("mosaic",) if many and fits else ()), "triton", "xla")
-  # Traced by itself: it looks for its arguments' devices in all that was traced.
-  product = jax.jit(library.ragged_dot, static_argnames="implementation")
-  out = product(rows, kernel, sizes, implementation=kinds)
-  return checkpoint_name(out, PRODUCT)
 
 
 def _batched(x, chosen, weights, kernels, first, activation=nn.silu):
@@ -340,7 +307,7 @@ def _ragged(x, chosen, weights, kernels, first, activation=nn.silu):
   order = jnp.argsort(expert, stable=True)
   back = jnp.argsort(order)
   sizes = jnp.bincount(expert, length=here + 1)[:here].astype(jnp.int32)
-  product = functools.partial(_product, sizes=sizes)
+  product = functools.partial(grouped.product, sizes=sizes)
   # What a kernel leaves in rows of others' experts is anything, forwards and back.
   ours = lambda rows: jnp.where(mine[order, None], rows, 0)
   rows = _spread(flat, order, back, mine.reshape(-1, count))
@@ -393,7 +360,7 @@ _collect.defvjp(
 
 _MIXTURES = {
   "ragged": _ragged,
-  "tiled": tiles.mixture,
+  "tiled": grouped.mixture,
   "batched": _batched,
   "dense": _dense,
 }

@@ -12,7 +12,7 @@ import pytest
 
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import ModelInputs
-from dllm_jax.models import moe, tiles, transformer, TransformerConfig
+from dllm_jax.models import grouped, moe, transformer, TransformerConfig
 from dllm_jax.models.moe import choose, Experts
 from dllm_jax.parallel import make_mesh, RULES
 from dllm_jax.parallel.sharding import shardings
@@ -113,7 +113,7 @@ def unkind(*given, sizes):
 
 def test_tiles_and_sorted_rows_of_any_routing(monkeypatch):
   """As every expert on every row: one has most rows, one none, four are away."""
-  monkeypatch.setattr(moe, "_product", unkind)
+  monkeypatch.setattr(grouped, "product", unkind)
   rng = np.random.default_rng(0)
   rows, count, experts, first = 90, 2, 4, 2
   x = rng.normal(size=(2, rows // 2, 6)).astype(np.float32)
@@ -135,7 +135,7 @@ def test_tiles_and_sorted_rows_of_any_routing(monkeypatch):
       x, weights, kernels
     )
 
-  mixes = (tiles.mixture, moe._ragged, moe._batched, moe._dense)
+  mixes = (grouped.mixture, moe._ragged, moe._batched, moe._dense)
   *found, expected = jax.jit(
     lambda *args: [gradient(mix, *args) for mix in mixes]
   )(x, weights, kernels)
@@ -159,32 +159,35 @@ def test_the_usual_form_is_one_that_multiplies_in_groups(
 ):
   monkeypatch.setattr(moe, "platform", lambda: kind)
   monkeypatch.setattr(jax, "__version_info__", version)
-  monkeypatch.setattr(moe, "_library", lambda: library or None)
+  monkeypatch.setattr(grouped, "library", lambda: library or None)
   given = config("sigmoid", experts_implementation=None)
   assert moe._implementation(given, positions) == expected
 
 
-@pytest.mark.parametrize("rows, width, first", [
-    (2047, 64, "triton"),
-    (2048, 64, "mosaic"),
-    (2048, 88, "triton"),  # no tiles of 64
+@pytest.mark.parametrize("rows, width, lacks, first", [
+    (2047, 64, None, "triton"),
+    (2048, 64, None, "mosaic"),
+    (2048, 88, None, "triton"),  # no tiles of 64
+    (2047, 64, "triton", "mosaic"),  # as tokamax 0.0.17 without triton
 ])  # fmt: skip
 def test_the_kernel_whose_program_grows_is_for_many_rows(
-  monkeypatch, rows, width, first
+  monkeypatch, rows, width, lacks, first
 ):
   asked = []
 
   def ragged_dot(*given, implementation):
-    asked.append(implementation)
+    asked.append(implementation[0])
+    if lacks == implementation[0]:
+      raise ValueError(f"Unknown implementation: {lacks}")
     return jax.lax.ragged_dot(*given)
 
   library = types.SimpleNamespace(ragged_dot=ragged_dot)
-  monkeypatch.setattr(moe, "platform", lambda: "NVIDIA H200")
-  monkeypatch.setattr(moe, "_library", lambda: library)
+  monkeypatch.setattr(grouped, "platform", lambda: "NVIDIA H200")
+  monkeypatch.setattr(grouped, "library", lambda: library)
   sizes = jnp.array([rows - 5, 5])
   x, kernel = jnp.ones((rows, 64)), jnp.ones((2, 64, width))
-  assert_array_equal(moe._product(x, kernel, sizes=sizes), 64)
-  assert [kinds[0] for kinds in asked] == [first]
+  assert_array_equal(grouped.product(x, kernel, sizes=sizes), 64)
+  assert asked == ([lacks] if lacks else []) + [first]
 
 
 def test_rows_of_experts_are_gathered_forwards_and_back():

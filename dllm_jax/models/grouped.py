@@ -1,27 +1,83 @@
-r"""Experts' perceptrons over tiles of rows, each tile of one expert.
+r"""Products of rows by the matrices of their experts: kernels, or tiles.
 
-Where a ragged product is no kernel of its own (XLA on GPUs multiplies all rows by
-all experts), choices are sorted by expert and each expert's run is padded to whole
-tiles of b rows,
+A ragged product is a kernel on TPUs, and on GPUs with tokamax (`product`). Where it
+is none (XLA on GPUs multiplies all rows by all experts), choices are sorted by
+expert and each expert's run is padded to whole tiles of b rows,
 
     tiles <= N k / b + E,    b about a quarter of N k / E,
 
 so that any routing fits a static number of tiles, and a step of a loop multiplies
-several of them, each by the matrices of its own expert. Tiles without rows are
-multiplied too: a quarter more than needed. Nothing is kept for the backward pass
-but the inputs; it runs each tile's perceptron again.
+several of them, each by the matrices of its own expert (`mixture`). Tiles without
+rows are multiplied too: a quarter more than needed. Nothing is kept for the
+backward pass but the inputs; it runs each tile's perceptron again.
 """
 
 from collections.abc import Callable
 import functools
+import logging
 
+from absl import flags
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dllm_jax.core.axes import platform
+from dllm_jax.models.layers import PRODUCT
+
+_MANY = 1024  # rows of an expert that are worth a program unrolled over experts
 _LARGEST_TILE = 512
 _ROWS = 8192  # of a step: enough to keep a GPU busy
+
+
+@functools.cache
+def library():
+  """Returns tokamax, kernels of grouped products for GPUs, or None."""
+  try:
+    import tokamax  # pylint: disable=g-import-not-at-top
+  except ImportError:
+    return None
+  # It would read the command line for flags of its own.
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  # It warns at each product that has not been tuned, in some hundred lines.
+  tuned = lambda record: "Autotuning cache miss" not in str(record.msg)
+  logging.getLogger("absl").addFilter(tuned)
+  return tokamax
+
+
+def product(
+  rows: Float[Array, "n D"],
+  kernel: Float[Array, "E D F"],
+  *,
+  sizes: Int[Array, "E"],
+) -> Float[Array, "n F"]:
+  """Returns rows, sorted by expert, times the matrices of their experts.
+
+  Args:
+    rows: those of the first expert first; what is left over is of none.
+    kernel: the experts' matrices.
+    sizes: how many rows each expert has.
+  """
+  kernels = None if platform() in ("cpu", "tpu") else library()
+  if kernels is None:
+    return checkpoint_name(lax.ragged_dot(rows, kernel, sizes), PRODUCT)
+  # Traced by itself: it looks for its arguments' devices in all that was traced.
+  multiply = jax.jit(kernels.ragged_dot, static_argnames="implementation")
+  # Mosaic's has a part of its program for each expert, Triton's of its grid: the
+  # one compiles for minutes where layers lie apart, the other idles at many rows.
+  many = rows.shape[0] >= _MANY * sizes.size
+  fits = all(n % 64 == 0 for n in kernel.shape[1:])  # its tiles
+  kinds = ("mosaic", "xla") if many and fits else ("triton", "xla")
+  try:
+    out = multiply(rows, kernel, sizes, implementation=kinds)
+  except ValueError as error:
+    if "Unknown implementation" not in str(error):
+      raise
+    # From 0.0.17 on Triton's is there with the package triton only.
+    out = multiply(rows, kernel, sizes, implementation=("mosaic", "xla"))
+  return checkpoint_name(out, PRODUCT)
 
 
 def mixture(
