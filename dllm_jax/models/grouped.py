@@ -69,7 +69,7 @@ def product(
   # one compiles for minutes where layers lie apart, the other idles at many rows.
   many = rows.shape[0] >= _MANY * sizes.size
   fits = all(n % 64 == 0 for n in kernel.shape[1:])  # its tiles
-  kinds = ("mosaic", "xla") if many and fits else ("triton", "xla")
+  kinds = (*(("mosaic",) if many and fits else ()), "triton", "xla")
   try:
     out = multiply(rows, kernel, sizes, implementation=kinds)
   except ValueError as error:

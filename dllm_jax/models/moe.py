@@ -7,9 +7,9 @@ best groups of experts only; their outputs are summed with their scores,
     y = c sum_{e chosen} p_e F_e(x) (+ F_shared(x)),
 
 p_e divided by their sum if so configured. No token is ever dropped: positions
-are sorted by expert and multiplied in ragged groups, or in tiles (`grouped`). Over a mesh,
-each device has the experts of its share of axis `expert`, sees the positions of
-all of that axis, and adds up what its experts make of them.
+are sorted by expert and multiplied in ragged groups, or in tiles (`grouped`).
+Over a mesh, each device has the experts of its share of axis `expert`, sees the
+positions of all of that axis, and adds up what its experts make of them.
 
 The router's balance loss E sum_e f_e P_e (arXiv:2101.03961, eq. 4), f_e choices
 of expert e a position and P_e its mean score, is k where all are used alike.
