@@ -61,7 +61,7 @@ def _held(denoiser: Denoiser, params: PyTree) -> PyTree:
   if jax.tree.structure(shapes) == jax.tree.structure(params):
     return params
   with compilation.not_kept():
-    made = jax.jit(denoiser.hold).lower(params).compile()
+    made = compilation.jit(denoiser.hold).lower(params).compile()
   placed = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
   return jax.tree.map(placed, shapes, made.output_shardings)
 
