@@ -266,3 +266,8 @@ ENTRY %main (p: (s32[], f32[5,8,8], f32[8,8])) -> (s32[], f32[5,8,8], f32[8,8]) 
   # The copy, the product (its slice, x, what it makes), what goes to the chip.
   assert found.moved == pytest.approx(2 * stack + (3 * one + number) + one)
   assert found.whole(stack) == 1
+
+
+def test_what_is_larger_than_an_array_is_no_copy_of_it():
+  written = ((3.0, 7.0), (4.0, 1.0), (8.0, 2.0), (9.0, 5.0))
+  assert hlo.Round(moved=0.0, written=written).whole(4.0) == 3.0
