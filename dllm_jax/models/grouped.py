@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.axes import platform
+from dllm_jax.core.axes import axis_size, EXPERT, platform
 from dllm_jax.models.layers import PRODUCT
 
 _MANY = 1024  # rows of an expert that are worth a program unrolled over experts
@@ -67,16 +67,19 @@ def product(
   multiply = jax.jit(kernels.ragged_dot, static_argnames="implementation")
   # Mosaic's has a part of its program for each expert, Triton's of its grid: the
   # one compiles for minutes where layers lie apart, the other idles at many rows.
-  many = rows.shape[0] >= _MANY * sizes.size
+  experts = sizes.size * axis_size(EXPERT)  # whose rows all are here
+  many = rows.shape[0] >= _MANY * experts
   fits = all(n % 64 == 0 for n in kernel.shape[1:])  # its tiles
-  kinds = (*(("mosaic",) if many and fits else ()), "triton", "xla")
+  mosaic = ("mosaic",) if fits else ()
+  kinds = (*(mosaic if many else ()), "triton", "xla")
   try:
     out = multiply(rows, kernel, sizes, implementation=kinds)
   except ValueError as error:
     if "Unknown implementation" not in str(error):
       raise
     # From 0.0.17 on Triton's is there with the package triton only.
-    out = multiply(rows, kernel, sizes, implementation=("mosaic", "xla"))
+    kinds = (*mosaic, "xla")
+    out = multiply(rows, kernel, sizes, implementation=kinds)
   return checkpoint_name(out, PRODUCT)
 
 

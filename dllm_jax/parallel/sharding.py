@@ -145,7 +145,7 @@ def _check(path, leaf, spec, mesh):
   size = math.prod(leaf.shape) * leaf.dtype.itemsize
   axes = tuple(a for a in (FSDP, TENSOR, EXPERT) if a in mesh.shape)
   divided = _parts(axes, mesh)
-  # What a rule divides along another axis, as a router's rows, is known and small.
+  # A rule that names an axis is a choice, though this mesh has one device on it.
   if not any(spec) and divided > 1 and size > _LARGE:
     raise ValueError(
       f"{path}: {size / 2**20:.1f} MiB would be replicated on a mesh that"

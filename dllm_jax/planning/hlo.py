@@ -115,7 +115,8 @@ class Round:
   def whole(self, size: float) -> float:
     """Returns how often an array of this many bytes, or up to twice, is written.
 
-    Twice is the array in float32; what is larger is another.
+    Twice is the array in float32; what is larger is another. An upper bound for
+    one array: others may have its size.
     """
     return sum(
       times for found, times in self.written if size <= found <= 2 * size

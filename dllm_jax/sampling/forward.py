@@ -201,6 +201,8 @@ class Network(NamedTuple):
       piece = lambda i, cache: self.fill(
         z, visible, cache, jnp.full(rows, i * self.block), self.block
       )
+      if length <= self.block:
+        return piece(0, cache)
       pieces = -(-jnp.max(ends) // self.block)
       return jax.lax.fori_loop(0, pieces, piece, cache)
     if isinstance(self._stored or self.objective.mask_spec, Full):

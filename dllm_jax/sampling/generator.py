@@ -240,7 +240,7 @@ class Generator:
     built, batch = plan.sampler, plan.batch
     launcher = self._launcher(built, trace)
     with jax.set_mesh(self.mesh):
-      params = held(self.denoiser, params)
+      params = jax.block_until_ready(held(self.denoiser, params))
       args = (params, process, jax.random.key(seed), batch)
       compile_seconds = launcher.compile(*args)
       start = time.perf_counter()

@@ -25,7 +25,10 @@ from dllm_jax.sampling.window import Window
 
 
 def prefilled(run: Run, canvas: Canvas) -> Canvas:
-  """Returns the canvas with the prompts in its cache, if that is exact."""
+  """Returns the canvas with the prompts in its cache, if that is exact.
+
+  To read one counts as a call, in however many pieces.
+  """
   if run.sampler.cache != "block":
     return canvas
   given = run.first(canvas.block) - run.network.lead > 0

@@ -1,6 +1,7 @@
 """Routers and experts against sums written out, and over meshes."""
 
 import dataclasses
+import functools
 import re
 import types
 
@@ -164,15 +165,8 @@ def test_the_usual_form_is_one_that_multiplies_in_groups(
   assert moe._implementation(given, positions) == expected
 
 
-@pytest.mark.parametrize("rows, width, lacks, first", [
-    (2047, 64, None, "triton"),
-    (2048, 64, None, "mosaic"),
-    (2048, 88, None, "triton"),  # no tiles of 64
-    (2047, 64, "triton", "mosaic"),  # as tokamax 0.0.17 without triton
-])  # fmt: skip
-def test_the_kernel_whose_program_grows_is_for_many_rows(
-  monkeypatch, rows, width, lacks, first
-):
+def asking(monkeypatch, lacks=None):
+  """Returns the list of kernels that a GPU's library will be asked for first."""
   asked = []
 
   def ragged_dot(*given, implementation):
@@ -184,10 +178,38 @@ def test_the_kernel_whose_program_grows_is_for_many_rows(
   library = types.SimpleNamespace(ragged_dot=ragged_dot)
   monkeypatch.setattr(grouped, "platform", lambda: "NVIDIA H200")
   monkeypatch.setattr(grouped, "library", lambda: library)
+  return asked
+
+
+@pytest.mark.parametrize("rows, width, lacks, first", [
+    (2047, 64, None, "triton"),
+    (2048, 64, None, "mosaic"),
+    (2048, 88, None, "triton"),  # no tiles of 64
+    (2047, 64, "triton", "mosaic"),  # as tokamax 0.0.17 without triton
+    (2047, 88, "triton", "xla"),
+])  # fmt: skip
+def test_the_kernel_whose_program_grows_is_for_many_rows(
+  monkeypatch, rows, width, lacks, first
+):
+  asked = asking(monkeypatch, lacks)
   sizes = jnp.array([rows - 5, 5])
   x, kernel = jnp.ones((rows, 64)), jnp.ones((2, 64, width))
   assert_array_equal(grouped.product(x, kernel, sizes=sizes), 64)
   assert asked == ([lacks] if lacks else []) + [first]
+
+
+def test_experts_of_other_devices_have_some_of_the_rows(monkeypatch):
+  asked = asking(monkeypatch)
+  sizes = jnp.array([1024, 1024])
+  of = jax.ShapeDtypeStruct
+  for experts, first in ((1, "mosaic"), (2, "triton")):
+    with jax.set_mesh(make_mesh({"expert": experts, "data": 8 // experts})):
+      jax.eval_shape(
+        functools.partial(grouped.product, sizes=sizes),
+        of((2048, 64), "float32"),
+        of((2, 64, 64), "float32"),
+      )
+    assert asked.pop() == first
 
 
 def test_rows_of_experts_are_gathered_forwards_and_back():
