@@ -280,4 +280,5 @@ class Renoise(Stepwise):
         said=mean(law) if self.conditions else None,
       )
 
-    return reduce(look, out, z, noise, rows, window=window)
+    # Half a chunk: one canvas's logits are never all there.
+    return reduce(look, out, z, noise, rows, window=window, live=2)
