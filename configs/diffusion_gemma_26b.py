@@ -48,5 +48,6 @@ def get_config() -> ConfigDict:
       "v5p:4x4x4": {"mesh": {"data": 1, "fsdp": 64}},
       "v6e:8x8": {"mesh": {"data": 1, "fsdp": 64}},
       "h200:1x8": {"mesh": {"data": 1, "fsdp": 8}},
+      "h200:1x1": {"model": {"attention": "flash"}},
     },
   })

@@ -28,7 +28,7 @@ from dllm_jax import load_pretrained
 from dllm_jax.config import config
 from dllm_jax.core import mask as masks
 from dllm_jax.core.types import Process
-from dllm_jax.models.attention import dispatch
+from dllm_jax.models.attention import dispatch, kept, past
 from dllm_jax.parallel import compilation, make_mesh
 from dllm_jax.reports import benchmark
 from dllm_jax.run import timing
@@ -194,6 +194,53 @@ def kernels(tiny: bool) -> Iterator[Row]:
       names = "forward_milliseconds", "both_milliseconds"
       errors = _errors(found, best, real)
       yield {**row, **errors, **dict(zip(names, times, strict=True))}
+  if kept.chosen("flash"):
+    yield from canvases(tiny)
+
+
+def canvases(tiny: bool) -> Iterator[Row]:
+  """Yields canvases behind kept text by the kernel of caches: error and times.
+
+  Heads of DiffusionGemma's two kinds of layers; a part of `kernels`, on GPUs.
+  """
+  length, slots, heads = (32, 47, 4) if tiny else (256, 1023, 16)
+  for groups, width in ((2, 16),) if tiny else ((8, 256), (2, 512)):
+    keys = jax.random.split(jax.random.key(1), 5)
+    own, old = (1, length, groups, width), (1, 1, groups, slots, width)
+    shapes = (1, length, heads, width), own, own, old, old
+    inputs = tuple(
+      jax.random.normal(key, shape, jnp.bfloat16)
+      for key, shape in zip(keys, shapes, strict=True)
+    )
+    mine, held = jnp.ones((1, length)), jnp.arange(slots)[None] < slots - 9
+    sight = past.Sight(
+      mine[:, :, None] == mine[:, None],
+      mine[:, :, None] == held[:, None],
+      (mine.astype(jnp.int32), held.astype(jnp.int32)),
+    )
+
+    def attend(q, k, v, key, value, name, sight=sight):
+      kept = past.Past(key, value, jnp.asarray(0))
+      return past.attention(q, k, v, kept, sight, name)
+
+    programs = [
+      compilation.jit(functools.partial(attend, name=name))
+      for name in ("flash", "xla")
+    ]
+    wide = [x.astype(jnp.float32) for x in inputs]
+    with jax.default_matmul_precision("highest"):
+      best = np.asarray(programs[1](*wide))
+    found = np.asarray(programs[0](*inputs), np.float32)
+    error = _relative(found, best)
+    times = [_milliseconds(program, inputs, tiny) for program in programs]
+    names = "kernel_milliseconds", "reference_milliseconds"
+    yield {
+      "canvas": [heads, groups, width],
+      "slots": slots,
+      "error": error,
+      "ok": error <= _BFLOAT16,
+      **dict(zip(names, times, strict=True)),
+    }
 
 
 def _masks(rows: int, length: int):

@@ -266,6 +266,21 @@ def test_attention(monkeypatch):
 
 
 @pytest.mark.all
+def test_canvases(monkeypatch):
+  parts = script("device_parts")
+  run = functools.partial(parts.kept.attention, interpret=True)
+  monkeypatch.setattr(parts.kept, "attention", run)
+  monkeypatch.setattr(parts.kept, "chosen", lambda name: name == "flash")
+  (row,) = parts.canvases(tiny=True)
+  assert row["ok"] and row["error"] > 0  # not the reference beside itself
+  monkeypatch.setattr(
+    parts.kept, "attention", lambda *a, **b: 1.1 * run(*a, **b)
+  )
+  (row,) = parts.canvases(tiny=True)
+  assert not row["ok"]
+
+
+@pytest.mark.all
 def test_tokens_and_that_other_ones_are_noticed(monkeypatch):
   parts = script("device_parts")
   sample, made = parts._sampled, []

@@ -22,6 +22,19 @@ def axis_size(*names: str) -> int:
   return math.prod(mesh.shape[name] for name in names if name in mesh.shape)
 
 
+def shares(rows: int, heads: int) -> tuple[tuple[str, ...] | None, str | None]:
+  """Returns the axes that divide rows, and the one that divides heads.
+
+  None where the mesh has none, or they are no equal shares.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(name for name in BATCH_AXES if name in mesh.shape)
+  return (
+    axes if axes and rows % axis_size(*axes) == 0 else None,
+    TENSOR if TENSOR in mesh.shape and heads % axis_size(TENSOR) == 0 else None,
+  )
+
+
 def platform() -> str:
   """Returns the platform that is compiled for, which need not be here."""
   mesh = jax.sharding.get_abstract_mesh()

@@ -84,15 +84,15 @@ def _capped(logits: Array, softcap: float | None) -> Array:
 def mean_embedding(
   out: ModelOutputs,
 ) -> Callable[[Float[Array, "*n V"]], Float[Array, "*n D"]]:
-  """Returns `logits -> softmax(logits) @ unembed^T`, the mean row of a table.
+  """Returns `p -> p @ unembed^T`, the mean row of a table.
 
   What self-conditioning carries in place of probabilities. The gradient reaches
-  the unembedding, not the logits.
+  the unembedding, not p.
   """
   table = _table(out)
 
-  def mean(logits):
-    p = lax.stop_gradient(jax.nn.softmax(logits))
+  def mean(p):
+    p = lax.stop_gradient(p)
     if table is None:
       return p
     # Padding gets no probability: to slice the table would copy it.

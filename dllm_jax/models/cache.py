@@ -8,9 +8,11 @@ Keys are stored rotated.
 
 import jax
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dllm_jax.core.axes import shares
 from dllm_jax.core.types import KVCache, ModelInputs
 
 
@@ -167,23 +169,24 @@ def store(
     latest = lambda at: none.at[at].max(order, mode="drop")
     return jax.vmap(latest)(at)
 
-  def over(old, new, position, axis):
-    """Returns old with what positions say of new, in the rows that there are."""
-    here = lax.slice_in_dim(old, 0, slots.shape[0], axis=axis)
-    taken = jnp.where(position >= 0, new.astype(old.dtype), here)
-    if here.shape == old.shape:
-      return taken
-    return lax.dynamic_update_slice_in_dim(old, taken, 0, axis=axis)
-
   def put(old, new):
     position = source(old.shape[3])[None, :, None, :, None]
-    taken = jnp.take_along_axis(new, jnp.maximum(position, 0), axis=3)
-    return over(old, taken, position, axis=1)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+      return _put(old, new, position)
+    rows, heads = shares(old.shape[1], old.shape[2])
+    rows = rows if len(slots) == old.shape[1] else None
+    kept = jax.P(None, rows, heads)
+    return jax.shard_map(
+      _put,
+      in_specs=(kept, kept, jax.P(None, rows)),
+      out_specs=kept,
+      check_vma=False,
+    )(old, new, position)
 
   def of_slots(old, new):
     position = source(old.shape[1])
-    taken = jnp.take_along_axis(new, jnp.maximum(position, 0), axis=1)
-    return over(old, taken, position, axis=0)
+    return _over(old, _taken(new, position, axis=1), position, rows=0)
 
   held = cache.slots
   return cache.replace(
@@ -192,3 +195,29 @@ def store(
     value=tuple(map(put, cache.value, values)),
     segment_ids=of_slots(cache.segment_ids, segments),
   )
+
+
+def _put(old, new, position):
+  """Returns old `[N, B, H, S, K]` with what positions say of new.
+
+  Laid out as declared: of its own accord XLA gathers slot by slot, and keeps the
+  whole cache so, of which kernels then read a second one. Where devices divide it
+  each does so by itself: in jax 0.10 a layout that is asked for makes it whole on
+  all (findings/jax_layout_constraint_gathers_shards.sh).
+  """
+  taken = _taken(new, position, axis=3)
+  taken = with_layout_constraint(taken, Layout(tuple(range(taken.ndim))))
+  return _over(old, taken, position, rows=1)
+
+
+def _taken(new, position, axis: int):
+  return jnp.take_along_axis(new, jnp.maximum(position, 0), axis=axis)
+
+
+def _over(old, taken, position, rows: int):
+  """Returns old with what was taken, where a position was, in its first rows."""
+  here = lax.slice_in_dim(old, 0, taken.shape[rows], axis=rows)
+  taken = jnp.where(position >= 0, taken.astype(old.dtype), here)
+  if here.shape == old.shape:
+    return taken
+  return lax.dynamic_update_slice_in_dim(old, taken, 0, axis=rows)

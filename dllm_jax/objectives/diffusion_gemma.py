@@ -263,7 +263,8 @@ class DiffusionGemma(Discrete):
       return text, denoise(told(nothing)), canvas
     first = jax.lax.stop_gradient(denoise(told(nothing)).hidden)
     first = text.replace(hidden=first, past=None)
-    said = reduce(mean_embedding(first), first, live=3)
+    mean = mean_embedding(first)
+    said = reduce(lambda x: mean(jax.nn.softmax(x)), first, live=3)
     coin = drawn.conditioned[:, None, None]
     return text, denoise(told(jnp.where(coin, said, nothing))), canvas
 

@@ -251,14 +251,17 @@ class _Program:
 
     cuDNN's takes queries `[B, T, H, K]` and keys `[B, S, G, K]` first, and so
     does that of tiles after five small arrays, or that of caches, of all layers
-    `[N, B, G, S, K]`; of experts' products, all that is no list is an operand.
+    `[N, B, G, S, K]`, perhaps with keys `[B, T, G, K]` beside them; of experts'
+    products, all that is no list is an operand.
     """
     if op.code != "custom-call":
       return None
     own = re.search(r"/(flash_\w+)/", op.rest)
     if own:
-      q, k = (dims_of(self._shape(computation, n)) for n in op.operands[5:7])
-      product = 2.0 * math.prod(q) * k[1 if len(k) == 4 else 3]
+      shapes = [dims_of(self._shape(computation, n)) for n in op.operands]
+      q, k, beside = shapes[5], shapes[6], shapes[9:10]
+      slots = k[1] if len(k) == 4 else k[3] + sum(own[1] for own in beside)
+      product = 2.0 * math.prod(q) * slots
       return Kernel(name=own[1], product=product, times=1.0)
     if "ragged_dot" in op.rest:
       shapes = [dims_of(self._shape(computation, n)) for n in op.operands]

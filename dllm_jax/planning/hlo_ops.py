@@ -45,6 +45,11 @@ def convolution(op: Op, left: Sequence[int], kernel: Sequence[int]) -> float:
   return total
 
 
+_BY_PLACE = frozenset({
+  "add", "convert", "divide", "exponential", "log", "maximum", "minimum",
+  "multiply", "negate", "subtract", "tanh",
+})  # fmt: skip
+
 Computations = Mapping[str, Mapping[str, Op]]
 
 
@@ -64,6 +69,7 @@ def read(computations: Computations, fused: str, number: int) -> float:
   for user in inner.values():
     for place, name in enumerate(user.operands):
       users[name].append((user, place))
+  whole = parameters(inner)[number]
 
   def of(name):
     return sum(one(user, place) for user, place in users[name])
@@ -71,6 +77,10 @@ def read(computations: Computations, fused: str, number: int) -> float:
   def one(user, place):
     if user.code in ("dynamic-slice", "gather", "slice") and place == 0:
       return bytes_of(user.shape, True)
+    # Of what is computed place by place, a fusion computes what is used of it.
+    alike = math.prod(dims_of(user.shape)) == math.prod(dims_of(whole.shape))
+    if user.code in _BY_PLACE and alike and not user.root:
+      return of(user.name)
     if user.code == "dynamic-update-slice" and place == 0:
       return 0.0
     if user.code == "scatter" and place == 0:
@@ -81,7 +91,7 @@ def read(computations: Computations, fused: str, number: int) -> float:
       return read(computations, called(user), place)
     return math.inf
 
-  return of(parameters(inner)[number].name)
+  return of(whole.name)
 
 
 def parameters(inner: Mapping[str, Op]) -> dict[int, Op]:

@@ -1,5 +1,7 @@
 """The key and value cache: what is written where, and what it costs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from dllm_jax.core.mask import Full
 from dllm_jax.core.types import KVCache, ModelInputs
 from dllm_jax.models import cache as caches
+from dllm_jax.parallel import make_mesh
 
 LAYERS, ROWS, HEADS, SLOTS, WIDTH = 3, 2, 2, 6, 4
 
@@ -74,3 +77,67 @@ def test_segments_are_those_of_the_new_positions(slot, expected):
   )
   found = caches.fill(jax.tree.map(jnp.asarray, kept()), inputs)
   np.testing.assert_array_equal(found.segment_ids, expected)
+
+
+def stored(fewer: int):
+  """Returns a cache of two kinds, new text of its first rows, and both after."""
+  rng = np.random.default_rng(2)
+  draw = lambda rows, slots: jnp.asarray(
+    rng.normal(size=(LAYERS, rows, HEADS, slots, WIDTH)), jnp.float32
+  )
+  cache = KVCache(
+    key=(draw(4, 5), draw(4, 12)),
+    value=(draw(4, 5), draw(4, 12)),
+    segment_ids=jnp.ones((4, 12), jnp.int32),
+    slots=jnp.full((4, 5), -1, jnp.int32),
+  )
+  rows = 4 - fewer
+  real = np.ones((rows, 3), np.int32)
+  real[1, 2] = 0
+  inputs = ModelInputs(
+    latent=jnp.zeros((rows, 3), jnp.int32),
+    segment_ids=jnp.asarray(real),
+    positions=jnp.zeros((rows, 3), jnp.int32),
+    mask=Full(),
+    slot=jnp.arange(3, 3 + rows),
+  )
+  keys, values = ([draw(rows, 3), draw(rows, 3)] for _ in range(2))
+  return cache, (tuple(keys), tuple(values), inputs)
+
+
+@pytest.mark.parametrize("fewer", [0, 2])
+def test_text_is_stored_in_the_places_of_each_kind(fewer):
+  cache, new = stored(fewer)
+  keys, _, inputs = new
+  found = jax.jit(caches.store)(cache, *new)
+  for kind, places in enumerate((5, 12)):
+    expected = np.array(cache.key[kind])
+    for row, real in enumerate(inputs.segment_ids):
+      for t in np.flatnonzero(real):
+        at = (3 + row + t) % places
+        expected[:, row, :, at] = keys[kind][:, row, :, t]
+    np.testing.assert_array_equal(found.key[kind], expected)
+  slots = np.full((4, 5), -1)
+  for row, real in enumerate(inputs.segment_ids):
+    for t in np.flatnonzero(real):
+      slots[row, (3 + row + t) % 5] = 3 + row + t
+  np.testing.assert_array_equal(found.slots, slots)
+
+
+def test_devices_that_divide_a_cache_send_nothing_to_store_text():
+  cache, new = stored(fewer=0)
+  mesh = make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4])
+  spec = lambda x: jax.P(
+    *((None, "data", "tensor") if x.ndim == 5 else ("data",))
+  )
+  place = lambda x: jax.device_put(x, jax.NamedSharding(mesh, spec(x)))
+  with jax.set_mesh(mesh):
+    program = jax.jit(
+      caches.store,
+      out_shardings=jax.tree.map(lambda x: place(x).sharding, cache),
+    ).lower(*jax.tree.map(place, (cache, *new)))
+    program = program.compile()
+    found = program(*jax.tree.map(place, (cache, *new)))
+  assert not re.search("all-gather|all-reduce|all-to-all", program.as_text())
+  expected = jax.jit(caches.store)(cache, *new)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)

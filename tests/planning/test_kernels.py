@@ -51,6 +51,44 @@ def test_the_kernel_of_caches_counts_one_layer_of_them():
   assert work.moved == small + 2 * queries + 2 * layer
 
 
+def test_keys_beside_a_cache_are_more_slots():
+  one, cache = "bf16[2,512,2,64]{3,2,1,0}", "[3,2,2,1024,64]"
+  text = FLASH.replace("KERNEL", "flash_kept").replace("%s, %s", "%s, %s")
+  text = text.replace(one, f"bf16{cache}{{4,3,2,1,0}}")
+  text = text.replace("k: bf16[2,512,2,64])", f"k: bf16{cache}, o: {one[:17]})")
+  text = text.replace("%k, %k)", "%k, %k, %s, %o, %o)")
+  text = text.replace("  ROOT", f"  %o = {one} parameter(6)\n  ROOT")
+  (kernel,) = hlo.read(text, devices=1).kernels
+  assert kernel.product == 2 * 2 * 512 * (1024 + 512) * 4 * 64
+
+
+GATHERED = """
+HloModule m, is_scheduled=true
+
+%rows (x: f32[64,512], i: s32[4,1]) -> f32[4,512] {
+  %x = f32[64,512]{1,0} parameter(0)
+  %i = s32[4,1]{1,0} parameter(1)
+  %e = f32[64,512]{1,0} exponential(%x)
+  %g = f32[4,512]{1,0} gather(%e, %i), offset_dims={1}, collapsed_slice_dims={0}, start_index_map={0}, index_vector_dim=1, slice_sizes={1,512}
+  ROOT %n = f32[4,512]{1,0} USE
+}
+
+ENTRY %main (x: f32[64,512], i: s32[4,1]) -> f32[4,512] {
+  %x = f32[64,512]{1,0} parameter(0)
+  %i = s32[4,1]{1,0} parameter(1)
+  ROOT %f = f32[4,512]{1,0} fusion(%x, %i), kind=kLoop, calls=%rows
+}
+"""
+
+
+def test_what_is_gathered_of_a_fusions_own_is_all_that_it_reads():
+  moved = lambda use: hlo.read(GATHERED.replace("USE", use), devices=1).moved
+  rows = 4 * 4 * 512
+  assert moved("negate(%g)") == 2 * rows + 4 * 4
+  whole = "reduce-window(%e)"  # anything else wants all of it
+  assert moved(whole) == 4 * 64 * 512 + rows + 4 * 4
+
+
 @pytest.mark.parametrize("target", ["mosaic_gpu_v2", "__gpu$xla.gpu.triton"])
 @pytest.mark.parametrize(
   "order, operand, shape",

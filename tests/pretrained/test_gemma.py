@@ -91,7 +91,7 @@ def said(logits):
   )
   table = model.params["embed"]["embedding"]
   out = out.replace(unembed=table.T)
-  return mean_embedding(out)(jnp.asarray(logits))
+  return mean_embedding(out)(jax.nn.softmax(jnp.asarray(logits)))
 
 
 @pytest.mark.all

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.core.axes import platform
 from dllm_jax.core.mask import (
   BlockCausal,
   Causal,
@@ -168,12 +167,11 @@ def cached_attention(
   who = dict(
     mask=mask, q_segments=q_segments, k_segments=k_segments, q_slots=q_slots
   )
-  own = implementation in ("cudnn", "flash") and platform() not in (
-    "cpu",
-    "tpu",
-  )
-  if own and extra is None and kernels.kept.fits(cache, mask):
-    return kernels.kept.attention(q, cache, layer, **who)
+  kernel = kernels.kept
+  if (
+    kernel.chosen(implementation) and extra is None and kernel.fits(cache, mask)
+  ):
+    return kernel.attention(q, cache, layer, **who)
   k, v = read(cache, layer, q.dtype)
   return attention(
     q, k, v, **who, extra=extra, implementation=implementation, context=context

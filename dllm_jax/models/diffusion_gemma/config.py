@@ -55,7 +55,8 @@ class GemmaConfig(Shape):
     remat: what a layer keeps for its backward pass (`layers.REMAT`).
     unroll: layers to a step of the scan.
     attention: implementation (`attention.IMPLEMENTATIONS`), of text without a
-      cache; what reads a past has its own.
+      cache, and of canvases that read one: by the kernel of `attention.kept` if
+      "cudnn" or "flash" on a GPU. Text that reads a cache has the reference.
     context: how attention meets the keys of other devices (`context.STRATEGIES`).
     matmul: how layers multiply by their matrices (`quantised`).
     adapter: low-rank changes of matrices, "lora" or "dora" (`adapters`).

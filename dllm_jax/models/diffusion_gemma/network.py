@@ -40,7 +40,7 @@ from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from dllm_jax.core.mask import Causal, Full
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
@@ -90,34 +90,32 @@ def gemma(config: GemmaConfig) -> Denoiser:
 
 
 @struct.dataclass
-class _Sight:
-  """What the layers of a kind see.
+class _Told:
+  """What the layers of a kind are told of a call.
 
   Attributes:
     tables: cosines and sines.
-    own: which positions of the call see each other, and
-    seen: which kept ones they see; None where nothing is kept.
+    sight: what its positions see; None where nothing is kept.
   """
 
   tables: tuple[Array, Array]
-  own: Bool[Array, "B T T"] | None = None
-  seen: Bool[Array, "B T S"] | None = None
+  sight: beside.Sight | None = None
 
 
 @struct.dataclass
 class _Shared:
-  """What all layers read: the call's segments, and what each stack sees."""
+  """What all layers read: the call's segments, and what each stack is told."""
 
   segment_ids: Array
-  sights: tuple[_Sight, ...]
+  told: tuple[_Told, ...]
   text: bool = struct.field(pytree_node=False)
 
 
-def _sight(kind: Kind, inputs: ModelInputs, past: KVCache | None, places):
-  """Returns what the layers of a kind see; `places` they have in the past."""
+def _told(kind: Kind, inputs: ModelInputs, past: KVCache | None, places):
+  """Returns what the layers of a kind are told; `places` they have in the past."""
   tables, text = kind.tables(inputs.positions), isinstance(inputs.mask, Causal)
   if past is None or inputs.slot is None:
-    return _Sight(tables=tables)
+    return _Told(tables=tables)
   segments, q = inputs.segment_ids, query_slots(inputs)
   own = kind.spec(text).allowed(q[:, :, None], q[:, None, :])
   own &= segments[:, :, None] == segments[:, None, :]
@@ -127,14 +125,19 @@ def _sight(kind: Kind, inputs: ModelInputs, past: KVCache | None, places):
   else:
     k = past.slots
   there = (k >= 0) & (k < start)
+  if kind.window is not None and not text:
+    # A canvas's last position sees as far back as its first.
+    there &= start - k < kind.window
   held = jnp.clip(k, 0, past.segment_ids.shape[1] - 1)
   held = jnp.take_along_axis(past.segment_ids, held, axis=1)
+  held = jnp.where(there, held, 0)
   seen = there[:, None, :] & (segments[:, :, None] == held[:, None, :])
-  if kind.window is not None:
-    # A canvas's last position sees as far back as its first.
-    last = q[:, :, None] - 1 if text else start[:, :, None]
-    seen &= last - k[:, None, :] < kind.window - 1 + (not text)
-  return _Sight(tables=tables, own=own, seen=seen)
+  if kind.window is not None and text:
+    seen &= q[:, :, None] - k[:, None, :] < kind.window
+  # The kernel has no gradient: what comes without a cache is trained through.
+  alike = not text and inputs.past is None
+  sight = beside.Sight(own, seen, (segments, held) if alike else None)
+  return _Told(tables=tables, sight=sight)
 
 
 class _Gemma(nn.Module):
@@ -186,18 +189,22 @@ class _Gemma(nn.Module):
     old = [None] * len(runs)
     if past is not None and inputs.slot is not None:
       old = list(zip(past.key, past.value, strict=True))
-    sights = tuple(
-      _sight(c.kind(run), inputs, past, one and one[0].shape[3])
+    told = tuple(
+      _told(c.kind(run), inputs, past, one and one[0].shape[3])
       for run, one in zip(runs, old, strict=True)
     )
-    shared = _Shared(inputs.segment_ids, sights, text)
+    shared = _Shared(inputs.segment_ids, told, text)
     if self.apart:
       return _Apart(c, name="period")(x, shared, old)
-    fold = lambda a: a.reshape(periods, -1, *a.shape[1:])
+
+    def fold(pair):  # each layer's own is a stack of one
+      key, value = (a.reshape(periods, -1, 1, *a.shape[1:]) for a in pair)
+      return beside.Past(key, value, jnp.zeros(key.shape[:2], jnp.int32))
+
     unroll = max(c.unroll // c.period, 1)
     blocks = layers.stack(_Period, layers=periods, remat="none", unroll=unroll)
     blocks = blocks((c,), name="period")
-    x, (new, aux) = blocks(x, shared, jax.tree.map(fold, old))
+    x, (new, aux) = blocks(x, shared, [pair and fold(pair) for pair in old])
     flat = lambda a: a.reshape(-1, *a.shape[2:])
     kept = jax.tree.map(flat, new) if text else None
     aux = {
@@ -226,9 +233,9 @@ class _Apart(nn.Module):
     )
     kept, reports = [[] for _ in runs], []
     for _, r, i in order:
-      sights = (shared.sights[r],)
-      past = jax.tree.map(lambda a, i=i: a[i], old[r])
-      x, (new, aux) = runs[r](i, x, shared.replace(sights=sights), past)
+      told = (shared.told[r],)
+      past = old[r] and beside.Past(*old[r], jnp.asarray(i))
+      x, (new, aux) = runs[r](i, x, shared.replace(told=told), past)
       kept[r].append(new)
       reports.append(aux)
     kept = list(map(layers.stacked, kept)) if shared.text else None
@@ -263,9 +270,9 @@ class _Period(nn.Module):
   @nn.compact
   def __call__(self, x, shared: _Shared, old):
     c, kept, reports = self.config, [], []
-    for run, sight, past in zip(c.runs, shared.sights, old, strict=True):
+    for run, told, past in zip(c.runs, shared.told, old, strict=True):
       x, (new, aux) = _Run(c, c.kind(run), run.each, name=_name(run))(
-        x, shared.replace(sights=(sight,)), past
+        x, shared.replace(told=(told,)), past
       )
       kept.append(new)
       reports.append(aux)
@@ -321,13 +328,13 @@ class _Attention(nn.Module):
   @nn.compact
   def __call__(self, x, shared: _Shared, past):
     """Returns the mixed values, and keys and values `[B, G, T, K]` of text."""
-    c, kind, (sight,) = self.config, self.kind, shared.sights
+    c, kind, (told,) = self.config, self.kind, shared.told
     q, k, v = projected(
       c,
       kind.kv_heads,
       kind.head_dim,
       x,
-      sight.tables,
+      told.tables,
       values="own" if kind.window else "keys",
       unit_values=True,
       scaled=False,
@@ -344,7 +351,7 @@ class _Attention(nn.Module):
         context=c.context,
       )
     else:
-      y = beside.attention(q, k, v, past, sight.own, sight.seen)
+      y = beside.attention(q, k, v, past, told.sight, c.attention)
     kept = lambda a: jnp.swapaxes(a, 1, 2)
     new = (kept(k), kept(v)) if shared.text else None
     return projected_back(c, kind.head_dim, y), new

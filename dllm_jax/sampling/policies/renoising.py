@@ -8,6 +8,7 @@ import dataclasses
 from typing import NamedTuple
 
 from flax import struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -18,7 +19,7 @@ from dllm_jax.core.vocabulary import mean_embedding, reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
 from dllm_jax.sampling.policies.remasking import masks
 from dllm_jax.sampling.policies.rows import NONE
-from dllm_jax.sampling.policies.score import confidence, entropy
+from dllm_jax.sampling.policies.score import confidence, entropy, log_prob
 from dllm_jax.sampling.policies.selection import bounded, Progress, rank, sort
 from dllm_jax.sampling.window import where
 
@@ -268,16 +269,20 @@ class Renoise(Stepwise):
       logits = self.heated(self.filtered(logits, z, rows, guide), state)
       token, law = self.token(logits, z, rows, noise)
       best = jnp.argmax(rows.chosen(law), axis=-1).astype(jnp.int32)
-      of = lambda token: (
-        self.noted(law, token) | {"confidence": confidence(law, token)}
-      )
+      # One normalisation for all: each would be a pass over the vocabulary.
+      log_p = jax.nn.log_softmax(law)
+
+      def of(token):
+        noted = self.noted(law, token, log_prob(log_p, token, log_sum=0.0))
+        return noted | {"confidence": confidence(log_p, token, log_sum=0.0)}
+
       return _Seen(
         token=token,
         best=best,
         entropy=entropy(law),
         of_token=of(token),
         of_best=of(best),
-        said=mean(law) if self.conditions else None,
+        said=mean(jnp.exp(log_p)) if self.conditions else None,
       )
 
     # Half a chunk: one canvas's logits are never all there.

@@ -19,12 +19,21 @@ SCORES = ("confidence", "margin", "entropy", "random", "left")
 
 
 def log_prob(
-  logits: Float[Array, "B c V"], token: Int[Array, "B c"]
+  logits: Float[Array, "B c V"],
+  token: Int[Array, "B c"],
+  log_sum: Float[Array, "B c"] | float | None = None,
 ) -> Float[Array, "B c"]:
-  """Returns log softmax(logits) of a token, nats; 0 where it is not possible."""
+  """Returns log softmax(logits) of a token, nats; 0 where it is not possible.
+
+  Args:
+    logits: of a position's tokens.
+    token: one of them.
+    log_sum: logsumexp of the logits, where that is known.
+  """
   picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-  found = picked - jax.nn.logsumexp(logits, axis=-1)
-  return jnp.where(picked > -jnp.inf, found, 0.0)
+  if log_sum is None:
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+  return jnp.where(picked > -jnp.inf, picked - log_sum, 0.0)
 
 
 def log_prob_without(
@@ -56,12 +65,20 @@ def log_prob_without(
 
 
 def confidence(
-  logits: Float[Array, "B c V"], token: Int[Array, "B c"]
+  logits: Float[Array, "B c V"],
+  token: Int[Array, "B c"],
+  log_sum: Float[Array, "B c"] | float | None = None,
 ) -> Float[Array, "B c"]:
-  """Returns the probability of a token; 0 where no token is possible."""
+  """Returns the probability of a token; 0 where it is not possible.
+
+  Args:
+    logits: as of `log_prob`, and so are the others.
+    token: one of them.
+    log_sum: logsumexp of the logits, where that is known.
+  """
   picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-  p = jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
-  return jnp.where(picked > -jnp.inf, p, 0.0)
+  found = jnp.exp(log_prob(logits, token, log_sum))
+  return jnp.where(picked > -jnp.inf, found, 0.0)
 
 
 def margin(logits: Float[Array, "B c V"]) -> Float[Array, "B c"]:

@@ -1,5 +1,7 @@
 """The kernel that reads a cache where it lies, step by step, without a GPU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from dllm_jax.core.mask import BlockCausal, Causal, Full, Sliding, TwoStream
 from dllm_jax.core.types import KVCache
-from dllm_jax.models.attention import kept
+from dllm_jax.models.attention import kept, past
 from dllm_jax.models.attention.dispatch import cached_attention
 from dllm_jax.parallel import make_mesh
 from tests.jaxprs import larger_than
@@ -75,6 +77,48 @@ def test_slots_behind_the_last_segment_are_not_read():
   np.testing.assert_array_equal(again, own)
 
 
+def canvas(monkeypatch, q, cache, own, where):
+  """Returns the kernel's values of a canvas that is not written, the reference's."""
+  mine, held = where["q_segments"], where["k_segments"]
+  alike = mine[:, :, None] == mine[:, None], mine[:, :, None] == held[:, None]
+  sight = past.Sight(*alike, (mine, held))
+  monkeypatch.setattr(kept, "chosen", lambda name: name == "flash")
+  step = functools.partial(kept.attention, interpret=True)
+  monkeypatch.setattr(kept, "attention", step)
+
+  def run(q, cache, own, sight):
+    one = past.Past(cache.key, cache.value, jnp.asarray(1))
+    return [
+      past.attention(q, *own, one, sight, name) for name in ("flash", None)
+    ]
+
+  found = jax.device_get(jax.jit(run)(q, cache, own, sight))
+  return [x[mine > 0] for x in found]
+
+
+@pytest.mark.parametrize("slots", [48, 37])
+def test_a_canvas_and_what_it_reads_are_one_softmax(monkeypatch, slots):
+  """The last tile of 37 slots begins within the one before it."""
+  q, cache, where = draw(rows=4, length=21)
+  where["k_segments"] = where["k_segments"][:, :slots]
+  short = lambda x: x[:, :, :, :slots]
+  cache = cache.replace(key=short(cache.key), value=short(cache.value))
+  own = np.random.default_rng(1).normal(size=(2, 4, 21, GROUPS, WIDTH))
+  args = q, cache, own.astype(np.float32), where
+  alone = canvas(monkeypatch, *args)
+  agree(*alone)
+  mesh = make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4])
+  with jax.set_mesh(mesh):
+    agree(canvas(monkeypatch, *args)[0], alone[1])
+
+
+def test_rows_that_see_nothing_of_a_cache_see_themselves(monkeypatch):
+  q, cache, where = draw()
+  where["k_segments"] = np.zeros_like(where["k_segments"])
+  own = np.random.default_rng(1).normal(size=(2, 2, 12, GROUPS, WIDTH))
+  agree(*canvas(monkeypatch, q, cache, own.astype(np.float32), where))
+
+
 @pytest.mark.all
 def test_the_kernel_over_rows_and_heads_that_devices_divide():
   q, cache, where = draw(rows=4)
@@ -99,8 +143,8 @@ def test_what_the_kernel_cannot_read_goes_to_the_reference():
   _, cache, _ = draw()
   assert kept.fits(cache, Full())
   assert not kept.fits(cache, TwoStream(24, 8))
-  odd = cache.replace(segment_ids=cache.segment_ids[:, :40])
-  assert not kept.fits(odd, Full())
+  few = cache.replace(segment_ids=cache.segment_ids[:, :15])
+  assert not kept.fits(few, Full())
   wide = cache.replace(key=np.zeros((1, 2, 2, 48, 24)))
   assert not kept.fits(wide, Full())
 
