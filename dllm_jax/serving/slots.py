@@ -13,6 +13,8 @@ those of `sampling.step`, where the rows of a batch wait for each other at each
 block. No row reads another, so that a row has the tokens that it has there.
 """
 
+import functools
+import itertools
 from typing import NamedTuple
 
 from flax import struct
@@ -155,12 +157,11 @@ def admit(
     if width:
       kept = run.network.fill(canvas.z, request.valid, kept, start[None], width)
       canvas = canvas.replace(calls=canvas.calls + 1)
-  here, rows = jnp.ones((1,), bool), row[None]
   canvas = _ready(run, canvas.replace(cache=kept))
   return _placed(
     Slots(
-      _set(slots.requests, request, rows, here),
-      _put(slots.canvas, canvas, rows, here),
+      _set(slots.requests, request, row[None], None),
+      _put(slots.canvas, canvas, row[None], None),
       slots.calls + (width > 0),
     )
   )
@@ -168,16 +169,14 @@ def admit(
 
 def move(slots: Slots, source: Int[Array, ""], row: Int[Array, ""]) -> Slots:
   """Returns the slots with what is in one row in another one too."""
-  here, rows = jnp.ones((1,), bool), row[None]
   canvas = _taken(slots.canvas.replace(cache=None), source[None])
   if slots.canvas.cache is not None:
     canvas = canvas.replace(cache=_cached(slots.canvas, source))
+  requests = _taken(slots.requests, source[None])
   return _placed(
     slots.replace(
-      requests=_set(
-        slots.requests, _taken(slots.requests, source[None]), rows, here
-      ),
-      canvas=_put(slots.canvas, canvas, rows, here),
+      requests=_set(slots.requests, requests, row[None], None),
+      canvas=_put(slots.canvas, canvas, row[None], None),
     )
   )
 
@@ -185,31 +184,39 @@ def move(slots: Slots, source: Int[Array, ""], row: Int[Array, ""]) -> Slots:
 def renew(model: Model, slots: Slots) -> Slots:
   """Returns the slots after the steps that make the caches of some rows anew.
 
-  Of those that are due; one row of each shard at a time: a pass over a canvas has
-  work enough, and the others take no part.
+  Of those that are due, two rows of each shard at a time, then the last one: a pass
+  over canvases has work enough then, each needs a cache beside, and the others take
+  no part.
   """
   run, canvas = model.run(slots.requests), slots.canvas
-  due, calls = _due(run, canvas), slots.calls
-  count, busy, window = due.shape[0], due, run.window(canvas)
-  shards = axis_size(*BATCH_AXES)
+  busy, window = _due(run, canvas), run.window(canvas)
+  count, shards = busy.shape[0], axis_size(*BATCH_AXES)
   shards = shards if count % shards == 0 else 1
 
-  def body(carry):
+  def body(width, carry):
     due, canvas, calls = carry
     grid = due.reshape(shards, -1)
-    here = jnp.any(grid, axis=1)
-    rows = jnp.arange(shards) * grid.shape[1] + jnp.argmax(grid, axis=1)
+    rows = jnp.argsort(~grid, axis=1, stable=True)[:, :width]
+    here = jnp.take_along_axis(grid, rows, axis=1).reshape(-1)
+    rows += jnp.arange(shards)[:, None] * grid.shape[1]
+    rows = rows.reshape(-1)
     part = model.run(_taken(run.requests, rows), run)
     those = _taken(canvas.replace(cache=None), rows)
     those = those.replace(cache=part.network.empty())
-    after, _ = step(part, those, part.window(those), here, True)
+    after = step(part, those, part.window(those), here, True)[0]
     due = _set(due, jnp.zeros_like(here), rows, here)
-    return due, _put(canvas, after, rows, here), calls + 1
+    canvas = _put(canvas, after, rows, None if shards == 1 else here)
+    return due, canvas, calls + 1
 
-  more = lambda carry: jnp.any(carry[0])
-  _, canvas, calls = lax.while_loop(more, body, (due, canvas, calls))
-  canvas = left(run, canvas, window, busy & (canvas.stage == IDLE))
-  return _placed(slots.replace(canvas=_ready(run, canvas), calls=calls))
+  def more(width, carry):
+    return jnp.any(jnp.sum(carry[0].reshape(shards, -1), axis=1) >= width)
+
+  carry = busy, canvas, slots.calls
+  for width in (2, 1) if count > shards else (1,):
+    both = (functools.partial(fn, width) for fn in (more, body))
+    carry = lax.while_loop(*both, carry)
+  canvas = left(run, carry[1], window, busy & (carry[1].stage == IDLE))
+  return _placed(slots.replace(canvas=_ready(run, canvas), calls=carry[2]))
 
 
 def advance(
@@ -331,8 +338,8 @@ def _taken(x: PyTree, rows: Int[Array, "R"]) -> PyTree:
 
 
 def _set(x: PyTree, new: PyTree, rows: Int[Array, "R"], here) -> PyTree:
-  """Returns arrays with new values in some rows, where they are here."""
-  at = lambda x: jnp.where(here, rows, x.shape[0])
+  """Returns arrays with new values in some rows, where they are here, or all."""
+  at = lambda x: rows if here is None else jnp.where(here, rows, x.shape[0])
   return jax.tree.map(lambda x, y: x.at[at(x)].set(y, mode="drop"), x, new)
 
 
@@ -351,14 +358,14 @@ def _put(canvas: Canvas, new: Canvas, rows: Int[Array, "R"], here) -> Canvas:
 def _stored(kept, new, count: int, rows, here):
   """Returns kept `[N, B or 2B, ...]` with rows of new `[N, R or 2R, ...]`.
 
-  One row is an update of a slice, which compilers make in place.
+  If all are here, a row is an update of a slice, which compilers make in place.
   """
   branches = range(kept.shape[1] // count)
-  if len(rows) == 1:
-    for branch in branches:
-      own = new[:, branch : branch + 1]
+  if here is None:
+    for branch, i in itertools.product(branches, range(len(rows))):
+      own = branch * len(rows) + i
       kept = lax.dynamic_update_slice_in_dim(
-        kept, own, rows[0] + branch * count, axis=1
+        kept, new[:, own : own + 1], rows[i] + branch * count, axis=1
       )
     return kept
   at = jnp.concatenate([

@@ -85,10 +85,13 @@ def served(workdir: pathlib.Path, *flags: str):
     *flags,
   )
   try:
-    first = process.stdout.readline()
-    url = first.partition(" at ")[2].partition(",")[0]
-    if not url.startswith("http") or "ready" not in process.stdout.readline():
-      raise AssertionError(first + process.communicate()[1])
+    said = [process.stdout.readline()]
+    while said[-1] and not said[-1].startswith("ready"):
+      said.append(process.stdout.readline())  # of the programs that compile
+    url = said[0].partition(" at ")[2].partition(",")[0]
+    if not said[-1] or not url.startswith("http"):
+      process.kill()
+      raise AssertionError("".join(said) + process.communicate()[1])
     yield process, url
   finally:
     if process.poll() is None:

@@ -26,7 +26,7 @@ from dllm_jax.core.types import (
   Process,
   Reading,
 )
-from dllm_jax.core.vocabulary import reduce
+from dllm_jax.core.vocabulary import best, reduce
 from dllm_jax.sampling.constraints.arrays import Followed
 from dllm_jax.sampling.constraints.paths import weights
 from dllm_jax.sampling.constraints.proposal import FAINT, softened
@@ -250,14 +250,14 @@ class Stepwise:
     """
     law = self.law(logits, z, rows)
     legal = rows.chosen(law)
-    best = lambda: jnp.argmax(legal, axis=-1).astype(jnp.int32)
+    likeliest = lambda: best(legal)
     draw = lambda: noise.categorical(Tag.TOKEN, legal)
     if rows.options is None:
-      token = best() if self._greedy else draw()
+      token = likeliest() if self._greedy else draw()
     else:
       warm = rows.warm
-      mixed = lambda: jnp.where(warm, draw(), best())
-      token = lax.cond(jnp.any(warm), mixed, best)
+      mixed = lambda: jnp.where(warm, draw(), likeliest())
+      token = lax.cond(jnp.any(warm), mixed, likeliest)
     return token, law
 
   def noted(

@@ -13,12 +13,14 @@ second what tokens are drawn from, and confidence too where the sampler sharpens
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
 
 from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from dllm_jax.sampling.constraints.proposal import Proposal
 from dllm_jax.sampling.policies.processors import (
@@ -121,6 +123,18 @@ class Rows:
     return self.options.temperature[..., 0] > 0.0
 
   @property
+  def plain(self) -> Bool[Array, ""]:
+    """Returns whether every row takes the best token of logits as they are."""
+    chosen = self.options
+    cuts = (chosen.top_k > 0) | (chosen.top_p < 1.0) | (chosen.min_p > 0.0)
+    return ~(self._adjusts | jnp.any(self.warm) | jnp.any(cuts))
+
+  @property
+  def _adjusts(self) -> Bool[Array, ""]:
+    used = jnp.any(self.options.bias_ids >= 0) | self.options.penalises
+    return used | jnp.any(self.early)
+
+  @property
   def threshold(self) -> Float[Array, "B 1"] | None:
     """Returns the confidence from which each row reveals slots together."""
     return None if self.options is None else self.options.threshold[..., 0]
@@ -142,12 +156,9 @@ class Rows:
 
   def adjusted(self, logits: Logits) -> Logits:
     """Returns logits with biases and penalties, without ends too early."""
-    chosen = self.options
-    if chosen is None:
+    if self.options is None:
       return logits
-    used = jnp.any(chosen.bias_ids >= 0) | chosen.penalises
-    used |= jnp.any(self.early)
-    return lax.cond(used, self._adjusted, lambda x: x, logits)
+    return lax.cond(self._adjusts, self._adjusted, lambda x: x, logits)
 
   def _adjusted(self, logits):
     chosen, vocab = self.options, logits.shape[-1]
@@ -194,6 +205,30 @@ def _where_any(
   """Returns fn(x) in some rows and x in the others; computed if there are any."""
   changed = lambda x: jnp.where(rows, fn(x), x)
   return lax.cond(jnp.any(rows), changed, lambda x: x, x)
+
+
+def plainly(
+  look: Callable[[Any, Rows], PyTree], policy: Any, rows: Rows
+) -> PyTree:
+  """Returns look(policy, rows), as cheap as what the rows chose allows.
+
+  Where rows have options, but each takes the best token of unchanged logits, the
+  policy is one that does so for all, and rows have none: what options change are
+  passes over the vocabulary, which together take as long as a network call on a
+  CPU, where both sides of a condition are written and read again.
+  """
+  if rows.options is None:
+    return look(policy, rows)
+  greedy = dataclasses.replace(
+    policy,
+    filters=rows.fixed(policy.filters),
+    processors=(*rows.fixed(policy.processors), Temperature(0.0)),
+  )
+  return lax.cond(
+    rows.plain,
+    lambda: look(greedy, rows.replace(options=None)),
+    lambda: look(policy, rows),
+  )
 
 
 NONE = Rows()

@@ -29,7 +29,7 @@ from dllm_jax.sampling.policies.revision import (
   Revision,
   Taken,
 )
-from dllm_jax.sampling.policies.rows import NONE
+from dllm_jax.sampling.policies.rows import NONE, plainly
 from dllm_jax.sampling.policies.score import (
   confidence,
   entropy,
@@ -220,17 +220,10 @@ class Unmasking(Stepwise):
     slot = jnp.broadcast_to(jnp.arange(active.shape[1]), active.shape)
 
     def draw(logits, z, noise, slot, rows):
-      read = self.filtered(logits, z, rows, guide)
-      token, law = self.token(read, z, rows, noise)
-      info = self.noted(law, token, self._likely(read, token, z, rows))
-      read = compose(self.doubts, rows.within(read, read), z, rows.counts)
-      sure = confidence(read, token)
-      h = entropy(read) if self.selection.entropy else None
-      ranks = score(self.score, read, sure, noise, slot)
-      if self.doubts:  # Whatever is ranked by: a doubted draw comes last.
-        ranks = jnp.where(sure > 0.0, ranks, -jnp.inf)
-        h = None if h is None else jnp.where(sure > 0.0, h, jnp.inf)
-      return token, sure, ranks, h, info
+      look = lambda policy, rows: policy.draw(
+        logits, z, noise, slot, rows, guide
+      )
+      return plainly(look, self, rows)
 
     token, sure, ranks, h, info = reduce(
       draw, out, z, noise, slot, rows, window=window
@@ -268,6 +261,20 @@ class Unmasking(Stepwise):
       new_z, memory = self.revision(taken, memory)
     state = state.replace(step=state.step + 1, memory=memory)
     return new_z, state, info | {"confidence": sure}
+
+  def draw(self, logits, z, noise, slot, rows, guide):
+    """Returns tokens, how sure they are, scores, entropies and `info`."""
+    read = self.filtered(logits, z, rows, guide)
+    token, law = self.token(read, z, rows, noise)
+    info = self.noted(law, token, self._likely(read, token, z, rows))
+    read = compose(self.doubts, rows.within(read, read), z, rows.counts)
+    sure = confidence(read, token)
+    h = entropy(read) if self.selection.entropy else None
+    ranks = score(self.score, read, sure, noise, slot)
+    if self.doubts:  # Whatever is ranked by: a doubted draw comes last.
+      ranks = jnp.where(sure > 0.0, ranks, -jnp.inf)
+      h = None if h is None else jnp.where(sure > 0.0, h, jnp.inf)
+    return token, sure, ranks, h, info
 
   def _likely(self, read, token, z, rows):
     """Returns the log-probability of draws, of sums that scores form anyway.
