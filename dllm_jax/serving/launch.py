@@ -96,8 +96,8 @@ class Program:
       defaults: what rows choose that say nothing else, `SamplerConfig.options`.
       end_ids: what ends the texts of rows that name no ends, also where the
         sampler would write on behind it.
-      counts: of rows that programs are compiled for; by default 1, half and all of
-        them, where the first rows lie together.
+      counts: of rows that programs are compiled for; by default 1, a quarter, half
+        and all of them, where the first rows lie together.
       room: of the languages that rows may choose; None for none.
 
     Raises:
@@ -311,4 +311,4 @@ def _counts(
   guided = sampler.guidance is not None and sampler.guidance.scale
   if guided or any(mesh.shape[axis] > 1 for axis in BATCH_AXES):
     return (rows,)
-  return tuple(sorted({1, (rows + 1) // 2, rows}))
+  return tuple(sorted({1, (rows + 3) // 4, (rows + 1) // 2, rows}))
