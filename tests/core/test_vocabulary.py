@@ -14,6 +14,7 @@ from dllm_jax.core.axes import AXES
 from dllm_jax.core.noise import Keyed, Tag
 from dllm_jax.core.types import ModelOutputs
 from dllm_jax.core.vocabulary import (
+  best,
   cross_entropy,
   forbid,
   mean_embedding,
@@ -357,3 +358,17 @@ def test_a_tied_table_is_read_as_it_is_stored():
   np.testing.assert_allclose(*found, rtol=1e-5)
   p = jax.nn.softmax(x @ table.T)
   np.testing.assert_allclose(found[0], p @ table, rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 300])
+def test_the_best_token_is_the_first_of_equals(vocab):
+  """Other forms of `argmax` part where logits tie, or are forbidden."""
+  rng = np.random.default_rng(vocab)
+  logits = rng.integers(0, 4, (5, 6, vocab)).astype(np.float32)
+  logits[0, 0], logits[1, :, : vocab // 2] = -np.inf, -np.inf
+  found = jax.jit(best)(logits)
+  assert found.dtype == jnp.int32
+  expected = np.argmax(logits, axis=-1)
+  np.testing.assert_array_equal(found, expected)
+  bad = jax.jit(best)(np.full((2, vocab), np.nan, np.float32))
+  assert ((bad >= 0) & (bad < vocab)).all()
