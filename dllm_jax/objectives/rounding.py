@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dllm_jax.core import vocabulary
 from dllm_jax.core.types import ModelOutputs
 from dllm_jax.core.vocabulary import reduce
 
@@ -25,7 +26,7 @@ def head(params: Params, x: Float[Array, "B L E"]) -> ModelOutputs:
 
 def best(out: ModelOutputs) -> Int[Array, "B L"]:
   """Returns the token with the greatest logit."""
-  return reduce(lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32), out)
+  return reduce(vocabulary.best, out)
 
 
 def nearest(params: Params, x: Float[Array, "B L E"]) -> Int[Array, "B L"]:

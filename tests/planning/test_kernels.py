@@ -53,7 +53,7 @@ def test_the_kernel_of_caches_counts_one_layer_of_them():
 
 def test_keys_beside_a_cache_are_more_slots():
   one, cache = "bf16[2,512,2,64]{3,2,1,0}", "[3,2,2,1024,64]"
-  text = FLASH.replace("KERNEL", "flash_kept").replace("%s, %s", "%s, %s")
+  text = FLASH.replace("KERNEL", "flash_kept")
   text = text.replace(one, f"bf16{cache}{{4,3,2,1,0}}")
   text = text.replace("k: bf16[2,512,2,64])", f"k: bf16{cache}, o: {one[:17]})")
   text = text.replace("%k, %k)", "%k, %k, %s, %o, %o)")

@@ -73,6 +73,17 @@ def test_a_cancelled_row_is_free_at_the_next_call():
   assert [served.heard[n].tokens for n in (1, 2, 3)] == want[1:]
 
 
+def test_canvases_are_read_two_at_a_time():
+  spec, made = of("dual")
+  served = Served(made)
+  rows = templates(spec.objective, 3)
+  served.round(*(served.ticket(row, n) for n, row in enumerate(rows)))
+  # Two and one, then a call on the blocks of all three.
+  assert served.scheduler.counts["calls"] == 2 + 1
+  served.finish()
+  assert [served.heard[n].tokens for n in range(3)] == offline(spec, rows)
+
+
 @pytest.mark.all
 @pytest.mark.parametrize("name", ["block", "dual", "autoregressive"])
 def test_rows_move_where_fewer_are_computed_for_fewer(name):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dllm_jax.core import check
+from dllm_jax.core.vocabulary import best
 
 Logits = Float[Array, "B c V"]
 Counts = Int[Array, "B 1 V"] | None
@@ -218,8 +219,8 @@ def heated(logits: Logits, value: float | Float[Array, "B 1 1"]) -> Logits:
 
 def best_only(logits: Logits) -> Logits:
   """Returns 0 at the best token, the lower id among equals, and -inf elsewhere."""
-  best = jnp.argmax(logits, axis=-1, keepdims=True)
-  return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
+  ids = jnp.arange(logits.shape[-1])
+  return jnp.where(ids == best(logits)[..., None], 0.0, -jnp.inf)
 
 
 def top_k(logits: Logits, k: int | Int[Array, "B 1 1"]) -> Logits:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dllm_jax.core import check
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Objective
-from dllm_jax.core.vocabulary import mean_embedding, reduce
+from dllm_jax.core.vocabulary import best, mean_embedding, reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
 from dllm_jax.sampling.policies.remasking import masks
 from dllm_jax.sampling.policies.rows import NONE
@@ -268,7 +268,7 @@ class Renoise(Stepwise):
     def look(logits, z, noise, rows):
       logits = self.heated(self.filtered(logits, z, rows, guide), state)
       token, law = self.token(logits, z, rows, noise)
-      best = jnp.argmax(rows.chosen(law), axis=-1).astype(jnp.int32)
+      likeliest = best(rows.chosen(law))
       # One normalisation for all: each would be a pass over the vocabulary.
       log_p = jax.nn.log_softmax(law)
 
@@ -278,10 +278,10 @@ class Renoise(Stepwise):
 
       return _Seen(
         token=token,
-        best=best,
+        best=likeliest,
         entropy=entropy(law),
         of_token=of(token),
-        of_best=of(best),
+        of_best=of(likeliest),
         said=mean(jnp.exp(log_p)) if self.conditions else None,
       )
 

@@ -213,9 +213,8 @@ def plainly(
   """Returns look(policy, rows), as cheap as what the rows chose allows.
 
   Where rows have options, but each takes the best token of unchanged logits, the
-  policy is one that does so for all, and rows have none: what options change are
-  passes over the vocabulary, which together take as long as a network call on a
-  CPU, where both sides of a condition are written and read again.
+  policy is one that does so for all, and rows have none: each thing that options
+  change is a pass over the vocabulary, whose result a condition would hand on.
   """
   if rows.options is None:
     return look(policy, rows)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Noise
+from dllm_jax.core.vocabulary import best
 
 Score = Literal["confidence", "margin", "entropy", "random", "left"]
 SCORES = ("confidence", "margin", "entropy", "random", "left")
@@ -84,9 +85,9 @@ def confidence(
 def margin(logits: Float[Array, "B c V"]) -> Float[Array, "B c"]:
   """Returns the probability of the best token less that of the second."""
   ids = jnp.arange(logits.shape[-1])
-  first = jnp.argmax(logits, axis=-1)
+  first = best(logits)
   rest = jnp.where(ids == first[..., None], -jnp.inf, logits)
-  second = jnp.argmax(rest, axis=-1)
+  second = best(rest)
   return confidence(logits, first) - confidence(logits, second)
 
 

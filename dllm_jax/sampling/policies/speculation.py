@@ -22,7 +22,7 @@ from dllm_jax.core import check
 from dllm_jax.core.mask import Causal
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import ModelOutputs, Noise
-from dllm_jax.core.vocabulary import reduce
+from dllm_jax.core.vocabulary import best, reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
 from dllm_jax.sampling.policies.policy import check_literal, check_mask
 from dllm_jax.sampling.policies.processors import Temperature
@@ -130,7 +130,7 @@ class Speculation(Stepwise):
   def _best(self, logits, z, rows):
     """Returns the likeliest token, filters and processors considered."""
     law = self.law(self.filtered(logits, z, rows, None), z, rows)
-    return jnp.argmax(law, axis=-1).astype(jnp.int32), law
+    return best(law), law
 
   def _next(self, logits, z, rows) -> Float[Array, "B c V"]:
     """Returns the log-probabilities of the next token."""

@@ -138,16 +138,19 @@ def test_no_random_token_is_left_of_a_canvas_that_stops_early():
   assert np.sum(tokens != 5) > 200  # what an early stop would have returned
 
 
-def test_soft_embeddings_are_those_of_the_tempered_logits():
+def test_what_is_said_is_of_the_tempered_logits():
   objective = DiffusionGemma(vocab_size=VOCAB, canvas=3)
   table = jax.random.normal(jax.random.key(0), (2, VOCAB + 3))  # 3 pad
   hidden = jax.random.normal(jax.random.key(1), (1, 3, 2))
   out = ModelOutputs(hidden=hidden, unembed=table, vocab_size=VOCAB)
-  policy = Renoise(objective=objective, steps=4, hot=0.8, cold=0.4)
+  policy = Renoise(objective=objective, steps=4, hot=0.8, cold=0.4, bound=99.0)
   assert policy.conditions
-  _, _, info = step(policy, [0, 0, 0], at=1, out=out)
+  (*tokens,), _, info = step(policy, [0, 0, 0], at=1, out=out)
   p = jax.nn.softmax(hidden @ table[:, :VOCAB] / 0.7)
   np.testing.assert_allclose(info["said"], p @ table[:, :VOCAB].T, rtol=1e-5)
+  likely = p[:, jnp.arange(3), jnp.array(tokens)]
+  np.testing.assert_allclose(info["confidence"], likely, rtol=1e-5)
+  np.testing.assert_allclose(info["log_prob"], jnp.log(likely), rtol=1e-5)
 
 
 def published(width):

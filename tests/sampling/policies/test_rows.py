@@ -11,7 +11,7 @@ from dllm_jax.core.noise import Keyed
 from dllm_jax.objectives.mdlm import MDLM
 from dllm_jax.planning.hlo_text import computations
 from dllm_jax.sampling.options import RowOptions, stack
-from dllm_jax.sampling.policies.rows import Rows
+from dllm_jax.sampling.policies.rows import plainly, Rows
 from dllm_jax.sampling.policies.unmasking import Unmasking
 from tests import jaxprs
 
@@ -161,6 +161,39 @@ def test_a_greedy_row_beside_a_warm_one():
   got = np.asarray(jax.jit(draw)(*args))
   np.testing.assert_array_equal(got[0], best[0])
   assert (got[1] != best[1]).any()
+
+
+PLAIN = (
+  RowOptions(temperature=0.0),
+  RowOptions(temperature=0.0, top_k=1),  # cuts scores where they are sharpened
+  RowOptions(temperature=0.0, logit_bias={3: 9.0}),
+  RowOptions(temperature=0.7, top_p=0.8),
+)
+
+
+@pytest.mark.parametrize("sharpens", [False, True])
+def test_a_plain_look_sees_what_the_general_one_does(sharpens):
+  policy = Unmasking(objective=OBJECTIVE, steps=4, sharpens=sharpens, top=2)
+  logits = np.random.default_rng(2).normal(size=(2, 3, VOCAB)).astype("float32")
+  z, slot = np.full((2, 3), MASK), np.tile(np.arange(3), (2, 1))
+  zeros = jnp.zeros(2, jnp.int32)
+  noise = Keyed.at(
+    jax.random.key(0), request=zeros, step=zeros, position=jnp.asarray(slot)
+  )
+
+  @jax.jit
+  def both(logits, rows):
+    look = lambda policy, rows: policy.draw(logits, z, noise, slot, rows, None)
+    return plainly(look, policy, rows), look(policy, rows), rows.plain
+
+  for number, option in enumerate(PLAIN):
+    found, expected, plain = both(logits, rows_of(PLAIN[0], option))
+    assert plain == (number == 0)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      found,
+      expected,
+    )
 
 
 def _called(ops, *, branches):

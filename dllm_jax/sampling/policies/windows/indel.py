@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.core import check
-from dllm_jax.core.vocabulary import reduce
+from dllm_jax.core.vocabulary import best, reduce
 from dllm_jax.sampling.policies.ancestral import Stepwise
 from dllm_jax.sampling.policies.policy import check_mask
 from dllm_jax.sampling.policies.rows import NONE
@@ -122,7 +122,6 @@ class InDel(Stepwise):
       but = lambda x, *tokens: jnp.where(
         jnp.isin(ids, jnp.array(tokens)), -jnp.inf, x
       )
-      best = lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32)
       pick = lambda token: jnp.take_along_axis(p, token[..., None], -1)[..., 0]
       first, other = best(logits), best(but(logits, objective.mask_id))
       strike = lambda x, ids: x.at[ids].set(-jnp.inf, mode="drop")
