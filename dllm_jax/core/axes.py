@@ -1,8 +1,12 @@
-"""Names of the mesh axes, the one thing that numerics know of a mesh."""
+"""What numerics know of where they run: names of mesh axes, and the platform."""
 
+from collections.abc import Callable
 import math
 
 import jax
+from jaxtyping import Array, Shaped
+
+_FOLDS = 4
 
 DATA, FSDP, TENSOR, CONTEXT, EXPERT = (
   "data",
@@ -68,3 +72,24 @@ def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
 
   spec = jax.P(*map(place, spec, x.shape))
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def folded(
+  pick: Callable[[Array, Array], Array], x: Shaped[Array, "*n S"]
+) -> Shaped[Array, "*n"]:
+  """Returns the largest (`jnp.maximum`) or smallest (`jnp.minimum`) of each row.
+
+  On CPUs a row's second half is first laid on its first, `_FOLDS` times: XLA picks
+  elementwise by vectors, and along a row one by one (0.15 ms for 32 rows of 32,000
+  numbers, and 0.46 so). NaN where a row has one.
+
+  Args:
+    pick: which.
+    x: rows of at least one number.
+  """
+  if platform() == "cpu":
+    for _ in range(_FOLDS):
+      half = -(-x.shape[-1] // 2)
+      # They overlap where S is odd: what is picked twice stays picked.
+      x = pick(x[..., :half], x[..., -half:])
+  return pick.reduce(x, axis=-1)

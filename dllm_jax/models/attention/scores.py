@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dllm_jax.core.axes import folded
+
 # Finite, so that a row without any allowed key gives numbers and not NaN.
 MASKED = -1e30
 
@@ -45,7 +47,7 @@ def row_max(scores: Float[Array, "*n S"]) -> Float[Array, "*n 1"]:
 
   Any shift leaves a softmax alone, so none goes through it.
   """
-  return jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  return folded(jnp.maximum, jax.lax.stop_gradient(scores))[..., None]
 
 
 def row_sum(p: Float[Array, "*n S"]) -> Float[Array, "*n 1"]:
