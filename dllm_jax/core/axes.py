@@ -4,7 +4,8 @@ from collections.abc import Callable
 import math
 
 import jax
-from jaxtyping import Array, Shaped
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Shaped
 
 _FOLDS = 4
 
@@ -72,6 +73,21 @@ def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
 
   spec = jax.P(*map(place, spec, x.shape))
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def once(x: PyTree[Array]) -> PyTree[Array]:
+  """Returns arrays, small ones, that all who read them share.
+
+  On CPUs XLA computes what is elementwise again in each loop that reads it, for
+  each element: a cosine for every head of queries, a mask from its segments for
+  every score. It ignores barriers there, but not the result of a condition, of
+  which it does not know that it always holds.
+  """
+  if platform() != "cpu" or axis_size(*AXES) > 1:
+    return x
+  first = (jax.tree.leaves(x)[0].ravel()[0] != 0).astype(jnp.float32)
+  none = lambda x: jax.tree.map(jnp.zeros_like, x)
+  return jax.lax.cond(first == first, lambda x: x, none, x)  # noqa: PLR0124
 
 
 def folded(

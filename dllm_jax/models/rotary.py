@@ -11,7 +11,7 @@ from typing import Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.axes import platform
+from dllm_jax.core.axes import once, platform
 
 
 class Scaling(Protocol):
@@ -228,7 +228,7 @@ def rotary_tables(
   frequencies = scaling.slow(theta**-exponent, dim=dim, theta=theta)
   angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
   scale = scaling.magnitude()
-  return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+  return once((jnp.cos(angles) * scale, jnp.sin(angles) * scale))
 
 
 def rotate(

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dllm_jax.core.mask import Full
 from dllm_jax.models import DoRA, layers, LoRA, rotary
+from dllm_jax.models.attention.dispatch import attention
 from dllm_jax.models.layers import Linear
 from dllm_jax.models.quantised import freeze
 from dllm_jax.parallel import compilation, make_mesh
@@ -141,3 +143,26 @@ def test_few_positions_and_other_types_meet_thin_products():
   assert not layers.one_is_cheaper(one(2, 40, 64, dtype=jnp.bfloat16), 96)
   with jax.set_mesh(make_mesh({"data": 2}, jax.devices()[:2])):
     assert not layers.one_is_cheaper(one(2, 40, 64), 96)
+
+
+def test_masks_and_cosines_are_computed_once():
+  mesh = make_mesh({"data": 1}, jax.devices()[:1])
+  positions = jnp.broadcast_to(jnp.arange(64), (2, 64))
+
+  def run(x, segments):
+    tables = rotary.rotary_tables(positions + segments, dim=16, theta=1e4)
+    q, k = rotary.rotate(x, tables), rotary.rotate(x * 2.0, tables)
+    return attention(
+      q, k, x, mask=Full(), q_segments=segments, k_segments=segments
+    )
+
+  with jax.set_mesh(mesh):
+    x, segments = jnp.ones((2, 64, 4, 16)), jnp.ones((2, 64), jnp.int32)
+    program = compilation.jit(run, mesh=mesh).lower(x, segments).compile()
+  text = program.as_text()
+  loops = text.split("\n}\n")
+  turned = [one for one in loops if " cosine(" in one]
+  masked = [one for one in loops if re.search(r" compare\(.*direction=EQ", one)]
+  assert turned and masked
+  heads = re.compile(r"f32\[2,(?:64,)?4,")
+  assert not any(heads.search(one) for one in turned + masked)
