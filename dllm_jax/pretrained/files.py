@@ -108,10 +108,11 @@ def fresh(shape, dtype: np.dtype) -> np.ndarray:
   """Returns memory that a CPU device takes over without a copy: whole pages.
 
   Not numpy's, who asks for huge ones: where memory is in pieces, those are put
-  together first, which took longer than reading and copying do.
+  together first, which took longer than reading and copying do. Nor all pages at
+  once: one core would clear them, where all that write can.
   """
   size = math.prod(shape) * dtype.itemsize
-  flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+  flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
   memory = mmap.mmap(-1, max(size, 1), flags=flags)
   return np.frombuffer(memory, np.uint8, size).view(dtype).reshape(shape)
 
