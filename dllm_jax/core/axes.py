@@ -1,6 +1,5 @@
 """What numerics know of where they run: names of mesh axes, and the platform."""
 
-from collections.abc import Callable
 import math
 
 import jax
@@ -90,9 +89,7 @@ def once(x: PyTree[Array]) -> PyTree[Array]:
   return jax.lax.cond(first == first, lambda x: x, none, x)  # noqa: PLR0124
 
 
-def folded(
-  pick: Callable[[Array, Array], Array], x: Shaped[Array, "*n S"]
-) -> Shaped[Array, "*n"]:
+def folded(pick: jnp.ufunc, x: Shaped[Array, "*n S"]) -> Shaped[Array, "*n"]:
   """Returns the largest (`jnp.maximum`) or smallest (`jnp.minimum`) of each row.
 
   On CPUs a row's second half is first laid on its first, `_FOLDS` times: XLA picks

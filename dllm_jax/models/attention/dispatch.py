@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.core.axes import once
 from dllm_jax.core.mask import (
   BlockCausal,
   Causal,
@@ -181,7 +180,7 @@ def cached_attention(
 
 def _allowed(mask, length, segments, slots, extra):
   q_segments, k_segments = segments
-  allowed = materialise(
+  return materialise(
     mask,
     slots,
     jnp.arange(length),
@@ -189,7 +188,6 @@ def _allowed(mask, length, segments, slots, extra):
     k_segments=k_segments,
     extra=extra,
   )
-  return once(allowed)
 
 
 def _by_queries(q, k, v, mask, segments, slots, extra):
@@ -275,7 +273,7 @@ def _two_stream(q, k, v, mask, q_segments, k_segments):
   blocks = jnp.arange(length) // block
   past = blocks[:, None] > blocks[None, :]
   past &= q_segments[:, noisy, None] == k_segments[:, None, clean]
-  past_scores = scores(q[:, noisy], k[:, clean], once(past)[:, None, None])
+  past_scores = scores(q[:, noisy], k[:, clean], past[:, None, None])
 
   # Own blocks become rows: [B * L / block, block, heads, K].
   own_q, own_k, own_v, own_qs, own_ks = (
@@ -283,7 +281,7 @@ def _two_stream(q, k, v, mask, q_segments, k_segments):
     for x in (q, k, v, q_segments, k_segments)
   )
   own = own_qs[:, :, None] == own_ks[:, None, :]
-  own_scores = scores(own_q, own_k, once(own)[:, None, None])
+  own_scores = scores(own_q, own_k, own[:, None, None])
 
   batch = q.shape[0]
 

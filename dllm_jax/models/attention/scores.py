@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dllm_jax.core.axes import folded
+from dllm_jax.core.axes import folded, once
 
 # Finite, so that a row without any allowed key gives numbers and not NaN.
 MASKED = -1e30
@@ -69,7 +69,7 @@ def scores(q, k, allowed) -> Float[Array, "B G R T S"]:
   q = jnp.transpose(q, (0, 2, 3, 1, 4)).reshape(batch, groups, -1, width)
   products = _product("bgnk,bgsk->bgns", q, jnp.swapaxes(k, 1, 2))
   products = products.reshape(batch, groups, heads // groups, length, -1)
-  return jnp.where(allowed, products, MASKED)
+  return jnp.where(once(allowed), products, MASKED)
 
 
 def mix(p, v) -> Float[Array, "B G R T K"]:

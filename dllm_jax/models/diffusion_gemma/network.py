@@ -42,7 +42,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dllm_jax.core.axes import once
 from dllm_jax.core.mask import Causal, Full
 from dllm_jax.core.types import Denoiser, KVCache, ModelInputs, ModelOutputs
 from dllm_jax.models import layers, moe
@@ -137,7 +136,7 @@ def _told(kind: Kind, inputs: ModelInputs, past: KVCache | None, places):
     seen &= q[:, :, None] - k[:, None, :] < kind.window
   # The kernel has no gradient: what comes without a cache is trained through.
   alike = not text and inputs.past is None
-  sight = beside.Sight(*once((own, seen)), (segments, held) if alike else None)
+  sight = beside.Sight(own, seen, (segments, held) if alike else None)
   return _Told(tables=tables, sight=sight)
 
 
