@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -23,6 +24,9 @@ from dllm_jax.models.quantised import BASES, check_base, dense, product
 
 NAMES = ("lora_a", "lora_b", "lora_magnitude")
 """A and B, and what DoRA adds to the magnitudes."""
+
+_LOW = "lora_low"
+"""The name of x A, by which rules of rematerialisation find it."""
 
 _MATRICES = r"(.*/)?layers/(attention|mlp)(/shared)?/(?!router)[a-z]+"
 
@@ -128,7 +132,7 @@ class LoRA:
     """Returns what `apply` does, by one product with W + s A B (`one_is_cheaper`).
 
     Neither pass adds arrays as large as its product. For the backward pass nothing
-    but the arguments is kept: the sum is formed again, unless it is at hand.
+    but the arguments and x A is kept: sums of matrices are formed again.
 
     Args:
       x: inputs.
@@ -137,10 +141,13 @@ class LoRA:
     """
     flat = lambda kernel: dense(kernel).astype(x.dtype).reshape(x.shape[-1], -1)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
+    @functools.partial(
+      jax.checkpoint,
+      prevent_cse=False,
+      policy=jax.checkpoint_policies.save_only_these_names(_LOW),
+    )
     def run(x, kernel, a, b):
-      change = lax.stop_gradient(a @ b)
-      return _through(x, flat(kernel) + change, a, b)
+      return _through(x, flat(kernel), a, b)
 
     a, b = (adapter[name].astype(x.dtype) for name in ("lora_a", "lora_b"))
     y = run(x, kernel, a, self.scale * b)
@@ -239,36 +246,51 @@ def one_is_cheaper(x: Float[Array, "*n D"], fan_out: int) -> bool:
 
 
 @jax.custom_vjp
-def _through(x, changed, a, b):
-  """Returns x (W + A B), W + A B given; gradients of A and B as of x W + (x A) B.
+def _through(x, w, a, b):
+  """Returns x (W + A B); gradients of A and B as of x W + (x A) B.
 
-  The gradient of W is formed where W trains, too.
+  Thin products cost what they read: x A comes with x (W + A B), the gradient times
+  B^T with that of x, as a few more columns. The gradient of W is formed where W
+  trains, too.
   """
-  del a, b
-  return product(x, changed, "default")
+  return product(x, w + a @ b, "default")
 
 
-def _through_forward(x, changed, a, b):
-  w_trains = (
-    () if changed.perturbed else None
-  )  # of pytrees, both without arrays
-  saved = x.value, changed.value, a.value, b.value
-  return product(*saved[:2], "default"), (*saved, w_trains)
+def _through_forward(x, w, a, b):
+  # Of pytrees, both without arrays.
+  w_trains = () if w.perturbed else None
+  x, w, a, b = (y.value for y in (x, w, a, b))
+  beside = jnp.concatenate(
+    (b, jnp.eye(*a.shape[1:] * 2, dtype=b.dtype)), axis=1
+  )
+  y = product(x, _plus(a @ beside, w), "default")
+  y, low = jnp.split(y, w.shape[1:], axis=-1)
+  return y, (x, w, a, b, checkpoint_name(low, _LOW), w_trains)
 
 
 def _through_backward(saved, gradient):
-  x, changed, a, b, w_trains = saved
-  d_x = product(gradient, changed.T, "default")
-  x, gradient = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
-  # Sums over positions are three times as fast with few rows as with few columns,
-  # products of all positions slower. Barriers keep the compiler from turning them.
-  low, d_low = lax.optimization_barrier((x @ a, gradient @ b.T))
-  d_a = lax.optimization_barrier(d_low.T @ x).T
-  d_w = None if w_trains is None else x.T @ gradient
-  return d_x, d_w, d_a, low.T @ gradient
+  x, w, a, b, low, w_trains = saved
+  below = jnp.concatenate((a, jnp.eye(*b.shape[:1] * 2, dtype=a.dtype)))
+  d_x = product(gradient, _plus(below @ b, w).T, "default")
+  d_x, d_low = jnp.split(d_x, w.shape[:1], axis=-1)
+  rows = lambda y: y.reshape(-1, y.shape[-1])
+  # Sums over positions are three times as fast with few rows as with few columns.
+  # A barrier keeps the compiler from turning them.
+  d_a = lax.optimization_barrier(rows(d_low).T @ rows(x)).T
+  d_w = None if w_trains is None else rows(x).T @ rows(gradient)
+  return d_x, d_w, d_a, rows(low).T @ rows(gradient)
 
 
 _through.defvjp(_through_forward, _through_backward, symbolic_zeros=True)
+
+
+def _plus(wide, w):
+  """Returns a matrix with W added to its first rows and columns, in place.
+
+  XLA's loops on CPUs choose number by number in an array that is padded or joined.
+  """
+  top = lax.slice(wide, (0, 0), w.shape)
+  return lax.dynamic_update_slice(wide, top + w, (0, 0))
 
 
 def column_norms(kernel: Float[Array, "*n D F"]) -> Float[Array, "*n F"]:

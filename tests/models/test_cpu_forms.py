@@ -115,7 +115,7 @@ def test_a_kernel_that_trains_beside_its_adapter_has_its_gradient():
 
 
 def test_a_step_of_an_adapter_adds_nothing_as_large_as_its_outputs():
-  """Two large products, one of the matrices, and four thin ones that end small."""
+  """Two large products, a few columns wider, and thin ones of sums and matrices."""
   linear, params, x = _adapted()
   frozen = params.pop("kernel")
 
@@ -127,10 +127,10 @@ def test_a_step_of_an_adapter_adds_nothing_as_large_as_its_outputs():
   shapes = re.findall(r"f32\[([\d,]+)\]\S* dot\(", step.as_text())
   products = [tuple(map(int, shape.split(","))) for shape in shapes]
   positions = [shape for shape in products if 80 in shape]
-  # Never [3, 80], which is slower: x A, and the gradient of A B's middle.
-  assert sorted(positions) == [(80, 3), (80, 3), (80, 64), (80, 96)]
+  # With x A beside x W, and the gradient of A B's middle beside that of x.
+  assert sorted(positions) == [(80, 64 + 3), (80, 96 + 3)]
   others = [sorted(shape) for shape in products if 80 not in shape]
-  assert sorted(others) == [[3, 64], [3, 96], [64, 96]]
+  assert sorted(others) == [[3, 64], [3, 96], [64, 96 + 3], [64 + 3, 96]]
 
 
 def test_few_positions_and_other_types_meet_thin_products():
