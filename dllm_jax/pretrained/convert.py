@@ -9,7 +9,6 @@ at a time. Tables are in `names`, bytes on disk in `files`.
 
 from collections.abc import Callable, Mapping
 from concurrent import futures
-import dataclasses
 import itertools
 import math
 import os
@@ -34,6 +33,7 @@ from dllm_jax.pretrained.table import (
   flatten,
   Place,
   places_of,
+  Region,
   Table,
   unflatten,
 )
@@ -79,27 +79,6 @@ class Converted(NamedTuple):
   source: Source
 
 
-@dataclasses.dataclass(frozen=True)
-class Region:
-  """A parameter of ours that can be read by parts.
-
-  Attributes:
-    path: its path.
-    shape: its shape.
-    dtype: its type.
-    read: `(slices of all axes) -> array`.
-  """
-
-  path: str
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  read: Callable[[tuple[slice, ...]], np.ndarray]
-
-  def whole(self) -> np.ndarray:
-    """Returns all of it."""
-    return self.read((slice(None),) * len(self.shape))
-
-
 def to_ours(
   table: Table,
   tensors: Mapping[str, Any],
@@ -129,10 +108,12 @@ def to_ours(
   for key in unused:
     _check_unused(table, key, tensors, prefix, config)
   place = place or Region.whole
-  flat = {
-    path: place(_region(one, tensors, prefix, dtype))
-    for path, one in places.items()
-  }
+  # Reading and copying both leave the interpreter's lock.
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    flat = {
+      path: place(_region(one, tensors, prefix, dtype, pool))
+      for path, one in places.items()
+    }
   small = {
     key: tensors[key]
     for key in unused
@@ -290,7 +271,7 @@ def _same(a, b) -> bool:
   )
 
 
-def _region(one: Place, tensors, prefix, dtype) -> Region:
+def _region(one: Place, tensors, prefix, dtype, pool) -> Region:
   if dtype is None:
     types = [np.dtype(tensors[prefix + key].dtype) for key, _ in one.keys()]
     dtype = jnp.result_type(*set(types))
@@ -301,17 +282,21 @@ def _region(one: Place, tensors, prefix, dtype) -> Region:
     spans = [s.indices(n)[:2] for s, n in zip(index, one.shape, strict=True)]
     out = fresh([stop - start for start, stop in spans], dtype)
 
-    def fill(at):
+    pieces = list(
+      itertools.product(*(range(*span) for span in spans[:stacked]))
+    )
+    parts = -(-_THREADS // max(len(pieces), 1))
+
+    def fill(piece):
+      at, part = piece
       target = tuple(i - span[0] for i, span in zip(at, spans, strict=False))
       tensor = tensors[prefix + one.key(at)]
       if one.name.fused:
         tensor = by_rows(tensor)
-      _copy(one, tensor, one.start(at), out[target], spans[stacked:])
+      rest = spans[stacked:]
+      _copy(one, tensor, one.start(at), out[target], rest, part, parts)
 
-    pieces = itertools.product(*(range(*span) for span in spans[:stacked]))
-    # Reading and copying both leave the interpreter's lock.
-    with futures.ThreadPoolExecutor(_THREADS) as pool:
-      list(pool.map(fill, pieces))
+    list(pool.map(fill, itertools.product(pieces, range(parts))))
     return out
 
   return Region(one.path, one.shape, dtype, read)
@@ -336,8 +321,14 @@ def _rows(tensor, start: int, stop: int) -> np.ndarray:
   return tensor.read(start, stop, _scratch.memory)
 
 
-def _copy(one: Place, tensor, before: int, out: np.ndarray, spans) -> None:
-  """Fills one layer's region from a tensor's rows, which begin after others."""
+def _copy(
+  one: Place, tensor, before: int, out: np.ndarray, spans, part: int, parts: int
+) -> None:
+  """Fills one layer's region from a tensor's rows, which begin after others.
+
+  Of as many parts one, which lies together: two threads that write to one page
+  wait for each other.
+  """
   count = one.name.contracts
   columns = [slice(*span) for span in (*spans[count + 1 :], *spans[:count])]
   # Rows of theirs first: [outs, ins].
@@ -348,8 +339,10 @@ def _copy(one: Place, tensor, before: int, out: np.ndarray, spans) -> None:
   size = unit * math.prod(one.their_rest) * tensor.dtype.itemsize
   step = max(1, _CHUNK_BYTES // max(size, 1))
   back = range(out.ndim - count, out.ndim), range(count)
-  for a in range(first, real, step):
-    b = min(a + step, real)
+  share = -(-(real - first) // parts)
+  begin, end = first + part * share, min(first + (part + 1) * share, real)
+  for a in range(begin, end, step):
+    b = min(a + step, end)
     rows = _rows(tensor, before + a * unit, before + b * unit)
     rows = rows.reshape(b - a, *rest)[:, *columns]
     target = np.moveaxis(view[a - first : b - first], *back)

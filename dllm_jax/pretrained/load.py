@@ -28,7 +28,7 @@ from dllm_jax.parallel.sharding import shardings
 from dllm_jax.pretrained import convert, families, files, tokens
 from dllm_jax.pretrained.families import Family, Fields, Ids
 from dllm_jax.pretrained.layouts import orbax
-from dllm_jax.pretrained.table import parameters, shapes
+from dllm_jax.pretrained.table import parameters, Region, shapes
 
 _AVERAGE = re.compile(r"(^|\.)ema\.")
 SHARD_BYTES = 5 * 10**9
@@ -297,7 +297,7 @@ def _placer(family, config, mesh, progress):
   if progress is not None:
     total = sum(leaf.size for leaf in shapes(family.table, config).values())
 
-  def place(region: convert.Region) -> jax.Array:
+  def place(region: Region) -> jax.Array:
     nonlocal done
     sharding = placed(region.path)
     where = sharding.addressable_devices_indices_map(region.shape)

@@ -171,6 +171,27 @@ class Place:
       yield self.key(index), index
 
 
+@dataclasses.dataclass(frozen=True)
+class Region:
+  """A parameter of ours that can be read by parts.
+
+  Attributes:
+    path: its path.
+    shape: its shape.
+    dtype: its type.
+    read: `(slices of all axes) -> array`.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[tuple[slice, ...]], np.ndarray]
+
+  def whole(self) -> np.ndarray:
+    """Returns all of it."""
+    return self.read((slice(None),) * len(self.shape))
+
+
 def places_of(table: Table, config: Any) -> dict[str, Place]:
   """Returns where each parameter of the network lies, in the network's order.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dllm_jax.models import DiTConfig
-from dllm_jax.pretrained import DIT, Source, to_ours, to_theirs
+from dllm_jax.pretrained import convert, DIT, Source, to_ours, to_theirs
 from dllm_jax.pretrained.table import flatten
 
 CONFIG = DiTConfig(
@@ -155,3 +155,24 @@ def test_other_types():
   assert {x.dtype for x in jax.tree.leaves(params)} == {
     np.dtype(ml_dtypes.bfloat16)
   }
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 50])
+def test_parts_of_matrices_are_read_side_by_side(threads, monkeypatch):
+  """Those that are not stacked, too: each part lies together, and none is lost."""
+  right = flatten(to_ours(DIT, tensors(), CONFIG).params)
+  copied, copy = [], convert._copy
+
+  def note(one, *args):
+    copied.append(one.path)
+    copy(one, *args)
+
+  monkeypatch.setattr(convert, "_THREADS", threads)
+  monkeypatch.setattr(convert, "_CHUNK_BYTES", 100)
+  monkeypatch.setattr(convert, "_copy", note)
+  found = flatten(to_ours(DIT, tensors(), CONFIG).params)
+  for path, array in right.items():
+    np.testing.assert_array_equal(found[path], array)
+  assert copied.count("embed/embedding") == threads
+  layered = copied.count("layers/attention/o/kernel")
+  assert layered == 2 * -(-threads // 2)
