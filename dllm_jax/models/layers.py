@@ -247,8 +247,6 @@ def stack(
     out_axes=0,
     length=layers,
     unroll=min(unroll, layers),
-    # Nothing is shared through flax, for which it would trace the block once more.
-    check_constancy_invariants=False,
   )
   return lambda fields, name: scan(*fields, name=name)
 

@@ -22,6 +22,12 @@ from dllm_jax.core.axes import platform
 _STEP_OPTIONS: Mapping[str, Mapping[str, str]] = types.MappingProxyType({
   "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 })
+# A product of few rows is left to what is measured on the device, or to its library:
+# XLA's own rule would cut its sum in two, which are written and read in float32 by
+# all that follow.
+_GPU_CALL_OPTIONS: Mapping[str, int] = types.MappingProxyType({
+  "xla_gpu_experimental_force_split_k": 1
+})
 # jaxlib 0.10.2 to 0.12.0.1, at least, return garbage on CPUs for the product with
 # a constant matrix of one value (ones, zeros) that is then reduced, where YNNPACK
 # computes both in one: it fuses nothing under this option, which is not slower.
@@ -49,7 +55,7 @@ def jit(
     options: XLA's, besides.
     **fields: of `jax.jit`.
   """
-  where = platform() if mesh is None else mesh.devices.flat[0].platform
+  where = _platform(mesh)
   own = _cpu_options() if where == "cpu" else {}
   return jax.jit(fn, compiler_options={**own, **(options or {})}, **fields)
 
@@ -57,6 +63,37 @@ def jit(
 def step_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
   """Returns XLA's options for a train step, by the platform of its devices."""
   return dict(_STEP_OPTIONS.get(mesh.devices.flat[0].platform, {}))
+
+
+def call_options(mesh: jax.sharding.Mesh | None = None) -> dict[str, int]:
+  """Returns XLA's options for programs that call a network on few positions.
+
+  Args:
+    mesh: as of `jit`.
+  """
+  if _platform(mesh) in ("cpu", "tpu"):
+    return {}
+  # Of a machine that is not here, the version is that of the plans.
+  here = jax.default_backend() == "gpu"
+  return {} if here and not _gpu_knows() else dict(_GPU_CALL_OPTIONS)
+
+
+def _platform(mesh: jax.sharding.Mesh | None) -> str:
+  return platform() if mesh is None else mesh.devices.flat[0].platform
+
+
+@functools.cache
+def _gpu_knows() -> bool:
+  return _compiles(_GPU_CALL_OPTIONS)
+
+
+def _compiles(options: Mapping[str, Any]) -> bool:
+  """Returns whether this version has these options of XLA."""
+  try:
+    jax.jit(lambda: 0, compiler_options=options).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def wrong_products() -> bool:
@@ -85,12 +122,9 @@ def _cpu_options() -> Mapping[str, str]:
     f"--{name}=" in os.environ.get("XLA_FLAGS", "") for name in _CPU_OPTIONS
   ):
     return _CPU_OPTIONS  # known, or XLA had ended the process, and in force
-  trial = jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS)
-  try:
-    with _one_cpu():
-      trial.lower().compile()
-  except jax.errors.JaxRuntimeError:  # of a version that has no such option
-    return {}
+  with _one_cpu():
+    if not _compiles(_CPU_OPTIONS):
+      return {}
   if wrong_products():
     ((name, _),) = _CPU_OPTIONS.items()
     version = importlib.metadata.version("jaxlib")

@@ -295,7 +295,8 @@ class _Program:
     if op.code == "dynamic-update-slice":
       return 2.0 * bytes_of(shapes[1])
     if op.code == "scatter":
-      return 3.0 * bytes_of(shapes[-1])
+      over = hlo_ops.replaces(self.computations, op)
+      return (2.0 if over else 3.0) * bytes_of(shapes[-1])
     if op.code == "copy-start":  # perhaps to or from memory on the chip
       return sum(map(bytes_of, shapes)) + sum(self.written(computation, op))
     if op.code.endswith("-start"):

@@ -84,6 +84,8 @@ def read(computations: Computations, fused: str, number: int) -> float:
     if user.code == "dynamic-update-slice" and place == 0:
       return 0.0
     if user.code == "scatter" and place == 0:
+      if replaces(computations, user):
+        return 0.0
       return bytes_of(inner[user.operands[-1]].shape, True)
     if user.code == "bitcast":
       return of(user.name)
@@ -92,6 +94,13 @@ def read(computations: Computations, fused: str, number: int) -> float:
     return math.inf
 
   return of(whole.name)
+
+
+def replaces(computations: Computations, scatter: Op) -> bool:
+  """Returns whether a scatter writes over what is there, and does not read it."""
+  inner = computations[called(scatter)].values()
+  root = next(part for part in inner if part.root)
+  return root.code == "parameter" and root.rest.startswith("1")
 
 
 def parameters(inner: Mapping[str, Op]) -> dict[int, Op]:

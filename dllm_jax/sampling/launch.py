@@ -49,7 +49,8 @@ class Launcher:
     self.sampler = sampler
     self.compile_seconds = 0.0
     self._program = compilation.jit(
-      functools.partial(generate, sampler, denoiser, trace=trace, noise=noise)
+      functools.partial(generate, sampler, denoiser, trace=trace, noise=noise),
+      options=compilation.call_options(),
     )
     self._compiled = set()
 

@@ -131,6 +131,7 @@ class Program:
         lambda rows, held, *rest: advance(made(*held), *rest, rows=rows),
         static_argnums=0,
         donate_argnums=2,
+        options=compilation.call_options(mesh),
       )
       self._move = launch(move, donate_argnums=0)
       self._held = held(denoiser, params), process

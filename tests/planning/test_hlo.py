@@ -179,15 +179,25 @@ ENTRY %main (a: f32[16,1,32], b: f32[32,4,8]) -> f32[16,4,8] {
   assert hlo.read(text, devices=1).flops == 2 * 16 * 32 * 8 * 4
 
 
-def test_sums_scattered_in_place_move_what_they_change():
+@pytest.mark.parametrize("body, passes", [
+    ("%b = f32[] parameter(1)\n  ROOT %s = f32[] add(%a, %b)", 3),
+    ("ROOT %b = f32[] parameter(1)", 2),
+], ids=["added", "replaced"])  # fmt: skip
+def test_what_is_scattered_in_place_moves_as_much_as_it_changes(body, passes):
+  """What is added to is read first, what is written over is not."""
   text = """
 HloModule m
+
+%change (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  BOTH
+}
 
 %add (total: f32[64,8], at: s32[2,1], more: f32[2,1,8]) -> f32[64,8] {
   %total = f32[64,8]{1,0} parameter(0)
   %at = s32[2,1]{1,0} parameter(1)
   %more = f32[2,1,8]{2,1,0} parameter(2)
-  ROOT %s = f32[64,8]{1,0} scatter(%total, %at, %more), to_apply=%sum
+  ROOT %s = f32[64,8]{1,0} scatter(%total, %at, %more), to_apply=%change
 }
 
 ENTRY %main (x: f32[64,8], i: s32[2,1], y: f32[2,1,8]) -> f32[64,8] {
@@ -198,7 +208,8 @@ ENTRY %main (x: f32[64,8], i: s32[2,1], y: f32[2,1,8]) -> f32[64,8] {
 }
 """
   changed, places = 4 * 2 * 8, 4 * 2
-  assert hlo.read(text, devices=1).moved == 3 * changed + places
+  work = hlo.read(text.replace("BOTH", body), devices=1)
+  assert work.moved == passes * changed + places
 
 
 def test_kernels_of_attention_tell_their_products_by_their_shapes():

@@ -4,19 +4,26 @@ A score is a function of one position's logits and its drawn token, higher
 means sooner. Computed on chunks of positions, inside `reduce`.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from dllm_jax.core.axes import folded
 from dllm_jax.core.noise import Tag
 from dllm_jax.core.types import Noise
 from dllm_jax.core.vocabulary import best
 
 Score = Literal["confidence", "margin", "entropy", "random", "left"]
 SCORES = ("confidence", "margin", "entropy", "random", "left")
+
+
+def at(
+  logits: Float[Array, "B c V"], token: Int[Array, "B c"]
+) -> Float[Array, "B c"]:
+  """Returns the logits of a token."""
+  return jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
 
 
 def log_prob(
@@ -31,38 +38,36 @@ def log_prob(
     token: one of them.
     log_sum: logsumexp of the logits, where that is known.
   """
-  picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+  picked = at(logits, token)
   if log_sum is None:
     log_sum = jax.nn.logsumexp(logits, axis=-1)
   return jnp.where(picked > -jnp.inf, picked - log_sum, 0.0)
 
 
-def log_prob_without(
+def log_sums(
   logits: Float[Array, "B c V"],
   mask_id: int,
-  token: Int[Array, "B c"],
-  plain: bool | Bool[Array, ""],
-  law: Callable[[], Float[Array, "B c V"]],
-) -> Float[Array, "B c"]:
-  """Returns `log_prob(law(), token)`, if it can be from the log-sum of logits.
+  largest: Float[Array, "B c"] | None = None,
+) -> tuple[Float[Array, "B c"], Float[Array, "B c"]]:
+  """Returns logsumexp of all logits but the mask's, and of all.
 
-  With p the probability of the mask, log softmax of the others is that of all
-  less log(1 - p). Where p is large, that would lose digits.
+  The second is logaddexp of the first and the mask's, by which no digit is lost:
+  the first of the second would be a difference.
 
   Args:
     logits: with the mask.
     mask_id: the mask.
-    token: another one.
-    plain: whether the law is that of these logits without the mask.
-    law: what the token was drawn from.
+    largest: that of the others, where it is known: finding it is a pass over the
+      vocabulary.
   """
-  p = jnp.exp(logits[..., mask_id] - jax.nn.logsumexp(logits, axis=-1))
-  rest = jnp.log1p(-jnp.minimum(p, 0.5))
-  near = log_prob(logits, token)
-  short = lambda: jnp.minimum(near - rest, 0.0)
-  return jax.lax.cond(
-    plain & jnp.all(p <= 0.5), short, lambda: log_prob(law(), token)
-  )
+  ids = jnp.arange(logits.shape[-1])
+  others = jnp.where(ids == mask_id, -jnp.inf, logits)
+  if largest is None:
+    largest = folded(jnp.maximum, others)
+  largest = jnp.where(largest > -jnp.inf, largest, 0.0)
+  total = jnp.sum(jnp.exp(others - largest[..., None]), axis=-1)
+  without = largest + jnp.log(total)
+  return without, jnp.logaddexp(without, logits[..., mask_id])
 
 
 def confidence(
@@ -77,7 +82,7 @@ def confidence(
     token: one of them.
     log_sum: logsumexp of the logits, where that is known.
   """
-  picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+  picked = at(logits, token)
   found = jnp.exp(log_prob(logits, token, log_sum))
   return jnp.where(picked > -jnp.inf, found, 0.0)
 

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, Literal
 
 from flax import struct
+from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
@@ -31,9 +32,11 @@ from dllm_jax.sampling.policies.revision import (
 )
 from dllm_jax.sampling.policies.rows import NONE, plainly
 from dllm_jax.sampling.policies.score import (
+  at,
   confidence,
   entropy,
-  log_prob_without,
+  log_prob,
+  log_sums,
   Score,
   score,
   SCORES,
@@ -266,9 +269,12 @@ class Unmasking(Stepwise):
     """Returns tokens, how sure they are, scores, entropies and `info`."""
     read = self.filtered(logits, z, rows, guide)
     token, law = self.token(read, z, rows, noise)
-    info = self.noted(law, token, self._likely(read, token, z, rows))
-    read = compose(self.doubts, rows.within(read, read), z, rows.counts)
-    sure = confidence(read, token)
+    likely, log_sum = self._sums(read, token, z, rows)
+    info = self.noted(law, token, likely)
+    if self.doubts or rows.proposal is not None:
+      read = compose(self.doubts, rows.within(read, read), z, rows.counts)
+      log_sum = None
+    sure = confidence(read, token, log_sum)
     h = entropy(read) if self.selection.entropy else None
     ranks = score(self.score, read, sure, noise, slot)
     if self.doubts:  # Whatever is ranked by: a doubted draw comes last.
@@ -276,23 +282,26 @@ class Unmasking(Stepwise):
       h = None if h is None else jnp.where(sure > 0.0, h, jnp.inf)
     return token, sure, ranks, h, info
 
-  def _likely(self, read, token, z, rows):
-    """Returns the log-probability of draws, of sums that scores form anyway.
+  def _sums(self, read, token, z, rows):
+    """Returns the log-probability of draws, and the log-sum that scores read.
 
-    Where tokens are drawn from what scores read, less the mask.
+    From one pass over the vocabulary, where tokens are drawn from what scores
+    read, less the mask; else None of what takes others.
     """
     if rows.proposal is not None:
-      plain = False
-    elif rows.options is None:
-      plain = self.processors in ((), (Temperature(0.0),))
-    elif rows.fixed(self.processors):
-      plain = False
-    else:
-      plain = self.sharpens or ~jnp.any(rows.warm)
-    if plain is False:
-      return None
-    law = lambda: self.law(read, z, rows)
-    return log_prob_without(read, self.objective.mask_id, token, plain, law)
+      return None, None
+    best = rows.options is None and self.processors == (Temperature(0.0),)
+    largest = at(read, token) if best else None
+    others, log_sum = log_sums(read, self.objective.mask_id, largest)
+    near = lambda: log_prob(read, token, others)
+    if rows.options is None:
+      plain = best or not self.processors
+      return near() if plain else None, log_sum
+    if rows.fixed(self.processors):
+      return None, log_sum
+    plain = self.sharpens or ~jnp.any(rows.warm)
+    law = lambda: log_prob(self.law(read, z, rows), token)
+    return lax.cond(plain, near, law), log_sum
 
   def _noised(self, ranks, noise, masked, state):
     """Returns the score with its Gumbel noise."""
