@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from dllm_jax.core.axes import folded
+
 
 class Tag(enum.IntEnum):
   """What a draw is for; each kind has its own stream."""
@@ -126,16 +128,28 @@ def inverse_cdf(
     bits: two random words a draw.
     logits: unnormalised log-probabilities; -inf for impossible tokens.
   """
+  _, mass = masses(logits)
+  group = _pick(bits[..., 0], jnp.sum(mass, axis=-1))
+  inside = jnp.take_along_axis(mass, group[..., None, None], axis=-2)[..., 0, :]
+  return group * mass.shape[-1] + _pick(bits[..., 1], inside)
+
+
+def masses(
+  logits: Float[Array, "*n V"],
+) -> tuple[Float[Array, "*n"], Float[Array, "*n groups size"]]:
+  """Returns the largest logit, and exp(logits - largest) in about sqrt(V) groups.
+
+  Whoever sums it by groups shares that pass over the vocabulary with a draw from
+  the same logits: a compiler finds that they are one.
+  """
   vocab = logits.shape[-1]
   size = math.isqrt(vocab - 1) + 1 if vocab > 1 else 1
   groups = -(-vocab // size)
   logits = logits.astype(jnp.float32)
-  mass = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  largest = folded(jnp.maximum, logits)
+  mass = jnp.exp(logits - largest[..., None])
   pad = [(0, 0)] * (mass.ndim - 1) + [(0, groups * size - vocab)]
-  mass = jnp.pad(mass, pad).reshape(*mass.shape[:-1], groups, size)
-  group = _pick(bits[..., 0], jnp.sum(mass, axis=-1))
-  inside = jnp.take_along_axis(mass, group[..., None, None], axis=-2)[..., 0, :]
-  return group * size + _pick(bits[..., 1], inside)
+  return largest, jnp.pad(mass, pad).reshape(*mass.shape[:-1], groups, size)
 
 
 def _pick(

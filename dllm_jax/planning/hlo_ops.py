@@ -47,7 +47,7 @@ def convolution(op: Op, left: Sequence[int], kernel: Sequence[int]) -> float:
 
 _BY_PLACE = frozenset({
   "add", "convert", "divide", "exponential", "log", "maximum", "minimum",
-  "multiply", "negate", "subtract", "tanh",
+  "multiply", "negate", "select", "subtract", "tanh",
 })  # fmt: skip
 
 Computations = Mapping[str, Mapping[str, Op]]
@@ -79,7 +79,8 @@ def read(computations: Computations, fused: str, number: int) -> float:
       return bytes_of(user.shape, True)
     # Of what is computed place by place, a fusion computes what is used of it.
     alike = math.prod(dims_of(user.shape)) == math.prod(dims_of(whole.shape))
-    if user.code in _BY_PLACE and alike and not user.root:
+    by_place = user.code in _BY_PLACE and alike
+    if (by_place or user.code == "pad") and not user.root:
       return of(user.name)
     if user.code == "dynamic-update-slice" and place == 0:
       return 0.0

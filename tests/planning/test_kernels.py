@@ -85,6 +85,12 @@ def test_what_is_gathered_of_a_fusions_own_is_all_that_it_reads():
   moved = lambda use: hlo.read(GATHERED.replace("USE", use), devices=1).moved
   rows = 4 * 4 * 512
   assert moved("negate(%g)") == 2 * rows + 4 * 4
+  padded = """%z = f32[64,512]{1,0} iota(), iota_dimension=0
+  %s = f32[64,512]{1,0} select(%z, %z, %x)
+  %e = f32[65,512]{1,0} pad(%s, %z), padding=0_1x0_0"""
+  text = GATHERED.replace("%e = f32[64,512]{1,0} exponential(%x)", padded)
+  text = text.replace("USE", "negate(%g)")
+  assert hlo.read(text, devices=1).moved == 2 * rows + 4 * 4
   whole = "reduce-window(%e)"  # anything else wants all of it
   assert moved(whole) == 4 * 64 * 512 + rows + 4 * 4
 

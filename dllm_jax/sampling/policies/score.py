@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.axes import folded
-from dllm_jax.core.noise import Tag
+from dllm_jax.core.noise import masses, Tag
 from dllm_jax.core.types import Noise
 from dllm_jax.core.vocabulary import best
 
@@ -57,16 +56,18 @@ def log_sums(
   Args:
     logits: with the mask.
     mask_id: the mask.
-    largest: that of the others, where it is known: finding it is a pass over the
-      vocabulary.
+    largest: that of the others, where it is known: else it and the sum are those
+      that a draw from the others forms as well (`noise.masses`).
   """
   ids = jnp.arange(logits.shape[-1])
   others = jnp.where(ids == mask_id, -jnp.inf, logits)
   if largest is None:
-    largest = folded(jnp.maximum, others)
-  largest = jnp.where(largest > -jnp.inf, largest, 0.0)
-  total = jnp.sum(jnp.exp(others - largest[..., None]), axis=-1)
-  without = largest + jnp.log(total)
+    largest, mass = masses(others)
+    total = jnp.sum(mass, axis=-1)
+  else:
+    largest = jnp.where(largest > -jnp.inf, largest, 0.0)
+    total = jnp.exp(others - largest[..., None])
+  without = largest + jnp.log(jnp.sum(total, axis=-1))
   return without, jnp.logaddexp(without, logits[..., mask_id])
 
 
