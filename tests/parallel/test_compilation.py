@@ -87,6 +87,20 @@ def test_a_version_without_the_option_compiles_without_it(monkeypatch):
   assert compilation.jit(lambda: jnp.ones(3).sum())() == 3
 
 
+def test_calls_have_options_on_gpus_that_know_them(monkeypatch):
+  mesh = make_mesh({"data": 1}, jax.devices()[:1])
+  assert not compilation.call_options(mesh) and not compilation.call_options()
+  monkeypatch.setattr(compilation, "platform", lambda: "NVIDIA H200")
+  options = compilation.call_options()  # of a plan
+  assert options == {"xla_gpu_experimental_force_split_k": 1}
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  for known in (True, False):
+    monkeypatch.setattr(compilation, "_compiles", lambda _, known=known: known)
+    compilation._gpu_knows.cache_clear()
+    assert compilation.call_options() == (options if known else {})
+  compilation._gpu_knows.cache_clear()
+
+
 def test_a_program_is_no_part_of_another():
   with pytest.raises(ValueError, match="top-level"):
     jax.jit(compilation.jit(jnp.sin))(1.0)
