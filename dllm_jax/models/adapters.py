@@ -260,9 +260,7 @@ def _through_forward(x, w, a, b):
   # Of pytrees, both without arrays.
   w_trains = () if w.perturbed else None
   x, w, a, b = (y.value for y in (x, w, a, b))
-  beside = jnp.concatenate(
-    (b, jnp.eye(*a.shape[1:] * 2, dtype=b.dtype)), axis=1
-  )
+  beside = jnp.concatenate((b, jnp.eye(a.shape[1], dtype=b.dtype)), axis=1)
   y = product(x, _plus(a @ beside, w), "default")
   y, low = jnp.split(y, w.shape[1:], axis=-1)
   return y, (x, w, a, b, checkpoint_name(low, _LOW), w_trains)
@@ -270,7 +268,7 @@ def _through_forward(x, w, a, b):
 
 def _through_backward(saved, gradient):
   x, w, a, b, low, w_trains = saved
-  below = jnp.concatenate((a, jnp.eye(*b.shape[:1] * 2, dtype=a.dtype)))
+  below = jnp.concatenate((a, jnp.eye(b.shape[0], dtype=a.dtype)))
   d_x = product(gradient, _plus(below @ b, w).T, "default")
   d_x, d_low = jnp.split(d_x, w.shape[:1], axis=-1)
   rows = lambda y: y.reshape(-1, y.shape[-1])

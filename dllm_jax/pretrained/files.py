@@ -105,11 +105,11 @@ class Stored:
 
 
 def fresh(shape, dtype: np.dtype) -> np.ndarray:
-  """Returns memory that a CPU device takes over without a copy: whole pages.
+  """Returns zeros in memory that a CPU device takes over without a copy.
 
-  Not numpy's, who asks for huge ones: where memory is in pieces, those are put
-  together first, which took longer than reading and copying do. Nor all pages at
-  once: one core would clear them, where all that write can.
+  Whole pages, not numpy's, who asks for huge ones: where memory is in pieces,
+  those are put together first, which took longer than reading and copying do. Nor
+  all pages at once: one core would clear them, where all that write can.
   """
   size = math.prod(shape) * dtype.itemsize
   flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS

@@ -43,32 +43,23 @@ def log_prob(
   return jnp.where(picked > -jnp.inf, picked - log_sum, 0.0)
 
 
-def log_sums(
-  logits: Float[Array, "B c V"],
-  mask_id: int,
-  largest: Float[Array, "B c"] | None = None,
-) -> tuple[Float[Array, "B c"], Float[Array, "B c"]]:
-  """Returns logsumexp of all logits but the mask's, and of all.
-
-  The second is logaddexp of the first and the mask's, by which no digit is lost:
-  the first of the second would be a difference.
+def log_sum(
+  logits: Float[Array, "B c V"], largest: Float[Array, "B c"] | None = None
+) -> Float[Array, "B c"]:
+  """Returns logsumexp of logits, by as few passes over the vocabulary as it takes.
 
   Args:
-    logits: with the mask.
-    mask_id: the mask.
-    largest: that of the others, where it is known: else it and the sum are those
-      that a draw from the others forms as well (`noise.masses`).
+    logits: those of a draw.
+    largest: the largest of them, where it is known: else it and the sum are those
+      that a draw from them forms as well (`noise.masses`).
   """
-  ids = jnp.arange(logits.shape[-1])
-  others = jnp.where(ids == mask_id, -jnp.inf, logits)
   if largest is None:
-    largest, mass = masses(others)
+    largest, mass = masses(logits)
     total = jnp.sum(mass, axis=-1)
   else:
     largest = jnp.where(largest > -jnp.inf, largest, 0.0)
-    total = jnp.exp(others - largest[..., None])
-  without = largest + jnp.log(jnp.sum(total, axis=-1))
-  return without, jnp.logaddexp(without, logits[..., mask_id])
+    total = jnp.exp(logits - largest[..., None])
+  return largest + jnp.log(jnp.sum(total, axis=-1))
 
 
 def confidence(

@@ -36,7 +36,7 @@ from dllm_jax.sampling.policies.score import (
   confidence,
   entropy,
   log_prob,
-  log_sums,
+  log_sum,
   Score,
   score,
   SCORES,
@@ -269,12 +269,12 @@ class Unmasking(Stepwise):
     """Returns tokens, how sure they are, scores, entropies and `info`."""
     read = self.filtered(logits, z, rows, guide)
     token, law = self.token(read, z, rows, noise)
-    likely, log_sum = self._sums(read, token, z, rows)
+    likely, of_all = self._sums(read, token, z, rows)
     info = self.noted(law, token, likely)
     if self.doubts or rows.proposal is not None:
       read = compose(self.doubts, rows.within(read, read), z, rows.counts)
-      log_sum = None
-    sure = confidence(read, token, log_sum)
+      of_all = None
+    sure = confidence(read, token, of_all)
     h = entropy(read) if self.selection.entropy else None
     ranks = score(self.score, read, sure, noise, slot)
     if self.doubts:  # Whatever is ranked by: a doubted draw comes last.
@@ -292,16 +292,18 @@ class Unmasking(Stepwise):
       return None, None
     best = rows.options is None and self.processors == (Temperature(0.0),)
     largest = at(read, token) if best else None
-    others, log_sum = log_sums(read, self.objective.mask_id, largest)
+    # From the others to all, no digit is lost: the other way is a difference.
+    others = log_sum(self._legal(read), largest)
+    of_all = jnp.logaddexp(others, read[..., self.objective.mask_id])
     near = lambda: log_prob(read, token, others)
     if rows.options is None:
       plain = best or not self.processors
-      return near() if plain else None, log_sum
+      return near() if plain else None, of_all
     if rows.fixed(self.processors):
-      return None, log_sum
+      return None, of_all
     plain = self.sharpens or ~jnp.any(rows.warm)
     law = lambda: log_prob(self.law(read, z, rows), token)
-    return lax.cond(plain, near, law), log_sum
+    return lax.cond(plain, near, law), of_all
 
   def _noised(self, ranks, noise, masked, state):
     """Returns the score with its Gumbel noise."""
