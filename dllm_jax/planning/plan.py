@@ -200,15 +200,15 @@ def _step(run: Run):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
     blank(training.batch_size, length),
   )
-  with jax.set_mesh(run.mesh), _default(run.mesh.devices.flat[0]):
-    lowered = run.program.step.lower(run.program.abstract, batch)
-  program = run.program
-  kinds = state_bytes(program.abstract, run.mesh.shape, program.trains)
-  kinds["gradients"] = kinds["parameters"]
   local = training.batch_size // training.microbatches * length
   for axis in ("data", "fsdp", "expert", "context"):
     local //= run.mesh.shape[axis]
-  rounds = chunks(local, run.network.padded_vocab)
+  with jax.set_mesh(run.mesh), _default(run.mesh.devices.flat[0]):
+    lowered = run.program.step.lower(run.program.abstract, batch)
+    rounds = chunks(local, run.network.padded_vocab)  # Of the mesh's platform.
+  program = run.program
+  kinds = state_bytes(program.abstract, run.mesh.shape, program.trains)
+  kinds["gradients"] = kinds["parameters"]
   return lowered, (rounds,), kinds
 
 

@@ -28,8 +28,7 @@ _BATCH, _LENGTH, _WIDTH, _VOCAB, _PADDED = 3, 14, 6, 11, 16
 def chunking(request, monkeypatch):
   """Runs a test with one chunk, and with chunks that do not divide."""
   if request.param == "chunks":
-    monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr(vocabulary, "_CHUNK_MIN_ROWS", 12)
+    monkeypatch.setattr(vocabulary, "_chunk_rows", lambda vocab: 12)
 
 
 def _outputs(seed=0, *, bias=True):
@@ -253,8 +252,7 @@ def _draw_step(hidden, unembed, targets):
 @pytest.mark.parametrize("step", ["cross_entropy", "reduce"])
 @pytest.mark.parametrize("shape", [(8, 1, 1, 1, 1), (2, 2, 1, 2, 1)])
 def test_each_device_does_its_share(monkeypatch, step, shape):
-  monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", 1)
-  monkeypatch.setattr(vocabulary, "_CHUNK_MIN_ROWS", 16)
+  monkeypatch.setattr(vocabulary, "_chunk_rows", lambda vocab: 16)
   batch, length, width, vocab = 16, 32, 24, 128
   fn = _draw_step
   if step == "cross_entropy":
@@ -279,8 +277,7 @@ def test_each_device_does_its_share(monkeypatch, step, shape):
 
 
 def test_mesh_does_not_change_the_loss(monkeypatch):
-  monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", 1)
-  monkeypatch.setattr(vocabulary, "_CHUNK_MIN_ROWS", 16)
+  monkeypatch.setattr(vocabulary, "_chunk_rows", lambda vocab: 16)
   keys = jax.random.split(jax.random.key(0), 3)
   args = (
     jax.random.normal(keys[0], (16, 8, 6)),

@@ -6,12 +6,14 @@ import importlib
 import importlib.util
 import json
 import math
+from pathlib import Path
 
 import jax
 import pytest
 
 from dllm_jax.cli.main import main
 from dllm_jax.config import config
+from dllm_jax.core import vocabulary
 from dllm_jax.core.mask import Causal, Full, TwoStream
 from dllm_jax.data.numbers import Numbers
 from dllm_jax.models.attention import splash
@@ -21,6 +23,7 @@ from dllm_jax.parallel.topology import Machine
 from dllm_jax.planning import plan, report, roofline, search
 from dllm_jax.planning.facts import Reference, state_bytes
 from dllm_jax.planning.search import rank
+from dllm_jax.run.run import Run
 
 VOCAB = 512
 CHIP = Chip(
@@ -143,6 +146,23 @@ def test_what_is_planned_is_compiled_as_it_runs(monkeypatch, machine):
   monkeypatch.setattr(compilation, "_STEP_OPTIONS", options)
   with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
     plan(resolved(data=8), machine, tokens())
+
+
+def test_chunks_of_the_loss_are_those_of_the_machine(monkeypatch, machine):
+  """A plan for GPUs is made on a CPU, whose chunks are smaller."""
+  planning = importlib.import_module("dllm_jax.planning.plan")
+  given, vocab = resolved(data=8), 2**14
+  run = Run(Path(), given, tokens(vocab), devices=machine.devices)
+  positions = 16 * 64 // 8
+  assert vocabulary.chunks(positions, vocab) == 1
+
+  def platform():
+    return "cpu" if jax.sharding.get_abstract_mesh().empty else "gpu"
+
+  monkeypatch.setattr(vocabulary, "platform", platform)
+  monkeypatch.setattr(vocabulary, "_CHUNK_MIN_ROWS", 32)
+  monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", 1)
+  assert planning._step(run)[1] == (positions // 32,)
 
 
 def test_what_is_planned_is_kept_nowhere():

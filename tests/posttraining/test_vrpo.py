@@ -244,8 +244,7 @@ def test_counts_are_spread_over_the_samples(n_yt):
 def test_never_all_positions_times_the_vocabulary(monkeypatch):
   from dllm_jax.core import vocabulary
 
-  monkeypatch.setattr(vocabulary, "_CHUNK_MIN_ROWS", 1)
-  monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", 9 * 8)
+  monkeypatch.setattr(vocabulary, "_chunk_rows", lambda vocab: 8)
   network = toys.mixer(9, 5)
   params = network.init(jax.random.key(0), None)
   pairs, method = _answers(), VRPO(n_t=2, n_yt=2)
