@@ -37,7 +37,6 @@ ORDER = (
 LAUNCHERS = {
   "evaluation/likelihood/scorer.py",
   "evaluation/samples/pictures.py",
-  "planning/sampler.py",
   "posttraining/reference.py",
   "posttraining/reinforcement/scoring.py",
   "pretrained/layouts/magvit2.py",

@@ -28,16 +28,13 @@ from dllm_jax.core.types import ModelOutputs
 # A chunk has about this many logits on a device (16 MiB in float32), but no
 # fewer rows than keep a matrix unit busy. On CPUs, as many as stay in the cache
 # from one step of a draw to the next.
-_CHUNK_ELEMENTS = 2**22
-_CHUNK_MIN_ROWS = 256
-_CPU_CHUNK_ELEMENTS = 2**21
-_CPU_CHUNK_MIN_ROWS = 64
+_CHUNK = (2**22, 256)
+_CPU_CHUNK = (2**21, 64)
 
 
 def _chunk_rows(vocab: int) -> int:
-  if platform() == "cpu":
-    return max(_CPU_CHUNK_MIN_ROWS, _CPU_CHUNK_ELEMENTS // vocab)
-  return max(_CHUNK_MIN_ROWS, _CHUNK_ELEMENTS // vocab)
+  elements, least = _CPU_CHUNK if platform() == "cpu" else _CHUNK
+  return max(least, elements // vocab)
 
 
 def chunks(positions: int, vocab: int) -> int:
@@ -77,8 +74,8 @@ def _logits(
   if table is not None:
     logits = jnp.einsum(
       "...d,vd->...v" if out.tied else "...d,dv->...v",
-      hidden,
-      table.astype(hidden.dtype),
+      hidden.astype(table.dtype),
+      table,
       preferred_element_type=logits.dtype,
     )
     logits = _capped(logits, out.softcap)
@@ -141,6 +138,14 @@ def _table(out: ModelOutputs) -> Array | None:
   return out.unembed.T if out.tied else out.unembed
 
 
+def _factor(out: ModelOutputs) -> Array | None:
+  """Returns the same as a factor, that CPUs would else widen for each chunk."""
+  if out.unembed is None:
+    return None
+  table = _table(out).astype(out.hidden.dtype)
+  return _wide(table) if platform() == "cpu" else table
+
+
 def _slices(x: Array, shards: int, start: Array, size: int) -> Array:
   """Returns `size` positions of each context shard, from `start` in it."""
   batch, length, *rest = x.shape
@@ -178,7 +183,7 @@ def reduce(
   """
   several = isinstance(outs, tuple)
   outs = outs if several else (outs,)
-  hidden, tables = [out.hidden for out in outs], [_table(out) for out in outs]
+  hidden, tables = [out.hidden for out in outs], [_factor(out) for out in outs]
   if window is not None:
     index = jnp.maximum(window, 0)[:, :, None]
     hidden = [jnp.take_along_axis(h, index, axis=1) for h in hidden]

@@ -28,6 +28,11 @@ _STEP_OPTIONS: Mapping[str, Mapping[str, str]] = types.MappingProxyType({
 _GPU_CALL_OPTIONS: Mapping[str, int] = types.MappingProxyType({
   "xla_gpu_experimental_force_split_k": 1
 })
+# XLA widens what a loop reads of bfloat16 weights on CPUs, and would do so with all
+# of them before the loop: twice their size more, and their time at each call.
+_CPU_CALL_OPTIONS: Mapping[str, str] = types.MappingProxyType({
+  "xla_disable_hlo_passes": "while-loop-invariant-code-motion"
+})
 # jaxlib 0.10.2 to 0.12.0.1, at least, return garbage on CPUs for the product with
 # a constant matrix of one value (ones, zeros) that is then reduced, where YNNPACK
 # computes both in one: it fuses nothing under this option, which is not slower.
@@ -41,7 +46,7 @@ def jit(
   fn: Callable,
   *,
   mesh: jax.sharding.Mesh | None = None,
-  options: Mapping[str, str] | None = None,
+  options: Mapping[str, int | str] | None = None,
   **fields: Any,
 ) -> jax.stages.Wrapped:
   """Returns a function as a program, compiled as its platform needs it.
@@ -65,14 +70,17 @@ def step_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
   return dict(_STEP_OPTIONS.get(mesh.devices.flat[0].platform, {}))
 
 
-def call_options(mesh: jax.sharding.Mesh | None = None) -> dict[str, int]:
+def call_options(
+  mesh: jax.sharding.Mesh | None = None,
+) -> dict[str, int | str]:
   """Returns XLA's options for programs that call a network on few positions.
 
   Args:
     mesh: as of `jit`.
   """
-  if _platform(mesh) in ("cpu", "tpu"):
-    return {}
+  where = _platform(mesh)
+  if where in ("cpu", "tpu"):
+    return dict(_CPU_CALL_OPTIONS) if where == "cpu" else {}
   # Of a machine that is not here, the version is that of the plans.
   here = jax.default_backend() == "gpu"
   return {} if here and not _gpu_knows() else dict(_GPU_CALL_OPTIONS)

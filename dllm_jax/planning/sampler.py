@@ -4,16 +4,14 @@ from collections.abc import Mapping
 import math
 
 import jax
-from jaxtyping import PyTree
 import numpy as np
 
-from dllm_jax.core.types import Denoiser
 from dllm_jax.evaluation.samples import traffic
 from dllm_jax.parallel import compilation
 from dllm_jax.planning import hlo
 from dllm_jax.planning.facts import itemsize, state_bytes
 from dllm_jax.run.run import Run
-from dllm_jax.sampling.launch import Launcher
+from dllm_jax.sampling.launch import held, Launcher
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
 
@@ -47,23 +45,12 @@ def lowered(run: Run, built: Sampler, rows: int):
   process = state.process.replace(params=params["process"])
   key = jax.eval_shape(lambda: jax.random.key(0))
   with jax.set_mesh(run.mesh):
-    program = Launcher(built, run.denoiser).lower(
-      _held(run.denoiser, params["model"]), process, key, requests
-    )
+    with compilation.not_kept():
+      model = held(run.denoiser, params["model"])
+    program = Launcher(built, run.denoiser).lower(model, process, key, requests)
   kinds = state_bytes(state, run.mesh.shape)
   kinds = {"parameters": kinds.get("average", kinds["parameters"])}
   return program, kinds
-
-
-def _held(denoiser: Denoiser, params: PyTree) -> PyTree:
-  """Returns what `sampling.launch.held` makes of abstract parameters."""
-  shapes = jax.eval_shape(denoiser.hold, params)
-  if jax.tree.structure(shapes) == jax.tree.structure(params):
-    return params
-  with compilation.not_kept():
-    made = compilation.jit(denoiser.hold).lower(params).compile()
-  placed = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
-  return jax.tree.map(placed, shapes, made.output_shardings)
 
 
 def rounds(built: Sampler) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from dllm_jax.parallel import (
   row_share,
   RULES,
 )
-from dllm_jax.run import decisions, samples
+from dllm_jax.run import samples
 from dllm_jax.run import workdir as workdirs
 from dllm_jax.run.loop import training_loop
 from dllm_jax.sampling.generator import Generator, Sampled
@@ -73,10 +73,9 @@ class Run:
     self.config = configs.parse(resolved)
     self.tokenizer = tokenizer
     self._corpus = corpus
-    self.objective, self.denoiser = self.config.build(tokenizer)
+    self.objective, self.denoiser = made = self.config.build(tokenizer)
     self.mesh = make_mesh(self.config.mesh, devices)
-    made = self.objective, self.denoiser, tokenizer
-    self.generator = Generator(*made, mesh=self.mesh)
+    self.generator = Generator(*made, tokenizer, mesh=self.mesh)
 
   @classmethod
   def create(
@@ -390,11 +389,12 @@ class Run:
     plan = self.generator.plan(
       rows, length=length, sampler=sampler, numbers=numbers, options=options
     )
-    state = self.state if state is None else state
-    params = state.eval_params if use_ema else state.params
-    arrays = params["model"], state.process.replace(params=params["process"])
-    return self.generator(*arrays, plan, seed=seed, trace=trace)
+    return samples.sampled(
+      self, plan, state=state, use_ema=use_ema, seed=seed, trace=trace
+    )
 
   def decide(self, context: Any, questions: Sequence, **given) -> list:
     """Returns answers about a text, in one network call: `decisions.decide`."""
+    from dllm_jax.run import decisions  # noqa: PLC0415  SciPy takes 0.2 s.
+
     return decisions.decide(self, context, questions, **given)

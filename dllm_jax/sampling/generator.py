@@ -1,6 +1,6 @@
 """Texts from a network: templates in, one program, texts and their cost out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import time
 from typing import Any
@@ -217,6 +217,20 @@ class Generator:
       vocab=self.objective.vocab_size,
       length=built.length,
     )
+
+  def traced(
+    self, params: PyTree, process: Process, plan: Plan, *, trace: bool = False
+  ) -> Callable[[], float]:
+    """Returns what compiles a call with the same, as `Launcher.traced` does.
+
+    Args:
+      params: this and what follows as in a call, or abstract: shapes, types and
+        shardings, so that it needs no weights.
+    """
+    launcher = self._launcher(plan.sampler, trace)
+    with jax.set_mesh(self.mesh):
+      own, key = held(self.denoiser, params), jax.random.key(0)
+      return launcher.traced(own, process, key, plan.batch)
 
   def __call__(
     self,

@@ -1,7 +1,9 @@
 """Launching the sampler: compiled once for each shape, one dispatch a batch."""
 
+from collections.abc import Callable, Hashable
 import functools
 import time
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -18,12 +20,17 @@ def held(denoiser: Denoiser, params: PyTree) -> PyTree:
   """Returns parameters as programs hold them (`Denoiser.hold`), outside of any.
 
   Those that are held so already are the same arrays. Others are copied: let go of
-  them, or the weights lie in memory twice.
+  them, or the weights lie in memory twice. Of abstract parameters, abstract ones.
   """
   shapes = jax.eval_shape(denoiser.hold, params)
   if jax.tree.structure(shapes) == jax.tree.structure(params):
     return params
-  return compilation.jit(denoiser.hold)(params)
+  program = compilation.jit(denoiser.hold)
+  if isinstance(jax.tree.leaves(params)[0], jax.Array):
+    return program(params)
+  made = program.lower(params).compile()
+  placed = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+  return jax.tree.map(placed, shapes, made.output_shardings)
 
 
 class Launcher:
@@ -52,7 +59,7 @@ class Launcher:
       functools.partial(generate, sampler, denoiser, trace=trace, noise=noise),
       options=compilation.call_options(),
     )
-    self._compiled = set()
+    self._compiled: dict[Any, jax.stages.Compiled] = {}
 
   def lower(
     self,
@@ -76,18 +83,38 @@ class Launcher:
     Raises:
       ValueError: the requests do not fit the sampler.
     """
+    return self.traced(params, process, key, requests)()
+
+  def traced(
+    self,
+    params: PyTree,
+    process: Process,
+    key: Key[Array, ""],
+    requests: Requests,
+  ) -> Callable[[], float]:
+    """Returns what compiles for the shapes of the arguments, which is XLA alone.
+
+    It may be called in another thread, and returns the seconds that both took.
+
+    Raises:
+      ValueError: the requests do not fit the sampler.
+    """
     args = (params, process, key, requests)
-    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
-    leaves, structure = jax.tree.flatten(shapes, is_leaf=_is_shape)
-    shape = (tuple(leaves), structure)
-    if shape in self._compiled:
-      return 0.0
+    shapes = _shapes(args)
+    if shapes in self._compiled:
+      return lambda: 0.0
     start = time.perf_counter()
-    self.lower(*args).compile()
-    seconds = time.perf_counter() - start
-    self._compiled.add(shape)
-    self.compile_seconds += seconds
-    return seconds
+    lowered = self.lower(*args)
+    tracing = time.perf_counter() - start
+
+    def compiled() -> float:
+      start = time.perf_counter()
+      self._compiled[shapes] = lowered.compile()
+      seconds = time.perf_counter() - start + tracing
+      self.compile_seconds += seconds
+      return seconds
+
+    return compiled
 
   def __call__(
     self,
@@ -97,12 +124,13 @@ class Launcher:
     requests: Requests,
   ) -> Generation:
     """Returns samples of a batch of requests; see `program.generate`."""
-    self.compile(params, process, key, requests)
-    return self._program(params, process, key, requests)
+    args = (params, process, key, requests)
+    self.compile(*args)
+    return self._compiled[_shapes(args)](*args)
 
   def programs(self) -> int:
-    """Returns how many programs were compiled and run."""
-    return self._program._cache_size()
+    """Returns how many programs were compiled."""
+    return len(self._compiled)
 
 
 class Looker:
@@ -135,5 +163,12 @@ class Looker:
     )
 
 
-def _is_shape(node) -> bool:
-  return isinstance(node, tuple) and len(node) == 2 and isinstance(node[1], str)
+def _shapes(args: PyTree) -> Hashable:
+  """Returns what a program is compiled for, of arrays or abstract ones."""
+
+  def of(x):
+    free = not getattr(x, "committed", True)
+    return x.shape, str(x.dtype), None if free else getattr(x, "sharding", None)
+
+  leaves, structure = jax.tree.flatten(args)
+  return tuple(map(of, leaves)), structure

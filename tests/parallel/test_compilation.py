@@ -89,7 +89,8 @@ def test_a_version_without_the_option_compiles_without_it(monkeypatch):
 
 def test_calls_have_options_on_gpus_that_know_them(monkeypatch):
   mesh = make_mesh({"data": 1}, jax.devices()[:1])
-  assert not compilation.call_options(mesh) and not compilation.call_options()
+  assert compilation.call_options(mesh) == compilation.call_options()
+  assert list(compilation.call_options()) == ["xla_disable_hlo_passes"]
   monkeypatch.setattr(compilation, "platform", lambda: "NVIDIA H200")
   options = compilation.call_options()  # of a plan
   assert options == {"xla_gpu_experimental_force_split_k": 1}

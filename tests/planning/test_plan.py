@@ -160,8 +160,7 @@ def test_chunks_of_the_loss_are_those_of_the_machine(monkeypatch, machine):
     return "cpu" if jax.sharding.get_abstract_mesh().empty else "gpu"
 
   monkeypatch.setattr(vocabulary, "platform", platform)
-  monkeypatch.setattr(vocabulary, "_CHUNK_MIN_ROWS", 32)
-  monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", 1)
+  monkeypatch.setattr(vocabulary, "_CHUNK", (1, 32))
   assert planning._step(run)[1] == (positions // 32,)
 
 

@@ -1,5 +1,7 @@
 """What is imported and read to sample a run, and what is not."""
 
+import functools
+import math
 import subprocess
 import sys
 
@@ -68,3 +70,27 @@ def test_nothing_of_the_train_step_is_made_to_sample(trained):
   run = Run.open(trained.workdir, devices=jax.devices()[:1])
   run.sample()
   assert "program" not in run.__dict__ and "served" in run.__dict__
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+@pytest.mark.parametrize("mesh", [{"data": 1}, {"fsdp": 2, "tensor": 2}])
+def test_one_program_is_compiled_while_the_checkpoint_is_read(
+  trained, mesh, use_ema
+):
+  """What was compiled of shapes alone runs with what was read."""
+  count = math.prod(mesh.values())
+  run = Run.open(trained.workdir, mesh=mesh, devices=jax.devices()[:count])
+  ask = functools.partial(run.sample, ["To be"], num_samples=count, seed=3)
+  found = ask(use_ema=use_ema)
+  (launcher,) = run.generator.launchers
+  assert found.compile_seconds == launcher.compile_seconds > 0
+  again = ask(use_ema=use_ema, state=run.state)
+  assert launcher.programs() == 1 and again.compile_seconds == 0
+  assert again.rows == found.rows
+
+
+def test_nothing_is_compiled_for_a_run_without_a_checkpoint(tmp_path):
+  run = runs.run(tmp_path / "run")
+  with pytest.raises(FileNotFoundError, match="no checkpoint yet; train it"):
+    run.sample()
+  assert not run.generator.launchers

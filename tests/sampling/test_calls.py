@@ -10,6 +10,7 @@ import pytest
 from dllm_jax.core.flops import matmul_flops
 from dllm_jax.core.types import Process
 from dllm_jax.planning.hlo_text import ARRAY, computations
+from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.policies.ancestral import Ancestral
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation
@@ -115,6 +116,20 @@ def test_layers_that_are_unrolled_are_read_where_they_lie():
   np.testing.assert_array_equal(looped, unrolled)
   # Three matrices of the perceptron, in refreshing passes and in cached calls.
   assert copied == 2 * 3 and kept == 0
+
+
+def test_weights_of_half_the_bits_are_widened_in_loops_alone():
+  """CPUs would make float32 copies of all stacks before the first step."""
+  denoiser, params = network(dtype="bfloat16")
+  params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+  launcher = Launcher(dual(MDLM_, cache="dual"), denoiser)
+  lowered = launcher.lower(params, Process(), KEY, ragged(MDLM_))
+  program, entry = computations(lowered.compile().as_text())
+  made = [ARRAY.match(op.shape) for op in program[entry].values()]
+  stacks = [m[2] for m in made if m and m[2] in ("2,32,128", "2,128,32")]
+  assert len(stacks) == 3  # as they are given
+  made = [m[2] for m in made if m and m[1] == "f32"]
+  assert not {"2,32,128", "2,128,32", "128,32", "32,128"} & set(made)
 
 
 def matrices_in_loops(text, shape):
