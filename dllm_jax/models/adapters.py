@@ -268,8 +268,9 @@ def _through_forward(x, w, a, b):
 
 def _through_backward(saved, gradient):
   x, w, a, b, low, w_trains = saved
-  below = jnp.concatenate((a, jnp.eye(b.shape[0], dtype=a.dtype)))
-  d_x = product(gradient, _plus(below @ b, w).T, "default")
+  # Formed as it is multiplied by: products with transposed ones are slower.
+  beside = jnp.concatenate((a.T, jnp.eye(b.shape[0], dtype=a.dtype)), axis=1)
+  d_x = product(gradient, _plus(b.T @ beside, w.T), "default")
   d_x, d_low = jnp.split(d_x, w.shape[:1], axis=-1)
   rows = lambda y: y.reshape(-1, y.shape[-1])
   # Sums over positions are three times as fast with few rows as with few columns.
