@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dllm_jax.core.axes import AXES, axis_size, platform
+from dllm_jax.core.axes import AXES, axis_size, once, platform
 from dllm_jax.models.quantised import BASES, check_base, dense, product
 
 NAMES = ("lora_a", "lora_b", "lora_magnitude")
@@ -268,9 +268,10 @@ def _through_forward(x, w, a, b):
 
 def _through_backward(saved, gradient):
   x, w, a, b, low, w_trains = saved
-  # Formed as it is multiplied by: products with transposed ones are slower.
+  # Formed as it is multiplied by: products with transposed ones are slower, and
+  # so are sums, that read a column number by number.
   beside = jnp.concatenate((a.T, jnp.eye(b.shape[0], dtype=a.dtype)), axis=1)
-  d_x = product(gradient, _plus(b.T @ beside, w.T), "default")
+  d_x = product(gradient, _plus(b.T @ beside, once(w.T)), "default")
   d_x, d_low = jnp.split(d_x, w.shape[:1], axis=-1)
   rows = lambda y: y.reshape(-1, y.shape[-1])
   # Sums over positions are three times as fast with few rows as with few columns.

@@ -29,7 +29,7 @@ from dllm_jax.training.optimizer import Optimizer
 from dllm_jax.training.step import Trainer, Training
 from tests.speed import shape
 
-ROUNDS = 5
+ROUNDS = 15
 RANK = 8
 
 
