@@ -26,7 +26,7 @@ def held(denoiser: Denoiser, params: PyTree) -> PyTree:
   if jax.tree.structure(shapes) == jax.tree.structure(params):
     return params
   program = compilation.jit(denoiser.hold)
-  if isinstance(jax.tree.leaves(params)[0], jax.Array):
+  if not isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
     return program(params)
   made = program.lower(params).compile()
   placed = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
