@@ -6,6 +6,7 @@ checkpoint that cannot be read, by any one process, is skipped, loudly, for the
 one before it; a run that continues from there moves it out of the way.
 """
 
+from concurrent import futures
 import dataclasses
 import logging
 import os
@@ -253,8 +254,14 @@ class Checkpoints:
     """Returns what is wanted of a step; `partial`: not all that is there."""
     context = _alone()  # its own: Orbax has left it when the first load is done
     context.pytree.loading.partial_load = partial
-    with context:
-      return self._checkpointer.load_checkpointables(step, wanted)
+
+    def load():
+      with context:
+        return self._checkpointer.load_checkpointables(step, wanted)
+
+    # In the main thread Orbax's event loop would take Ctrl-C for itself.
+    with futures.ThreadPoolExecutor(1) as pool:
+      return pool.submit(load).result()
 
   def wait(self) -> None:
     """Waits until everything that was started is on disk."""

@@ -2,8 +2,11 @@
 
 import functools
 import math
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -94,3 +97,19 @@ def test_nothing_is_compiled_for_a_run_without_a_checkpoint(tmp_path):
   with pytest.raises(FileNotFoundError, match="no checkpoint yet; train it"):
     run.sample()
   assert not run.generator.launchers
+
+
+def test_ctrl_c_ends_what_reads_a_checkpoint(trained, monkeypatch):
+  """It is no damaged file, and is not lost in an event loop."""
+  with Checkpoints(trained.workdir, writes=False) as checkpoints:
+    reader = checkpoints._checkpointer
+    read = reader.load_checkpointables
+
+    def load(*args):
+      assert threading.current_thread() is not threading.main_thread()
+      os.kill(os.getpid(), signal.SIGINT)
+      return read(*args)
+
+    monkeypatch.setattr(reader, "load_checkpointables", load)
+    with pytest.raises(KeyboardInterrupt):
+      checkpoints.restore(trained.served.abstract)
