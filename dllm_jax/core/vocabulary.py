@@ -139,7 +139,7 @@ def _table(out: ModelOutputs) -> Array | None:
 
 
 def _factor(out: ModelOutputs) -> Array | None:
-  """Returns the same as a factor, that CPUs would else widen for each chunk."""
+  """Returns it as hidden states are multiplied by: CPUs widen it, once."""
   if out.unembed is None:
     return None
   table = _table(out).astype(out.hidden.dtype)

@@ -28,8 +28,8 @@ _STEP_OPTIONS: Mapping[str, Mapping[str, str]] = types.MappingProxyType({
 _GPU_CALL_OPTIONS: Mapping[str, int] = types.MappingProxyType({
   "xla_gpu_experimental_force_split_k": 1
 })
-# XLA widens what a loop reads of bfloat16 weights on CPUs, and would do so with all
-# of them before the loop: twice their size more, and their time at each call.
+# CPUs multiply in float32: XLA widens bfloat16 weights where a loop reads them, and
+# would move that before the loop, of all layers at once, at each call of the program.
 _CPU_CALL_OPTIONS: Mapping[str, str] = types.MappingProxyType({
   "xla_disable_hlo_passes": "while-loop-invariant-code-motion"
 })

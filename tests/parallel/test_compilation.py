@@ -91,6 +91,8 @@ def test_calls_have_options_on_gpus_that_know_them(monkeypatch):
   mesh = make_mesh({"data": 1}, jax.devices()[:1])
   assert compilation.call_options(mesh) == compilation.call_options()
   assert list(compilation.call_options()) == ["xla_disable_hlo_passes"]
+  monkeypatch.setattr(compilation, "platform", lambda: "tpu")
+  assert not compilation.call_options()
   monkeypatch.setattr(compilation, "platform", lambda: "NVIDIA H200")
   options = compilation.call_options()  # of a plan
   assert options == {"xla_gpu_experimental_force_split_k": 1}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from dllm_jax.config import config as configs
 from dllm_jax.run.run import Run
 from dllm_jax.training.checkpoint import Checkpoints
 from tests import runs
@@ -38,7 +39,14 @@ def test_help_imports_nothing_that_it_does_not_need():
 @pytest.mark.all
 def test_what_samples_a_run_imports_no_data_and_no_log():
   found = imported("import dllm_jax.run.run, dllm_jax.cli.commands.sample")
-  wrong = {"grain", "tensorboardX", "matplotlib", "jinja2", "safetensors"}
+  wrong = {
+    "grain",
+    "tensorboardX",
+    "matplotlib",
+    "jinja2",
+    "safetensors",
+    "scipy",
+  }
   wrong |= {"dllm_jax.data.corpus", "dllm_jax.training.loop"}
   assert "dllm_jax.run.run" in found and not found & wrong
 
@@ -77,10 +85,19 @@ def test_nothing_of_the_train_step_is_made_to_sample(trained):
 
 @pytest.mark.parametrize("use_ema", [True, False])
 @pytest.mark.parametrize("mesh", [{"data": 1}, {"fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("unroll", [1, 2])
 def test_one_program_is_compiled_while_the_checkpoint_is_read(
-  trained, mesh, use_ema
+  trained, mesh, use_ema, unroll, monkeypatch
 ):
-  """What was compiled of shapes alone runs with what was read."""
+  """What was compiled of shapes alone runs with what was read, parted or not."""
+  stored = configs.stored
+
+  def unrolled(workdir):
+    given = stored(workdir)
+    given.model.unroll = unroll
+    return given
+
+  monkeypatch.setattr(configs, "stored", unrolled)
   count = math.prod(mesh.values())
   run = Run.open(trained.workdir, mesh=mesh, devices=jax.devices()[:count])
   ask = functools.partial(run.sample, ["To be"], num_samples=count, seed=3)

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from dllm_jax.core import vocabulary
 from dllm_jax.core.flops import matmul_flops
-from dllm_jax.core.types import Process
+from dllm_jax.core.types import ModelOutputs, Process
+from dllm_jax.parallel import compilation
 from dllm_jax.planning.hlo_text import ARRAY, computations
 from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.policies.ancestral import Ancestral
@@ -130,6 +132,20 @@ def test_weights_of_half_the_bits_are_widened_in_loops_alone():
   assert len(stacks) == 3  # as they are given
   made = [m[2] for m in made if m and m[1] == "f32"]
   assert not {"2,32,128", "2,128,32", "128,32", "32,128"} & set(made)
+
+
+def test_an_unembedding_of_half_the_bits_is_widened_once_for_all_chunks(
+  monkeypatch,
+):
+  monkeypatch.setattr(vocabulary, "_chunk_rows", lambda vocab: 4)
+  half = lambda *shape: jax.numpy.ones(shape, "bfloat16")
+  out = ModelOutputs(hidden=half(2, 16, 32), unembed=half(32, 128))
+  program = compilation.jit(
+    lambda out: vocabulary.reduce(lambda logits: logits.max(axis=-1), out),
+    options=compilation.call_options(),
+  )
+  text = program.lower(out).compile().as_text()
+  assert " while(" in text and matrices_in_loops(text, (32, 128)) == 0
 
 
 def matrices_in_loops(text, shape):
