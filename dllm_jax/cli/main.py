@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, argv: list[str]) -> int:
   # Imports and tracing make objects by the million, and next to no cycles.
-  gc.set_threshold(200_000, 50, 100)
+  gc.set_threshold(400_000, 50, 100)
   # Writers' threads log tracebacks of errors that reach us, and our one line, too.
   for library in ("absl", "gcsfs"):
     logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -16,13 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from dllm_jax.core.axes import (
-  axis_size,
-  BATCH_AXES,
-  CONTEXT,
-  folded,
-  platform,
-)
+from dllm_jax.core.axes import axis_size, BATCH_AXES, CONTEXT, folded, platform
 from dllm_jax.core.types import ModelOutputs
 
 # A chunk has about this many logits on a device (16 MiB in float32), but no
@@ -135,15 +129,20 @@ def _table(out: ModelOutputs) -> Array | None:
   Made outside of loops, whose operand would else be a copy laid out the other
   way, as large as the table.
   """
-  return out.unembed.T if out.tied else out.unembed
+  return out.unembed.T if out.tied else out.unembed  # None has no tie
 
 
-def _factor(out: ModelOutputs) -> Array | None:
-  """Returns it as hidden states are multiplied by: CPUs widen it, once."""
+def cast_unembedding(out: ModelOutputs) -> ModelOutputs:
+  """Returns outputs whose unembedding is in the type that products read.
+
+  That of the hidden states, which CPUs widen: outside of a loop of calls, each of
+  which would cast it anew.
+  """
   if out.unembed is None:
-    return None
+    return out
   table = _table(out).astype(out.hidden.dtype)
-  return _wide(table) if platform() == "cpu" else table
+  table = _wide(table) if platform() == "cpu" else table
+  return out.replace(unembed=table.T if out.tied else table)
 
 
 def _slices(x: Array, shards: int, start: Array, size: int) -> Array:
@@ -183,7 +182,8 @@ def reduce(
   """
   several = isinstance(outs, tuple)
   outs = outs if several else (outs,)
-  hidden, tables = [out.hidden for out in outs], [_factor(out) for out in outs]
+  hidden = [out.hidden for out in outs]
+  tables = [_table(cast_unembedding(out)) for out in outs]
   if window is not None:
     index = jnp.maximum(window, 0)[:, :, None]
     hidden = [jnp.take_along_axis(h, index, axis=1) for h in hidden]

@@ -40,11 +40,10 @@ def sampled(
   if state is None:
     if _to_be_read(run):
       arrays = _arrays(run.served.abstract, use_ema)
-      traced = run.generator.traced(*arrays, plan, trace=trace)
       with futures.ThreadPoolExecutor(1) as pool:
-        compiled = pool.submit(traced)
-        _ = run.state
-        before = compiled.result()
+        read = pool.submit(lambda: run.state)
+        before = run.generator.traced(*arrays, plan, trace=trace)()
+        read.result()
     state = run.state
   arrays = _arrays(state, use_ema)
   found = run.generator(*arrays, plan, seed=seed, trace=trace)

@@ -189,6 +189,13 @@ PRESETS: dict[str, Preset] = {
     cache="block",
     stops=True,
   ),
+  "fast_dllm_v2_cached": Preset(
+    **_unmasking(
+      selection=SubBlocks(width=8, rule=Threshold(value=0.9), cached=True)
+    ),
+    cache="block",
+    stops=True,
+  ),
   "wedlm": Preset(
     policy=Unmasking,
     fields={"score": "entropy", "selection": Sliding()},
@@ -196,6 +203,12 @@ PRESETS: dict[str, Preset] = {
     stops=True,
   ),
   "idlm": Preset(policy=Speculation, cache="block", stops=True),
+  "idlm_quadratic": Preset(
+    policy=Speculation,
+    fields={"source": "quadratic"},
+    cache="block",
+    stops=True,
+  ),
   "idlm_published": Preset(
     policy=Speculation,
     fields={"rule": "published"},

@@ -41,7 +41,7 @@ from dllm_jax.core.types import (
   Objective,
   Process,
 )
-from dllm_jax.core.vocabulary import vocab_width
+from dllm_jax.core.vocabulary import cast_unembedding, vocab_width
 from dllm_jax.sampling.policies.guidance import Guidance
 from dllm_jax.sampling.window import gather, Window
 
@@ -114,13 +114,15 @@ class Network(NamedTuple):
   def empty(self) -> KVCache | None:
     """Returns a cache for all rows, sharded like the model.
 
-    Windows may end past the canvas; one that is a canvas wide needs no room.
+    Windows may end past the canvas; one that is a canvas wide needs no room, but
+    where rows may be read behind it (`speculation.parts`).
     """
     if self.cache == "none":
       return None
     rows, slots = self.batch.tokens.shape
     rows *= 1 if self.guidance is None else 2
-    room = 0 if self.wide == slots else self.wide
+    whole = self.wide == slots and not self.objective.opens
+    room = 0 if whole else self.wide
     cache = self.denoiser.cache(rows, slots + room)
     heads = lambda x: constrain(x, None, BATCH_AXES, TENSOR, None, None)
     segments = cache.segment_ids[:, :slots]
@@ -131,7 +133,7 @@ class Network(NamedTuple):
     )
 
   def head(self) -> ModelOutputs:
-    """Returns outputs of no use but for their unembedding and bias.
+    """Returns outputs of no use but for their unembedding, cast, and bias.
 
     Both branches of a condition would copy the unembedding at each step;
     nothing of the network itself is left of this call once it is compiled.
@@ -140,7 +142,7 @@ class Network(NamedTuple):
     t = jnp.zeros((self.batch.tokens.shape[0], 1))
     inputs = self.objective.inputs(self.process, z, t, self.batch)
     out, _ = self.denoiser.apply(self.params, inputs, None)
-    return self._cut(out.replace(aux={}))
+    return cast_unembedding(self._cut(out.replace(aux={})))
 
   def look(
     self,
@@ -175,13 +177,15 @@ class Network(NamedTuple):
 
   def nothing(self, head: ModelOutputs) -> Float[Array, "R T D"]:
     """Returns what `look` gives without a cache, all zeros."""
-    return self._rows(jnp.zeros_like(head.hidden))
+    return self.doubled(jnp.zeros_like(head.hidden))
 
   def outputs(
     self, hidden: Float[Array, "R Q D"], window: Window, head: ModelOutputs
   ) -> tuple[Outputs, Int[Array, "B W"] | None]:
     """Returns what predicts a window, of each branch, and where in it."""
     index = window.hidden if self.cache == "none" else None
+    if head.unembed is not None:
+      hidden = hidden.astype(head.unembed.dtype)
     if self.guidance is None:
       return head.replace(hidden=hidden), index
     branches = jnp.split(hidden, 2)
@@ -258,7 +262,7 @@ class Network(NamedTuple):
       positions=slots,
       cond=self.batch.cond,
     )
-    cache = cache.replace(segment_ids=self._rows(self.batch.segment_ids))
+    cache = cache.replace(segment_ids=self.doubled(self.batch.segment_ids))
     return self._apply(z, None, batch, slots[:, 0], cache)[1]
 
   def finish(
@@ -299,7 +303,7 @@ class Network(NamedTuple):
   def _refreshed(self, z, t, window, visible, cache):
     out, cache = self._canvas(z, t, visible, cache)
     slots = window.slots - self.objective.shift
-    return gather(out.hidden, self._rows(slots)), cache
+    return gather(out.hidden, self.doubled(slots)), cache
 
   def _opened(self, z, window, visible, cache):
     """Stores the block before a window; returns what predicts its first slot."""
@@ -307,7 +311,7 @@ class Network(NamedTuple):
     t = jnp.zeros((visible.shape[0], 1))
     spec, wide = self._stored, self.wide
     out, cache = self.at(z, t, start, wide, visible, cache, spec)
-    at = self._rows(window.slots - 1 - start[:, None])
+    at = self.doubled(window.slots - 1 - start[:, None])
     return gather(out.hidden, at), cache
 
   def _part(self, z, t, window, visible, cache, said):
@@ -320,50 +324,57 @@ class Network(NamedTuple):
     at = jnp.arange(width) - self.objective.shift + self.lead
     return out.hidden[:, jnp.maximum(at, 0)], cache
 
-  def at(self, z, t, start, width, visible, cache, spec=None, said=None):
+  def at(
+    self, z, t, start, width, visible, cache, spec=None, said=None, tree=None
+  ):
     """Calls the network on so many slots of each row, from a start on.
 
-    `spec` says who sees whom, where that is not as always; `said` is as in `look`.
+    `spec` says who sees whom, where that is not as always, and `tree` besides
+    where slots stand; `said` is as in `look`.
     """
     slots = start[:, None] + jnp.arange(width)
     batch = gather(self.batch.replace(cond=None), slots)
     seen = gather(visible, slots) & (slots < visible.shape[1])
     batch = batch.replace(
       segment_ids=seen.astype(jnp.int32),
-      positions=slots,
+      positions=slots if tree is None else start[:, None] + tree.ahead,
       cond=self.batch.cond,
     )
-    cache = cache.replace(segment_ids=self._rows(visible.astype(jnp.int32)))
+    cache = cache.replace(segment_ids=self.doubled(visible.astype(jnp.int32)))
     z = gather(z, slots)
-    return self._apply(z, t, batch, start, cache, spec, said)
+    sees = None if tree is None else jnp.asarray(tree.sees)
+    return self._apply(z, t, batch, start, cache, spec, said, sees)
 
-  def _apply(self, z, t, batch, start, cache, spec=None, said=None):
+  def _apply(self, z, t, batch, start, cache, spec=None, said=None, sees=None):
     """Returns outputs and cache; without a time, of a causal pass over text."""
     if self.guidance is not None:
       fixed = (batch.segment_ids > 0) & ~batch.loss_mask
       z = self.guidance.latent(self.objective, z, fixed)
       cond = self.guidance.cond(batch.cond)
       segments = self.guidance.segments(batch.segment_ids)
-      batch = jax.tree.map(self._rows, batch.replace(cond=None))
+      batch = jax.tree.map(self.doubled, batch.replace(cond=None))
       batch = batch.replace(cond=cond, segment_ids=segments)
-      t = jax.tree.map(self._rows, t)
+      t = jax.tree.map(self.doubled, t)
     if t is None:
       inputs = self.objective.text_inputs(self.process, z, batch)
     else:
       inputs = self.objective.inputs(self.process, z, t, batch)
     if spec is not None:
       inputs = inputs.replace(mask=spec)
+    if sees is not None:
+      sees = jnp.broadcast_to(sees, (*z.shape[:1], *sees.shape))
+      inputs = inputs.replace(extra_mask=sees)
     if start is not None:
-      inputs = inputs.replace(slot=self._rows(start))
+      inputs = inputs.replace(slot=self.doubled(start))
       if inputs.extra_mask is not None:
         extra = _over_cache(inputs.extra_mask, inputs.slot, cache)
         inputs = inputs.replace(extra_mask=extra)
     if said is not None:
-      inputs = inputs.replace(self_conditioning=self._rows(said))
+      inputs = inputs.replace(self_conditioning=self.doubled(said))
     return self.denoiser.apply(self.params, inputs, cache)
 
-  def _rows(self, x: Array) -> Array:
-    """Returns x for the rows of both branches."""
+  def doubled(self, x: Array) -> Array:
+    """Returns x for the rows of both branches of guidance."""
     return x if self.guidance is None else jnp.concatenate([x, x])
 
   def _cut(self, out: ModelOutputs) -> ModelOutputs:

@@ -96,6 +96,7 @@ class Sampler:
         " cache 'none'"
       )
     self._check_drafts()
+    self._check_part(width)
     self._check_steps(width)
     if self.slides:
       self._check_slides()
@@ -115,6 +116,19 @@ class Sampler:
         "drafts are tested on kept keys and values: leave cache and block_length"
         f" as the preset has them, not cache={self.cache!r},"
         f" block_length={self.block_length}"
+      )
+
+  def _check_part(self, width: int) -> None:
+    if self.part is None:
+      return
+    if not self.objective.opens or self.cache != "block":
+      raise ValueError(
+        "parts of a block are read alone where its first token is known, on kept"
+        " keys and values (Fast-dLLM v2): use cache 'block', or leave cached False"
+      )
+    if width % self.part:
+      raise ValueError(
+        f"a part of {self.part} slots is no divisor of a block of {width}"
       )
 
   def _check_steps(self, width: int) -> None:
@@ -172,6 +186,12 @@ class Sampler:
     if self.slides:  # what was decided behind the first mask, and masks
       return 2 * self.policy.selection.width
     return self.block_length
+
+  @property
+  def part(self) -> int | None:
+    """Slots of a block's part that calls may read alone; None for none."""
+    part = getattr(getattr(self.policy, "selection", None), "part", None)
+    return part and min(part, self.block_length or self.length)
 
   @property
   def steps(self) -> int:

@@ -22,6 +22,7 @@ from dllm_jax.sampling.options import known
 from dllm_jax.sampling.policies.rows import Rows
 from dllm_jax.sampling.requests import Requests
 from dllm_jax.sampling.sampler import Sampler
+from dllm_jax.sampling.speculation import parts
 from dllm_jax.sampling.traces.trace import Frame, observe
 from dllm_jax.sampling.window import put, spread, take, where, Window
 
@@ -346,18 +347,13 @@ def _sound(canvas: Canvas, calling: Bool[Array, "B"], hidden: Array):
   return canvas.sound & (finite | ~calling)
 
 
-def _look(
-  run: Run,
-  canvas: Canvas,
-  window: Window,
-  t: Array,
-  calling: Bool[Array, "B"],
-  fresh: bool,
-) -> tuple[Bool[Array, "B"], Float[Array, "R Q D"], KVCache | None]:
+def _look(run, canvas, window, t, calling, fresh):
   """Returns which rows need a network call, hidden states and the cache."""
   visible = run.visible(window)
   if run.sampler.policy.resizes:
     visible &= ~run.free | run.sampler.policy.live(canvas.state)
+  if run.sampler.part is not None and not fresh:
+    return calling, *parts.look(run, canvas, window, t, visible)
   look = lambda: run.network.look(
     canvas.z, t, window, visible, canvas.cache, fresh, canvas.said
   )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
+import numpy as np
 
 
 class Window(NamedTuple):
@@ -30,6 +31,19 @@ class Window(NamedTuple):
   def start(self) -> Int[Array, "B"]:
     """The first slot of each row's window."""
     return self.slots[:, 0]
+
+
+class Tree(NamedTuple):
+  """A call's window whose slots are not all in the order of the text.
+
+  Attributes:
+    ahead: how far behind the window's first position each slot stands.
+    sees: which slots of the window (columns) each may attend to, of those that
+      the mask lets it.
+  """
+
+  ahead: Int[np.ndarray, "W"]
+  sees: Bool[np.ndarray, "W W"]
 
 
 def where(mask: Bool[Array, "*n"], new: PyTree, old: PyTree) -> PyTree:

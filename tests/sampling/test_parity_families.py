@@ -211,7 +211,7 @@ FAST = golden_cases.load("fast_dllm_v2").config["runs"]
 
 @pytest.mark.parametrize(
   "i",
-  [quick.long(i) for i, run in enumerate(FAST) if not run["use_block_cache"]],
+  [*map(quick.long, range(len(FAST)))],
 )
 def test_fast_dllm_v2_opens_blocks_and_fills_their_parts(i):
   case = golden_cases.load("fast_dllm_v2")
@@ -230,7 +230,9 @@ def test_fast_dllm_v2_opens_blocks_and_fills_their_parts(i):
       objective=objective,
       steps=block,
       selection=SubBlocks(
-        width=run["small_block_size"], rule=Threshold(value=run["threshold"])
+        width=run["small_block_size"],
+        rule=Threshold(value=run["threshold"]),
+        cached=run["use_block_cache"],
       ),
       processors=(Temperature(0.0),),
     ),
@@ -250,6 +252,66 @@ def test_fast_dllm_v2_opens_blocks_and_fills_their_parts(i):
   output = case.arrays[f"run{i}_output"][0]
   both = min(len(output), length)
   np.testing.assert_array_equal(got.tokens[0][:both], output[:both])
+  # How likely each token was tells calls of a part from those of a block.
+  part, checked = run["small_block_size"], 0
+  for r, (before, after) in enumerate(zip(canvases[:-1], canvases[1:])):
+    if calls[r, 0] < 2:
+      (slots,) = np.nonzero((before == mask) & (after != mask) & (after >= 0))
+      sure = case.arrays[f"run{i}_confidence"][r][slots % part]
+      np.testing.assert_allclose(
+        np.exp(got.log_prob[0][slots]), sure, atol=2e-4
+      )
+      checked += len(slots)
+  assert checked
+
+
+def cached_parts(rows, width=4, block=8, length=40, **fields):
+  """Returns a generation of which calls read parts of blocks alone."""
+  objective = published.replace(
+    published.model("fast_dllm_v2").objective, block_size=block, length=length
+  )
+  return published.run(
+    "fast_dllm_v2",
+    rows,
+    objective=objective,
+    length=length,
+    block_length=block,
+    blocks_from="start",
+    cache="block",
+    policy=lambda objective: Unmasking(
+      objective=objective,
+      steps=block,
+      selection=SubBlocks(width=width, rule=Threshold(value=0.5), cached=True),
+      processors=(Temperature(0.0),),
+    ),
+    **fields,
+  )
+
+
+@pytest.mark.parametrize("block", [8, quick.long(40)], ids=["blocks", "one"])
+def test_rows_at_different_parts_of_their_blocks_do_not_meet(block):
+  arrays = golden_cases.load("fast_dllm_v2").arrays
+  prompts = [published.prompts(arrays[f"run{i}_prompt"])[0] for i in (4, 5, 2)]
+  rows = [prompt + [None] * (40 - len(prompt)) for prompt in prompts]
+  rows[2] = rows[2][:33]  # a shorter one
+  batch = cached_parts(rows, block=block)
+  for i, row in enumerate(rows):
+    alone = cached_parts([row], block=block)
+    np.testing.assert_array_equal(batch.tokens[i], alone.tokens[0])
+    np.testing.assert_array_equal(batch.revealed_at[i], alone.revealed_at[0])
+    np.testing.assert_allclose(batch.log_prob[i], alone.log_prob[0], atol=1e-4)
+    assert batch.function_evaluations[i] == alone.function_evaluations[0]
+
+
+def test_parts_that_cannot_be_read_alone_are_refused():
+  rows = [[1, 2, None]]
+  with pytest.raises(ValueError, match="no divisor of a block of 8"):
+    cached_parts(rows, width=3)
+  policy = lambda objective: Unmasking(
+    objective=objective, steps=8, selection=SubBlocks(cached=True)
+  )
+  with pytest.raises(ValueError, match="read alone where its first token"):
+    published.run("sdar_moe", rows, policy=policy, length=8)
 
 
 WEDLM = golden_cases.load("wedlm").config["runs"]

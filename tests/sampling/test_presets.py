@@ -68,7 +68,7 @@ def objective_of(name, vocab=20, length=24):
     return BD3LM(**tokens, **blocks)
   if name == "wedlm":
     return BD3LM(**tokens, **blocks, attention="decided_first")
-  if name == "fast_dllm_v2":
+  if name.startswith("fast_dllm_v2"):
     return BD3LM(**tokens, **blocks, opens=True, shift=1)
   if name.startswith("nemotron"):
     kind = {"attention": "causal_context", "opens": True}

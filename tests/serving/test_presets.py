@@ -45,7 +45,14 @@ def network(vocab):
   return denoiser, jax.tree.map(lambda x: 2 * np.asarray(x) + normal(x), params)
 
 
-REFUSED = "fast_dllm_v2", "idlm", "idlm_published", "nemotron"
+REFUSED = (
+  "fast_dllm_v2",
+  "fast_dllm_v2_cached",
+  "idlm",
+  "idlm_quadratic",
+  "idlm_published",
+  "nemotron",
+)
 REFUSED += ("nemotron_speculative",)
 
 

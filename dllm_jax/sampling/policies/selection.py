@@ -113,6 +113,11 @@ class Selection(abc.ABC):
     """The confidence that it reveals by, which rows may choose; None for none."""
     return None
 
+  @property
+  def part(self) -> int | None:
+    """Slots of a window's part that calls may read alone; None for none."""
+    return None
+
   @abc.abstractmethod
   def __call__(
     self, seen: Seen, progress: Progress, steps: Steps, objective: Objective

@@ -12,7 +12,7 @@ from q: what comes out then has not the law p. That is `rule` "published".
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import get_args, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from dllm_jax.sampling.policies.rows import NONE, Rows
 from dllm_jax.sampling.policies.score import confidence
 
 Rule = Literal["drawn", "best", "published"]
+Source = Literal["masks", "quadratic", "block"]
 
 
 class Tested(NamedTuple):
@@ -55,9 +56,12 @@ class Speculation(Stepwise):
       was trained to.
     source: where drafts come from. "masks": n masks behind the tested tokens,
       in the same causal call, whose outputs are shifted; after a rejection they
-      are worth nothing, and a call is made without drafts (I-DLM). "block": a
-      call of its own, which reads the last token and n masks both ways, and
-      whose outputs are not shifted (Nemotron-Labs-Diffusion).
+      are worth nothing, and a call is made without drafts (I-DLM). "quadratic":
+      n masks behind the last token and n behind each of the tested ones, in the
+      same call, so that there are drafts wherever a test ends ("quadratic
+      decoding", arXiv:2507.11851). "block": a call of its own, which
+      reads the last token and n masks both ways, and whose outputs are not
+      shifted (Nemotron-Labs-Diffusion).
     rule: "drawn": drafts are drawn from their law, and tested so. "best": they
       are the likeliest tokens, and tested as such. Both are exact. "published":
       the likeliest, tested as if they were drawn.
@@ -67,7 +71,7 @@ class Speculation(Stepwise):
 
   steps: int = 1
   drafts: int = 0
-  source: Literal["masks", "block"] = "masks"
+  source: Source = "masks"
   rule: Rule = "drawn"
   threshold: float | None = None
 
@@ -89,11 +93,16 @@ class Speculation(Stepwise):
         "speculation has no repetition penalty of the sampler's: leave it 1, or"
         " let rows have their own"
       )
-    check_literal("source", self.source, ("masks", "block"))
-    check_literal("rule", self.rule, ("drawn", "best", "published"))
+    check_literal("source", self.source, get_args(Source))
+    check_literal("rule", self.rule, get_args(Rule))
+    if self.rule == "published" and self.source == "quadratic":
+      raise ValueError(
+        "rule 'published' drafts by masks behind the last draft: use source"
+        " 'masks', or rule 'drawn' or 'best'"
+      )
     if self.threshold is not None:
       check.within("a confidence threshold", self.threshold, "(0, 1]")
-      if self.source == "masks":
+      if self.source != "block":
         raise ValueError(
           "a threshold is for drafts of a call of their own: use source 'block',"
           " or leave it None"
@@ -115,7 +124,7 @@ class Speculation(Stepwise):
         f" {type(objective).__name__}'s network does not have: use a preset of"
         " its own, or a network that reads its context causally"
       )
-    if objective.opens and self.source == "masks":
+    if objective.opens and self.source != "block":
       raise ValueError(
         "this network drafts by reading a block both ways: use source 'block'"
         " (preset nemotron_speculative)"
@@ -124,8 +133,8 @@ class Speculation(Stepwise):
   @property
   def width(self) -> int:
     """Slots that a call reads: the last token, drafts and, behind them, masks."""
-    behind = self.drafts if self.source == "masks" else 0
-    return 1 + self.drafts + behind
+    groups = {"masks": 1, "quadratic": 1 + self.drafts, "block": 0}[self.source]
+    return 1 + self.drafts + groups * self.drafts
 
   def _best(self, logits, z, rows):
     """Returns the likeliest token, filters and processors considered."""

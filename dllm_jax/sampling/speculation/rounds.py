@@ -3,16 +3,19 @@
 A row's pointer is at its last token. A call reads, on the kept keys and values
 of all before it,
 
-    source "masks"   [last, drafts, masks]   causally; tests the drafts, and
-                                             has those that come after them
-    source "block"   [last, masks]           both ways: the drafts
-                     [last, drafts]          causally: tests them
+    source "masks"      [last, drafts, masks]   causally; tests the drafts, and
+                                                has those that come after them
+    source "quadratic"  the same, with masks of their own behind the last token
+                        and behind each draft, which see no later draft: those
+                        behind what was taken have the next drafts
+    source "block"      [last, masks]           both ways: the drafts
+                        [last, drafts]          causally: tests them
 
 and the pointer moves over what was taken and the token behind it. What was
-written for others is written again before anything sees it: rejections cost
-nothing but their call. Texts are those of autoregressive decoding: token for
-token without temperature, and with it in law (`policies.speculation`). A token
-that is given behind the pointer is its own draft, and always taken.
+written for others is written again before anything sees it. Texts are those of
+autoregressive decoding: token for token without temperature, and with it in law
+(`policies.speculation`). A token that is given behind the pointer is its own
+draft, and always taken.
 """
 
 from typing import NamedTuple
@@ -22,13 +25,14 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from dllm_jax.core.mask import Causal, Full
 from dllm_jax.core.types import KVCache
 from dllm_jax.sampling.loop import prefilled
 from dllm_jax.sampling.step import Canvas, noted, Run
 from dllm_jax.sampling.traces.trace import Frame
-from dllm_jax.sampling.window import gather, put, Window
+from dllm_jax.sampling.window import gather, put, Tree, Window
 
 
 @struct.dataclass
@@ -100,20 +104,40 @@ def _read(
   spec: Causal | Full,
 ) -> _Call:
   """Calls the network on a row's last token, drafts and masks behind them."""
-  network, width = run.network, run.sampler.policy.width
+  network, policy = run.network, run.sampler.policy
+  width, masks = policy.width, run.sampler.objective.mask_id
   slots = at[:, None] + jnp.arange(width)
   pad = width - 1 - tokens.shape[1]
-  masks = run.sampler.objective.mask_id
   tokens = jnp.pad(tokens, ((0, 0), (1, pad)), constant_values=masks)
   last = gather(canvas.z, at[:, None])
   tokens = tokens.at[:, :1].set(last)
-  window = Window(slots, slots >= 0, None, False)
-  z = put(canvas.z, window, tokens)
-  positions = network.batch.positions
-  visible = run.requests.valid & (positions < at[:, None] + width)
+  # Behind the canvas, too: what is read there has drafts of the text before it.
+  room = canvas.cache.key.shape[3] - run.sampler.length
+  wide = lambda x: jnp.pad(x, ((0, 0), (0, room)))
+  z = put(wide(canvas.z), Window(slots, slots >= 0, None, False), tokens)
+  valid, at_slot = wide(run.requests.valid), jnp.arange(z.shape[1])
+  own = (at_slot >= at[:, None]) & (at_slot < at[:, None] + width)
+  visible = own | (valid & (at_slot < at[:, None]))
   t = jnp.zeros((at.shape[0], 1))
-  out, cache = network.at(z, t, at, width, visible, canvas.cache, spec)
+  tree = _tree(policy.drafts) if policy.source == "quadratic" else None
+  out, cache = network.at(
+    z, t, at, width, visible, canvas.cache, spec, tree=tree
+  )
+  cache = cache.replace(segment_ids=canvas.cache.segment_ids)
   return _Call(out.hidden, cache)
+
+
+def _tree(drafts: int) -> Tree:
+  """Returns [last, drafts], and behind each of them as many masks as drafts."""
+  text, masks = np.arange(drafts + 1), np.arange(1, drafts + 1)
+  none = np.full(drafts + 1, -1)
+  # Behind which of the text a mask is, -1 in the text, and where all stand.
+  behind = np.concatenate([none, np.repeat(text, drafts)])
+  ahead = np.concatenate([text, np.add.outer(text, masks).ravel()])
+  until = np.where(behind < 0, ahead, behind)
+  of_text = (behind < 0) & (ahead <= until[:, None])
+  of_masks = (behind >= 0) & (behind == behind[:, None])
+  return Tree(ahead, of_text | of_masks)
 
 
 def _round(run: Run, canvas: Canvas, drafted: Drafted):
@@ -148,7 +172,7 @@ def _round(run: Run, canvas: Canvas, drafted: Drafted):
   canvas, at = _written(run, canvas, drafted, tested, slots, running)
   canvas = canvas.replace(cache=call.cache, calls=canvas.calls + calls)
   after = drafted.replace(at=at)
-  if policy.source == "masks":
+  if policy.source != "block":
     after = _drafts_of_masks(run, canvas, drafted, tested, call, at)
   return (canvas, after), _frame(run, canvas, running) if run.trace else None
 
@@ -159,18 +183,21 @@ def _given(run: Run, slots: Int[Array, "B n"]) -> Bool[Array, "B n"]:
 
 
 def _drafts_of_masks(run, canvas, drafted, tested, call, at) -> Drafted:
-  """Returns the drafts of the masks behind a test, none after a rejection."""
+  """Returns the drafts of the masks behind what a test took.
+
+  Of masks behind the last draft alone there are none after a rejection.
+  """
   policy, n = run.sampler.policy, run.sampler.policy.drafts
-  # Behind the last draft, or behind the last token where there was none.
-  first = drafted.count[:, None] + 1 + jnp.arange(n)
-  hidden = gather(call.hidden, first)
+  quadratic = policy.source == "quadratic"
+  first = n + 1 + n * tested.accepted if quadratic else drafted.count + 1
+  hidden = gather(call.hidden, first[:, None] + jnp.arange(n))
   slots = at[:, None] + 1 + jnp.arange(n)
   noise = run.noise(canvas.step - 1, slots)
   masks = jnp.full(slots.shape, run.sampler.objective.mask_id)
   out = run.head.replace(hidden=hidden)
   rows = run.rows(canvas.z, Window(slots, slots >= 0, None, False))
   tokens, _ = policy.draft(noise, out, masks, rows)
-  whole = tested.accepted == drafted.count
+  whole = quadratic | (tested.accepted == drafted.count)
   if policy.rule == "published":  # It drafts behind a prompt's second token.
     whole &= drafted.at >= run.first(canvas.block)
   return Drafted(at, jnp.where(whole, n, 0), tokens, hidden)

@@ -22,13 +22,21 @@ class SubBlocks(Selection):
   Attributes:
     width: slots of a part, a divisor of the window, or the window.
     rule: the selection inside it.
+    cached: whether calls read the part alone, and of the others what was kept
+      (`speculation.parts`), which is an approximation; else all of the window.
   """
 
   width: int = 8
   rule: Threshold = Threshold()
+  cached: bool = False
 
   def __post_init__(self):
     check.at_least(self, 1, "width")
+
+  @property
+  def part(self) -> int | None:
+    """Slots of a part, if calls read it alone."""
+    return self.width if self.cached else None
 
   def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
