@@ -353,7 +353,7 @@ def _look(run, canvas, window, t, calling, fresh):
   if run.sampler.policy.resizes:
     visible &= ~run.free | run.sampler.policy.live(canvas.state)
   if run.sampler.part is not None and not fresh:
-    return calling, *parts.look(run, canvas, window, t, visible)
+    return calling, *parts.look(run, canvas, window, t, visible, calling)
   look = lambda: run.network.look(
     canvas.z, t, window, visible, canvas.cache, fresh, canvas.said
   )

@@ -30,6 +30,7 @@ def look(
   window: Window,
   t: Float[Array, "B 1"],
   visible: Bool[Array, "B T"],
+  calling: Bool[Array, "B"],
 ) -> tuple[Float[Array, "R W D"], KVCache]:
   """Returns hidden states that predict a block, or a part of it, and the cache.
 
@@ -41,6 +42,7 @@ def look(
     window: the block of each row.
     t: the time that each row is at.
     visible: slots that may be seen now.
+    calling: rows that need a call.
   """
   network, wide = run.network, window.slots.shape[1]
   width, shift = run.sampler.part, run.sampler.objective.shift
@@ -73,8 +75,8 @@ def look(
   blank = jnp.zeros((rows, wide, hidden.shape[-1]), hidden.dtype)
   blank = network.doubled(blank)
   none = jnp.zeros_like(at)
-  carry = some(whole, window.start, wide, none, (blank, canvas.cache))
-  return some(~whole, window.start + at, width, at, carry)
+  carry = some(calling & whole, window.start, wide, none, (blank, canvas.cache))
+  return some(calling & ~whole, window.start + at, width, at, carry)
 
 
 def _due(run, canvas, window, width):
