@@ -184,12 +184,10 @@ class Network(NamedTuple):
   ) -> tuple[Outputs, Int[Array, "B W"] | None]:
     """Returns what predicts a window, of each branch, and where in it."""
     index = window.hidden if self.cache == "none" else None
-    if head.unembed is not None:
-      hidden = hidden.astype(head.unembed.dtype)
     if self.guidance is None:
-      return head.replace(hidden=hidden), index
+      return outputs_of(head, hidden), index
     branches = jnp.split(hidden, 2)
-    return tuple(head.replace(hidden=h) for h in branches), index
+    return tuple(outputs_of(head, h) for h in branches), index
 
   def prefill(
     self, z: PyTree, visible: Bool[Array, "B T"], cache: KVCache
@@ -382,6 +380,13 @@ class Network(NamedTuple):
     if out.vocab_size is None and vocab_width(out) > self.objective.vocab_size:
       return out.replace(vocab_size=self.objective.vocab_size)
     return out
+
+
+def outputs_of(head: ModelOutputs, hidden: Array) -> ModelOutputs:
+  """Returns what hidden states say under a head, in the type that it has."""
+  if head.unembed is not None:
+    hidden = hidden.astype(head.unembed.dtype)
+  return head.replace(hidden=hidden)
 
 
 def _over_cache(extra, start, cache: KVCache) -> Bool[Array, "R W S"]:

@@ -5,8 +5,8 @@
 Trains the network of `shape.py` (10.8 million parameters) on conversations of 20
 to 100 tokens, of which the later half counts, in rows of 256: all parameters and
 adapters of rank 8 with packed rows, and adapters with a conversation a row. The
-three programs step in turns, five rounds, each first in its turn. Prints JSON: seconds of a step, medians,
-and the medians of the rounds' ratios.
+three programs step in turns, fifteen rounds, each first in its turn. Prints JSON:
+seconds of a step, medians, and the medians of the rounds' ratios.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Calls inside a block, whose parts are filled one after another, with a cache.
 
-Fast-dLLM v2's cache of sub-blocks (arXiv:2509.26328, sec. 3.3). With S the start
-of a row's block, W its length, P that of the part being filled and w a part's,
+Fast-dLLM v2's cache of sub-blocks (arXiv:2509.26328). With S the start of a row's
+block, W its length, P the start of the part that is filled and w a part's length,
 
     whole  [S, S + W)   all keys and values of the block are made anew
     part   [P, P + w)   of the other parts those of the last whole call are seen
@@ -61,11 +61,8 @@ def look(
       index = jnp.arange(wide) - offset[:, None] - shift
       index = network.doubled(jnp.clip(index, 0, width - 1))
       new = gather(out.hidden, index)
-      return (
-        jnp.array(False),
-        where(network.doubled(chosen), new, hidden),
-        cache,
-      )
+      hidden = where(network.doubled(chosen), new, hidden)
+      return jnp.array(False), hidden, cache
 
     # A loop of one round and not a condition, for which the cache would be copied.
     carry = jnp.any(chosen), *carry

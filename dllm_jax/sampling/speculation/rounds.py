@@ -18,6 +18,7 @@ autoregressive decoding: token for token without temperature, and with it in law
 draft, and always taken.
 """
 
+import functools
 from typing import NamedTuple
 
 from flax import struct
@@ -29,6 +30,7 @@ import numpy as np
 
 from dllm_jax.core.mask import Causal, Full
 from dllm_jax.core.types import KVCache
+from dllm_jax.sampling.forward import outputs_of
 from dllm_jax.sampling.loop import prefilled
 from dllm_jax.sampling.step import Canvas, noted, Run
 from dllm_jax.sampling.traces.trace import Frame
@@ -157,7 +159,7 @@ def _round(run: Run, canvas: Canvas, drafted: Drafted):
   drafts = jnp.where(given[:, :-1], own[:, :-1], drafted.tokens)
   tokens = jnp.where(known, drafts, masks)
   call = _read(run, canvas, drafted.at, tokens, Causal())
-  head = lambda hidden: run.head.replace(hidden=hidden)
+  head = functools.partial(outputs_of, run.head)
   n = policy.drafts
   ends = lambda x: jnp.pad(x, ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
   tested = policy.test(
@@ -194,7 +196,7 @@ def _drafts_of_masks(run, canvas, drafted, tested, call, at) -> Drafted:
   slots = at[:, None] + 1 + jnp.arange(n)
   noise = run.noise(canvas.step - 1, slots)
   masks = jnp.full(slots.shape, run.sampler.objective.mask_id)
-  out = run.head.replace(hidden=hidden)
+  out = outputs_of(run.head, hidden)
   rows = run.rows(canvas.z, Window(slots, slots >= 0, None, False))
   tokens, _ = policy.draft(noise, out, masks, rows)
   whole = quadratic | (tested.accepted == drafted.count)
@@ -214,7 +216,7 @@ def _drafts_of_block(run, canvas, drafted, noise, rows):
   def call(tokens, cache):
     made = _read(run, canvas.replace(cache=cache), drafted.at, tokens, Full())
     hidden = made.hidden[:, 1 : n + 1]
-    out = run.head.replace(hidden=hidden)
+    out = outputs_of(run.head, hidden)
     return hidden, *policy.draft(noise, out, tokens, rows), made.cache
 
   slots = drafted.at[:, None] + 1 + jnp.arange(n)
