@@ -3,7 +3,7 @@
     dllm train --config=configs/shakespeare_autoregressive.py \
         --workdir=runs/drafts --config.objective.masks_ahead=3 \
         --config.objective.clean_weight=1.0 --config.objective.begins=false \
-        --config.data.length=126
+        --config.data.length=126 --config.data.path='e2e/*.txt'
     python -m tests.speed.speculate --workdir=runs/drafts
 
 All programs write the likeliest text behind the same held-out prompts; texts are
