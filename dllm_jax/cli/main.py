@@ -43,6 +43,8 @@ _COMMANDS = {
 }
 
 
+_INTERRUPTED = 130  # as shells have it
+
 # Commands that lie in a folder of `commands`.
 _FOLDERS = {
   **dict.fromkeys(("align", "distil", "reinforce"), "posttraining."),
@@ -134,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     return _run(name, argv)
   except KeyboardInterrupt:
-    return _fail("interrupted", 130)
+    return _fail("interrupted", _INTERRUPTED)
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
@@ -210,8 +212,12 @@ def console() -> None:
   """The entry point of the console script."""
   status = main()
   sys.stderr.flush()
-  if status and _of_several():
-    # An ordinary exit waits for the other processes, which wait for this one.
+  # An ordinary exit waits for the other processes, which wait for this one, and
+  # for what is still computed, or takes its arrays away under it.
+  if status == _INTERRUPTED or (status and _of_several()):
+    workers = sys.modules.get("multiprocessing")
+    for one in workers.active_children() if workers else ():
+      one.terminate()
     os._exit(status)
   gc.freeze()  # To leave, the interpreter would look through all objects, 0.3 s.
   sys.exit(status)

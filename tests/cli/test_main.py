@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -354,3 +355,23 @@ def test_memory_that_is_too_small_is_one_line(said, capsys, monkeypatch):
   assert main(["serve"]) == 1
   err = capsys.readouterr().err
   assert err.count("\n") == 1 and "--slots" in err and said in err
+
+
+def test_an_interrupted_command_does_not_wait_for_what_is_computed():
+  """An ordinary exit waits for it, or takes its arrays away under it."""
+  code = """if True:
+    import jax
+    from dllm_jax.cli import main
+
+    turn = lambda i, x: x @ x * 1e-3
+    long = jax.jit(lambda x: jax.lax.fori_loop(0, 10_000, turn, x))
+
+    def interrupted():
+      long(jax.numpy.ones((1000, 1000)))  # is under way, for a minute
+      return 130
+
+    main.main = interrupted
+    main.console()
+  """
+  done = subprocess.run([sys.executable, "-c", code], timeout=40)
+  assert done.returncode == 130

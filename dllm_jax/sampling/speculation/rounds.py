@@ -130,7 +130,15 @@ def _read(
 
 
 def _tree(drafts: int) -> Tree:
-  """Returns [last, drafts], and behind each of them as many masks as drafts."""
+  """Returns [last, drafts], and behind each of them as many masks as drafts.
+
+  Of one draft, [last, draft, mask, mask] stand at 0, 1, 1 and 2, and see
+
+      1 0 0 0
+      1 1 0 0
+      1 0 1 0
+      1 1 0 1
+  """
   text, masks = np.arange(drafts + 1), np.arange(1, drafts + 1)
   none = np.full(drafts + 1, -1)
   # Behind which of the text a mask is, -1 in the text, and where all stand.
