@@ -324,9 +324,8 @@ def test_so_many_texts_tell_another_law(template):
 def texts(template, **fields):
   """Returns fillings of a template and how far they are from their law.
 
-  So many that u < (p / q)^0.9, a hundredth off in some tokens' law, would show.
-
-  Infinitely far if one of them is impossible.
+  Infinitely far if one of them is impossible. So many that a test of drafts by
+  (p / q)^0.9 would show.
   """
   processors = (Temperature(0.8), TopK(3))
   objective = Autoregressive(vocab_size=5, mask_id=4)
