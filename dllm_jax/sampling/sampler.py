@@ -124,7 +124,7 @@ class Sampler:
     if not self.objective.opens or self.cache != "block":
       raise ValueError(
         "parts of a block are read alone where its first token is known, on kept"
-        " keys and values (Fast-dLLM v2): use cache 'block', or leave cached False"
+        " keys and values (Fast-dLLM v2): use cache 'block', or another preset"
       )
     if width % self.part:
       raise ValueError(
