@@ -358,8 +358,14 @@ def test_memory_that_is_too_small_is_one_line(said, capsys, monkeypatch):
 
 
 def test_an_interrupted_command_does_not_wait_for_what_is_computed():
-  """An ordinary exit waits for it, or takes its arrays away under it."""
+  """An ordinary exit waits for it, or takes its arrays away under it.
+
+  Its worker, which holds the output open, is ended, too.
+  """
   code = """if True:
+    import multiprocessing
+    import time
+
     import jax
     from dllm_jax.cli import main
 
@@ -367,11 +373,16 @@ def test_an_interrupted_command_does_not_wait_for_what_is_computed():
     long = jax.jit(lambda x: jax.lax.fori_loop(0, 10_000, turn, x))
 
     def interrupted():
+      worker = multiprocessing.Process(target=time.sleep, args=(60,))
+      worker.start()
       long(jax.numpy.ones((1000, 1000)))  # is under way, for a minute
       return 130
 
-    main.main = interrupted
-    main.console()
+    if __name__ == "__main__":
+      multiprocessing.set_start_method("fork")
+      main.main = interrupted
+      main.console()
   """
-  done = subprocess.run([sys.executable, "-c", code], timeout=40)
+  command = [sys.executable, "-c", code]
+  done = subprocess.run(command, stdout=subprocess.PIPE, timeout=40)
   assert done.returncode == 130

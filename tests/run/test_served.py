@@ -14,6 +14,7 @@ import pytest
 
 from dllm_jax.config import config as configs
 from dllm_jax.run.run import Run
+from dllm_jax.sampling.generator import Generator
 from dllm_jax.training.checkpoint import Checkpoints
 from tests import runs
 
@@ -107,6 +108,29 @@ def test_one_program_is_compiled_while_the_checkpoint_is_read(
   again = ask(use_ema=use_ema, state=run.state)
   assert launcher.programs() == 1 and again.compile_seconds == 0
   assert again.rows == found.rows
+
+
+def test_a_sampler_is_traced_and_compiled_while_a_checkpoint_is_read(
+  trained, monkeypatch
+):
+  """Each of the two waits for the other to be under way."""
+  read, trace = Checkpoints._load, Generator.traced
+  reading, compiled = threading.Event(), threading.Event()
+
+  def load(*args, **how):
+    reading.set()
+    assert compiled.wait(60)
+    return read(*args, **how)
+
+  def traced(*args, **how):
+    assert reading.wait(60)
+    program = trace(*args, **how)
+    return lambda: (program(), compiled.set())[0]
+
+  monkeypatch.setattr(Checkpoints, "_load", load)
+  monkeypatch.setattr(Generator, "traced", traced)
+  run = Run.open(trained.workdir, devices=jax.devices()[:1])
+  assert len(run.sample(["To be"]).texts) == 1
 
 
 def test_nothing_is_compiled_for_a_run_without_a_checkpoint(tmp_path):

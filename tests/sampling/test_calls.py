@@ -9,11 +9,14 @@ import pytest
 
 from dllm_jax.core import vocabulary
 from dllm_jax.core.flops import matmul_flops
-from dllm_jax.core.types import ModelOutputs, Process
+from dllm_jax.core.types import ModelInputs, ModelOutputs, Process
+from dllm_jax.models import transformer, TransformerConfig
+from dllm_jax.objectives.autoregressive import Autoregressive
 from dllm_jax.parallel import compilation
 from dllm_jax.planning.hlo_text import ARRAY, computations
 from dllm_jax.sampling.launch import Launcher
 from dllm_jax.sampling.policies.ancestral import Ancestral
+from dllm_jax.sampling.policies.speculation import Speculation
 from dllm_jax.sampling.program import generate, Sampler
 from dllm_jax.sampling.requests import build, continuation
 from tests.quick import long
@@ -139,6 +142,31 @@ def test_weights_of_half_the_bits_are_widened_in_loops_alone():
   assert made.count("32,128") == 1
   # A perceptron's, in refreshing passes and in cached calls.
   assert matrices_in_loops(text, (32, 128)) == 2 * 3
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("source", ["masks", "quadratic"])
+def test_drafts_and_their_tests_widen_no_unembedding(source):
+  objective = Autoregressive(vocab_size=100, mask_id=99, bos_id=0)
+  network = transformer(
+    TransformerConfig(
+      vocab_size=100, width=32, heads=2, layers=1, mlp_dim=64, dtype="bfloat16"
+    )
+  )
+  ones = np.ones((1, 1), np.int32)
+  inputs = ModelInputs(latent=ones, positions=ones, segment_ids=ones)
+  half = lambda x: x.astype("bfloat16")
+  params = jax.tree.map(half, network.init(KEY, inputs))
+  spec = Sampler(
+    policy=Speculation(objective=objective, source=source, drafts=2),
+    length=8,
+    block_length=1,
+    cache="block",
+  )
+  requests = build([[1] + [None] * 7], objective=objective, length=8)
+  lowered = Launcher(spec, network).lower(params, Process(), KEY, requests)
+  text = lowered.compile().as_text()
+  assert " while(" in text and matrices_in_loops(text, (32, 128)) == 0
 
 
 def test_an_unembedding_of_half_the_bits_is_widened_once_for_all_chunks(

@@ -1,4 +1,4 @@
-"""Loops of rows at their own pointers: drafts that are tested, sliding windows."""
+"""Rows at their own pointers: tested drafts, sliding windows, parts of blocks."""
 
 import lazy_loader
 
