@@ -251,28 +251,31 @@ def _through(x, w, a, b):
 
   Thin products cost what they read: x A comes with x (W + A B), the gradient times
   B^T with that of x, as a few more columns. The gradient of W is formed where W
-  trains, too.
+  trains, too, that of x where anything before trains.
   """
   return product(x, w + a @ b, "default")
 
 
 def _through_forward(x, w, a, b):
   # Of pytrees, both without arrays.
-  w_trains = () if w.perturbed else None
+  x_trains, w_trains = (() if y.perturbed else None for y in (x, w))
   x, w, a, b = (y.value for y in (x, w, a, b))
   beside = jnp.concatenate((b, jnp.eye(a.shape[1], dtype=b.dtype)), axis=1)
   y = product(x, _plus(a @ beside, w), "default")
   y, low = jnp.split(y, w.shape[1:], axis=-1)
-  return y, (x, w, a, b, checkpoint_name(low, _LOW), w_trains)
+  return y, (x, w, a, b, checkpoint_name(low, _LOW), x_trains, w_trains)
 
 
 def _through_backward(saved, gradient):
-  x, w, a, b, low, w_trains = saved
-  # Formed as it is multiplied by: products with transposed ones are slower, and
-  # so are sums, that read a column number by number.
-  beside = jnp.concatenate((a.T, jnp.eye(b.shape[0], dtype=a.dtype)), axis=1)
-  d_x = product(gradient, _plus(b.T @ beside, once(w.T)), "default")
-  d_x, d_low = jnp.split(d_x, w.shape[:1], axis=-1)
+  x, w, a, b, low, x_trains, w_trains = saved
+  if x_trains is None:
+    d_x, d_low = None, product(gradient, b.T, "default")
+  else:
+    # Formed as it is multiplied by: products with transposed ones are slower, and
+    # so are sums, that read a column number by number.
+    beside = jnp.concatenate((a.T, jnp.eye(b.shape[0], dtype=a.dtype)), axis=1)
+    d_x = product(gradient, _plus(b.T @ beside, once(w.T)), "default")
+    d_x, d_low = jnp.split(d_x, w.shape[:1], axis=-1)
   rows = lambda y: y.reshape(-1, y.shape[-1])
   # Sums over positions are three times as fast with few rows as with few columns.
   # A barrier keeps the compiler from turning them.

@@ -7,7 +7,7 @@ one kind are one stack, `layers`; where the kind changes with depth, each run of
 equal layers is a stack of its own, `run0/layers`, `run1/layers`, and so on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import itertools
 from typing import Any, Literal, NamedTuple
 
@@ -41,32 +41,40 @@ from dllm_jax.models.layers import (
 from dllm_jax.models.rotary import rotary_tables, rotate
 
 
-def denoiser(module: nn.Module, param_dtype: str = "float32") -> Denoiser:
+def denoiser(
+  module: nn.Module, param_dtype: str, folded: Callable | None = None
+) -> Denoiser:
   """Returns a module called as `(inputs, cache)` as two pure functions.
 
   Args:
     module: the network.
     param_dtype: what fresh parameters are stored in.
+    folded: parameters to those that the module has; None for the same.
   """
+  c = module.config
+  unrolled = c.unroll >= c.layers
 
   def init(key, inputs):
     params = module.init({"params": key}, inputs, None)["params"]
-    check_targets(params, module.config.adapter)
+    check_targets(params, c.adapter)
     return jax.tree.map(lambda x: x.astype(param_dtype), params)
 
   def apply(params, inputs, cache=None):
     key = inputs.dropout_key
     rngs = None if key is None else {"dropout": key}
+    if folded is not None and not is_apart(params):
+      params = folded(params)
+    elif c.adapter.rank and unrolled:
+      # In a loop the first layer, too, would form a gradient of its inputs.
+      params = apart(params)
     own = module.clone(apart=is_apart(params))
     return own.apply({"params": params}, inputs, cache, rngs=rngs)
 
   def hold(params):
-    c, kind = module.config, platform()
-    if kind == "cpu":
-      return apart(params) if c.unroll >= c.layers else params
-    return params if kind == "tpu" else apart(params)
+    parted = {"cpu": unrolled, "tpu": False}.get(platform(), True)
+    return apart(params) if parted else params
 
-  return Denoiser(init, apply, getattr(module.config, "cache", None), hold)
+  return Denoiser(init, apply, getattr(c, "cache", None), hold)
 
 
 @struct.dataclass

@@ -233,12 +233,12 @@ def stack(
     unroll: layers in a round of the loop over parameters stacked on axis 0.
     apart: whether parameters lie as `apart` has them; there is no loop then.
   """
-  if apart:
-    return functools.partial(Apart, block, layers)
   if remat != "none":
     # A loop keeps the two passes apart; unrolled whole, the compiler would find
     # what is computed twice and keep it after all.
     block = nn.remat(block, policy=REMAT[remat], prevent_cse=unroll >= layers)
+  if apart:
+    return functools.partial(Apart, block, layers)
   scan = nn.scan(
     block,
     variable_axes={"params": 0},

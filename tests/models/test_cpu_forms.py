@@ -11,11 +11,20 @@ import numpy as np
 import pytest
 
 from dllm_jax.core.mask import Full
-from dllm_jax.models import DoRA, layers, LoRA, rotary
+from dllm_jax.core.types import ModelInputs
+from dllm_jax.models import (
+  DoRA,
+  layers,
+  LoRA,
+  rotary,
+  transformer,
+  TransformerConfig,
+)
 from dllm_jax.models.attention.dispatch import attention
 from dllm_jax.models.layers import Linear
 from dllm_jax.models.quantised import freeze
 from dllm_jax.parallel import compilation, make_mesh
+from dllm_jax.training.frozen import join, split
 from tests import jaxprs
 
 X = jax.ShapeDtypeStruct((2, 5, 3, 8), jnp.float32)
@@ -131,6 +140,61 @@ def test_a_step_of_an_adapter_adds_nothing_as_large_as_its_outputs():
   assert sorted(positions) == [(80, 64 + 3), (80, 96 + 3)]
   others = [sorted(shape) for shape in products if 80 not in shape]
   assert sorted(others) == [[3, 64], [3, 96], [64, 96 + 3], [64 + 3, 96]]
+
+
+def _trunk(unroll, remat="none"):
+  """Returns (objective of adapters alone, these) of a network of two layers."""
+  network = TransformerConfig(
+    vocab_size=11, width=64, layers=2, heads=2, head_dim=20, mlp_dim=48,
+    unroll=unroll, remat=remat, adapter=LoRA(rank=3),
+  )  # fmt: skip
+  denoise = transformer(network)
+  positions = jnp.broadcast_to(jnp.arange(80), (2, 80))
+  seen = ModelInputs(positions % 11, positions, jnp.ones_like(positions))
+  params = denoise.init(jax.random.key(0), seen)
+  key = jax.random.key(1)
+  params = jax.tree.map(lambda x: jax.random.normal(key, x.shape) / 8, params)
+  own = lambda path, x: "lora" in jax.tree_util.keystr(path)
+  trains = jax.tree_util.tree_map_with_path(own, params)
+  adapters, frozen = split(params, trains)
+
+  def total(adapters):
+    out = denoise.apply(join(adapters, frozen), seen, None)[0]
+    return jnp.sum(jnp.sin(out.hidden))
+
+  return total, adapters
+
+
+def test_no_gradient_of_frozen_embeddings_is_formed():
+  total, adapters = _trunk(unroll=2)
+  step = compilation.jit(jax.grad(total)).lower(adapters).compile()
+  shapes = re.findall(r"f32\[([\d,]+)\]\S* dot\(", step.as_text())
+  # Of each layer o and down forward, gate and up backward; of the second q, k, v.
+  assert shapes.count(f"160,{64 + 3}") == 2 * 4 + 3
+
+
+def test_layers_without_a_loop_are_rematerialised():
+  found = [
+    sum("remat" in e.primitive.name for e in jaxprs.equations(traced))
+    for total, adapters in (_trunk(2), _trunk(2, "full"))
+    for traced in [jax.make_jaxpr(total)(adapters)]
+  ]
+  assert found[1] == found[0] + 2
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_adapters_of_layers_without_a_loop_have_a_loops_gradients(remat):
+  found, right = (
+    compilation.jit(jax.grad(total))(adapters)
+    for total, adapters in (_trunk(2, remat), _trunk(1))
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=0, atol=1e-5 * jnp.abs(b).max()
+    ),
+    found,
+    right,
+  )
 
 
 def test_few_positions_and_other_types_meet_thin_products():

@@ -36,6 +36,8 @@ G of keys, K features of a head are the kind's own:
     final_norm/scale                       [D]
 """
 
+import functools
+
 from flax import linen as nn
 from flax import struct
 import jax
@@ -67,7 +69,6 @@ def gemma(config: GemmaConfig) -> Denoiser:
   one, and `past` comes back. One whose mask is `Full` is a canvas: what it sees of
   the cache, or of `ModelInputs.past`, lies before its `slot`.
   """
-  whole = denoiser(_Gemma(config), config.param_dtype)
   periods = config.layers // config.period
 
   def by_period(params, fold):
@@ -76,17 +77,15 @@ def gemma(config: GemmaConfig) -> Denoiser:
     own = lambda x: x.reshape(*lead(x), *x.shape[1 if fold else 2 :])
     return params | {"period": jax.tree.map(own, params["period"])}
 
+  fold = functools.partial(by_period, fold=True)
+  whole = denoiser(_Gemma(config), config.param_dtype, fold)
+
   def init(key, inputs):
     # A canvas's pass has all parameters.
     params = whole.init(key, inputs.replace(mask=Full(), past=None, slot=None))
     return by_period(params, fold=False)
 
-  def apply(params, inputs, cache=None):
-    if not layers.is_apart(params):
-      params = by_period(params, fold=True)
-    return whole.apply(params, inputs, cache)
-
-  return whole._replace(init=init, apply=apply)
+  return whole._replace(init=init)
 
 
 @struct.dataclass
