@@ -64,8 +64,9 @@ def denoiser(
     rngs = None if key is None else {"dropout": key}
     if folded is not None and not is_apart(params):
       params = folded(params)
-    elif c.adapter.rank and unrolled:
-      # In a loop the first layer, too, would form a gradient of its inputs.
+    elif c.adapter.rank and unrolled and not (c.dropout and rngs):
+      # In a loop the first layer, too, would form a gradient of its inputs. What
+      # is dropped is drawn otherwise outside of one.
       params = apart(params)
     own = module.clone(apart=is_apart(params))
     return own.apply({"params": params}, inputs, cache, rngs=rngs)

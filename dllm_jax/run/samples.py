@@ -1,6 +1,5 @@
 """What a run samples, and what it shows of itself while it trains."""
 
-from concurrent import futures
 import dataclasses
 from typing import Any
 
@@ -10,7 +9,7 @@ from jaxtyping import PyTree
 from dllm_jax.core.types import Process
 from dllm_jax.sampling.generator import Plan, Sampled
 from dllm_jax.sampling.requests import answered
-from dllm_jax.training.checkpoint import Checkpoints
+from dllm_jax.training.checkpoint import Checkpoints, started
 from dllm_jax.training.step import TrainState
 
 
@@ -40,10 +39,9 @@ def sampled(
   if state is None:
     if _to_be_read(run):
       arrays = _arrays(run.served.abstract, use_ema)
-      with futures.ThreadPoolExecutor(1) as pool:
-        read = pool.submit(lambda: run.state)
-        before = run.generator.traced(*arrays, plan, trace=trace)()
-        read.result()
+      read = started(lambda: run.state)
+      before = run.generator.compile(*arrays, plan, trace=trace)
+      read()
     state = run.state
   arrays = _arrays(state, use_ema)
   found = run.generator(*arrays, plan, seed=seed, trace=trace)

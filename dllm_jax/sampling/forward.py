@@ -115,13 +115,13 @@ class Network(NamedTuple):
     """Returns a cache for all rows, sharded like the model.
 
     Windows may end past the canvas; one that is a canvas wide needs no room, but
-    where rows may be read behind it (`speculation.parts`).
+    of an exact cache, where rows are read behind it, too (`speculation`).
     """
     if self.cache == "none":
       return None
     rows, slots = self.batch.tokens.shape
     rows *= 1 if self.guidance is None else 2
-    whole = self.wide == slots and not self.objective.opens
+    whole = self.wide == slots and self.cache != "block"
     room = 0 if whole else self.wide
     cache = self.denoiser.cache(rows, slots + room)
     heads = lambda x: constrain(x, None, BATCH_AXES, TENSOR, None, None)

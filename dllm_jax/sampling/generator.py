@@ -1,6 +1,6 @@
 """Texts from a network: templates in, one program, texts and their cost out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import time
 from typing import Any
@@ -218,10 +218,10 @@ class Generator:
       length=built.length,
     )
 
-  def traced(
+  def compile(
     self, params: PyTree, process: Process, plan: Plan, *, trace: bool = False
-  ) -> Callable[[], float]:
-    """Returns what compiles a call with the same, as `Launcher.traced` does.
+  ) -> float:
+    """Compiles what a call with the same runs; returns the seconds it took.
 
     Args:
       params: this and what follows as in a call, or abstract: shapes, types and
@@ -230,7 +230,7 @@ class Generator:
     launcher = self._launcher(plan.sampler, trace)
     with jax.set_mesh(self.mesh):
       own, key = held(self.denoiser, params), jax.random.key(0)
-      return launcher.traced(own, process, key, plan.batch)
+      return launcher.compile(own, process, key, plan.batch)
 
   def __call__(
     self,

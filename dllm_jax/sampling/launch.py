@@ -1,6 +1,6 @@
 """Launching the sampler: compiled once for each shape, one dispatch a batch."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 import functools
 import time
 from typing import Any
@@ -83,38 +83,15 @@ class Launcher:
     Raises:
       ValueError: the requests do not fit the sampler.
     """
-    return self.traced(params, process, key, requests)()
-
-  def traced(
-    self,
-    params: PyTree,
-    process: Process,
-    key: Key[Array, ""],
-    requests: Requests,
-  ) -> Callable[[], float]:
-    """Returns what compiles for the shapes of the arguments, which is XLA alone.
-
-    It may be called in another thread, and returns the seconds that both took.
-
-    Raises:
-      ValueError: the requests do not fit the sampler.
-    """
     args = (params, process, key, requests)
     shapes = _shapes(args)
     if shapes in self._compiled:
-      return lambda: 0.0
+      return 0.0
     start = time.perf_counter()
-    lowered = self.lower(*args)
-    tracing = time.perf_counter() - start
-
-    def compiled() -> float:
-      start = time.perf_counter()
-      self._compiled[shapes] = lowered.compile()
-      seconds = time.perf_counter() - start + tracing
-      self.compile_seconds += seconds
-      return seconds
-
-    return compiled
+    self._compiled[shapes] = self.lower(*args).compile()
+    seconds = time.perf_counter() - start
+    self.compile_seconds += seconds
+    return seconds
 
   def __call__(
     self,

@@ -327,9 +327,8 @@ class SamplerConfig:
     ends: Sequence[int],
     top: int,
   ) -> Policy:
-    steps = self.steps or preset.steps or slots
-    if not self.steps and preset.capped:
-      steps = min(steps, slots)
+    own = preset.steps or slots
+    steps = self.steps or (min(own, slots) if preset.capped else own)
     if steps > slots and preset.capped:
       raise ValueError(
         f"sampler.steps {steps} is more than the {slots} slots of a block; use "
@@ -341,20 +340,22 @@ class SamplerConfig:
       images, plan = images_of(self.preset, objective), fields["selection"]
       filters = (Within(images.offset, images.stop), *filters)
       fields["selection"] = dataclasses.replace(plan, total=images.tokens)
+    rule = None
     if self.threshold is not None:
       least = getattr(fields.get("selection"), "least", None)
-      fields["selection"] = Threshold(value=self.threshold, least=least)
+      rule = Threshold(value=self.threshold, least=least)
     if self.factor is not None:
-      fields["selection"] = Factor(value=self.factor)
-    if self.entropy_bound is not None:
-      rule = {"selection": EntropyBound(value=self.entropy_bound)}
-      bound = {"bound": self.entropy_bound}
-      fields |= bound if preset.policy is Renoise else rule
+      rule = Factor(value=self.factor)
+    if self.entropy_bound is not None and preset.policy is Renoise:
+      fields["bound"] = self.entropy_bound
+    elif self.entropy_bound is not None:
+      rule = EntropyBound(value=self.entropy_bound)
+    if rule is not None:
+      fields["selection"] = fields.get("selection", rule).by(rule)
     if self.eta is not None:
       fields["rule"] = dataclasses.replace(fields["rule"], eta=self.eta)
     own = ("kappa", "hot", "cold", "rest", "stable", "start")
-    given = {name: getattr(self, name) for name in own}
-    fields |= {name: x for name, x in given.items() if x is not None}
+    fields |= {k: x for k in own if (x := getattr(self, k)) is not None}
     if self.score_temperature is not None:
       fields["noise_temperature"] = self.score_temperature
     doubted = token_ids("doubted", self.doubted)

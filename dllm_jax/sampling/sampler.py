@@ -121,10 +121,20 @@ class Sampler:
   def _check_part(self, width: int) -> None:
     if self.part is None:
       return
-    if not self.objective.opens or self.cache != "block":
+    if not self.objective.opens:
       raise ValueError(
-        "parts of a block are read alone where its first token is known, on kept"
-        " keys and values (Fast-dLLM v2): use cache 'block', or another preset"
+        "parts of a block are read alone where the call before it gives its first"
+        " token (objective.opens): use another preset"
+      )
+    if self.cache != "block":
+      raise ValueError(
+        "parts of a block are read alone on kept keys and values: use cache"
+        f" 'block', not {self.cache!r}, or another preset"
+      )
+    if self.steps < width:
+      raise ValueError(
+        f"a call of a part of a block predicts no other: leave steps at {width},"
+        f" one a slot, not {self.steps}, or use preset 'fast_dllm_v2'"
       )
     if width % self.part:
       raise ValueError(

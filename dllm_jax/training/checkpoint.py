@@ -6,6 +6,7 @@ checkpoint that cannot be read, by any one process, is skipped, loudly, for the
 one before it; a run that continues from there moves it out of the way.
 """
 
+from collections.abc import Callable
 from concurrent import futures
 import dataclasses
 import logging
@@ -260,8 +261,7 @@ class Checkpoints:
         return self._checkpointer.load_checkpointables(step, wanted)
 
     # In the main thread Orbax's event loop would take Ctrl-C for itself.
-    with futures.ThreadPoolExecutor(1) as pool:
-      return pool.submit(load).result()
+    return started(load)()
 
   def wait(self) -> None:
     """Waits until everything that was started is on disk."""
@@ -282,6 +282,23 @@ class Checkpoints:
     last = threading.Thread(target=self._checkpointer.close, daemon=True)
     last.start()
     last.join(_LAST_SAVE_SECONDS)
+
+
+def started(make: Callable[[], Any]) -> Callable[[], Any]:
+  """Calls a function in a thread; returns what waits for its result.
+
+  No exit waits for the thread, so that Ctrl-C while it works ends the process.
+  """
+  made = futures.Future()
+
+  def run():
+    try:
+      made.set_result(make())
+    except BaseException as error:  # for whoever waits
+      made.set_exception(error)
+
+  threading.Thread(target=run, name=started.__name__, daemon=True).start()
+  return made.result
 
 
 def steps_in(workdir: str | os.PathLike) -> list[int]:

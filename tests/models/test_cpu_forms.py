@@ -142,11 +142,11 @@ def test_a_step_of_an_adapter_adds_nothing_as_large_as_its_outputs():
   assert sorted(others) == [[3, 64], [3, 96], [64, 96 + 3], [64 + 3, 96]]
 
 
-def _trunk(unroll, remat="none"):
+def _trunk(unroll, remat="none", dropout=0.0):
   """Returns (objective of adapters alone, these) of a network of two layers."""
   network = TransformerConfig(
     vocab_size=11, width=64, layers=2, heads=2, head_dim=20, mlp_dim=48,
-    unroll=unroll, remat=remat, adapter=LoRA(rank=3),
+    unroll=unroll, remat=remat, dropout=dropout, adapter=LoRA(rank=3),
   )  # fmt: skip
   denoise = transformer(network)
   positions = jnp.broadcast_to(jnp.arange(80), (2, 80))
@@ -157,6 +157,8 @@ def _trunk(unroll, remat="none"):
   own = lambda path, x: "lora" in jax.tree_util.keystr(path)
   trains = jax.tree_util.tree_map_with_path(own, params)
   adapters, frozen = split(params, trains)
+
+  seen = seen.replace(dropout_key=jax.random.key(2) if dropout else None)
 
   def total(adapters):
     out = denoise.apply(join(adapters, frozen), seen, None)[0]
@@ -171,6 +173,14 @@ def test_no_gradient_of_frozen_embeddings_is_formed():
   shapes = re.findall(r"f32\[([\d,]+)\]\S* dot\(", step.as_text())
   # Of each layer o and down forward, gate and up backward; of the second q, k, v.
   assert shapes.count(f"160,{64 + 3}") == 2 * 4 + 3
+
+
+def test_what_is_dropped_beside_adapters_does_not_depend_on_unroll():
+  found, right = (
+    jax.jit(total)(adapters)
+    for total, adapters in (_trunk(unroll, dropout=0.3) for unroll in (2, 1))
+  )
+  np.testing.assert_allclose(found, right, rtol=1e-5)
 
 
 def test_layers_without_a_loop_are_rematerialised():

@@ -114,7 +114,7 @@ def test_a_sampler_is_traced_and_compiled_while_a_checkpoint_is_read(
   trained, monkeypatch
 ):
   """Each of the two waits for the other to be under way."""
-  read, trace = Checkpoints._load, Generator.traced
+  read, run_compiler = Checkpoints._load, Generator.compile
   reading, compiled = threading.Event(), threading.Event()
 
   def load(*args, **how):
@@ -122,15 +122,42 @@ def test_a_sampler_is_traced_and_compiled_while_a_checkpoint_is_read(
     assert compiled.wait(60)
     return read(*args, **how)
 
-  def traced(*args, **how):
+  def compile_(*args, **how):
     assert reading.wait(60)
-    program = trace(*args, **how)
-    return lambda: (program(), compiled.set())[0]
+    seconds = run_compiler(*args, **how)
+    compiled.set()
+    return seconds
 
   monkeypatch.setattr(Checkpoints, "_load", load)
-  monkeypatch.setattr(Generator, "traced", traced)
+  monkeypatch.setattr(Generator, "compile", compile_)
   run = Run.open(trained.workdir, devices=jax.devices()[:1])
   assert len(run.sample(["To be"]).texts) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_ends_a_compiler_waits_for_no_checkpoint(
+  trained, monkeypatch, error
+):
+  reading, ended = threading.Event(), threading.Event()
+
+  def load(*args, **how):
+    reading.set()
+    assert ended.wait(60)
+    raise FileNotFoundError
+
+  def compile_(*args, **how):
+    assert reading.wait(60)
+    raise error
+
+  monkeypatch.setattr(Checkpoints, "_load", load)
+  monkeypatch.setattr(Generator, "compile", compile_)
+  run = Run.open(trained.workdir, devices=jax.devices()[:1])
+  with pytest.raises(error):
+    run.sample(["To be"])
+  (reader,) = (t for t in threading.enumerate() if t.name == "started")
+  assert reader.daemon  # or the end of the process would wait
+  ended.set()
+  reader.join()
 
 
 def test_nothing_is_compiled_for_a_run_without_a_checkpoint(tmp_path):

@@ -265,7 +265,7 @@ def test_fast_dllm_v2_opens_blocks_and_fills_their_parts(i):
   assert checked
 
 
-def cached_parts(rows, width=4, block=8, length=40, **fields):
+def cached_parts(rows, width=4, block=8, length=40, steps=None, **fields):
   """Returns a generation of which calls read parts of blocks alone."""
   objective = published.replace(
     published.model("fast_dllm_v2").objective, block_size=block, length=length
@@ -280,7 +280,7 @@ def cached_parts(rows, width=4, block=8, length=40, **fields):
     cache="block",
     policy=lambda objective: Unmasking(
       objective=objective,
-      steps=block,
+      steps=steps or block,
       selection=SubBlocks(width=width, rule=Threshold(value=0.5), cached=True),
       processors=(Temperature(0.0),),
     ),
@@ -310,8 +310,10 @@ def test_parts_that_cannot_be_read_alone_are_refused():
   policy = lambda objective: Unmasking(
     objective=objective, steps=8, selection=SubBlocks(cached=True)
   )
-  with pytest.raises(ValueError, match="read alone where its first token"):
+  with pytest.raises(ValueError, match="the call before it gives its first"):
     published.run("sdar_moe", rows, policy=policy, length=8)
+  with pytest.raises(ValueError, match="leave steps at 8, one a slot, not 6"):
+    cached_parts(rows, steps=6)
 
 
 WEDLM = golden_cases.load("wedlm").config["runs"]

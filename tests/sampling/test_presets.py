@@ -304,6 +304,23 @@ def refuses(message, *, name="llada", length=24, **fields):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("field", ["threshold", "factor", "entropy_bound"])
+def test_another_rule_fills_the_same_parts(cached, field):
+  name = "fast_dllm_v2" + "_cached" * cached
+  fields = {field: 0.7, "block_length": 8, "preset": name}
+  built = SamplerConfig(**fields).build(
+    objective_of(name, length=32), length=32
+  )
+  parts = built.policy.selection
+  assert (parts.width, parts.cached, parts.rule.value) == (8, cached, 0.7)
+  assert parts.entropy == (field == "entropy_bound")
+  # Rows may have thresholds of their own, and fewer steps if calls see all parts.
+  defaults = SamplerConfig(**fields).options()
+  assert defaults.threshold == (0.7 if field == "threshold" else None)
+  assert (built.row_steps is None) == cached
+
+
 def test_what_is_refused_before_compilation():
   refuses("block_length 7 does not divide the canvas of 24", block_length=7)
   refuses("block_length 32 does not divide the canvas of 24", name="fast_dllm")

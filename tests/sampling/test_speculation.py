@@ -393,13 +393,15 @@ def test_what_is_given_behind_a_prompt_is_kept_and_read(fields):
 def test_drafts_are_those_of_masks_behind_what_was_taken(source):
   """Rounds are those of uncached calls on a text, and masks from its last token.
 
-  Up to the canvas's end, behind which masks are read, too.
+  Up to the canvas's end, behind which masks are read, too, also of a canvas that
+  has as many slots as a call.
   """
   objective = Autoregressive(vocab_size=5, mask_id=4)
   network, params = tiny()
   one = {"objective": objective, "processors": (Temperature(0.0),)}
-  n, length, rows = 3, 24, 4
+  n, rows = 3, 4
   policy = Speculation(**one, source=source, drafts=n)
+  length = policy.width if source == "quadratic" else 24
   sampler = Sampler(policy=policy, length=length, block_length=1, cache="block")
   requests = build(
     [[i, i] + [None] * (length - 2) for i in range(rows)],

@@ -108,6 +108,10 @@ class Selection(abc.ABC):
   paces = True
   """Whether each row may have steps of its own: no plan is made before."""
 
+  def by(self, rule: "Selection") -> "Selection":
+    """Returns this selection with another rule, which is that rule."""
+    return rule
+
   @property
   def threshold(self) -> float | None:
     """The confidence that it reveals by, which rows may choose; None for none."""

@@ -27,7 +27,7 @@ class SubBlocks(Selection):
   """
 
   width: int = 8
-  rule: Threshold = Threshold()
+  rule: Selection = Threshold()
   cached: bool = False
 
   def __post_init__(self):
@@ -37,6 +37,25 @@ class SubBlocks(Selection):
   def part(self) -> int | None:
     """Slots of a part, if calls read it alone."""
     return self.width if self.cached else None
+
+  @property
+  def paces(self) -> bool:
+    """Whether steps may be fewer than slots: no call may need two parts."""
+    return not self.cached
+
+  @property
+  def threshold(self) -> float | None:
+    """The rule's."""
+    return self.rule.threshold
+
+  @property
+  def entropy(self) -> bool:
+    """Whether the rule reads entropies."""
+    return self.rule.entropy
+
+  def by(self, rule: Selection) -> "SubBlocks":
+    """Returns the same parts, filled by another rule."""
+    return dataclasses.replace(self, rule=rule)
 
   def __call__(self, seen, progress, steps, objective) -> Bool[Array, "B W"]:
     """Returns the slots to reveal."""
