@@ -260,7 +260,7 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
       define_section(values, section, fields, rest)
     left = values(["dllm", *rest])[1:]
   except flags.Error as error:
-    message = " ".join(str(error).split())
+    message = " ".join(str(error).split()) + _meant(command, error)
     raise UsageError(f"{message} (see dllm {command.name} --help)") from error
   if left:
     raise UsageError(
@@ -268,6 +268,14 @@ def parse(command: Command, argv: Sequence[str]) -> flags.FlagValues:
       f"(see dllm {command.name} --help)"
     )
   return values
+
+
+def _meant(command: Command, error: flags.Error) -> str:
+  """Returns which flags set a field that was named without its section."""
+  name = getattr(error, "flagname", "")
+  sections = _sections(command).items()
+  found = [f"--{section}.{name}" for section, x in sections if name in x]
+  return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def sampler(

@@ -221,6 +221,7 @@ def test_prepare_then_train_on_it(tmp_path, capsys):
       "data.length = 36 is not divisible by the 8 devices",
     ),
     (["sample", "--workdir=w"], "no run in w"),
+    (["sample", "--preset=llada"], "did you mean --sampler.preset?"),
     (["evaluate", "--workdir=w"], "no run in w"),
     (["evaluate", "--workdir=w", "--task=taste"], "likelihood"),
     (["benchmark"], "dllm benchmark train"),
