@@ -5,6 +5,7 @@ new and empty; processes that it starts find the emulators by their environment.
 """
 
 import contextlib
+import functools
 import http.server
 import threading
 import urllib.request
@@ -24,6 +25,18 @@ class _Threads(http.server.ThreadingHTTPServer):
     """Clients that are killed, or have seen enough, hang up: no news."""
 
 
+def _one_at_a_time(handle):
+  """Returns an answer that waits for others: the emulator's files are not locked."""
+  lock = threading.Lock()
+
+  @functools.wraps(handle)
+  def alone(*args):
+    with lock:
+      return handle(*args)
+
+  return alone
+
+
 class Stores:
   """The two emulators; `bucket(scheme)` makes a new bucket."""
 
@@ -34,6 +47,7 @@ class Stores:
 
     from tests import runs
 
+    patch.setattr(server.Router, "handle", _one_at_a_time(server.Router.handle))
     gcs, moto = runs.free_port(), runs.free_port()
     self.gcs, self._count = f"http://localhost:{gcs}", 0
     self._s3 = ThreadedMotoServer("localhost", moto, verbose=False)
