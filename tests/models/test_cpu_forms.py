@@ -143,22 +143,25 @@ def test_a_step_of_an_adapter_adds_nothing_as_large_as_its_outputs():
 
 
 def _trunk(unroll, remat="none", dropout=0.0):
-  """Returns (objective of adapters alone, these) of a network of two layers."""
+  """Returns a function of the adapters of a network of two layers, and these."""
   network = TransformerConfig(
     vocab_size=11, width=64, layers=2, heads=2, head_dim=20, mlp_dim=48,
     unroll=unroll, remat=remat, dropout=dropout, adapter=LoRA(rank=3),
   )  # fmt: skip
   denoise = transformer(network)
   positions = jnp.broadcast_to(jnp.arange(80), (2, 80))
-  seen = ModelInputs(positions % 11, positions, jnp.ones_like(positions))
+  seen = ModelInputs(
+    positions % 11,
+    positions,
+    jnp.ones_like(positions),
+    dropout_key=jax.random.key(2) if dropout else None,
+  )
   params = denoise.init(jax.random.key(0), seen)
   key = jax.random.key(1)
   params = jax.tree.map(lambda x: jax.random.normal(key, x.shape) / 8, params)
   own = lambda path, x: "lora" in jax.tree_util.keystr(path)
   trains = jax.tree_util.tree_map_with_path(own, params)
   adapters, frozen = split(params, trains)
-
-  seen = seen.replace(dropout_key=jax.random.key(2) if dropout else None)
 
   def total(adapters):
     out = denoise.apply(join(adapters, frozen), seen, None)[0]
