@@ -1,10 +1,11 @@
 """What numerics know of where they run: names of mesh axes, and the platform."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 _FOLDS = 4
 
@@ -106,3 +107,43 @@ def folded(pick: jnp.ufunc, x: Shaped[Array, "*n S"]) -> Shaped[Array, "*n"]:
       # They overlap where S is odd: what is picked twice stays picked.
       x = pick(x[..., :half], x[..., -half:])
   return pick.reduce(x, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def summed_product(
+  axes: str, a: Float[Array, "..."], b: Float[Array, "..."]
+) -> Float[Array, "..."]:
+  """Returns einsum(axes, a, b) summed to float32, gradients in the type of both.
+
+  Of its own accord jax would multiply float32 gradients by 16-bit factors, at the
+  speed of float32. So would XLA on CPUs, where bfloat16 is multiplied as such only
+  to be summed to float32 (findings/xla_cpu_products_of_bfloat16.sh).
+
+  Args:
+    axes: `"ab,bc->ac"`; each axis of a factor is in the other or in the result.
+    a: a factor, float32 or bfloat16.
+    b: another one, of the same type.
+  """
+  return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(axes, a, b):
+  return summed_product(axes, a, b), (a, b)
+
+
+def _product_backward(axes, saved, gradient):
+  a, b = saved
+  gradient = gradient.astype(a.dtype)
+  wide = jnp.float32 if platform() == "cpu" else None
+  factors, out = axes.split("->")
+  of_a, of_b = factors.split(",")
+  d_a = jnp.einsum(
+    f"{out},{of_b}->{of_a}", gradient, b, preferred_element_type=wide
+  )
+  d_b = jnp.einsum(
+    f"{out},{of_a}->{of_b}", gradient, a, preferred_element_type=wide
+  )
+  return d_a.astype(a.dtype), d_b.astype(b.dtype)
+
+
+summed_product.defvjp(_product_forward, _product_backward)

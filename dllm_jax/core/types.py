@@ -65,8 +65,7 @@ class ModelInputs:
       last said of it, softmax(logits) @ unembed^T; zeros, or None, for nothing.
     raised: 1 where a position is raised: scores between two of those have 1 added
       to them (MMaDA's way to tell fill from the rest); None for nowhere.
-    past: text that was read before, as `ModelOutputs.past` gave it; the first
-      position is then at `slot`, and sees what lies before it.
+    past: text before `slot`, where positions then begin (`ModelOutputs.past`).
   """
 
   latent: Int[Array, "B T"] | Float[Array, "B T E"]
@@ -101,8 +100,7 @@ class ModelOutputs:
     vocab_size: the real vocabulary; columns from it on are padding, sliced off
       before any consumer sees them. None: nothing is padded.
     softcap: the bound of |logits|, or None.
-    tied: whether `unembed` is the table of embeddings, transposed: products then
-      read it as it is stored.
+    tied: whether `unembed` is the transposed table of embeddings, read as stored.
   """
 
   hidden: Float[Array, "B T D"]
@@ -121,8 +119,9 @@ class KVCache:
 
   Attributes:
     key: rotated keys, `[layers, B, kv_heads, S + room, head_dim]`, as products
-      read them; behind the S slots is room for windows that end past them. A
-      tuple, where layers are of several kinds: one array for each.
+      read them, bfloat16 on CPUs as its bits; behind the S slots is room for
+      windows that end past them. A tuple, where layers are of several kinds: one
+      array for each.
     value: values, of the same shapes.
     segment_ids: the segment of each slot; 0 marks an empty slot, never attended.
     slots: of layers that keep the last R slots only, which slot is in each of
@@ -152,6 +151,7 @@ class Denoiser(NamedTuple):
       attend to each other only and None comes back.
     cache: `(rows, slots) -> ` an empty cache; None for networks without one.
     hold: parameters as a program that calls it in a loop should hold them.
+    dtype: what its products multiply, "float32" or "bfloat16".
   """
 
   init: Callable[[Key[Array, ""], ModelInputs], PyTree]
@@ -161,6 +161,7 @@ class Denoiser(NamedTuple):
   ]
   cache: Callable[[int, int], KVCache] | None = None
   hold: Callable[[PyTree], PyTree] = lambda params: params
+  dtype: str = "float32"
 
 
 Denoise = Callable[[ModelInputs], ModelOutputs]

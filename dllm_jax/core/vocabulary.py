@@ -135,13 +135,12 @@ def _table(out: ModelOutputs) -> Array | None:
 def cast_unembedding(out: ModelOutputs) -> ModelOutputs:
   """Returns outputs whose unembedding is in the type that products read.
 
-  That of the hidden states, which CPUs widen: outside of a loop of calls, each of
-  which would cast it anew.
+  That of the hidden states: outside of a loop of calls, each of which would cast
+  it anew.
   """
   if out.unembed is None:
     return out
   table = _table(out).astype(out.hidden.dtype)
-  table = _wide(table) if platform() == "cpu" else table
   return out.replace(unembed=table.T if out.tied else table)
 
 

@@ -75,7 +75,7 @@ def denoiser(
     parted = {"cpu": unrolled, "tpu": False}.get(platform(), True)
     return apart(params) if parted else params
 
-  return Denoiser(init, apply, getattr(c, "cache", None), hold)
+  return Denoiser(init, apply, getattr(c, "cache", None), hold, c.dtype)
 
 
 @struct.dataclass

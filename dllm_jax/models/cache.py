@@ -12,14 +12,24 @@ from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.core.axes import shares
+from dllm_jax.core.axes import platform, shares
 from dllm_jax.core.types import KVCache, ModelInputs
+
+_BITS = jnp.dtype("uint16")  # of bfloat16
 
 
 def empty_cache(
   *, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype
 ) -> KVCache:
-  """Returns a cache of zeros in which every slot is empty (segment 0)."""
+  """Returns a cache of zeros in which every slot is empty (segment 0).
+
+  On CPUs bfloat16 is kept as its bits: XLA has no scatter of bfloat16 there, and
+  would make the whole cache float32, and back, for a window of one layer
+  (findings/xla_cpu_scatter_of_bfloat16.sh).
+  """
+  dtype = jnp.dtype(dtype)
+  if platform() == "cpu" and dtype == jnp.bfloat16:
+    dtype = _BITS
   shape = (layers, batch, kv_heads, slots, head_dim)
   return KVCache(
     key=jnp.zeros(shape, dtype),
@@ -86,6 +96,8 @@ def read(
     _, _, heads, _, width = kept.shape
     shape = (1, batch, heads, slots, width)
     own = lax.dynamic_slice(kept, (layer, 0, 0, 0, 0), shape)[0]
+    if own.dtype == _BITS:
+      own = lax.bitcast_convert_type(own, jnp.bfloat16)
     return jnp.swapaxes(own, 1, 2).astype(dtype)
 
   return one(cache.key), one(cache.value)
@@ -96,7 +108,10 @@ def _write(kept, new, layer, slot):
 
   Fewer new rows than there are leave the others as they were.
   """
-  new = jnp.swapaxes(new, 1, 2).astype(kept.dtype)
+  new = jnp.swapaxes(new, 1, 2)
+  if kept.dtype == _BITS:
+    new = lax.bitcast_convert_type(new.astype(jnp.bfloat16), _BITS)
+  new = new.astype(kept.dtype)
   length, slots = new.shape[2], kept.shape[3]
   if slot is not None and length < slots:
     return _scatter(kept, new, layer, jnp.minimum(slot, slots - length))

@@ -33,7 +33,7 @@ from dllm_jax.core.axes import (
   platform,
   TENSOR,
 )
-from dllm_jax.models import grouped
+from dllm_jax.models import grouped, quantised
 from dllm_jax.models.layers import scaled_normal, unit_rms
 from dllm_jax.models.perceptron import SwiGLU
 
@@ -285,11 +285,12 @@ def _batched(x, chosen, weights, kernels, first, activation=nn.silu):
 
 def _dense(x, chosen, weights, kernels, first, activation=nn.silu):
   """Returns the mixture by running every expert on every position."""
+  product = functools.partial(quantised.product, matmul="default")
 
   def add(total, expert):
     e, gate, up, down = expert
     weight = jnp.sum(jnp.where(chosen == e, weights, 0.0), axis=-1)
-    y = (activation(x @ gate) * (x @ up)) @ down
+    y = product(activation(product(x, gate)) * product(x, up), down)
     return total + y * weight[..., None].astype(y.dtype), None
 
   ids = first + jnp.arange(kernels[0].shape[0])

@@ -21,7 +21,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dllm_jax.core.axes import AXES, axis_size
+from dllm_jax.core.axes import AXES, axis_size, platform, summed_product
 
 MATMULS = ("default", "int8", "fp8")
 Matmul = Literal["default", "int8", "fp8"]
@@ -63,7 +63,7 @@ def product(
       return x @ kernel
     # Of positions along several axes, XLA's CPU compiler would copy both factors
     # of the kernel's gradient; one axis would mix those that a mesh divides.
-    y = x.reshape(-1, x.shape[-1]) @ kernel
+    y = _flat_product(x.reshape(-1, x.shape[-1]), kernel)
     return y.reshape(*x.shape[:-1], -1)
   # The function behind qwix.QtProvider: the provider itself patches jax while
   # a module is called, which traces kept from before would escape.
@@ -82,6 +82,12 @@ def product(
   )
   contract = (((x.ndim - 1,), (0,)), ((), ()))
   return qt.dot_general_qt(x, kernel, contract, config).astype(x.dtype)
+
+
+def _flat_product(x, kernel):
+  if platform() == "cpu" and x.dtype == jnp.bfloat16:
+    return summed_product("nd,df->nf", x, kernel).astype(x.dtype)
+  return x @ kernel
 
 
 def is_quantised(leaf: Any) -> bool:

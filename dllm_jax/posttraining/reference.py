@@ -59,7 +59,7 @@ def asker(
     terms = method.terms(objective, process, denoise, masks, batch)
     return jax.lax.with_sharding_constraint(terms.sum(axis=-1), jax.P())
 
-  program = compilation.jit(ask, mesh=mesh)
+  program = compilation.jit(ask, mesh=mesh, dtype=denoiser.dtype)
 
   def run(params, process, batch):
     with jax.set_mesh(mesh):

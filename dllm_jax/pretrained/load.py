@@ -84,7 +84,9 @@ class Pretrained:
 
   @functools.cached_property
   def _program(self):
-    return compilation.jit(self._logits, mesh=self.mesh)
+    return compilation.jit(
+      self._logits, mesh=self.mesh, dtype=self.denoiser.dtype
+    )
 
   def _logits(self, params, inputs, tokens, time):
     """Returns what the network and its unembedding make of inputs."""

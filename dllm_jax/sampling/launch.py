@@ -57,6 +57,7 @@ class Launcher:
     self.compile_seconds = 0.0
     self._program = compilation.jit(
       functools.partial(generate, sampler, denoiser, trace=trace, noise=noise),
+      dtype=denoiser.dtype,
       options=compilation.call_options(),
     )
     self._compiled: dict[Any, jax.stages.Compiled] = {}
@@ -123,7 +124,7 @@ class Looker:
   def __init__(self, sampler: Sampler, denoiser: Denoiser):
     self.sampler = sampler
     self._program = compilation.jit(
-      functools.partial(law_at, sampler, denoiser)
+      functools.partial(law_at, sampler, denoiser), dtype=denoiser.dtype
     )
 
   def __call__(

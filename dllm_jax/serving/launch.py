@@ -117,7 +117,9 @@ class Program:
     self._defaults, self._end_ids, self._state = defaults, end_ids, None
     with jax.set_mesh(mesh):
       made = functools.partial(Model, sampler, denoiser)
-      launch = functools.partial(compilation.jit, mesh=mesh)
+      launch = functools.partial(
+        compilation.jit, mesh=mesh, dtype=denoiser.dtype
+      )
       self._empty = launch(lambda held, blank: empty(made(*held), blank))
       self._admit = launch(
         lambda width, held, *rest: admit(made(*held), *rest, width=width),

@@ -1,6 +1,6 @@
 """Held-out text: its bound under a state, and what a process learns of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 
@@ -131,12 +131,15 @@ class HeldOut:
         self.objective, self.denoiser, params, process, key, batch
       )
 
-    return compilation.jit(sums, mesh=self.mesh)
+    return self._program(sums)
 
   @functools.cached_property
   def _measures(self):
     measures = adaptation.measures(self.objective, self.denoiser)
-    return compilation.jit(measures, mesh=self.mesh)
+    return self._program(measures)
+
+  def _program(self, fn: Callable) -> Callable:
+    return compilation.jit(fn, mesh=self.mesh, dtype=self.denoiser.dtype)
 
   def _batches(self, limit: int | None) -> Iterable[Batch]:
     share = row_share(self.mesh)

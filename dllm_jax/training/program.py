@@ -102,6 +102,7 @@ def compile_program(trainer: Trainer, batch: Batch, mesh, rules) -> Program:
       trainer.step,
       donate_argnums=0,
       out_shardings=(placed, None),
+      dtype=trainer.denoiser.dtype,
       options=compilation.step_options(mesh),
     ),
     init=jit(lambda: trainer.init(empty), out_shardings=placed),

@@ -141,3 +141,20 @@ def test_devices_that_divide_a_cache_send_nothing_to_store_text():
   assert not re.search("all-gather|all-reduce|all-to-all", program.as_text())
   expected = jax.jit(caches.store)(cache, *new)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_half_the_bits_are_written_and_read_as_such():
+  """On CPUs a cache of bfloat16 is one of bits, which say the same."""
+  fields = {"layers": 2, "batch": ROWS, "slots": SLOTS, "kv_heads": 2}
+  layer, slot = jnp.int32(1), jnp.arange(ROWS)
+  found = {}
+  for dtype in ("bfloat16", "float32"):
+    cache = caches.empty_cache(**fields, head_dim=4, dtype=dtype)
+    rows = jax.random.normal(jax.random.key(0), (ROWS, 2, 2, 4), "bfloat16")
+    for at in (None, slot):
+      cache = caches.write(cache, layer, rows, -rows / 3, at)
+    found[dtype] = cache, caches.read(cache, layer, "float32")
+  assert found["bfloat16"][0].key.dtype.itemsize == 2
+  half, whole = (read for _, read in found.values())
+  np.testing.assert_array_equal(half, whole)
+  assert np.count_nonzero(whole) > 4 * ROWS

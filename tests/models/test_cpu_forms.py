@@ -243,3 +243,37 @@ def test_masks_and_cosines_are_computed_once():
   assert turned and masked
   heads = re.compile(r"f32\[2,(?:64,)?4,")
   assert not any(heads.search(one) for one in turned + masked)
+
+
+def test_half_the_bits_are_multiplied_as_such_and_summed_in_float32():
+  """XLA's CPU compiler widens the factors of products of any other form."""
+  linear = Linear((32,), (48,), dtype="bfloat16")
+  half = lambda seed, *shape: jax.random.normal(
+    jax.random.key(seed), shape, "bfloat16"
+  )
+  x, w, g = half(0, 2, 8, 32), half(1, 32, 48), half(2, 2, 8, 48)
+
+  def run(w, x, g):
+    y, pull = jax.vjp(
+      lambda w, x: linear.apply({"params": {"kernel": w}}, x), w, x
+    )
+    return y, *pull(g)
+
+  dots = [
+    equation
+    for equation in jaxprs.equations(jax.make_jaxpr(run)(w, x, g))
+    if equation.primitive.name == "dot_general"
+  ]
+  assert len(dots) == 3
+  for dot in dots:
+    assert all(v.aval.dtype == jnp.bfloat16 for v in dot.invars)
+    assert dot.outvars[0].aval.dtype == jnp.float32
+  program = compilation.jit(run, dtype="bfloat16")
+  found = program(w, x, g)
+  wide = lambda x: np.asarray(x, np.float64)
+  x, w, g = map(wide, (x, w, g))
+  sums = x @ w, np.einsum("btd,btf->df", x, g), g @ w.T
+  for one, expected in zip(found, sums, strict=True):
+    assert one.dtype == jnp.bfloat16
+    # Rounded once: to 8 bits, of sums that float32 may have cancelled.
+    np.testing.assert_allclose(wide(one), expected, rtol=2**-8, atol=1e-5)

@@ -28,8 +28,10 @@ x = jnp.ones((1024, 64))
 with warnings.catch_warnings(record=True) as caught:
   warnings.simplefilter("always")
   for name, (program, right) in programs.items():
-    if not jnp.allclose(compilation.jit(program)(x), right, rtol=1e-4):
-      print("wrong", name)
+    for dtype, near in {"float32": 1e-4, "bfloat16": 1e-2}.items():
+      found = compilation.jit(program, dtype=dtype)(x.astype(dtype))
+      if not jnp.allclose(found.astype(jnp.float32), right, rtol=near):
+        print("wrong", name, dtype)
 print("live" if compilation.wrong_products() else "none")
 for warning in caught:
   print("warned", warning.message)
@@ -67,14 +69,19 @@ def test_these_tests_are_safe():
 
 
 def test_options_are_those_of_the_platform(monkeypatch):
-  compilation.jit(jnp.sin)  # tries the option, and remembers
+  compilation.jit(jnp.sin, dtype="bfloat16")  # tries them, and remembers
   kept = {}
   monkeypatch.setattr(jax, "jit", lambda fn, **fields: kept.update(fields))
   compilation.jit(jnp.sin, options={"a": "b"}, donate_argnums=0)
   assert kept["donate_argnums"] == 0
   assert kept["compiler_options"] == dict(compilation._CPU_OPTIONS) | {"a": "b"}
+  compilation.jit(jnp.sin, dtype="bfloat16")
+  assert kept["compiler_options"] == compilation._CPU_BFLOAT16_OPTIONS
+  monkeypatch.setattr(compilation, "_cpu_knows_bfloat16", lambda: False)
+  compilation.jit(jnp.sin, dtype="bfloat16")
+  assert kept["compiler_options"] == compilation._CPU_OPTIONS
   monkeypatch.setattr(compilation, "platform", lambda: "tpu")
-  compilation.jit(jnp.sin)
+  compilation.jit(jnp.sin, dtype="bfloat16")
   assert kept["compiler_options"] == {}
 
 

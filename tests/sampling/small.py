@@ -28,7 +28,7 @@ AUTOREGRESSIVE = Autoregressive(**TOKENS, bos_id=0)
 
 
 @functools.cache
-def network(conditioned=False, classes=0, dtype="float32", unroll=1):
+def network(conditioned=False, classes=0, **fields):
   """Returns a random transformer whose logits are far apart."""
   config = TransformerConfig(
     vocab_size=VOCAB,
@@ -38,8 +38,7 @@ def network(conditioned=False, classes=0, dtype="float32", unroll=1):
     kv_heads=2,
     conditioned=conditioned,
     num_classes=classes,
-    dtype=dtype,
-    unroll=unroll,
+    **fields,
   )
   denoiser = transformer(config)
   inputs = MDLM_.inputs(

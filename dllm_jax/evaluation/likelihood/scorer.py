@@ -96,7 +96,7 @@ class Scorer:
       )
     self._params, self._process, self._mesh = params, process, mesh
     self._scale, self.forward_tokens = cfg_scale, 0
-    self._program = compilation.jit(self._nats, mesh=mesh)
+    self._program = compilation.jit(self._nats, mesh=mesh, dtype=denoiser.dtype)
 
   @classmethod
   def of(cls, run: Run, *, use_ema: bool = True, **fields) -> "Scorer":
@@ -153,6 +153,7 @@ class Scorer:
         params, process.replace(params=params["process"]), batch
       ),
       mesh=self._mesh,
+      dtype=self.denoiser.dtype,
     )
 
     def run(batch: Batch) -> np.ndarray:

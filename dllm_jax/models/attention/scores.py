@@ -5,41 +5,14 @@ of a group are stacked as rows of one matrix product. Whoever cuts keys into par
 (`attention`, `context`) joins maxima and sums of rows itself.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dllm_jax.core.axes import folded, once
+from dllm_jax.core.axes import folded, once, summed_product
 
 # Finite, so that a row without any allowed key gives numbers and not NaN.
 MASKED = -1e30
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(axes: str, a, b):
-  """Returns einsum(axes, a, b) summed to float32, gradients in the type of both.
-
-  Of its own accord jax would multiply float32 gradients by 16-bit factors, at the
-  speed of float32.
-  """
-  return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
-
-
-def _product_forward(axes, a, b):
-  return _product(axes, a, b), (a, b)
-
-
-def _product_backward(axes, saved, gradient):
-  a, b = saved
-  gradient = gradient.astype(a.dtype)
-  of_a = jax.linear_transpose(lambda a: jnp.einsum(axes, a, b), a)
-  of_b = jax.linear_transpose(lambda b: jnp.einsum(axes, a, b), b)
-  return *of_a(gradient), *of_b(gradient)
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 def row_max(scores: Float[Array, "*n S"]) -> Float[Array, "*n 1"]:
@@ -67,7 +40,7 @@ def scores(q, k, allowed) -> Float[Array, "B G R T S"]:
   groups = k.shape[2]
   q = (q * width**-0.5).reshape(batch, length, groups, -1, width)
   q = jnp.transpose(q, (0, 2, 3, 1, 4)).reshape(batch, groups, -1, width)
-  products = _product("bgnk,bgsk->bgns", q, jnp.swapaxes(k, 1, 2))
+  products = summed_product("bgnk,bgsk->bgns", q, jnp.swapaxes(k, 1, 2))
   products = products.reshape(batch, groups, heads // groups, length, -1)
   return jnp.where(once(allowed), products, MASKED)
 
@@ -76,7 +49,7 @@ def mix(p, v) -> Float[Array, "B G R T K"]:
   """Returns float32 sums of values `[B, S, G, K]` weighted by p's rows."""
   batch, groups, repeat, length, _ = p.shape
   p = p.astype(v.dtype).reshape(batch, groups, repeat * length, -1)
-  mixed = _product("bgns,bgsk->bgnk", p, jnp.swapaxes(v, 1, 2))
+  mixed = summed_product("bgns,bgsk->bgnk", p, jnp.swapaxes(v, 1, 2))
   return mixed.reshape(batch, groups, repeat, length, -1)
 
 

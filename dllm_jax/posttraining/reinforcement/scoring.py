@@ -48,7 +48,8 @@ def scorer(
     mesh: the device mesh.
     params_of: whose parameters, of the state that trains.
   """
-  return _launched(_said(method, objective, denoiser), mesh, params_of)
+  ask = _said(method, objective, denoiser)
+  return _launched(ask, denoiser, mesh, params_of)
 
 
 def valuer(objective: Reinforced, mesh: jax.sharding.Mesh) -> Score:
@@ -59,7 +60,7 @@ def valuer(objective: Reinforced, mesh: jax.sharding.Mesh) -> Score:
     views = objective.method.views(objective.objective, process, batch)
     return objective.values(process, views, batch)
 
-  return _launched(ask, mesh)
+  return _launched(ask, objective.denoiser, mesh)
 
 
 def shape(method: Method, run: Run, batch: Rollouts) -> PyTree:
@@ -83,10 +84,13 @@ def _said(method: Method, objective: Objective, denoiser: Denoiser):
 
 
 def _launched(
-  ask: Callable, mesh: jax.sharding.Mesh, params_of: Params = _trained
+  ask: Callable,
+  denoiser: Denoiser,
+  mesh: jax.sharding.Mesh,
+  params_of: Params = _trained,
 ) -> Score:
   """Returns a program that is asked of rows, and answers on the host."""
-  program = compilation.jit(ask, mesh=mesh)
+  program = compilation.jit(ask, mesh=mesh, dtype=denoiser.dtype)
 
   def score(state: TrainState, batch: Rollouts) -> PyTree:
     with jax.set_mesh(mesh):
