@@ -167,6 +167,15 @@ def test_nothing_is_compiled_for_a_run_without_a_checkpoint(tmp_path):
   assert not run.generator.launchers
 
 
+@pytest.fixture
+def interruptible():
+  """Ctrl-C, which a shell's background jobs are told to ignore."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_what_reads_a_checkpoint(trained, monkeypatch):
   """It is no damaged file, and is not lost in an event loop."""
   with Checkpoints(trained.workdir, writes=False) as checkpoints:

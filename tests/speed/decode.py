@@ -1,7 +1,7 @@
 """Speed of the library's decoding beside Fast-dLLM's, on one random network.
 
     python tests/speed/decode.py --torch=TORCHENV/bin/python \
-        --fast_dllm=FAST_DLLM [--kind=none] [--rows=8] [--tiny]
+        --fast_dllm=FAST_DLLM [--kind=none] [--rows=8] [--dtype=bfloat16] [--tiny]
 
 TORCHENV is an environment of its own with `pip install torch==2.13.0 numpy`,
 FAST_DLLM a checkout of NVlabs/Fast-dLLM, whose functions generate as they are:
@@ -15,8 +15,8 @@ are revealed; `--tiny` takes a small one, to see whether all of it runs.
 
 Both programs run as processes that answer in turns. They must first generate
 the same tokens; float32 sums that tie but for rounding may part them, as a
-thousandth of the tokens at the most. Prints JSON; ratios are medians over the
-rounds.
+thousandth of the tokens at the most. In bfloat16 roundings part most rows sooner or
+later, and no tokens are compared. Prints JSON; ratios are medians over the rounds.
 """
 
 import argparse
@@ -44,6 +44,9 @@ def main() -> None:
   parser.add_argument("--kind", choices=("dual", "none"), default="dual")
   parser.add_argument("--rows", type=int, default=1)
   parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument(
+    "--dtype", choices=("float32", "bfloat16"), default="float32"
+  )
   parser.add_argument("--tiny", action="store_true", help="measures nothing")
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as directory:
@@ -56,7 +59,12 @@ def main() -> None:
     size = "tiny" if args.tiny else "whole"
     programs = {
       "library": Program(
-        sys.executable, "decode_library.py", exchange, str(args.rows), size
+        sys.executable,
+        "decode_library.py",
+        exchange,
+        str(args.rows),
+        size,
+        args.dtype,
       )
     }
 
@@ -76,7 +84,7 @@ def main() -> None:
       new = args.rows * int(data["length"] - data["prompts"].shape[1])
     for way, found in tokens.items():
       parted = np.count_nonzero(found != tokens["library"])
-      if parted > PARTED[size] * new:
+      if args.dtype == "float32" and parted > PARTED[size] * new:
         raise SystemExit(f"library and {way} part at {parted} of {new} tokens")
     rounds = [{way: generate(way) for way in ways} for _ in range(args.rounds)]
     for program in programs.values():

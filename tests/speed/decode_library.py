@@ -1,6 +1,6 @@
 """The library's sampler, engine and server; parameters and prompts of the other program.
 
-python tests/speed/decode_library.py EXCHANGE.npz ROWS whole|tiny
+python tests/speed/decode_library.py EXCHANGE.npz ROWS whole|tiny float32|bfloat16
 """
 
 from concurrent import futures
@@ -51,12 +51,13 @@ def streamed(address, template) -> list[int]:
   return [int(word) for word in text.split()]
 
 
-def main(path: str, rows: int, size: str) -> None:
+def main(path: str, rows: int, size: str, dtype: str) -> None:
   """Writes the network and prompts to the file, then serves."""
   with tempfile.TemporaryDirectory() as directory:
     resolved = configs.load(str(CONFIG))
     for section, fields in TINY.items() if size == "tiny" else ():
       resolved[section].update(fields)
+    resolved.model.update(dtype=dtype, param_dtype=dtype)
     run = Run.create(resolved, pathlib.Path(directory) / "run")
     run.start()
   length, sampler = run.config.data.length, run.config.sampler
@@ -73,7 +74,11 @@ def main(path: str, rows: int, size: str) -> None:
     steps=sampler.steps,
     eps=run.network.norm_eps,
     theta=run.network.rope_theta,
-    **{jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in flat},
+    dtype=dtype,
+    **{
+      jax.tree_util.keystr(k, simple=True, separator="/"): v.astype("float32")
+      for k, v in flat
+    },
   )
   templates = [
     [*prompt.tolist(), *[None] * (length - len(prompt))] for prompt in prompts
@@ -143,4 +148,4 @@ def main(path: str, rows: int, size: str) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+  main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

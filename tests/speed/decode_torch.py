@@ -145,9 +145,12 @@ def fast_dllm(folder: str):
 
 def main(path: str, folder: str) -> None:
   """Reads the network and prompts from the file, then serves."""
-  data = {name: torch.from_numpy(x) for name, x in np.load(path).items()}
+  data = dict(np.load(path))
+  dtype = getattr(torch, str(data.pop("dtype")))
+  data = {name: torch.from_numpy(x) for name, x in data.items()}
   functions = fast_dllm(folder)
-  network = Network(data).eval()
+  network = Network(data).eval().to(dtype)
+  network.tables = tuple(table.to(dtype) for table in network.tables)
   prompts, length = data["prompts"], int(data["length"])
   new, block = length - prompts.shape[1], int(data["block_length"])
   settings = {
