@@ -1,9 +1,12 @@
 """What numerics know of where they run: names of mesh axes, and the platform."""
 
+from collections.abc import Callable
 import functools
 import math
 
 import jax
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
@@ -72,7 +75,7 @@ def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
     return names or None
 
   spec = jax.P(*map(place, spec, x.shape))
-  return jax.lax.with_sharding_constraint(x, spec)
+  return lax.with_sharding_constraint(x, spec)
 
 
 def once(x: PyTree[Array]) -> PyTree[Array]:
@@ -87,7 +90,7 @@ def once(x: PyTree[Array]) -> PyTree[Array]:
     return x
   first = (jax.tree.leaves(x)[0].ravel()[0] != 0).astype(jnp.float32)
   none = lambda x: jax.tree.map(jnp.zeros_like, x)
-  return jax.lax.cond(first == first, lambda x: x, none, x)  # noqa: PLR0124
+  return lax.cond(first == first, lambda x: x, none, x)  # noqa: PLR0124
 
 
 def folded(pick: jnp.ufunc, x: Shaped[Array, "*n S"]) -> Shaped[Array, "*n"]:
@@ -147,3 +150,47 @@ def _product_backward(axes, saved, gradient):
 
 
 summed_product.defvjp(_product_forward, _product_backward)
+
+
+def of_rows(
+  product: Callable[[Float[Array, "*n D"]], Float[Array, "*n F"]],
+  x: Float[Array, "*n D"],
+) -> Float[Array, "*n F"]:
+  """Returns product(x), on CPUs in bfloat16 by way of two rows where x has one.
+
+  XLA multiplies a matrix by a vector there in float32: all of the matrix would be
+  made wide at each call (findings/xla_cpu_products_of_bfloat16.sh).
+
+  Args:
+    product: of rows with a matrix, each row alone.
+    x: the rows.
+  """
+  one = x.size == x.shape[-1] and x.dtype == jnp.bfloat16
+  if not one or platform() != "cpu":
+    return product(x)
+  return product(jnp.concatenate([x, x]))[:1]
+
+
+def product_with_table(
+  x: Float[Array, "*n D"], table: Float[Array, "V D"]
+) -> Float[Array, "*n V"]:
+  """Returns x table^T, summed to float32 at least.
+
+  On CPUs the table is the first factor, and what comes is turned. A second one
+  that is read across costs XLA's own products of float32 4 to 30 times as much, for
+  4 to 32 rows by 152,000 tokens, and a loop a turned copy of the table, of either
+  type. The barrier keeps XLA from turning the product back, the layout what follows
+  from being turned as well.
+
+  Args:
+    x: rows, in the table's type.
+    table: such as embeddings.
+  """
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  if platform() != "cpu" or axis_size(*AXES) > 1:
+    return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=wide)
+  y = lax.optimization_barrier(
+    jnp.einsum("vd,...d->v...", table, x, preferred_element_type=wide)
+  )
+  y = jnp.moveaxis(y, 0, -1)
+  return with_layout_constraint(y, Layout(tuple(range(y.ndim))))

@@ -16,7 +16,15 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from dllm_jax.core.axes import axis_size, BATCH_AXES, CONTEXT, folded, platform
+from dllm_jax.core.axes import (
+  axis_size,
+  BATCH_AXES,
+  CONTEXT,
+  folded,
+  of_rows,
+  platform,
+  product_with_table,
+)  # fmt: skip
 from dllm_jax.core.types import ModelOutputs
 
 # A chunk has about this many logits on a device (16 MiB in float32), but no
@@ -66,13 +74,10 @@ def _logits(
   """Returns logits of some hidden states, float32 at least, padding off."""
   logits = _wide(hidden)
   if table is not None:
-    logits = jnp.einsum(
-      "...d,vd->...v" if out.tied else "...d,dv->...v",
-      hidden.astype(table.dtype),
-      table,
-      preferred_element_type=logits.dtype,
-    )
-    logits = _capped(logits, out.softcap)
+    wide = functools.partial(jnp.matmul, preferred_element_type=logits.dtype)
+    product = product_with_table if out.tied else wide
+    rows = hidden.astype(table.dtype)
+    logits = _capped(of_rows(lambda x: product(x, table), rows), out.softcap)
   if out.bias is not None:
     logits = logits + out.bias.astype(logits.dtype)
   return logits if out.vocab_size is None else logits[..., : out.vocab_size]

@@ -189,6 +189,7 @@ class _DiT(nn.Module):
       unembed=embedding.T if c.tied else kernel,
       bias=bias,
       vocab_size=c.vocab_size,
+      tied=c.tied,
     )
     return out, cache
 

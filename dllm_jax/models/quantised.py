@@ -21,7 +21,13 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dllm_jax.core.axes import AXES, axis_size, platform, summed_product
+from dllm_jax.core.axes import (
+  AXES,
+  axis_size,
+  of_rows,
+  platform,
+  summed_product,
+)  # fmt: skip
 
 MATMULS = ("default", "int8", "fp8")
 Matmul = Literal["default", "int8", "fp8"]
@@ -86,7 +92,8 @@ def product(
 
 def _flat_product(x, kernel):
   if platform() == "cpu" and x.dtype == jnp.bfloat16:
-    return summed_product("nd,df->nf", x, kernel).astype(x.dtype)
+    product = lambda x: summed_product("nd,df->nf", x, kernel)
+    return of_rows(product, x).astype(x.dtype)
   return x @ kernel
 
 

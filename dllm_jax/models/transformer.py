@@ -348,4 +348,6 @@ class _Transformer(nn.Module):
     else:
       shape = (c.width, c.padded_vocab)
       unembed = Weight("kernel", shape, name="unembed")()
-    return ModelOutputs(hidden=x, unembed=unembed, vocab_size=c.vocab_size)
+    return ModelOutputs(
+      hidden=x, unembed=unembed, vocab_size=c.vocab_size, tied=c.tied
+    )

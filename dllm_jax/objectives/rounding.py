@@ -20,7 +20,7 @@ Params = Mapping[str, Array]
 def head(params: Params, x: Float[Array, "B L E"]) -> ModelOutputs:
   """Returns log p(w | x) of the linear head, as a network's outputs."""
   return ModelOutputs(
-    hidden=x, unembed=params["embedding"].T, bias=params["bias"]
+    hidden=x, unembed=params["embedding"].T, bias=params["bias"], tied=True
   )
 
 
@@ -33,7 +33,9 @@ def nearest(params: Params, x: Float[Array, "B L E"]) -> Int[Array, "B L"]:
   """Returns the token whose embedding is nearest."""
   table = params["embedding"]
   square = jnp.sum(jnp.square(table), axis=-1)
-  return best(ModelOutputs(hidden=x, unembed=table.T, bias=-0.5 * square))
+  return best(
+    ModelOutputs(hidden=x, unembed=table.T, bias=-0.5 * square, tied=True)
+  )
 
 
 def log_by_distance(
