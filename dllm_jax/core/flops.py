@@ -25,6 +25,15 @@ def matmul_flops(fn: Callable, *args) -> int:
   return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
+def any_device():
+  """Returns a scope in which programs have no forms that are for CPUs alone."""
+  device = jax.sharding.AbstractDevice("any", None, "any")
+  kind = (jax.sharding.AxisType.Auto,)
+  return jax.sharding.use_abstract_mesh(
+    jax.sharding.AbstractMesh((1,), ("one",), kind, abstract_device=device)
+  )
+
+
 def _count(jaxpr: core.Jaxpr) -> int:
   return sum(_equation(eqn) for eqn in jaxpr.eqns)
 

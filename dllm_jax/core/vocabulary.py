@@ -16,15 +16,8 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from dllm_jax.core.axes import (
-  axis_size,
-  BATCH_AXES,
-  CONTEXT,
-  folded,
-  of_rows,
-  platform,
-  product_with_table,
-)  # fmt: skip
+from dllm_jax.core import axes
+from dllm_jax.core.axes import axis_size, BATCH_AXES, CONTEXT, folded, platform
 from dllm_jax.core.types import ModelOutputs
 
 # A chunk has about this many logits on a device (16 MiB in float32), but no
@@ -75,9 +68,11 @@ def _logits(
   logits = _wide(hidden)
   if table is not None:
     wide = functools.partial(jnp.matmul, preferred_element_type=logits.dtype)
-    product = product_with_table if out.tied else wide
+    product = axes.product_with_table if out.tied else wide
     rows = hidden.astype(table.dtype)
-    logits = _capped(of_rows(lambda x: product(x, table), rows), out.softcap)
+    logits = _capped(
+      axes.of_rows(lambda x: product(x, table), rows), out.softcap
+    )
   if out.bias is not None:
     logits = logits + out.bias.astype(logits.dtype)
   return logits if out.vocab_size is None else logits[..., : out.vocab_size]
@@ -317,18 +312,18 @@ def _sharded(hidden, unembed, bias, targets, weights, *, softcap, gradients):
   if rows * context == 1 or batch % rows or length % context:
     return local(hidden, unembed, bias, targets, weights)
   mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(a for a in (*BATCH_AXES, CONTEXT) if a in mesh.shape)
+  names = tuple(a for a in (*BATCH_AXES, CONTEXT) if a in mesh.shape)
 
   def summed(*args):
     total, terms, *grads = local(*args)
-    total, *grads[1:] = lax.psum((total, *grads[1:]), axes)
+    total, *grads[1:] = lax.psum((total, *grads[1:]), names)
     return (total, terms, *grads)
 
-  here = jax.P(tuple(a for a in BATCH_AXES if a in axes), CONTEXT)
+  here = jax.P(tuple(a for a in BATCH_AXES if a in names), CONTEXT)
   everywhere = jax.P()
   return jax.shard_map(
     summed,
-    axis_names=set(axes),
+    axis_names=set(names),
     in_specs=(here, everywhere, everywhere, here, here),
     out_specs=(everywhere, here)
     + ((here, everywhere, everywhere) if gradients else ()),

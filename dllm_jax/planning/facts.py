@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dllm_jax.core.flops import matmul_flops
+from dllm_jax.core.flops import any_device, matmul_flops
 from dllm_jax.core.paths import Path
 from dllm_jax.core.types import ModelInputs
 from dllm_jax.data import Tokenizer
@@ -163,7 +163,7 @@ class Reference:
 
     for inputs, one in zip(self.calls, self._called(1), strict=True):
       length = inputs.segment_ids.shape[1]
-      with _any_device():
+      with any_device():
         flops += matmul_flops(gradient, trained, frozen, inputs)
         few = _residuals(whole, trained, frozen, one)
         many = _residuals(whole, trained, frozen, inputs)
@@ -173,15 +173,6 @@ class Reference:
         scores = large.ndim > 4 and set(large.shape[-2:]) <= set(streams)
         kept += 0.0 if scores else size
     return flops / 2, kept
-
-
-def _any_device():
-  """Returns a scope without the forms that are for CPUs alone."""
-  device = jax.sharding.AbstractDevice("any", None, "any")
-  kind = (jax.sharding.AxisType.Auto,)
-  return jax.sharding.use_abstract_mesh(
-    jax.sharding.AbstractMesh((1,), ("one",), kind, abstract_device=device)
-  )
 
 
 def _residuals(whole, trained, frozen, inputs):

@@ -13,7 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dllm_jax.core.flops import matmul_flops
+from dllm_jax.core.flops import any_device, matmul_flops
 from dllm_jax.core.types import Batch
 from dllm_jax.parallel.hardware import Chip
 from dllm_jax.run.run import Run
@@ -98,9 +98,9 @@ def call(run: Run, *, rows: int, slots: int, cached: int = 0) -> Traffic:
   moved = size(weights(run))
   if cache is not None:
     moved += size((cache.key, cache.value)) * (1 + slots / cached)
-  return Traffic(
-    flops=matmul_flops(logits, params, process, tokens, cache), bytes=moved
-  )
+  with any_device():
+    flops = matmul_flops(logits, params, process, tokens, cache)
+  return Traffic(flops=flops, bytes=moved)
 
 
 def kept(run: Run, *, rows: int, slots: int):
