@@ -27,7 +27,7 @@ from dllm_jax.core.axes import (
   of_rows,
   platform,
   summed_product,
-)  # fmt: skip
+)
 
 MATMULS = ("default", "int8", "fp8")
 Matmul = Literal["default", "int8", "fp8"]
@@ -92,8 +92,8 @@ def product(
 
 def _flat_product(x, kernel):
   if platform() == "cpu" and x.dtype == jnp.bfloat16:
-    product = lambda x: summed_product("nd,df->nf", x, kernel)
-    return of_rows(product, x).astype(x.dtype)
+    wide = lambda x: summed_product("nd,df->nf", x, kernel)
+    return of_rows(wide, x).astype(x.dtype)
   return x @ kernel
 
 

@@ -33,15 +33,22 @@ def _normal(seed, *shape, dtype="float32"):
   return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(1, 1), (4,), (2, 3), (2, 70)])
-def test_a_product_with_a_table_and_its_gradients(shape):
+def test_a_product_with_a_table_and_its_gradients(shape, dtype):
   x, table = _normal(0, *shape, 32), _normal(1, 500, 32)
+  x, table = x.astype(dtype), table.astype(dtype)
+  wide = lambda x, table: x.astype("float32") @ table.astype("float32").T
   found, pull = jax.vjp(product_with_table, x, table)
-  expected, pulled = jax.vjp(lambda x, t: x @ t.T, x, table)
+  expected, pulled = jax.vjp(wide, x, table)
+  assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
   g = _normal(2, *found.shape)
   for one, other in zip(pull(g), pulled(g), strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+    assert one.dtype == dtype
+    one, other = one.astype("float32"), other.astype("float32")
+    rounding = 1e-5 if dtype == "float32" else 2**-7
+    np.testing.assert_allclose(one, other, rtol=rounding, atol=1e-4)
 
 
 def test_a_table_is_divided_as_the_mesh_divides_it():

@@ -3,6 +3,7 @@
 Equal numbers come of other forms too, so that only a clock would miss these.
 """
 
+import math
 import re
 
 import jax
@@ -12,7 +13,10 @@ import pytest
 
 from dllm_jax.core.mask import Full
 from dllm_jax.core.types import ModelInputs
+from dllm_jax.core.vocabulary import best, reduce
 from dllm_jax.models import (
+  dit,
+  DiTConfig,
   DoRA,
   layers,
   LoRA,
@@ -24,6 +28,7 @@ from dllm_jax.models.attention.dispatch import attention
 from dllm_jax.models.layers import Linear
 from dllm_jax.models.quantised import freeze
 from dllm_jax.parallel import compilation, make_mesh
+from dllm_jax.planning.hlo_text import ARRAY, computations
 from dllm_jax.training.frozen import join, split
 from tests import jaxprs
 
@@ -277,3 +282,42 @@ def test_half_the_bits_are_multiplied_as_such_and_summed_in_float32():
     assert one.dtype == jnp.bfloat16
     # Rounded once: to 8 bits, of sums that float32 may have cancelled.
     np.testing.assert_allclose(wide(one), expected, rtol=2**-8, atol=1e-5)
+
+
+def _best(make, kind, positions, dtype, **fields):
+  """Returns a network's choice of tokens, compiled."""
+  network = make(
+    kind(
+      vocab_size=496, vocab_multiple=1, width=48, layers=2, heads=2, unroll=2,
+      dtype=dtype, param_dtype=dtype, **fields,
+    )
+  )  # fmt: skip
+  ids = jnp.ones((1, positions), jnp.int32)
+  inputs = ModelInputs(latent=ids, positions=ids, segment_ids=ids)
+  params = jax.eval_shape(network.init, jax.random.key(0), inputs)
+  run = lambda params: reduce(best, network.apply(params, inputs)[0])
+  return compilation.jit(run, dtype=dtype).lower(params).compile().as_text()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_no_matrix_of_half_the_bits_is_widened_for_one_position(tied):
+  text = _best(transformer, TransformerConfig, 1, "bfloat16", tied=tied)
+  program, _ = computations(text)
+  for name, made in program.items():
+    if "fused" in name:  # no array of its own
+      continue
+    for op in made.values():
+      found = ARRAY.match(op.shape)
+      if found and found[1] == "f32":  # matrices have 2,304 numbers, or more
+        assert math.prod(int(n) for n in found[2].split(",") if n) < 2000, op
+
+
+@pytest.mark.parametrize(
+  ("make", "kind"), [(transformer, TransformerConfig), (dit, DiTConfig)]
+)
+def test_a_network_says_that_its_table_is_tied(make, kind):
+  """As the first factor: logits are made turned."""
+  text = _best(make, kind, 8, "float32", tied=True)
+  dots = [line for line in text.splitlines() if " dot(" in line]
+  assert sum("f32[496,8]" in line.split(" dot(")[0] for line in dots) == 1
+  assert not any("f32[8,496]" in line.split(" dot(")[0] for line in dots)
